@@ -1,0 +1,72 @@
+"""beyondvl: vision-language models on ordinary computers, with the Hugging Face workflow and no torch at run time.
+
+    import beyondvl as bvl
+    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    processor = bvl.AutoProcessor.from_pretrained("beyond-vl-model")
+    inputs = processor(text=["a cat", "a dog"], images=image, return_tensors="np", padding=True)
+    outputs = model(**inputs)
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from . import _C
+
+__version__ = "0.1.0"
+
+_C.set_openblas_path(str(Path(__file__).parent / "_libs" / "libscipy_openblas.so"))
+
+# name -> module; imported when first asked for, so that `import beyondvl` stays quick
+_LAZY = {
+    "AutoImageProcessor": "processing.image",
+    "AutoModel": "modeling",
+    "AutoProcessor": "processing.processor",
+    "AutoTokenizer": "processing.text",
+    "BatchFeature": "outputs",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ImageError": "errors",
+    "ImageProcessor": "processing.image",
+    "ModelOutput": "outputs",
+    "PreTrainedModel": "modeling",
+    "Processor": "processing.processor",
+    "Tokenizer": "processing.text",
+    "cos_sim": "encode",
+    "load_image": "processing.loading",
+    "pipeline": "pipelines",
+    "semantic_search": "encode",
+    "show_config": "show_config",
+}
+
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    elif name[:1].isupper():
+        value = _named_class(name)
+    else:
+        raise AttributeError(f"module 'beyondvl' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def _named_class(name: str) -> Any:
+    """CLIPModel, SiglipProcessor and the other names of transformers."""
+    from .modeling import model_class
+    from .processing.processor import processor_class
+
+    for find in (model_class, processor_class):
+        try:
+            return find(name)
+        except KeyError:
+            continue
+    raise AttributeError(f"module 'beyondvl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

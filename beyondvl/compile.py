@@ -1,0 +1,215 @@
+"""spec -> program: reads each weight once, in order, and hands it to the core, which packs and forgets it.
+
+At no time is more than one record's weights held beside the packed ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import _C
+from .spec import (
+    AttentionPool,
+    BatchNormConv,
+    Block,
+    Encoder,
+    InvertedResidual,
+    Linear,
+    Norm,
+    Normalize,
+    PatchStem,
+    Pool,
+    Project,
+    Ref,
+    same_padding,
+)
+
+TEXT_ROWS = 0  # a slot whose number of rows is the padded length of the call
+BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
+def activation_code(name: str) -> int:
+    return _C.ACTIVATIONS.index(name)
+
+
+class Reader:
+    """Reads parameters of a checkpoint by `Ref`, and remembers which keys were used."""
+
+    def __init__(self, checkpoint):
+        self.checkpoint = checkpoint
+        self.used: set[str] = set()
+
+    def __call__(self, ref: Ref | None) -> np.ndarray | None:
+        if ref is None or (ref.optional and not all(name in self.checkpoint for name in ref.names)):
+            return None
+        parts = [self.part(ref, name) for name in ref.names]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def part(self, ref: Ref, name: str) -> np.ndarray:
+        rows = ref.shape[0] // len(ref.names)
+        shape = (ref.packed_rows or rows, *ref.shape[1:])
+        stored = shape[::-1] if ref.transpose else shape
+        array = self.checkpoint.read(name, stored)
+        self.used.add(name)
+        if ref.transpose:
+            array = array.T
+        if ref.rows:
+            array = array[ref.rows[0] : ref.rows[1]]
+        return np.ascontiguousarray(array)
+
+    def folded(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of conv followed by its batch norm in inference: w g / s, b - mean g / s."""
+        channels = conv.weight.shape[0]
+        gamma, beta, mean, var = (
+            self(Ref((f"{conv.norm}.{part}",), (channels,))).astype(np.float64) for part in BATCH_NORM_PARTS
+        )
+        scale = gamma / np.sqrt(var + conv.eps)
+        weight = self(conv.weight) * scale[:, None, None, None]
+        return weight.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+class Builder:
+    """Appends records to one program; slots go by name."""
+
+    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str):
+        self.encoder, self.read, self.num_threads = encoder, reader, num_threads
+        self.program = _C.Program(gemm=gemm)
+        self.slots: dict[str, int] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def slot(self, name: str, rows: int, cols: int) -> str:
+        if name not in self.slots:
+            self.slots[name], self.sizes[name] = self.program.slot(name, rows, cols), (rows, cols)
+        return name
+
+    def add(self, op: str, src: str, dst: str, params: dict | None = None, **weights) -> None:
+        given = {name: array for name, array in weights.items() if array is not None}
+        self.program.add(op, self.slots[src], self.slots[dst], params or {}, given, self.num_threads)
+
+    def affine(self, layer: Linear | Norm, prefix: str = "") -> dict[str, np.ndarray | None]:
+        """Weight and bias under the names an operation gives them."""
+        return {f"{prefix}weight": self.read(layer.weight), f"{prefix}bias": self.read(layer.bias)}
+
+    def stem(self) -> str:
+        """The first slot, filled from the inputs."""
+        stem = self.encoder.stem
+        if isinstance(stem, PatchStem):
+            return self.patch_stem(stem)
+        hidden = self.slot("hidden", TEXT_ROWS, self.encoder.hidden_size)
+        weights = {name: self.read(getattr(stem, name)) for name in ("word", "position", "type")}
+        self.add("embed_tokens", hidden, hidden, **weights)
+        return hidden
+
+    def patch_stem(self, stem: PatchStem) -> str:
+        if isinstance(stem.weight, BatchNormConv):
+            weight, bias = self.read.folded(stem.weight)
+        else:
+            weight, bias = self.read(stem.weight), self.read(stem.bias)
+        (height, width), (rows, cols) = stem.size, stem.grid
+        same = stem.padding == "same"
+        params = {
+            "channels": stem.channels,
+            "height": height,
+            "width": width,
+            "stride": stem.stride,
+            "pad_top": same_padding(height, stem.kernel, stem.stride) if same else 0,
+            "pad_left": same_padding(width, stem.kernel, stem.stride) if same else 0,
+            "out_height": rows,
+            "out_width": cols,
+            "activation": activation_code(stem.activation),
+        }
+        hidden = self.slot("hidden", rows * cols + (stem.class_token is not None), weight.shape[0])
+        more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
+        self.add("patch_embed", hidden, hidden, params, weight=weight, bias=bias, **more)
+        return hidden
+
+    def block(self, block: Block, hidden: str) -> str:
+        params = {
+            "num_attention_heads": block.num_attention_heads,
+            "activation": activation_code(block.activation),
+            "layer_norm_eps": block.norm1.eps,
+            "causal": block.causal,
+            "pre_norm": block.pre_norm,
+        }
+        weights = {}
+        for name in ("qkv", "out", "fc1", "fc2", "norm1", "norm2"):
+            weights |= self.affine(getattr(block, name), f"{name}_")
+        self.add("transformer_block", hidden, hidden, params, **weights)
+        return hidden
+
+    def inverted_residual(self, layer: InvertedResidual, src: str, index: int) -> str:
+        kernel, (height, width), (rows, cols) = layer.kernel, layer.size, layer.out_size
+        params = {
+            "height": height,
+            "width": width,
+            "kernel": kernel,
+            "stride": layer.stride,
+            "pad_top": same_padding(height, kernel, layer.stride),
+            "pad_left": same_padding(width, kernel, layer.stride),
+            "out_height": rows,
+            "out_width": cols,
+            "activation": activation_code(layer.activation),
+            "residual": layer.residual,
+        }
+        weights = {}
+        for name in ("expand", "depthwise", "project"):
+            conv = getattr(layer, name)
+            if conv:
+                weight, weights[f"{name}_bias"] = self.read.folded(conv)
+                matrix = weight.reshape(weight.shape[0], -1)
+                weights[f"{name}_weight"] = np.ascontiguousarray(matrix.T) if name == "depthwise" else matrix
+        channels = layer.project.weight.shape[0]
+        # two slots of a shape take turns, so that a deep stack needs few
+        dst = self.slot(f"map_{rows}x{cols}x{channels}_{index % 2}", rows * cols, channels)
+        self.add("inverted_residual", src, dst, params, **weights)
+        return dst
+
+    def attention_pool(self, pool: AttentionPool, src: str, dst: str) -> None:
+        probe = self.read(pool.probe).astype(np.float64).reshape(-1)
+        query = self.read(pool.query.weight).astype(np.float64) @ probe + self.read(pool.query.bias)
+        params = {
+            "num_attention_heads": pool.num_attention_heads,
+            "activation": activation_code(pool.activation),
+            "layer_norm_eps": pool.norm.eps,
+        }
+        weights = self.affine(pool.kv, "qkv_") | self.affine(pool.norm, "norm2_")
+        for name in ("out", "fc1", "fc2"):
+            weights |= self.affine(getattr(pool, name), f"{name}_")
+        self.add("attention_pool", src, dst, params, query=query.astype(np.float32), **weights)
+
+    def step(self, dst: str, src: str, what: Pool | AttentionPool | Project | Norm | Normalize) -> None:
+        rows, cols = self.sizes[src]
+        if isinstance(what, Pool | AttentionPool):
+            rows = 1
+        if isinstance(what, Project):
+            cols = what.linear.out_features
+        self.slot(dst, rows, cols)
+        match what:
+            case Pool():
+                self.add("pool", src, dst, {"kind": _C.POOLS.index(what.kind), "token": what.token})
+            case AttentionPool():
+                self.attention_pool(what, src, dst)
+            case Project():
+                self.add("linear", src, dst, {"activation": activation_code(what.activation)}, **self.affine(what.linear))
+            case Norm():
+                self.add("norm", src, dst, {"layer_norm_eps": what.eps}, **self.affine(what))
+            case Normalize():
+                self.add("l2_normalize", src, dst)
+
+    def build(self) -> _C.Program:
+        hidden = self.stem()
+        if self.encoder.stem_norm:
+            self.step(hidden, hidden, self.encoder.stem_norm)
+        for index, layer in enumerate(self.encoder.layers):
+            if isinstance(layer, Block):
+                hidden = self.block(layer, hidden)
+            else:
+                hidden = self.inverted_residual(layer, hidden, index)
+        for step in self.encoder.steps:
+            self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
+        return self.program
+
+
+def compile_encoder(encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own") -> _C.Program:
+    """The program of one encoder, its weights read through `reader` and packed on `num_threads` threads."""
+    return Builder(encoder, reader, num_threads, gemm).build()

@@ -1,0 +1,171 @@
+"""`encode` and `similarity`, with sentence-transformers' names: from strings, paths and pictures to embeddings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .outputs import from_numpy, is_torch, to_numpy
+
+__all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
+
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+def is_picture(item: Any) -> bool:
+    """A string is a picture only when its extension says so; {"text": s} forces text."""
+    if isinstance(item, str):
+        return item.lower().endswith(PICTURE_EXTENSIONS)
+    return not isinstance(item, dict)
+
+
+class EncodeMixin:
+    """What every model can do with raw inputs."""
+
+    @property
+    def processor(self) -> Any:
+        """The processor of this checkpoint, loaded at first use."""
+        if self._processor is None:
+            from .processing.processor import AutoProcessor
+
+            self._processor = AutoProcessor.from_pretrained(self.folder)
+        return self._processor
+
+    def encode(
+        self,
+        inputs: Any,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Embeddings of texts and pictures, in the order given.
+
+        Args:
+            inputs: one item or a list. A string is text unless it ends in a picture's extension; {"text": s} is always
+                text; paths, bytes, PIL images and arrays are pictures.
+            batch_size: items per call of the model.
+            show_progress_bar: None shows one when logging is at INFO or below.
+            normalize_embeddings: unit length.
+            convert_to_tensor: a torch tensor instead of an array.
+
+        Returns (n, D) float32, or (D,) for a single item. A text's embedding does not depend on its neighbours:
+        texts run without padding, grouped by length (or padded to the model's own length).
+
+        Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
+        """
+        single = not isinstance(inputs, list | tuple) and not getattr(inputs, "ndim", 0) == 4
+        items = [inputs] if single else list(inputs)
+        if not items:
+            raise ValueError("inputs: the list is empty, expected at least one item")
+        pictures = [i for i, item in enumerate(items) if is_picture(item)]
+        texts = sorted(set(range(len(items))) - set(pictures))
+        out: np.ndarray | None = None
+        with _progress(len(items), show_progress_bar) as bar:
+            for indices, encode in ((texts, self._encode_texts), (pictures, self._encode_pictures)):
+                for positions, rows in encode(indices, items, batch_size) if indices else ():
+                    if out is None:
+                        out = np.empty((len(items), rows.shape[1]), np.float32)
+                    out[positions] = rows
+                    bar.update(len(positions))
+        if normalize_embeddings:
+            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+        out = out[0] if single else out
+        return from_numpy(out, "pt") if convert_to_tensor else out
+
+    def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        texts = [item["text"] if isinstance(item := items[i], dict) else item for i in indices]
+        padding = "max_length" if tokenizer.exact_length else False
+        rows = tokenizer(texts, padding=padding, truncation=True)
+        by_length: dict[int, list[int]] = {}
+        for at, ids in enumerate(rows["input_ids"]):
+            by_length.setdefault(len(ids), []).append(at)
+        for places in by_length.values():
+            for start in range(0, len(places), batch_size):
+                batch = places[start : start + batch_size]
+                inputs = {name: np.array([values[at] for at in batch]) for name, values in rows.items()}
+                yield [indices[at] for at in batch], self._embed("text", inputs)
+
+    def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        image_processor = getattr(self.processor, "image_processor", self.processor)
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            pixels = image_processor([items[i] for i in batch], positions=batch)["pixel_values"]
+            yield batch, self._embed("vision", {"pixel_values": pixels})
+
+    def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        outputs = self.towers[modality].outputs if modality in self.towers else ()
+        name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), "embeds")
+        return self._run(modality, inputs, [name])[name]
+
+    def similarity(self, a: Any, b: Any) -> Any:
+        """Cosine similarities (n, m) of two sets of embeddings (n, D) and (m, D)."""
+        return cos_sim(a, b, self.num_threads)
+
+    def similarity_pairwise(self, a: Any, b: Any) -> Any:
+        """Cosine similarity (n,) of row i of a with row i of b."""
+        rows = np.einsum("nd,nd->n", _unit(a), _unit(b))
+        return from_numpy(rows, "pt") if is_torch(a) or is_torch(b) else rows
+
+
+def _unit(rows: Any) -> np.ndarray:
+    array = np.atleast_2d(np.asarray(to_numpy(rows), np.float32))
+    if array.ndim != 2:
+        raise ValueError(f"embeddings: found shape {array.shape}, expected (n, D)")
+    return np.ascontiguousarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12))
+
+
+def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
+    """Cosine similarities (n, m) float32 of (n, D) and (m, D), computed by OpenBLAS."""
+    scores = _C.matmul_nt(_unit(a), _unit(b), num_threads or _C.default_threads())
+    return from_numpy(scores, "pt") if is_torch(a) or is_torch(b) else scores
+
+
+def semantic_search(queries: Any, corpus: Any, top_k: int = 10, query_chunk_size: int = 100,
+                    corpus_chunk_size: int = 100_000) -> list[list[dict[str, float]]]:  # fmt: skip
+    """The top_k rows of `corpus` (m, D) for each row of `queries` (n, D) by cosine, best first.
+
+    Returns for each query a list of {"corpus_id": int, "score": float}; sentence-transformers' function of that name.
+    """
+    queries, corpus = _unit(queries), _unit(corpus)
+    threads, results = _C.default_threads(), []
+    for q in range(0, len(queries), query_chunk_size):
+        part = queries[q : q + query_chunk_size]
+        best: list[list[tuple[float, int]]] = [[] for _ in part]
+        for c in range(0, len(corpus), corpus_chunk_size):
+            scores = _C.matmul_nt(part, corpus[c : c + corpus_chunk_size], threads)
+            k = min(top_k, scores.shape[1])
+            top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            for i, columns in enumerate(top):
+                best[i] = sorted(best[i] + [(-float(scores[i, j]), c + int(j)) for j in columns])[:top_k]
+        results += [[{"corpus_id": j, "score": -s} for s, j in row] for row in best]
+    return results
+
+
+class _NoBar:
+    def update(self, count: int) -> None:
+        """Nothing is shown."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing to close."""
+
+
+def _progress(total: int, show: bool | None) -> Any:
+    if show is None:
+        import logging
+
+        show = logging.getLogger("beyondvl").getEffectiveLevel() <= logging.INFO
+    if not show:
+        return _NoBar()
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="Batches", unit="item", disable=os.environ.get("TQDM_DISABLE") == "1")

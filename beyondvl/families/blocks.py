@@ -1,0 +1,47 @@
+"""Specs that several families share: linears, norms and blocks by the names transformers gives their parameters."""
+
+from __future__ import annotations
+
+from ..spec import Block, Linear, Norm, Ref, ref
+
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
+
+
+def linear(name: str, out_features: int, in_features: int, bias: bool = True) -> Linear:
+    """`name`.weight [out, in] and `name`.bias."""
+    return Linear(ref(f"{name}.weight", out_features, in_features), ref(f"{name}.bias", out_features) if bias else None)
+
+
+def stacked(names: list[str], out_features: int, in_features: int) -> Linear:
+    """Several linears of the same input as one: rows in the order of the names."""
+    rows = out_features * len(names)
+    return Linear(
+        ref(tuple(f"{n}.weight" for n in names), rows, in_features), ref(tuple(f"{n}.bias" for n in names), rows)
+    )
+
+
+def norm(name: str, size: int, eps: float) -> Norm:
+    return Norm(ref(f"{name}.weight", size), ref(f"{name}.bias", size), eps)
+
+
+def packed_rows(name: str, size: int, first: int, parts: int, in_features: int | None = None) -> Ref:
+    """`parts` blocks of `size` rows of a packed q, k, v parameter, from block `first` on."""
+    shape = (size * parts,) if in_features is None else (size * parts, in_features)
+    return ref(name, *shape, rows=(size * first, size * (first + parts)), packed_rows=3 * size)
+
+
+def pre_norm_block(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float,
+                   causal: bool = False) -> Block:  # fmt: skip
+    """A layer of CLIP's and SigLIP's towers."""
+    attention = f"{prefix}.self_attn"
+    return Block(
+        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], hidden, hidden),
+        out=linear(f"{attention}.out_proj", hidden, hidden),
+        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
+        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
+        norm1=norm(f"{prefix}.layer_norm1", hidden, eps),
+        norm2=norm(f"{prefix}.layer_norm2", hidden, eps),
+        num_attention_heads=heads,
+        activation=activation,
+        causal=causal,
+    )

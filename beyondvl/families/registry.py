@@ -1,0 +1,87 @@
+"""What a family is, and which one a config belongs to.
+
+Adding a family: a file here with a `Family`, its module's name in MODULES, a row in tests/families.py, a line in
+docs/MODELS.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from ..config import Config
+from ..errors import ConfigError
+from ..spec import Encoder
+
+__all__ = ["Family", "families", "find_family", "strip_prefixes"]
+
+MODULES = ("clip",)
+
+# buffers that older versions of the libraries stored: recomputed, never read
+IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of checkpoint.
+
+    `towers` gives the encoders of a config by modality ("text", "vision"), in the order they are built. `rename`
+    maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a public
+    class name to the modalities that class loads. `scale` and `bias` name the parameters of
+    logits = cos * exp(scale) + bias, and `sigmoid` tells how scores become probabilities.
+    """
+
+    model_type: str
+    towers: Mapping[str, Callable[[Config], Encoder]]
+    classes: Mapping[str, tuple[str, ...]]
+    rename: Callable[[str], str] = staticmethod(lambda key: key)
+    ignored: tuple[str, ...] = ()
+    scale: str | None = None
+    bias: str | None = None
+    sigmoid: bool = False
+    aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
+    bare: frozenset[str] = frozenset()  # classes that stop before the projection
+    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # keys of each modality, for one-tower classes
+
+    def is_ignored(self, key: str) -> bool:
+        return key.endswith(IGNORED_SUFFIXES) or key.startswith(self.ignored)
+
+    def belongs_elsewhere(self, key: str, modalities: tuple[str, ...]) -> bool:
+        """Whether a key is of a tower that a one-tower class leaves out."""
+        others = [p for name, prefixes in self.prefixes.items() if name not in modalities for p in prefixes]
+        return key in (self.scale, self.bias) or key.startswith(tuple(others))
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by model_type, aliases included."""
+    table: dict[str, Family] = {}
+    for module in MODULES:
+        family = importlib.import_module(f".{module}", __package__).FAMILY
+        for model_type in (family.model_type, *family.aliases):
+            table[model_type] = family
+    return table
+
+
+def find_family(config: Config) -> Family:
+    """The family of a config. ConfigError lists the known ones when its model_type is none of them."""
+    model_type = config.get("model_type")
+    family = families().get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = ", ".join(sorted(families()))
+        raise ConfigError(f"config.json: model_type: found {model_type!r}, expected one of {known}")
+    return family
+
+
+def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
+    """A rename that drops the first of the prefixes a key begins with."""
+
+    def rename(key: str) -> str:
+        for prefix in prefixes:
+            if key.startswith(prefix):
+                return key[len(prefix) :]
+        return key
+
+    return rename

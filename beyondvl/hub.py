@@ -1,0 +1,64 @@
+"""From what the user names to a folder of files: a folder, the shipped default, or a hub id.
+
+The network is touched only for a hub id, and only by huggingface_hub (extra `[hub]`), imported then.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["DEFAULT_MODEL", "resolve"]
+
+DEFAULT_MODEL = "beyond-vl-model"
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
+
+
+def default_folder() -> Path:
+    return Path(__file__).parent / "default"
+
+
+def resolve(
+    name: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    weights: bool = True,
+) -> Path:
+    """The folder that holds the files of `name`.
+
+    `name` is a folder, "beyond-vl-model" (shipped inside the package), or a hub id "owner/name" (also
+    "hf-hub:owner/name"). With `weights` False only configuration and tokenizer files are fetched. safetensors are
+    preferred; a repository that holds only pytorch_model.bin gives that.
+
+    Raises FileNotFoundError when there is no such folder and it is no hub id, ImportError when huggingface_hub is
+    needed and not installed.
+    """
+    text = os.fspath(name)
+    if Path(text).is_dir():
+        return Path(text)
+    if text == DEFAULT_MODEL:
+        return default_folder()
+    text = text.removeprefix("hf-hub:")
+    parts = text.split("/")
+    if len(parts) > 2 or not all(parts) or text.startswith((".", "~")):
+        raise FileNotFoundError(f"{text!r}: no such folder, and not a hub id of the form owner/name")
+    return _download(text, revision, cache_dir, local_files_only, token, weights)
+
+
+def _download(repo, revision, cache_dir, local_files_only, token, weights) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"{repo!r} is not a folder; to fetch it from the hub install huggingface_hub: pip install 'beyondvl[hub]'"
+        ) from error
+    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    patterns = PATTERNS if weights else [p for p in PATTERNS if p != "*.safetensors"]
+    folder = Path(snapshot_download(repo, allow_patterns=patterns, **options))
+    if weights and not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(repo, allow_patterns=patterns + TORCH_PATTERNS, **options))
+    return folder

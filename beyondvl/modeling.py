@@ -1,0 +1,337 @@
+"""Models: `from_pretrained`, calling, features. What a family's towers compute is in families/, how in the core."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _C
+from .compile import Reader, compile_encoder
+from .config import Config, read_json
+from .encode import EncodeMixin
+from .errors import CheckpointError, ConfigError
+from .families.registry import Family, families, find_family
+from .hub import resolve
+from .outputs import Features, ModelOutput, check_device, from_numpy, is_torch, to_numpy
+from .spec import Encoder
+from .weights import Checkpoint, open_checkpoint
+
+__all__ = ["AutoModel", "PreTrainedModel", "model_class"]
+
+DTYPES = ("float32", "auto")
+INPUTS = {"text": ("input_ids", "attention_mask", "token_type_ids"), "vision": ("pixel_values",)}
+# accepted for the sake of callers of transformers, at the values that change nothing
+NEUTRAL = {
+    "return_dict": (None, True),
+    "return_loss": (None, False),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "interpolate_pos_encoding": (None, False),
+    "position_ids": (None,),
+}
+
+
+class Tower:
+    """One compiled encoder and how its slots answer to output names."""
+
+    def __init__(self, encoder: Encoder, program: _C.Program):
+        self.encoder, self.program = encoder, program
+        self.outputs = encoder.outputs
+
+    def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
+        slots = ["hidden" if name == "last_hidden_state" and name not in self.outputs else name for name in wanted]
+        found = self.program.run(inputs, slots, num_threads)
+        return {name: found[slot] for name, slot in zip(wanted, slots, strict=True)}
+
+
+class PreTrainedModel(EncodeMixin):
+    """A model with a text tower, a vision tower, or both. Made by `from_pretrained`; immutable and thread-safe.
+
+    `model(**inputs)` takes what a processor returns: `input_ids` (B, L) integers, `attention_mask` (B, L),
+    `pixel_values` (B, 3, H, W) float32. NumPy in gives NumPy out, torch tensors in give torch tensors out.
+    """
+
+    family: ClassVar[Family | None] = None
+    modalities: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Config, family: Family, towers: dict[str, Tower], scale: float, bias: float,
+                 folder: Path, num_threads: int):  # fmt: skip
+        self.config, self.towers, self.folder = config, towers, folder
+        self.logit_scale, self.logit_bias = scale, bias
+        self.num_threads = num_threads
+        self._family = family
+        self._processor = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        dtype: Any = "float32",
+        num_threads: int | None = None,
+        strict: bool = False,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        """Loads a checkpoint as published.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a hub id, or "beyond-vl-model".
+            dtype: "float32", or "auto" (what the checkpoint stores; float16 and bfloat16 compute in float32).
+            num_threads: threads of one call; default: the processors this process may use.
+            strict: raise instead of warning when the checkpoint holds weights the model does not use.
+
+        Raises:
+            ConfigError: the config is malformed or of an unknown family.
+            CheckpointError: weights are missing, malformed or of another shape than the config says.
+            MemoryError: the packed weights do not fit.
+        """
+        _check_options(dtype, num_threads, kwargs)
+        options = {
+            "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token
+        }  # fmt: skip
+        folder = resolve(pretrained_model_name_or_path, **options)
+        config = load_config(folder)
+        family = find_family(config)
+        if cls is PreTrainedModel:
+            cls = _class_for(config, family)
+        if cls.family is not family:
+            raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
+        return cls._load(config, folder, num_threads or _C.default_threads(), strict)
+
+    @classmethod
+    def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool) -> PreTrainedModel:
+        family = cls.family
+        encoders = {name: family.towers[name](config) for name in cls.modalities}
+        if cls.__name__ in family.bare:
+            encoders = {name: encoder.without_projection() for name, encoder in encoders.items()}
+        checkpoint = open_checkpoint(folder).renamed(family.rename)
+        reader = Reader(checkpoint)
+        gemm = os.environ.get("BEYONDVL_GEMM") or "own"
+        try:
+            towers = {
+                name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm))
+                for name, encoder in encoders.items()
+            }
+            both = len(towers) == 2
+            scale = float(np.exp(_scalar(reader, family.scale, both)))
+            bias = _scalar(reader, family.bias, both)
+        finally:
+            for source in {entry.source for entry in checkpoint.entries.values()}:
+                source.close()
+        _report_surplus(checkpoint, reader, family, cls.modalities, strict)
+        return cls(config, family, towers, scale, bias, folder, num_threads)
+
+    def eval(self) -> PreTrainedModel:
+        """Nothing to switch: models only ever infer."""
+        return self
+
+    def to(self, device: Any = "cpu", *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """Stays on the CPU. Raises ValueError for any other device."""
+        check_device(device)
+        return self
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def _run(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+        if modality not in self.towers:
+            raise ValueError(f"{type(self).__name__} has no {modality} tower; it has {', '.join(self.towers)}")
+        prepared = {name: _prepare(name, value) for name, value in inputs.items() if value is not None}
+        return self.towers[modality].run(prepared, wanted, self.num_threads)
+
+    def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
+        output = "embeds" if "embeds" in self.towers[modality].outputs else "pooler_output"
+        found = self._run(modality, inputs, [output, "last_hidden_state"])
+        if any(map(is_torch, inputs.values())):
+            return from_numpy(found[output], "pt")
+        features = found[output].view(Features)
+        features.last_hidden_state = found["last_hidden_state"]
+        return features
+
+    def get_text_features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None,
+                          **kwargs: Any) -> Any:  # fmt: skip
+        """Projected text embeddings (B, D), not normalised; an array that also has `.pooler_output`."""
+        _check_neutral(kwargs)
+        return self._features(
+            "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        )
+
+    def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
+        """Projected image embeddings (B, D), not normalised; an array that also has `.pooler_output`."""
+        _check_neutral(kwargs)
+        return self._features("vision", {"pixel_values": pixel_values})
+
+    def __call__(self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None,
+                 token_type_ids: Any = None, **kwargs: Any) -> ModelOutput:  # fmt: skip
+        """Runs the towers whose inputs are given.
+
+        Returns a ModelOutput. With both: `logits_per_image` (Bi, Bt), `logits_per_text` (Bt, Bi), `text_embeds`,
+        `image_embeds` (unit norm), `text_model_output`, `vision_model_output`. With one: its embeds,
+        `last_hidden_state`, `pooler_output`.
+
+        Raises ValueError naming the input, what was found and what was expected.
+        """
+        _check_neutral(kwargs)
+        given = {
+            "text": {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids},
+            "vision": {"pixel_values": pixel_values},
+        }
+        named = [modality for modality, inputs in given.items() if inputs[INPUTS[modality][0]] is not None]
+        if not named:
+            raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
+        torch = any(is_torch(value) for inputs in given.values() for value in inputs.values())
+        found = {modality: self._run(modality, given[modality], self._wanted(modality)) for modality in named}
+        return self._output(found, "pt" if torch else "np")
+
+    def _wanted(self, modality: str) -> list[str]:
+        outputs = self.towers[modality].outputs
+        names = ["last_hidden_state", "pooler_output", "unit_embeds" if len(self.towers) == 2 else "embeds"]
+        return [name for name in names if name == "last_hidden_state" or name in outputs]
+
+    def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:
+        names = {"text": "text", "vision": "image"}
+        output = ModelOutput()
+        if len(found) == 2:
+            text, image = found["text"]["unit_embeds"], found["vision"]["unit_embeds"]
+            logits = (text @ image.T) * np.float32(self.logit_scale) + np.float32(self.logit_bias)
+            output["logits_per_image"] = from_numpy(np.ascontiguousarray(logits.T), kind)
+            output["logits_per_text"] = from_numpy(logits, kind)
+        for modality, arrays in found.items():
+            embeds = arrays.get("unit_embeds", arrays.get("embeds"))
+            if embeds is not None:
+                output[f"{names[modality]}_embeds"] = from_numpy(embeds, kind)
+        for modality, arrays in found.items():
+            states = {n: from_numpy(a, kind) for n, a in arrays.items() if n in ("last_hidden_state", "pooler_output")}
+            if len(self.towers) == 2:
+                output[f"{modality}_model_output"] = ModelOutput(states)
+            else:
+                output.update(states)
+        return output
+
+    def __repr__(self) -> str:
+        towers = ", ".join(
+            f"{name}: {len(t.encoder.layers)} layers of {t.encoder.hidden_size}" for name, t in self.towers.items()
+        )
+        return f"{type(self).__name__}({towers}; {self.packed_bytes / 1e6:.0f} MB packed, {self.num_threads} threads)"
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weights."""
+        return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
+
+
+def load_config(folder: Path) -> Config:
+    """config.json of a folder, or OpenCLIP's own file when that is what it holds."""
+    if not (folder / "config.json").exists() and (folder / "open_clip_config.json").exists():
+        return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
+    return Config(read_json(folder / "config.json"))
+
+
+def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> None:
+    name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if num_threads is not None and not (isinstance(num_threads, int) and 1 <= num_threads <= 1024):
+        raise ValueError(f"num_threads: found {num_threads!r}, expected 1 to 1024")
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError("trust_remote_code: configuration files never name code here; leave it out")
+    check_device(kwargs.pop("device_map", None) or "cpu")
+    for ignored in ("torch_dtype", "attn_implementation", "use_safetensors", "low_cpu_mem_usage"):
+        kwargs.pop(ignored, None)
+    if kwargs:
+        raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(kwargs)}")
+
+
+def _check_neutral(kwargs: dict[str, Any]) -> None:
+    for name, value in kwargs.items():
+        if name not in NEUTRAL:
+            known = [n for names in INPUTS.values() for n in names]
+            raise TypeError(f"unexpected input {name!r}, expected some of {', '.join(known)}")
+        if not any(value is allowed for allowed in NEUTRAL[name]):
+            raise ValueError(f"{name}: found {value!r}, which is not available here")
+
+
+def _prepare(name: str, value: Any) -> np.ndarray:
+    """The array the core borrows: contiguous float32 for pixels, contiguous int64 for ids and masks."""
+    array = to_numpy(value)
+    if name == "pixel_values":
+        if array.dtype != np.float32:
+            raise ValueError(f"pixel_values: found dtype {array.dtype}, expected float32")
+        return np.ascontiguousarray(array)
+    if array.size and array.dtype.kind not in "iub":
+        raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: found shape {array.shape}, expected (B, L)")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _scalar(reader: Reader, name: str | None, required: bool) -> float:
+    if name is None or not required:
+        return 0.0
+    value = reader.checkpoint.read(name, ())
+    reader.used.add(name)
+    return float(value)
+
+
+def _report_surplus(checkpoint: Checkpoint, reader: Reader, family: Family, modalities: tuple[str, ...],
+                    strict: bool) -> None:  # fmt: skip
+    """Warns once about weights nobody used; those of a tower the class leaves out do not count."""
+    used = reader.used | checkpoint.companions(reader.used)
+    surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]
+    if len(modalities) < len(family.towers):
+        surplus = [name for name in surplus if not family.belongs_elsewhere(name, modalities)]
+    if not surplus:
+        return
+    message = f"{checkpoint.source}: {len(surplus)} weights are not used by the model: {', '.join(surplus[:5])}"
+    if strict:
+        raise CheckpointError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
+    """The class a config's `architectures` names, else the one with the most towers."""
+    for name in config.get("architectures") or ():
+        if name in family.classes:
+            return model_class(name)
+    model_type = str(config.get("model_type"))
+    for name, modalities in family.classes.items():
+        if len(modalities) == 1 and model_type.endswith(f"{modalities[0]}_model"):
+            return model_class(name)
+    return model_class(max(family.classes, key=lambda name: len(family.classes[name])))
+
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+
+def model_class(name: str) -> type[PreTrainedModel]:
+    """The public class of that name, for example CLIPModel; KeyError when no family has it."""
+    if name not in _CLASSES:
+        family = next((f for f in families().values() if name in f.classes), None)
+        if family is None:
+            raise KeyError(name)
+        doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(family.classes[name])} tower."
+        members = {"family": family, "modalities": family.classes[name], "__doc__": doc, "__module__": "beyondvl"}
+        _CLASSES[name] = type(name, (PreTrainedModel,), members)
+    return _CLASSES[name]
+
+
+class AutoModel:
+    """Loads a checkpoint of any family: `AutoModel.from_pretrained(name)`."""
+
+    def __init__(self):
+        raise TypeError("AutoModel is made by AutoModel.from_pretrained(name)")
+
+    from_pretrained = PreTrainedModel.from_pretrained

@@ -1,0 +1,103 @@
+"""What models and processors return: dictionaries with attributes, in the caller's kind of array."""
+
+from __future__ import annotations
+
+import html
+import sys
+from typing import Any
+
+import numpy as np
+
+__all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "to_numpy"]
+
+
+def is_torch(value: Any) -> bool:
+    """Whether value is a torch tensor, without importing torch: a tensor exists only where torch was imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array that shares memory with a torch CPU tensor, or np.asarray of anything else."""
+    return value.detach().numpy() if is_torch(value) else np.asarray(value)
+
+
+def from_numpy(array: np.ndarray, kind: str | None) -> Any:
+    """`array` as NumPy ("np"), torch ("pt", sharing memory) or nested lists (None)."""
+    if kind is None:
+        return array.tolist()
+    if kind == "np":
+        return array
+    if kind != "pt":
+        raise ValueError(f"return_tensors: found {kind!r}, expected 'np', 'pt' or None")
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class ModelOutput(dict):
+    """A dictionary whose items are also attributes; indexing by number follows the order, as in transformers."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple:
+        return tuple(self.values())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(_describe(value))}</td></tr>"
+            for name, value in self.items()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+class BatchFeature(ModelOutput):
+    """What a processor returns; `.to("cpu")` returns itself."""
+
+    def to(self, device: Any = "cpu", *args, **kwargs) -> BatchFeature:
+        """Stays on the CPU. Raises ValueError for any other device."""
+        check_device(device)
+        return self
+
+
+class Features(np.ndarray):
+    """Embeddings [B, D] that also answer to `.pooler_output` (transformers 5) and `.last_hidden_state`."""
+
+    last_hidden_state: np.ndarray | None = None
+
+    @property
+    def pooler_output(self) -> np.ndarray:
+        return self.view(np.ndarray)
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.last_hidden_state = None
+
+    def _repr_html_(self) -> str:
+        return f"<table><tr><th>features</th><td>{html.escape(_describe(self.view(np.ndarray)))}</td></tr></table>"
+
+
+def check_device(device: Any) -> None:
+    if str(device).split(":")[0] != "cpu":
+        raise ValueError(f"device: found {str(device)!r}, expected 'cpu': beyondvl runs on the processor only")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    if not hasattr(value, "shape"):
+        return f"{type(value).__name__} with {', '.join(value)}" if isinstance(value, dict) else repr(value)
+    array = to_numpy(value)
+    shape = " x ".join(map(str, array.shape))
+    if array.size == 0 or not np.issubdtype(array.dtype, np.number):
+        return f"{array.dtype} [{shape}]"
+    return f"{array.dtype} [{shape}], from {array.min():.4g} to {array.max():.4g}"

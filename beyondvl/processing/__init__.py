@@ -1,0 +1,1 @@
+"""Inputs: tokenizers, image processors, and the two together."""

@@ -1,0 +1,255 @@
+"""Image processors: resize, crop, rescale, normalise, bit-equal to transformers' PIL processors.
+
+The core resizes bytes by Pillow's own arithmetic and looks the result up in a table per channel; the table is filled
+here with transformers' formulas (rescale in float64 rounded to float32, then (x - mean) / std in float32), so that
+pixel_values agree to the last bit. Only what the crop keeps is computed.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from ..config import Config, read_json
+from ..errors import ConfigError, ImageError
+from ..hub import resolve
+from ..outputs import BatchFeature, from_numpy
+from .loading import load_image
+
+__all__ = ["AutoImageProcessor", "ImageProcessor"]
+
+OPENAI_MEAN, OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+HALF = [0.5, 0.5, 0.5]
+NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
+
+# class defaults by image_processor_type without its suffixes; a file's own fields come first
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": {
+        "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True,
+        "resample": BICUBIC, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD,
+    },
+    "Siglip": {
+        "size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": BICUBIC,
+        "image_mean": HALF, "image_std": HALF,
+    },
+}  # fmt: skip
+DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
+SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
+
+
+class ImageProcessor:
+    """`processor(images) -> {"pixel_values": (B, 3, H, W) float32}`; thread-safe.
+
+    Fields as in preprocessor_config.json: do_resize, size ({"shortest_edge"} or {"height", "width"}), resample
+    (Pillow's numbers), do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std.
+    """
+
+    def __init__(self, *, size: Any, crop_size: Any = None, do_resize: bool = True, do_center_crop: bool = False,
+                 resample: int = BICUBIC, do_rescale: bool = True, rescale_factor: float = 1 / 255,
+                 do_normalize: bool = True, image_mean: Any = None, image_std: Any = None, decoder: str = "auto",
+                 num_threads: int | None = None):  # fmt: skip
+        self.do_resize, self.size, self.resample = do_resize, _size(size, "size"), resample
+        self.do_center_crop = do_center_crop
+        self.crop_size = _size(crop_size, "crop_size", square=True) if do_center_crop else None
+        self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean, self.image_std = _three(image_mean, 0.0), _three(image_std, 1.0)
+        self.decoder = decoder
+        self.num_threads = num_threads or _C.default_threads()
+        if resample not in range(6):
+            raise ConfigError(f"resample: found {resample!r}, expected Pillow's 0 to 5")
+        self.table = self._table(np.arange(256, dtype=np.uint8))
+
+    @classmethod
+    def from_config(cls, config: Config, **overrides: Any) -> ImageProcessor:
+        """From the fields of preprocessor_config.json; unknown ones are ignored, as transformers does."""
+        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
+        for suffix in SUFFIXES:
+            kind = kind.removesuffix(suffix)
+        fields = dict(DEFAULTS.get(kind, DEFAULTS["CLIP"]))
+        names = cls.__init__.__kwdefaults__.keys() | {"size"}
+        fields |= {name: config.get(name) for name in names if config.get(name) is not None}
+        return cls(**(fields | overrides))
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> ImageProcessor:
+        """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override the file's fields.
+
+        Raises ConfigError when preprocessor_config.json is missing or malformed.
+        """
+        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
+        kwargs.pop("use_fast", None)
+        kwargs.pop("backend", None)
+        folder = resolve(name, weights=False, **hub)
+        return cls.from_config(_read_config(folder), **kwargs)
+
+    def __call__(self, images: Any, return_tensors: str | None = "np",
+                 positions: list[int] | None = None) -> BatchFeature:  # fmt: skip
+        """`images`: one picture or a list; see `load_image` for what a picture may be.
+
+        `positions` are the numbers errors give the pictures, default 0, 1, ... Raises ImageError that names the
+        picture's number; a ValueError for an empty list.
+        """
+        batch = list(images) if isinstance(images, list | tuple) else _as_batch(images)
+        if not batch:
+            raise ValueError("images: the list is empty, expected at least one picture")
+        pixels = self._process(self._load(batch, positions or range(len(batch))))
+        tensors = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
+        return BatchFeature(pixel_values=tensors)
+
+    preprocess = __call__
+
+    def _load(self, batch: list[Any], positions: Any) -> list[np.ndarray]:
+        def load(item: tuple[int, Any]) -> np.ndarray:
+            index, source = item
+            try:
+                return load_image(source, self.decoder)
+            except ImageError as error:
+                raise ImageError(f"image {index}: {error}", index) from error
+
+        if len(batch) == 1 or self.num_threads == 1:
+            return [load(item) for item in zip(positions, batch, strict=True)]
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            return list(pool.map(load, zip(positions, batch, strict=True)))
+
+    def _process(self, images: list[np.ndarray]) -> np.ndarray:
+        if any(image.dtype != np.uint8 for image in images) or self.resample == NEAREST:
+            return np.stack([self._process_floats(image) for image in images])
+        targets = [self._geometry(*image.shape[:2]) for image in images]
+        shapes = {target[2:4] for target in targets}
+        if len(shapes) > 1:
+            raise ValueError(f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes")
+        height, width = shapes.pop()
+        jobs = [
+            (np.ascontiguousarray(image), *target[:2], self.resample or BICUBIC, *target[4:])
+            for image, target in zip(images, targets, strict=True)
+        ]
+        return _C.preprocess(jobs, height, width, self.table, self.num_threads)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not self.do_resize:
+            return height, width
+        if "shortest_edge" not in self.size:
+            return self.size["height"], self.size["width"]
+        edge = self.size["shortest_edge"]
+        short, long = sorted((height, width))
+        new_long = int(edge * long / short)
+        return (edge, new_long) if height <= width else (new_long, edge)
+
+    def _geometry(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
+        """(resized height, width, output height, width, top, left) for a picture of that size."""
+        new_height, new_width = self._resized(height, width)
+        if not self.do_center_crop:
+            return new_height, new_width, new_height, new_width, 0, 0
+        out = self.crop_size["height"], self.crop_size["width"]
+        top, left = _crop_start(new_height, out[0]), _crop_start(new_width, out[1])
+        return new_height, new_width, *out, top, left
+
+    def _table(self, values: np.ndarray) -> np.ndarray:
+        """(3, n) results of rescale and normalise for each value, by transformers' formulas."""
+        x = values
+        if self.do_rescale:
+            x = (x.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        x = np.broadcast_to(x.astype(np.float32), (3, x.size))
+        if self.do_normalize:
+            mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (self.image_mean, self.image_std))
+            x = (x - mean) / std
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+    def _process_floats(self, image: np.ndarray) -> np.ndarray:
+        """Arrays that are not bytes, and nearest neighbour: step by step, as transformers does."""
+        scaled, pixels = _to_bytes(image)
+        new_height, new_width, height, width, top, left = self._geometry(*image.shape[:2])
+        if not self.do_resize:
+            values = image
+        else:
+            values = _resize(pixels, new_height, new_width, self.resample)
+            if scaled:
+                values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
+        window = np.zeros((height, width, 3), values.dtype)
+        rows = slice(max(0, top), min(new_height, top + height))
+        cols = slice(max(0, left), min(new_width, left + width))
+        part = values[rows, cols]
+        y, x = max(0, -top), max(0, -left)
+        window[y : y + part.shape[0], x : x + part.shape[1]] = part
+        flat = np.moveaxis(window, -1, 0).reshape(3, -1)
+        table = np.stack([self._table(channel)[c] for c, channel in enumerate(flat)])
+        return table.reshape(3, height, width)
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+                 "do_normalize", "image_mean", "image_std")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        return f"ImageProcessor({self.to_dict()})"
+
+
+class AutoImageProcessor:
+    """`AutoImageProcessor.from_pretrained(name)` gives an ImageProcessor."""
+
+    from_pretrained = ImageProcessor.from_pretrained
+
+
+def _read_config(folder: Any) -> Config:
+    path = folder / "preprocessor_config.json"
+    if not path.exists() and (folder / "processor_config.json").exists():
+        nested = Config(read_json(folder / "processor_config.json"), "processor_config.json")
+        if "image_processor" in nested:
+            return nested.section("image_processor")
+    return Config(read_json(path), path.name)
+
+
+def _as_batch(images: Any) -> list[Any]:
+    """A 4-dimensional array is a batch; anything else is one picture."""
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
+    """{"shortest_edge": n} or {"height": h, "width": w}; a plain number means the first, or a square."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    keys = set(value) if isinstance(value, dict) else set()
+    if keys not in ({"shortest_edge"}, {"height", "width"}) or not all(
+        type(n) is int and 1 <= n <= 1 << 14 for n in value.values()
+    ):
+        raise ConfigError(f"{name}: found {value!r}, expected shortest_edge, or height and width, from 1 to 16384")
+    return dict(value)
+
+
+def _three(value: Any, default: float) -> list[float]:
+    numbers = [default] * 3 if value is None else list(value) if isinstance(value, list | tuple) else [value] * 3
+    if len(numbers) != 3 or not all(isinstance(n, int | float) for n in numbers):
+        raise ConfigError(f"image_mean, image_std: found {value!r}, expected 3 numbers")
+    return numbers
+
+
+def _crop_start(size: int, crop: int) -> int:
+    """First kept row; negative when zeros come first. transformers puts the odd row of padding first."""
+    return (size - crop) // 2
+
+
+def _to_bytes(image: np.ndarray) -> tuple[bool, np.ndarray]:
+    """uint8 pixels of an array, and whether its floats from 0 to 1 were scaled to get them."""
+    if image.dtype == np.uint8:
+        return False, image
+    low, high = image.min(), image.max()
+    if np.allclose(image, image.astype(int)):
+        if low < 0 or high > 255:
+            raise ImageError(f"array from {low} to {high}: expected whole values from 0 to 255")
+        return False, image.astype(np.uint8)
+    if low < 0 or high > 1:
+        raise ImageError(f"array from {low} to {high}: expected values from 0 to 1")
+    return True, (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
+
+
+def _resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    if resample != NEAREST:
+        return _C.resize(np.ascontiguousarray(pixels), height, width, resample, 0, 0)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), NEAREST))

@@ -1,0 +1,154 @@
+"""From what a user hands over to pixels: paths, bytes, PIL images, arrays -> uint8 RGB [H, W, 3].
+
+JPEG goes through simplejpeg (libjpeg-turbo: the same pixels as Pillow, strict), everything else through Pillow
+with a list of allowed formats. As in transformers, a file (path or bytes) is turned upright by its EXIF orientation and
+converted to RGB, which drops alpha; a PIL image the caller opened is not turned, and its transparency is laid on white.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from ..errors import ImageError
+from ..outputs import is_torch
+
+__all__ = ["FORMATS", "MAX_PIXELS", "load_image", "open_image"]
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+DECODERS = ("auto", "pillow", "stb")
+
+
+def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+    """RGB pixels of one picture, uint8 [H, W, 3] (other dtypes of arrays are kept).
+
+    `source`: a path, encoded bytes, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with C 1, 3 or 4, or a torch
+    tensor of such a shape. `decoder`: "auto"; "pillow" for every format; "stb" (JPEG and PNG only, other pixels,
+    accepts truncated files).
+
+    Raises ImageError (a ValueError) when it cannot be read, is larger than MAX_PIXELS, or is a URL.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder: found {decoder!r}, expected one of {', '.join(DECODERS)}")
+    if is_torch(source):
+        source = source.detach().numpy()
+    if isinstance(source, np.ndarray):
+        return array_to_rgb(source)
+    if isinstance(source, str | os.PathLike):
+        data, name = _read_file(source), os.fspath(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), "image bytes"
+    else:
+        return pil_to_rgb(source)
+    try:
+        return _decode(data, decoder, formats)
+    except (ValueError, OSError, SyntaxError, EOFError, OverflowError, RuntimeError) as error:
+        raise ImageError(f"{name}: cannot be decoded: {error}") from error
+
+
+def _read_file(path: str | os.PathLike) -> bytes:
+    text = os.fspath(path)
+    if isinstance(text, str) and text.lower().startswith(("http://", "https://", "data:", "ftp://")):
+        raise ImageError(f"{text[:80]}: URLs are not fetched: download the picture and give its path or bytes")
+    try:
+        return Path(text).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
+
+
+def _decode(data: bytes, decoder: str, formats: tuple[str, ...]) -> np.ndarray:
+    if not data:
+        raise ValueError("the file is empty")
+    if decoder == "stb":
+        return _C.stb_decode(data, MAX_PIXELS)
+    if decoder == "auto" and data[:3] == b"\xff\xd8\xff" and "JPEG" in formats:
+        pixels = _decode_jpeg(data)
+        if pixels is not None:
+            return pixels
+    return np.asarray(open_image(data, formats).convert("RGB"))
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """Pixels of an RGB or gray JPEG without EXIF; None sends the others to Pillow."""
+    import simplejpeg
+
+    if b"Exif\x00\x00" in data[:65536]:
+        return None
+    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    if space not in ("YCbCr", "Gray", "RGB"):
+        return None
+    check_pixels(height, width)
+    if space == "Gray":
+        return np.repeat(simplejpeg.decode_jpeg(data, "GRAY"), 3, axis=2)
+    return simplejpeg.decode_jpeg(data, "RGB")
+
+
+def check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, expected at most {MAX_PIXELS}")
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Any:
+    """A loaded PIL image turned upright by its EXIF orientation; only the named formats are tried."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not one of the formats {', '.join(formats)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    check_pixels(image.height, image.width)
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def pil_to_rgb(image: Any) -> np.ndarray:
+    """uint8 RGB of a PIL image, transparency on white."""
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"found {type(image).__name__}, expected a path, bytes, a PIL image, an array or a torch tensor"
+        )
+    try:
+        check_pixels(image.height, image.width)
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(image.convert("RGB"))
+    except (ValueError, OSError, SyntaxError) as error:
+        raise ImageError(f"PIL image {image.mode} {image.size}: {error}") from error
+
+
+def array_to_rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of an array with channels first or last; alpha is laid on white as transformers does."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3:
+        raise ImageError(f"array of shape {image.shape}: expected [H, W], [H, W, C] or [C, H, W]")
+    if image.shape[0] in (1, 3, 4):  # the order of the tests is transformers': first axis first
+        image = np.moveaxis(image, 0, -1)
+    if image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ImageError(f"array of shape {image.shape}: expected 1, 3 or 4 channels and no empty axis")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise ImageError(f"array of shape {image.shape}: expected at most {MAX_PIXELS} pixels")
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return _alpha_on_white(image) if image.shape[2] == 4 else image
+
+
+def _alpha_on_white(image: np.ndarray) -> np.ndarray:
+    floats = np.issubdtype(image.dtype, np.floating)
+    if floats and (image.min() < 0 or image.max() > 1):
+        raise ImageError(f"RGBA array from {image.min()} to {image.max()}: expected floats from 0 to 1")
+    white = 1.0 if floats else 255
+    alpha = image[..., 3:] / white
+    blended = alpha * image[..., :3] + (1 - alpha) * white
+    return (blended if floats else np.round(blended)).astype(image.dtype)

@@ -1,0 +1,283 @@
+"""Tokenizers: the `tokenizers` library under transformers' call, built from whatever files a checkpoint holds.
+
+tokenizer.json is used as it is; vocab.json + merges.txt (CLIP), vocab.txt (BERT) and spiece.model (SigLIP) are
+assembled in vocabularies.py. Truncation and padding are done here, so that one tokenizer serves many threads with
+different settings.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Config, read_json
+from ..errors import ConfigError
+from ..hub import resolve
+from ..outputs import BatchFeature, from_numpy
+from .vocabularies import build_backend
+
+__all__ = ["AutoTokenizer", "Tokenizer"]
+
+UNBOUNDED = 1 << 30  # transformers writes 1e30 where a tokenizer has no limit
+SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe."""
+
+    def __init__(self, backend: Any, *, model_max_length: int = UNBOUNDED, padding_side: str = "right",
+                 special_tokens: dict[str, str] | None = None,
+                 model_input_names: tuple[str, ...] = ("input_ids", "attention_mask"), exact_length: bool = False):  # fmt: skip
+        self.backend = backend
+        self.model_max_length, self.padding_side = model_max_length, padding_side
+        self.special_tokens = special_tokens or {}
+        self.model_input_names = model_input_names
+        self.exact_length = exact_length  # trained at one padded length (SigLIP): padding=True means that length
+        backend.no_padding()
+        backend.no_truncation()
+        self.pad_token_id = self._id("pad_token", 0)
+        self.unk_token_id = self._id("unk_token", None)
+        self._prefix, self._suffix = self._frame()
+
+    def __getattr__(self, name: str) -> Any:
+        """bos_token, eos_token_id and the like."""
+        kind = name.removesuffix("_id")
+        if kind in SPECIAL:
+            token = self.special_tokens.get(kind)
+            return token if kind == name or token is None else self.backend.token_to_id(token)
+        raise AttributeError(f"Tokenizer has no attribute {name!r}")
+
+    def _id(self, kind: str, default: int | None) -> int | None:
+        token = self.special_tokens.get(kind)
+        found = self.backend.token_to_id(token) if token is not None else None
+        return default if found is None else found
+
+    def _frame(self) -> tuple[int, int]:
+        """How many special tokens come before and after a text."""
+        total = self.backend.num_special_tokens_to_add(False)
+        framed = self.backend.encode("a").ids
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        before = next((n for n in range(total + 1) if framed[n : n + len(bare)] == bare), 0)
+        return before, total - before
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
+        """Of a folder, a hub id or "beyond-vl-model". Raises ConfigError when no tokenizer files are there."""
+        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
+        kwargs.pop("use_fast", None)
+        folder = resolve(name, weights=False, **hub)
+        settings = _settings(folder)
+        backend, defaults = build_backend(folder, settings)
+        fields = {
+            "model_max_length": _max_length(settings, defaults),
+            "padding_side": settings.choice("padding_side", "right", ("left", "right")),
+            "special_tokens": _special_tokens(folder, settings, defaults),
+            "model_input_names": tuple(settings.get("model_input_names") or defaults.model_input_names),
+            "exact_length": defaults.exact_length,
+        }
+        return cls(backend, **(fields | kwargs))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        return self.backend.encode(text, add_special_tokens=False).tokens
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.backend.encode(_clean(text), add_special_tokens=add_special_tokens).ids
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
+        if isinstance(tokens, str):
+            found = self.backend.token_to_id(tokens)
+            return self.unk_token_id if found is None else found
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        if isinstance(ids, int | np.integer):
+            return self.backend.id_to_token(int(ids))
+        return [self.backend.id_to_token(int(i)) for i in ids]
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        ids = [int(i) for i in np.asarray(ids).reshape(-1)]
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        suffix = getattr(self.backend.model, "end_of_word_suffix", None)
+        return text.replace(suffix, " ").strip() if suffix else text
+
+    def batch_decode(self, batch: Any, skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in batch]
+
+    def __call__(
+        self,
+        text: str | list[str],
+        *,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        add_special_tokens: bool = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Token ids of one text or a list.
+
+        Args:
+            padding: False, True or "longest", or "max_length" (to `max_length`, else the model's length).
+            truncation: cut at `max_length`, else the model's length; special tokens are kept.
+            return_tensors: "np", "pt" or None for lists.
+
+        Raises ValueError for an empty list, for lengths that differ when tensors are asked for without padding, and
+        TypeError for anything that is not text.
+        """
+        for name, value in kwargs.items():
+            if name not in ("return_attention_mask", "return_token_type_ids") or value not in (None, True):
+                raise TypeError(f"unexpected argument {name}={value!r}")
+        texts = _texts(text)
+        encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        ids = [self._truncate(e.ids, truncation, max_length, add_special_tokens) for e in encodings]
+        self._warn(ids, truncation, add_special_tokens)
+        width = self._width(ids, padding, max_length)
+        fields = self._pad(ids, width)
+        if isinstance(text, str) and return_tensors is None:
+            return BatchFeature({name: rows[0] for name, rows in fields.items()})
+        if return_tensors is None:
+            return BatchFeature(fields)
+        if len({len(row) for row in fields["input_ids"]}) > 1:
+            raise ValueError("texts of different lengths do not make a tensor: pass padding=True (and truncation=True)")
+        return BatchFeature({n: from_numpy(np.array(r, dtype=np.int64), return_tensors) for n, r in fields.items()})
+
+    def _truncate(self, ids: list[int], truncation: Any, max_length: int | None, special: bool) -> list[int]:
+        if not truncation or truncation == "do_not_truncate":
+            return ids
+        most = max_length or self.model_max_length
+        if len(ids) <= most:
+            return ids
+        tail = self._suffix if special else 0
+        if most < tail + (self._prefix if special else 0):
+            raise ValueError(f"max_length: found {most}, expected room for {self._prefix + self._suffix} special tokens")
+        return ids[: most - tail] + (ids[-tail:] if tail else [])
+
+    def _width(self, ids: list[list[int]], padding: bool | str, max_length: int | None) -> int:
+        if padding == "max_length":
+            width = max_length or self.model_max_length
+            if width >= UNBOUNDED:
+                raise ValueError("padding='max_length': this tokenizer has no length of its own, pass max_length")
+            return width
+        if padding is True and self.exact_length:
+            if max(map(len, ids)) < self.model_max_length:
+                warnings.warn(
+                    f"this model was trained on texts padded to {self.model_max_length} tokens: padding=True pads to "
+                    "that, where transformers pads to the longest and gives poor results; "
+                    "padding='longest' gives what transformers gives",
+                    stacklevel=_caller_level(),
+                )
+            return self.model_max_length
+        if padding in (True, "longest"):
+            return max(map(len, ids))
+        if padding in (False, None, "do_not_pad"):
+            return 0
+        raise ValueError(f"padding: found {padding!r}, expected True, False, 'longest' or 'max_length'")
+
+    def _pad(self, ids: list[list[int]], width: int) -> dict[str, list[list[int]]]:
+        fields: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *self.model_input_names)}
+        for row in ids:
+            gap = max(0, width - len(row))
+            values = {
+                "input_ids": (row, self.pad_token_id),
+                "attention_mask": ([1] * len(row), 0),
+                "token_type_ids": ([0] * len(row), 0),
+            }
+            for name, rows in fields.items():
+                kept, pad = values[name]
+                rows.append([pad] * gap + kept if self.padding_side == "left" else kept + [pad] * gap)
+        return fields
+
+    def _warn(self, ids: list[list[int]], truncation: Any, special: bool) -> None:
+        longest = max(map(len, ids))
+        if not truncation and longest > self.model_max_length:
+            warnings.warn(
+                f"a text of {longest} tokens is longer than the model's {self.model_max_length}: pass truncation=True",
+                stacklevel=_caller_level(),
+            )
+        if self.unk_token_id is None or self.special_tokens.get("unk_token") == self.special_tokens.get("eos_token"):
+            return
+        frame = self._prefix + self._suffix if special else 0
+        unreadable = [i for i, row in enumerate(ids) if 2 * row.count(self.unk_token_id) > max(1, len(row) - frame)]
+        if unreadable:
+            warnings.warn(
+                f"text {unreadable[0]} is mostly unknown to this model's vocabulary ({len(unreadable)} of {len(ids)} "
+                "texts): its embedding means little",
+                stacklevel=_caller_level(),
+            )
+
+
+class AutoTokenizer:
+    """`AutoTokenizer.from_pretrained(name)` gives a Tokenizer."""
+
+    from_pretrained = Tokenizer.from_pretrained
+
+
+def _caller_level() -> int:
+    """A stacklevel that points out of this package: each line of a caller's own code warns once."""
+    import sys
+
+    frame, level = sys._getframe(1), 1
+    package = __name__.split(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _texts(text: Any) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise ValueError("text: the list is empty, expected at least one text")
+    for i, item in enumerate(texts):
+        if not isinstance(item, str):
+            raise TypeError(f"text {i}: found {type(item).__name__}, expected str")
+    return [_clean(item) for item in texts]
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates cannot be encoded: they become the replacement character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _settings(folder: Path) -> Config:
+    path = folder / "tokenizer_config.json"
+    return Config(read_json(path) if path.exists() else {}, path.name)
+
+
+def _max_length(settings: Config, defaults: Any) -> int:
+    value = settings.get("model_max_length")
+    if value is None:
+        return defaults.model_max_length or UNBOUNDED
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        raise ConfigError(f"tokenizer_config.json: model_max_length: found {value!r}, expected a positive number")
+    return int(value) if value < UNBOUNDED else UNBOUNDED
+
+
+def _special_tokens(folder: Path, settings: Config, defaults: Any) -> dict[str, str]:
+    found = dict(defaults.special_tokens)
+    map_path = folder / "special_tokens_map.json"
+    sources = [read_json(map_path) if map_path.exists() else {}, settings.to_dict()]
+    for source in sources:
+        for kind in SPECIAL:
+            token = source.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                found[kind] = token
+    return found

@@ -1,0 +1,187 @@
+"""Tokenizer backends from vocabulary files, assembled with the `tokenizers` library.
+
+The pipelines are those of the models' own tokenizers: CLIP's byte-level BPE with `</w>`, BERT's WordPiece, SigLIP's
+SentencePiece unigram over canonical text (lower case, no punctuation, single spaces).
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, read_json
+from ..errors import ConfigError
+
+__all__ = ["Defaults", "build_backend"]
+
+CLIP_PATTERN = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+SIGLIP_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a kind of tokenizer assumes when its configuration file does not say."""
+
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    model_max_length: int | None = None
+    model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+    exact_length: bool = False
+
+
+CLIP = Defaults(
+    {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+     "pad_token": "<|endoftext|>"}, 77,
+)  # fmt: skip
+BERT = Defaults(
+    {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"},
+    512, ("input_ids", "token_type_ids", "attention_mask"),
+)  # fmt: skip
+SIGLIP = Defaults(
+    {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, SIGLIP_LENGTH, exact_length=True
+)
+# Gemma's vocabulary as SigLIP 2 uses it: ids alone, padded to 64
+SIGLIP2 = Defaults(
+    {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    SIGLIP_LENGTH, ("input_ids",), exact_length=True,
+)  # fmt: skip
+KINDS = {"CLIPTokenizer": CLIP, "BertTokenizer": BERT, "SiglipTokenizer": SIGLIP, "Siglip2Tokenizer": SIGLIP2}
+
+
+def _kind(folder: Path, settings: Config) -> Defaults | None:
+    """Which defaults apply: by the tokenizer's class, else by the model's type."""
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    config_path = folder / "config.json"
+    model_type = read_json(config_path).get("model_type") if config_path.exists() else None
+    if str(model_type).startswith("siglip") and "Gemma" in name:
+        return SIGLIP2
+    if name in KINDS:
+        return KINDS[name]
+    by_model = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2, "bert": BERT, "chinese_clip": BERT}
+    return by_model.get(model_type)
+
+
+def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
+    """A tokenizers.Tokenizer of the files in a folder, and the defaults of its kind.
+
+    Raises ConfigError when no known tokenizer file is there or one is malformed.
+    """
+    kind = _kind(folder, settings)
+    builders = (
+        ("tokenizer.json", _from_tokenizer_json, kind or Defaults()),
+        ("merges.txt", _clip, CLIP),
+        ("vocab.txt", _bert, BERT),
+        ("spiece.model", _siglip, SIGLIP),
+    )
+    for name, build, defaults in builders:
+        if (folder / name).exists():
+            try:
+                return build(folder, settings), defaults
+            except ConfigError:
+                raise
+            except Exception as error:  # the library raises bare Exceptions
+                raise ConfigError(f"{name}: not a tokenizer of this kind: {error}") from error
+    names = ", ".join(name for name, _, _ in builders)
+    raise ConfigError(f"{folder}: no tokenizer files found, expected one of {names}")
+
+
+def _from_tokenizer_json(folder: Path, settings: Config) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+
+
+def _clip(folder: Path, settings: Config) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocab = read_json(folder / "vocab.json")
+    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    if not all(len(pair) == 2 for pair in merges):
+        raise ConfigError("merges.txt: expected two tokens a line")
+    special = CLIP.special_tokens
+    for token in (special["bos_token"], special["eos_token"]):
+        if token not in vocab:
+            raise ConfigError(f"vocab.json: {token} is missing")
+    backend = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
+                   unk_token=special["unk_token"])
+    )  # fmt: skip
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([special["bos_token"], special["eos_token"]])
+    backend.post_processor = processors.RobertaProcessing(
+        (special["eos_token"], vocab[special["eos_token"]]), (special["bos_token"], vocab[special["bos_token"]]),
+        trim_offsets=False, add_prefix_space=False,
+    )  # fmt: skip
+    return backend
+
+
+def _bert(folder: Path, settings: Config) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokens = (folder / "vocab.txt").read_text("utf-8").split("\n")
+    if tokens and not tokens[-1]:
+        tokens.pop()
+    vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
+    special = BERT.special_tokens
+    for kind, token in special.items():
+        if token not in vocab and kind != "mask_token":
+            raise ConfigError(f"vocab.txt: {token} is missing")
+    backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk_token"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is not False,
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True) is not False,
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens([token for token in special.values() if token in vocab])
+    cls, sep = special["cls_token"], special["sep_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
+    )
+    return backend
+
+
+def _siglip(folder: Path, settings: Config) -> Any:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    from .sentencepiece import read_model
+
+    pieces, unk_id, charsmap = read_model(folder / "spiece.model")
+    backend = Tokenizer(models.Unigram(pieces, unk_id=unk_id, byte_fallback=False))
+    steps = [normalizers.Lowercase()] if settings.get("do_lower_case", True) is not False else []
+    steps.append(normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""))
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    backend.decoder = decoders.Metaspace(prepend_scheme="always", split=True)
+    special = SIGLIP.special_tokens
+    names = [name for name, _ in pieces]
+    if special["eos_token"] not in names:
+        raise ConfigError("spiece.model: </s> is missing")
+    backend.add_special_tokens(
+        [AddedToken(token, lstrip=True, rstrip=True, normalized=False) for token in ("</s>", "<unk>") if token in names]
+    )
+    eos = special["eos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, names.index(eos))]
+    )
+    return backend

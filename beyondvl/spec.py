@@ -1,0 +1,224 @@
+"""What a model is made of, as plain frozen data: families build these, compile.py turns them into programs.
+
+A weight is named as in the checkpoint. `Ref` adds what a stored layout may need: a slice of rows (packed q, k, v),
+a transposition (OpenCLIP's projections), or several tensors stacked by rows (separate q, k, v).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = [
+    "AttentionPool",
+    "Block",
+    "Encoder",
+    "InvertedResidual",
+    "Linear",
+    "Norm",
+    "Normalize",
+    "PatchStem",
+    "Pool",
+    "Project",
+    "Ref",
+    "Step",
+    "TokenStem",
+]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One parameter: the shape the config implies and where the checkpoint keeps it.
+
+    `names` are stacked along rows when there are several. `rows` = (begin, end) takes part of a packed tensor whose
+    full number of rows is `packed_rows`. `transpose` is for tensors stored as [in, out]. `optional` parameters may
+    be absent and are then zero or left out.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+    packed_rows: int | None = None
+    transpose: bool = False
+    optional: bool = False
+
+
+def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
+    return Ref((name,) if isinstance(name, str) else tuple(name), shape, **kwargs)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x W^T + b, W [out, in]."""
+
+    weight: Ref
+    bias: Ref | None = None
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm over the last axis."""
+
+    weight: Ref
+    bias: Ref
+    eps: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block; `qkv` is one linear of 3 * heads * head_dim rows in the order q, k, v."""
+
+    qkv: Linear
+    out: Linear
+    fc1: Linear
+    fc2: Linear
+    norm1: Norm
+    norm2: Norm
+    num_attention_heads: int
+    activation: str
+    causal: bool = False
+    pre_norm: bool = True
+
+
+@dataclass(frozen=True)
+class BatchNormConv:
+    """A convolution and the batch norm after it; folded into one weight and bias when compiled."""
+
+    weight: Ref  # [out, in / groups, k, k]
+    norm: str  # prefix of weight, bias, running_mean, running_var
+    eps: float
+
+
+@dataclass(frozen=True)
+class InvertedResidual:
+    expand: BatchNormConv | None
+    depthwise: BatchNormConv
+    project: BatchNormConv
+    size: tuple[int, int]  # input height, width
+    stride: int
+    activation: str
+    residual: bool
+
+    @property
+    def kernel(self) -> int:
+        return self.depthwise.weight.shape[-1]
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        return tuple(out_size(n, self.kernel, self.stride, "same") for n in self.size)
+
+
+@dataclass(frozen=True)
+class TokenStem:
+    """Token embeddings plus positions (plus types)."""
+
+    word: Ref
+    position: Ref
+    type: Ref | None = None
+
+
+@dataclass(frozen=True)
+class PatchStem:
+    """A convolution over the picture; with stride = kernel it is a patch embedding.
+
+    `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right).
+    """
+
+    weight: Ref | BatchNormConv
+    bias: Ref | None
+    class_token: Ref | None
+    position: Ref | None
+    size: tuple[int, int]
+    stride: int
+    channels: int = 3
+    padding: str = "valid"
+    activation: str = "none"
+
+    @property
+    def kernel(self) -> int:
+        return (self.weight.weight if isinstance(self.weight, BatchNormConv) else self.weight).shape[-1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(out_size(n, self.kernel, self.stride, self.padding) for n in self.size)
+
+
+def out_size(size: int, kernel: int, stride: int, padding: str) -> int:
+    return -(-size // stride) if padding == "same" else (size - kernel) // stride + 1
+
+
+def same_padding(size: int, kernel: int, stride: int) -> int:
+    """Zeros before the first pixel under TensorFlow's "same" rule."""
+    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One row of the tokens ("first", "last", "argmax" of the ids, first "token"), or their "mean"."""
+
+    kind: str
+    token: int = 0
+
+
+@dataclass(frozen=True)
+class AttentionPool:
+    """SigLIP's MAP head: a learned probe attends to all tokens, then norm and MLP with a residual."""
+
+    probe: Ref
+    query: Linear
+    kv: Linear
+    out: Linear
+    norm: Norm
+    fc1: Linear
+    fc2: Linear
+    num_attention_heads: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class Project:
+    linear: Linear
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """x / |x| per row."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """dst = what(src); `dst` names an output slot of the program."""
+
+    dst: str
+    src: str
+    what: Pool | AttentionPool | Project | Norm | Normalize
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Stem, layers, then steps from "hidden" to the outputs.
+
+    Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised).
+    """
+
+    stem: TokenStem | PatchStem
+    layers: tuple[Block | InvertedResidual, ...]
+    steps: tuple[Step, ...]
+    hidden_size: int
+    stem_norm: Norm | None = None
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.stem, TokenStem)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(step.dst for step in self.steps)
+
+    def without_projection(self) -> Encoder:
+        """The encoder as the classes that end in "Model" and not "WithProjection" have it."""
+        return replace(self, steps=tuple(step for step in self.steps if step.dst not in ("embeds", "unit_embeds")))

@@ -1,0 +1,51 @@
+/* arena.c: aligned allocation with a fault hook; also holds bvl_fail, the one way to report. */
+#define _GNU_SOURCE
+#include "arena.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static atomic_long fail_countdown;
+static atomic_long live;
+
+void bvl_alloc_fail_at(long n) { atomic_store(&fail_countdown, n); }
+
+long bvl_alloc_live(void) { return atomic_load(&live); }
+
+bool bvl_size_mul(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+
+void *bvl_alloc(size_t bytes) {
+    const size_t slack = 256;
+    if (atomic_load_explicit(&fail_countdown, memory_order_relaxed) > 0 &&
+        atomic_fetch_sub(&fail_countdown, 1) == 1)
+        return NULL;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    void *memory = NULL;
+    const size_t padded = (bytes + slack + BVL_ALIGNMENT - 1) / BVL_ALIGNMENT * BVL_ALIGNMENT;
+    if (posix_memalign(&memory, BVL_ALIGNMENT, padded) != 0) return NULL;
+    memset(memory, 0, padded);
+    atomic_fetch_add(&live, 1);
+    return memory;
+}
+
+void *bvl_alloc_array(size_t count, size_t size) {
+    size_t bytes;
+    return bvl_size_mul(count, size, &bytes) ? bvl_alloc(bytes) : NULL;
+}
+
+void bvl_free(void *memory) {
+    if (!memory) return;
+    atomic_fetch_sub(&live, 1);
+    free(memory);
+}
+
+bvl_status bvl_fail(bvl_error *err, bvl_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    return err->status = status;
+}

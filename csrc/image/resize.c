@@ -1,0 +1,206 @@
+/* resize.c: antialiased resampling of 8-bit pictures, bit-equal to Pillow's.
+ *
+ * An output sample is a weighted sum of the input samples under a filter of width support * max(scale, 1):
+ * weights are computed in double, normalised, rounded to 22 fraction bits; sums are in int32, rounded half up
+ * and clamped to 0..255. The horizontal pass comes first and its bytes feed the vertical pass. Only
+ * what the crop keeps is computed. Method: Pillow, ImagingResample.
+ */
+#include "resize.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../arena.h"
+#include "../kernels/kernels.h"
+
+enum { FRACTION_BITS = 22 };
+static const double pi = 3.14159265358979323846;
+
+static double bilinear(double x) {
+    x = fabs(x);
+    return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+static double bicubic(double x) { /* Keys, a = -1/2 */
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+    return 0.0;
+}
+
+static double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+
+static double hamming(double x) {
+    x = fabs(x);
+    if (x == 0.0) return 1.0;
+    if (x >= 1.0) return 0.0;
+    x *= pi;
+    return sin(x) / x * (0.54 + 0.46 * cos(x));
+}
+
+static double sinc(double x) {
+    if (x == 0.0) return 1.0;
+    x *= pi;
+    return sin(x) / x;
+}
+
+static double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0; }
+
+static const struct {
+    double (*weight)(double);
+    double support;
+} filters[] = {[BVL_LANCZOS] = {lanczos, 3.0},
+               [BVL_BILINEAR] = {bilinear, 1.0},
+               [BVL_BICUBIC] = {bicubic, 2.0},
+               [BVL_BOX] = {box, 0.5},
+               [BVL_HAMMING] = {hamming, 1.0}};
+
+/* Weights of output samples [first, first + count) along one axis. */
+typedef struct {
+    int32_t *weights; /* [count, taps] */
+    int64_t *begin;   /* [count] first input sample */
+    int64_t *length;  /* [count] samples used */
+    int64_t taps;
+} axis;
+
+static void axis_free(axis *a) {
+    bvl_free(a->weights);
+    bvl_free(a->begin);
+    bvl_free(a->length);
+}
+
+static bool axis_init(axis *a, int64_t in, int64_t out, bvl_filter filter, int64_t first, int64_t count) {
+    const double scale = (double)in / (double)out, wider = scale < 1.0 ? 1.0 : scale;
+    const double support = filters[filter].support * wider, inverse = 1.0 / wider;
+    a->taps = (int64_t)ceil(support) * 2 + 1;
+    double *exact = bvl_alloc_array((size_t)a->taps, sizeof *exact);
+    a->weights = bvl_alloc_array((size_t)(count * a->taps), sizeof *a->weights);
+    a->begin = bvl_alloc_array((size_t)count, sizeof *a->begin);
+    a->length = bvl_alloc_array((size_t)count, sizeof *a->length);
+    if (!exact || !a->weights || !a->begin || !a->length) {
+        bvl_free(exact);
+        axis_free(a);
+        return false;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const double center = ((double)(first + i) + 0.5) * scale;
+        const int64_t begin = BVL_MAX(0, (int64_t)(center - support + 0.5));
+        const int64_t length = BVL_MIN(in, (int64_t)(center + support + 0.5)) - begin;
+        double sum = 0.0;
+        for (int64_t x = 0; x < length; x++) {
+            exact[x] = filters[filter].weight(((double)(x + begin) - center + 0.5) * inverse);
+            sum += exact[x];
+        }
+        for (int64_t x = 0; x < length; x++) {
+            const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << FRACTION_BITS);
+            a->weights[i * a->taps + x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
+        }
+        a->begin[i] = begin;
+        a->length[i] = length;
+    }
+    bvl_free(exact);
+    return true;
+}
+
+static uint8_t clamp_byte(int32_t sum) {
+    const int32_t v = sum >> FRACTION_BITS;
+    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+/* One line of the horizontal pass, channels a constant at each call. */
+BVL_INLINE void resample_line(uint8_t *out, const uint8_t *line, const axis *a, int64_t count, const int channels) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint8_t *x = line + a->begin[i] * channels;
+        const int32_t *w = a->weights + i * a->taps;
+        int32_t sum[4];
+        for (int c = 0; c < channels; c++) sum[c] = 1 << (FRACTION_BITS - 1);
+        for (int64_t t = 0; t < a->length[i]; t++)
+            for (int c = 0; c < channels; c++) sum[c] += x[t * channels + c] * w[t];
+        for (int c = 0; c < channels; c++) out[i * channels + c] = clamp_byte(sum[c]);
+    }
+}
+
+static void horizontal(uint8_t *out, const uint8_t *line, const axis *a, int64_t count, int64_t channels) {
+    switch (channels) {
+        case 1: resample_line(out, line, a, count, 1); break;
+        case 2: resample_line(out, line, a, count, 2); break;
+        case 3: resample_line(out, line, a, count, 3); break;
+        default: resample_line(out, line, a, count, 4); break;
+    }
+}
+
+/* What of the window lies inside the resized picture, and where it goes in the output. */
+typedef struct {
+    int64_t top, left, height, width; /* in the resized picture */
+    int64_t out_top, out_left;
+} inside;
+
+static inside clip_window(const bvl_geometry *g) {
+    inside in = {BVL_MAX(0, g->top), BVL_MAX(0, g->left), 0, 0, BVL_MAX(0, -g->top), BVL_MAX(0, -g->left)};
+    in.height = BVL_MAX(0, BVL_MIN(g->height, g->top + g->out_height) - in.top);
+    in.width = BVL_MAX(0, BVL_MIN(g->width, g->left + g->out_width) - in.left);
+    return in;
+}
+
+/* The lines of the picture, resampled horizontally (or only cropped) into `lines`, for input lines
+ * [first, first + count). */
+static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, const bvl_geometry *g, const inside *in,
+                            int64_t first, int64_t count) {
+    const int64_t bytes = in->width * p->channels;
+    if (g->width == p->width) {
+        for (int64_t i = 0; i < count; i++)
+            memcpy(lines + i * bytes, p->pixels + (first + i) * p->stride + in->left * p->channels, (size_t)bytes);
+        return true;
+    }
+    axis a = {0};
+    if (!axis_init(&a, p->width, g->width, g->filter, in->left, in->width)) return false;
+    for (int64_t i = 0; i < count; i++)
+        horizontal(lines + i * bytes, p->pixels + (first + i) * p->stride, &a, in->width, p->channels);
+    axis_free(&a);
+    return true;
+}
+
+bvl_status bvl_resize(uint8_t *out, const bvl_picture *p, const bvl_geometry *g, bvl_error *err) {
+    const inside in = clip_window(g);
+    const int64_t bytes = in.width * p->channels, ld = g->out_width * p->channels;
+    memset(out, 0, (size_t)(g->out_height * ld));
+    if (in.height < 1 || in.width < 1) return BVL_OK;
+    axis a = {0};
+    int64_t first = in.top, last = in.top + in.height;
+    const bool vertical = g->height != p->height;
+    if (vertical) {
+        if (!axis_init(&a, p->height, g->height, g->filter, in.top, in.height))
+            return bvl_fail(err, BVL_NO_MEMORY, "no memory to resize a picture");
+        first = a.begin[0];
+        last = a.begin[in.height - 1] + a.length[in.height - 1];
+    }
+    uint8_t *lines = bvl_alloc_array((size_t)(last - first), (size_t)bytes);
+    const uint8_t **rows = bvl_alloc_array((size_t)BVL_MAX(1, a.taps), sizeof *rows);
+    const bool ok = lines && rows && horizontal_pass(lines, p, g, &in, first, last - first);
+    for (int64_t i = 0; ok && i < in.height; i++) {
+        uint8_t *y = out + (in.out_top + i) * ld + in.out_left * p->channels;
+        if (!vertical) {
+            memcpy(y, lines + i * bytes, (size_t)bytes);
+            continue;
+        }
+        for (int64_t t = 0; t < a.length[i]; t++) rows[t] = lines + (a.begin[i] - first + t) * bytes;
+        bvl_kernels_active()->resample_vertical(y, rows, a.weights + i * a.taps, a.length[i], bytes);
+    }
+    bvl_free(lines);
+    bvl_free((void *)rows);
+    axis_free(&a);
+    return ok ? BVL_OK : bvl_fail(err, BVL_NO_MEMORY, "no memory to resize a picture");
+}
+
+bvl_status bvl_preprocess(float *out, const bvl_picture *p, const bvl_geometry *g, const float *table,
+                          bvl_error *err) {
+    const int64_t pixels = g->out_height * g->out_width, C = p->channels;
+    uint8_t *bytes = bvl_alloc_array((size_t)pixels, (size_t)C);
+    if (!bytes) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld pixels", (long long)pixels);
+    const bvl_status status = bvl_resize(bytes, p, g, err);
+    for (int64_t c = 0; status == BVL_OK && c < C; c++)
+        for (int64_t i = 0; i < pixels; i++) out[c * pixels + i] = table[c * 256 + bytes[i * C + c]];
+    bvl_free(bytes);
+    return status;
+}

@@ -1,0 +1,127 @@
+/* conv.c: the inverted residual of MobileNet-V2 and EfficientNet, batch norms folded into the weights.
+ *
+ *   h = act(x We^T + be)          expand, absent where the ratio is 1
+ *   h = act(depthwise(h, Wd) + bd)
+ *   y = h Wp^T + bp (+ x where the shapes agree and `residual` is set)
+ * Rows are pixels, columns channels.
+ */
+#include "../arena.h"
+#include "../ops/conv.h"
+#include "../ops/linear.h"
+#include "ops.h"
+
+typedef struct {
+    bvl_linear expand, project;
+    float *depthwise, *bias; /* [kernel * kernel, C] [C] */
+    bvl_conv_shape shape;
+    bvl_activation act;
+    bool residual;
+} inverted_residual;
+
+enum { P_HEIGHT, P_WIDTH, P_KERNEL, P_STRIDE, P_PAD_TOP, P_PAD_LEFT, P_OUT_HEIGHT, P_OUT_WIDTH, P_ACT, P_RESIDUAL };
+enum { EXPAND_W, EXPAND_B, DEPTHWISE_W, DEPTHWISE_B, PROJECT_W, PROJECT_B };
+
+static void inverted_residual_release(void *state) {
+    inverted_residual *s = state;
+    bvl_linear_free(&s->expand);
+    bvl_linear_free(&s->project);
+    bvl_free(s->depthwise);
+    bvl_free(s->bias);
+    bvl_free(s);
+}
+
+static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                          bvl_error *err) {
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
+    const double *q = b->params;
+    int64_t channels = src->cols;
+    if (src->rows != (int64_t)(q[P_HEIGHT] * q[P_WIDTH]) ||
+        dst->rows != (int64_t)(q[P_OUT_HEIGHT] * q[P_OUT_WIDTH]))
+        return bvl_fail(err, BVL_INVALID, "inverted_residual: rows do not match height x width");
+    if (q[P_RESIDUAL] != 0 && (src->rows != dst->rows || src->cols != dst->cols))
+        return bvl_fail(err, BVL_INVALID, "inverted_residual: a residual needs equal shapes");
+    if (b->weights[EXPAND_W].data) {
+        if (bvl_expect(r->op, b, EXPAND_W, 2, -1, src->cols, 0, 0, err) != BVL_OK) return err->status;
+        channels = b->weights[EXPAND_W].shape[0];
+        if (bvl_expect(r->op, b, EXPAND_B, 1, channels, 0, 0, 0, err) != BVL_OK) return err->status;
+    }
+    const int64_t taps = (int64_t)(q[P_KERNEL] * q[P_KERNEL]);
+    if (bvl_expect(r->op, b, DEPTHWISE_W, 2, taps, channels, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, DEPTHWISE_B, 1, channels, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, PROJECT_W, 2, dst->cols, channels, 0, 0, err) != BVL_OK)
+        return err->status;
+    return bvl_expect(r->op, b, PROJECT_B, 1, dst->cols, 0, 0, 0, err);
+}
+
+static bvl_status inverted_residual_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const double *q = b->params;
+    const bvl_array *w = b->weights;
+    if (inverted_residual_check(p, r, b, err) != BVL_OK) return err->status;
+    inverted_residual *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for inverted_residual");
+    const int64_t channels = w[DEPTHWISE_W].shape[1];
+    s->act = (bvl_activation)q[P_ACT];
+    s->residual = q[P_RESIDUAL] != 0;
+    s->shape = (bvl_conv_shape){channels,
+                                (int64_t)q[P_HEIGHT],
+                                (int64_t)q[P_WIDTH],
+                                (int64_t)q[P_OUT_HEIGHT],
+                                (int64_t)q[P_OUT_WIDTH],
+                                (int64_t)q[P_KERNEL],
+                                (int64_t)q[P_STRIDE],
+                                (int64_t)q[P_PAD_TOP],
+                                (int64_t)q[P_PAD_LEFT],
+                                w[EXPAND_W].data ? bvl_padded(channels) : p->slots[r->src].ld,
+                                bvl_padded(channels)};
+    if (w[EXPAND_W].data) {
+        if (bvl_linear_init(&s->expand, p->kernels, &w[EXPAND_W], &w[EXPAND_B], b->threads, err) != BVL_OK)
+            return err->status;
+        p->packed_bytes += bvl_linear_bytes(&s->expand, p->kernels);
+    }
+    if (bvl_linear_init(&s->project, p->kernels, &w[PROJECT_W], &w[PROJECT_B], b->threads, err) != BVL_OK ||
+        bvl_copy_vector(&s->depthwise, &w[DEPTHWISE_W], err) != BVL_OK)
+        return err->status;
+    p->packed_bytes += bvl_linear_bytes(&s->project, p->kernels) +
+                       4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
+    return bvl_copy_vector(&s->bias, &w[DEPTHWISE_B], err);
+}
+
+static int64_t inverted_residual_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+    const inverted_residual *s = r->state;
+    (void)count, (void)L; /* one picture at a time */
+    return p->slots[r->src].rows * s->shape.ld_in + p->slots[r->dst].rows * s->shape.ld_out;
+}
+
+static void inverted_residual_run(const bvl_record *r, const bvl_run *run) {
+    const inverted_residual *s = r->state;
+    const bvl_kernels *k = run->kernels;
+    const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
+    float *wide = run->shared, *deep = wide + src->rows * s->shape.ld_in;
+    for (int64_t i = 0; i < run->count; i++) {
+        const float *x = run->slots[r->src] + i * src->rows * src->ld;
+        float *y = run->slots[r->dst] + i * dst->rows * dst->ld;
+        if (s->expand.packed) {
+            bvl_linear_run(&s->expand, k, wide, s->shape.ld_in, x, src->ld, src->rows, s->act, NULL, 0,
+                           run->team);
+            bvl_barrier(run->team);
+        }
+        bvl_depthwise_run(k, deep, s->expand.packed ? wide : x, s->depthwise, s->bias, s->act, &s->shape,
+                          run->team);
+        bvl_barrier(run->team);
+        bvl_linear_run(&s->project, k, y, dst->ld, deep, s->shape.ld_out, dst->rows, BVL_ACT_NONE,
+                       s->residual ? x : NULL, src->ld, run->team);
+        bvl_barrier(run->team);
+    }
+}
+
+const bvl_op bvl_op_inverted_residual = {
+    .name = "inverted_residual",
+    .params = {"height", "width", "kernel", "stride", "pad_top", "pad_left", "out_height", "out_width",
+               "activation", "residual", NULL},
+    .weights = {"expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight",
+                "project_bias", NULL},
+    .build = inverted_residual_build,
+    .release = inverted_residual_release,
+    .shared = inverted_residual_shared,
+    .run = inverted_residual_run,
+};

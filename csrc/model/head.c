@@ -1,0 +1,195 @@
+/* head.c: what stands between the blocks and an embedding; and the list of all operations.
+ *
+ * norm           y = layer_norm(x), every row                linear   y = act(x W^T + b), every row
+ * pool           y = one row of x, or a mean over its rows    l2_normalize   y = x / |x|, every row
+ */
+#include <string.h>
+
+#include "../arena.h"
+#include "../ops/linear.h"
+#include "../ops/rows.h"
+#include "ops.h"
+
+static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same_cols, bvl_error *err) {
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
+    if (src->rows == dst->rows && (!same_cols || src->cols == dst->cols)) return BVL_OK;
+    return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name, dst->name);
+}
+
+static void norm_release(void *state) {
+    bvl_norm_free(state);
+    bvl_free(state);
+}
+
+static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const int64_t D = p->slots[r->src].cols;
+    if (same_rows(p, r, true, err) != BVL_OK || bvl_expect(r->op, b, 0, 1, D, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, 1, 1, D, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (!(r->state = bvl_alloc(sizeof(bvl_norm)))) return bvl_fail(err, BVL_NO_MEMORY, "no memory for norm");
+    return bvl_norm_init(r->state, &b->weights[0], &b->weights[1], b->params[0], err);
+}
+
+static void norm_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_slot *src = &run->program->slots[r->src];
+    bvl_norm_run(r->state, run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
+                 run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L), run->team);
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_norm = {
+    .name = "norm",
+    .params = {"layer_norm_eps", NULL},
+    .weights = {"weight", "bias", NULL},
+    .build = norm_build,
+    .release = norm_release,
+    .run = norm_run,
+};
+
+typedef struct {
+    bvl_linear linear;
+    bvl_activation act;
+} linear_state;
+
+static void linear_release(void *state) {
+    bvl_linear_free(&((linear_state *)state)->linear);
+    bvl_free(state);
+}
+
+static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const int64_t K = p->slots[r->src].cols, N = p->slots[r->dst].cols;
+    if (same_rows(p, r, false, err) != BVL_OK || bvl_expect(r->op, b, 0, 2, N, K, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[1].data && bvl_expect(r->op, b, 1, 1, N, 0, 0, 0, err) != BVL_OK) return err->status;
+    if (r->src == r->dst) return bvl_fail(err, BVL_INVALID, "linear: expected two slots");
+    linear_state *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for linear");
+    s->act = (bvl_activation)b->params[0];
+    if (bvl_linear_init(&s->linear, p->kernels, &b->weights[0], &b->weights[1], b->threads, err) != BVL_OK)
+        return err->status;
+    p->packed_bytes += bvl_linear_bytes(&s->linear, p->kernels);
+    return BVL_OK;
+}
+
+static void linear_run(const bvl_record *r, const bvl_run *run) {
+    const linear_state *s = r->state;
+    const bvl_slot *src = &run->program->slots[r->src];
+    bvl_linear_run(&s->linear, run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
+                   run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L), s->act, NULL,
+                   0, run->team);
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_linear = {
+    .name = "linear",
+    .params = {"activation", NULL},
+    .weights = {"weight", "bias", NULL},
+    .build = linear_build,
+    .release = linear_release,
+    .run = linear_run,
+};
+
+/* Kinds of pool; the names are exported to Python as _C.POOLS. */
+typedef enum {
+    POOL_FIRST,  /* the first row: a class token */
+    POOL_LAST,   /* the last row, padding or not */
+    POOL_MEAN,   /* mean of the rows whose attention_mask is not 0 */
+    POOL_ARGMAX, /* the row of the largest token id, the first of equals */
+    POOL_TOKEN,  /* the first row whose token id is `token`; row 0 where none is */
+    POOL_COUNT
+} pool_kind;
+
+const char *const bvl_pool_names[] = {"first", "last", "mean", "argmax", "token", NULL};
+
+typedef struct {
+    pool_kind kind;
+    int64_t token;
+} pool_state;
+
+static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
+    const int kind = (int)b->params[0];
+    if (kind < 0 || kind >= POOL_COUNT || dst->rows != 1 || dst->cols != src->cols ||
+        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && src->rows != BVL_ROWS_TEXT))
+        return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name, dst->name);
+    pool_state *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for pool");
+    s->kind = (pool_kind)kind;
+    s->token = (int64_t)b->params[1];
+    return BVL_OK;
+}
+
+static int64_t pooled_row(const pool_state *s, const int64_t *ids, int64_t T) {
+    int64_t best = 0;
+    switch (s->kind) {
+        case POOL_LAST: return T - 1;
+        case POOL_ARGMAX:
+            for (int64_t t = 1; t < T; t++)
+                if (ids[t] > ids[best]) best = t;
+            return best;
+        case POOL_TOKEN:
+            for (int64_t t = 0; t < T; t++)
+                if (ids[t] == s->token) return t;
+            return 0;
+        default: return 0;
+    }
+}
+
+static void pool_run(const bvl_record *r, const bvl_run *run) {
+    const pool_state *s = r->state;
+    const bvl_inputs *in = run->inputs;
+    const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
+    const int64_t T = bvl_slot_rows(src, in->L);
+    const bool text = src->rows == BVL_ROWS_TEXT;
+    int64_t begin, end;
+    bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = run->slots[r->src] + i * T * src->ld;
+        float *y = run->slots[r->dst] + i * dst->ld;
+        const int64_t at = (run->first + i) * in->L;
+        if (s->kind == POOL_MEAN)
+            bvl_mean_rows(run->kernels, y, x, src->ld, T, src->cols,
+                          text && in->attention_mask ? in->attention_mask + at : NULL);
+        else
+            memcpy(y, x + pooled_row(s, text ? in->input_ids + at : NULL, T) * src->ld,
+                   (size_t)src->cols * sizeof(float));
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_pool = {
+    .name = "pool",
+    .params = {"kind", "token", NULL},
+    .weights = {NULL},
+    .build = pool_build,
+    .release = bvl_free,
+    .run = pool_run,
+};
+
+static bvl_status l2_normalize_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    (void)b;
+    return same_rows(p, r, true, err);
+}
+
+static void l2_normalize_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_slot *src = &run->program->slots[r->src];
+    bvl_l2_normalize_run(run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
+                         run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L),
+                         src->cols, run->team);
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_l2_normalize = {
+    .name = "l2_normalize",
+    .params = {NULL},
+    .weights = {NULL},
+    .build = l2_normalize_build,
+    .release = bvl_free,
+    .run = l2_normalize_run,
+};
+
+const bvl_op *const bvl_ops[] = {
+    &bvl_op_embed_tokens,      &bvl_op_patch_embed, &bvl_op_transformer_block, &bvl_op_attention_pool,
+    &bvl_op_inverted_residual, &bvl_op_norm,        &bvl_op_linear,            &bvl_op_pool,
+    &bvl_op_l2_normalize,      NULL,
+};

@@ -1,0 +1,12 @@
+/* ops.h: the operations a program is made of, one object each; the list is in head.c. */
+#ifndef BVL_MODEL_OPS_H
+#define BVL_MODEL_OPS_H
+
+#include "program.h"
+
+extern const bvl_op bvl_op_embed_tokens, bvl_op_patch_embed;              /* stem.c */
+extern const bvl_op bvl_op_transformer_block, bvl_op_attention_pool;      /* block.c */
+extern const bvl_op bvl_op_inverted_residual;                             /* conv.c */
+extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize; /* head.c */
+
+#endif

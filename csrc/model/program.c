@@ -1,0 +1,289 @@
+/* program.c: building a program, laying out one call, and running it.
+ *
+ * A call of B items on nt threads: while there are at least nt items, each worker takes micro-batches of whole
+ * items and runs every record on them alone, with no barrier; the last B mod nt items are run by the whole
+ * team together, each operation split over it. Which way an item goes does not change its numbers.
+ */
+#include "program.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../arena.h"
+
+#define ROWS_PER_MICRO_BATCH 256
+
+bvl_program *bvl_program_new(const bvl_kernels *kernels) {
+    bvl_program *program = bvl_alloc(sizeof *program);
+    if (program) program->kernels = kernels;
+    return program;
+}
+
+void bvl_program_free(bvl_program *program) {
+    if (!program) return;
+    for (int i = 0; i < program->record_count; i++)
+        program->records[i].op->release(program->records[i].state);
+    bvl_free(program->records);
+    bvl_free(program->spare);
+    bvl_free(program);
+}
+
+int bvl_program_find_slot(const bvl_program *program, const char *name) {
+    for (int i = 0; i < program->slot_count; i++)
+        if (strcmp(program->slots[i].name, name) == 0) return i;
+    return -1;
+}
+
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols,
+                     bvl_error *err) {
+    if (program->slot_count == BVL_MAX_SLOTS || strlen(name) >= sizeof program->slots[0].name ||
+        bvl_program_find_slot(program, name) >= 0) {
+        bvl_fail(err, BVL_INVALID, "slot '%s': expected a new name and at most %d slots", name,
+                 BVL_MAX_SLOTS);
+        return -1;
+    }
+    if (rows < 0 || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
+        bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name,
+                 (long long)rows, (long long)cols);
+        return -1;
+    }
+    bvl_slot *slot = &program->slots[program->slot_count];
+    snprintf(slot->name, sizeof slot->name, "%s", name);
+    slot->rows = rows;
+    slot->cols = cols;
+    slot->ld = bvl_padded(cols);
+    return program->slot_count++;
+}
+
+const bvl_op *bvl_find_op(const char *name) {
+    for (int i = 0; bvl_ops[i]; i++)
+        if (strcmp(bvl_ops[i]->name, name) == 0) return bvl_ops[i];
+    return NULL;
+}
+
+static bvl_status reserve_record(bvl_program *program, bvl_error *err) {
+    if (program->record_count < program->record_capacity) return BVL_OK;
+    const int capacity = program->record_capacity ? 2 * program->record_capacity : 16;
+    bvl_record *grown = bvl_alloc_array((size_t)capacity, sizeof *grown);
+    if (!grown) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %d records", capacity);
+    if (program->record_count)
+        memcpy(grown, program->records, (size_t)program->record_count * sizeof *grown);
+    bvl_free(program->records);
+    program->records = grown;
+    program->record_capacity = capacity;
+    return BVL_OK;
+}
+
+bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst,
+                           const bvl_build *build, bvl_error *err) {
+    bvl_record record = {op, src, dst, NULL};
+    if (reserve_record(program, err) != BVL_OK) return err->status;
+    if (op->build(program, &record, build, err) != BVL_OK) {
+        if (record.state) op->release(record.state);
+        return err->status;
+    }
+    program->records[program->record_count++] = record;
+    return BVL_OK;
+}
+
+static void format_shape(char *text, size_t size, int rank, const int64_t *shape) {
+    size_t used = (size_t)snprintf(text, size, "(");
+    for (int i = 0; i < rank && used < size; i++) {
+        const char *sep = i ? ", " : "";
+        used += (size_t)(shape[i] < 0 ? snprintf(text + used, size - used, "%s*", sep)
+                                      : snprintf(text + used, size - used, "%s%lld", sep,
+                                                 (long long)shape[i]));
+    }
+    if (used < size) snprintf(text + used, size - used, ")");
+}
+
+bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0,
+                      int64_t d1, int64_t d2, int64_t d3, bvl_error *err) {
+    const bvl_array *a = &build->weights[weight];
+    const int64_t wanted[BVL_MAX_RANK] = {d0, d1, d2, d3};
+    bool same = a->data && a->rank == rank;
+    for (int i = 0; same && i < rank; i++)
+        same = wanted[i] < 0 ? a->shape[i] >= 1 : a->shape[i] == wanted[i];
+    if (same) return BVL_OK;
+    char found[96] = "nothing", expected[96];
+    if (a->data) format_shape(found, sizeof found, a->rank, a->shape);
+    format_shape(expected, sizeof expected, rank, wanted);
+    return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name,
+                    op->weights[weight], found, expected);
+}
+
+/* Layout of one worker's memory for micro-batches of `count` items. */
+typedef struct {
+    size_t slots[BVL_MAX_SLOTS];
+    size_t key_bias, shared, local; /* offsets in floats; local: one per worker of a team */
+    size_t local_size, total;
+} layout;
+
+/* Reserves count * size floats at *at; false on overflow. */
+static bool reserve(size_t *at, size_t *total, int64_t count, int64_t size) {
+    size_t floats;
+    *at = *total;
+    return bvl_size_mul((size_t)count, (size_t)size, &floats) && floats < SIZE_MAX / 64 &&
+           !__builtin_add_overflow(*total, (floats + 15) / 16 * 16, total);
+}
+
+static bool plan(layout *l, const bvl_program *p, int64_t count, int64_t L, int workers) {
+    int64_t shared = 0, local = 0;
+    bool ok = true;
+    l->total = 0;
+    for (int i = 0; i < p->slot_count; i++) {
+        const bvl_slot *slot = &p->slots[i];
+        ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, L), slot->ld);
+    }
+    for (int i = 0; i < p->record_count; i++) {
+        const bvl_record *r = &p->records[i];
+        if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, L));
+        if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, L));
+    }
+    ok = ok && reserve(&l->key_bias, &l->total, count, L) && reserve(&l->shared, &l->total, 1, shared);
+    l->local_size = (size_t)bvl_round_up(local, 16);
+    return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
+}
+
+typedef struct {
+    bvl_program *program;
+    const bvl_inputs *inputs;
+    const bvl_call *call;
+    int64_t whole, micro; /* items run whole, items per micro-batch */
+    layout own, together; /* a worker's layout, the team's */
+    float *memory;
+    int nt;
+    atomic_llong next;
+    atomic_bool cancelled;
+} job;
+
+static void fill_key_bias(float *bias, const bvl_run *run) {
+    const int64_t L = run->inputs->L;
+    const int64_t *mask = run->inputs->attention_mask + run->first * L;
+    for (int64_t i = 0; i < run->count * L; i++) bias[i] = mask[i] ? 0.0f : -INFINITY;
+}
+
+static void write_outputs(const bvl_run *run, const bvl_call *call) {
+    for (int s = 0; s < run->program->slot_count; s++) {
+        if (!call->outputs[s]) continue;
+        const bvl_slot *slot = &run->program->slots[s];
+        const int64_t rows = bvl_slot_rows(slot, run->inputs->L);
+        float *out = call->outputs[s] + run->first * rows * slot->cols;
+        for (int64_t r = 0; r < run->count * rows; r++)
+            memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld,
+                   (size_t)slot->cols * sizeof(float));
+    }
+}
+
+/* Every record over one micro-batch; team is this worker alone or the whole team. */
+static void run_micro_batch(job *j, const layout *l, float *memory, int64_t first, int64_t count,
+                            bvl_team team) {
+    const bvl_program *p = j->program;
+    bvl_run run = {p, p->kernels, j->inputs, team, first, count, {0}, NULL, memory + l->shared,
+                   memory + l->local + (size_t)team.tid * l->local_size};
+    for (int i = 0; i < p->slot_count; i++) run.slots[i] = memory + l->slots[i];
+    if (j->inputs->attention_mask) {
+        run.key_bias = memory + l->key_bias;
+        if (team.tid == 0) fill_key_bias(memory + l->key_bias, &run);
+        bvl_barrier(team);
+    }
+    for (int i = 0; i < p->record_count; i++) {
+        /* a team must agree on stopping, so it stops only between micro-batches */
+        if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
+        p->records[i].op->run(&p->records[i], &run);
+    }
+    if (team.tid == 0) write_outputs(&run, j->call);
+    bvl_barrier(team);
+}
+
+static void work(void *context, bvl_team team) {
+    job *j = context;
+    const bvl_team alone = {0, 1};
+    float *own = j->memory + (size_t)team.tid * j->own.total;
+    for (;;) {
+        const int64_t first = atomic_fetch_add(&j->next, j->micro);
+        if (first >= j->whole) break;
+        if (team.tid == 0 && j->call->poll && j->call->poll(j->call->poll_context))
+            atomic_store(&j->cancelled, true);
+        if (atomic_load(&j->cancelled)) break;
+        run_micro_batch(j, &j->own, own, first, BVL_MIN(j->micro, j->whole - first), alone);
+    }
+    bvl_barrier(team);
+    for (int64_t i = j->whole; i < j->inputs->B; i++) {
+        if (team.tid == 0 && j->call->poll && j->call->poll(j->call->poll_context))
+            atomic_store(&j->cancelled, true);
+        bvl_barrier(team);
+        if (atomic_load(&j->cancelled)) break;
+        run_micro_batch(j, &j->together, j->memory, i, 1, team);
+    }
+}
+
+static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
+    if (p->channels && !in->pixel_values)
+        return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
+                        (long long)p->channels, (long long)p->height, (long long)p->width);
+    if (!p->vocab) return BVL_OK;
+    if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
+    if (in->L < 1 || in->L > p->max_positions)
+        return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
+                        (long long)in->L, (long long)p->max_positions);
+    for (int64_t i = 0; i < in->B * in->L; i++) {
+        if (in->input_ids[i] < 0 || in->input_ids[i] >= p->vocab)
+            return bvl_fail(err, BVL_INVALID, "input_ids[%lld, %lld]: %lld, expected 0 to %lld (the vocabulary)",
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->input_ids[i],
+                            (long long)p->vocab - 1);
+        if (in->token_type_ids && (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types))
+            return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
+                            (long long)(i / in->L), (long long)(i % in->L),
+                            (long long)in->token_type_ids[i], (long long)p->types - 1);
+    }
+    return BVL_OK;
+}
+
+/* Decides the split and lays out the memory; false when sizes overflow. */
+static bool prepare(job *j, int threads) {
+    const bvl_program *p = j->program;
+    const int64_t B = j->inputs->B, L = j->inputs->L;
+    int64_t rows = 1;
+    for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], L));
+    j->nt = threads;
+    j->whole = B - B % threads;
+    j->micro = BVL_MAX(1, BVL_MIN(ROWS_PER_MICRO_BATCH / rows, j->whole / threads));
+    return plan(&j->own, p, j->micro, L, 1) && plan(&j->together, p, 1, L, threads);
+}
+
+/* The scratch of the last call when it is large enough, else new memory; no lock: the spare is
+ * taken and put back by one atomic exchange, and concurrent calls allocate their own. */
+static float *take_memory(bvl_program *p, size_t bytes) {
+    float *spare = __atomic_exchange_n(&p->spare, NULL, __ATOMIC_ACQ_REL);
+    if (spare) {
+        size_t have;
+        memcpy(&have, spare, sizeof have);
+        if (have >= bytes) return spare;
+        bvl_free(spare);
+    }
+    float *memory = bytes < SIZE_MAX - BVL_ALIGNMENT ? bvl_alloc(bytes + BVL_ALIGNMENT) : NULL;
+    if (memory) memcpy(memory, &bytes, sizeof bytes);
+    return memory;
+}
+
+bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+                           bvl_error *err) {
+    if (check_inputs(program, inputs, err) != BVL_OK) return err->status;
+    job j = {.program = program, .inputs = inputs, .call = call};
+    size_t floats, bytes;
+    const int threads = BVL_MAX(1, call->threads);
+    if (!prepare(&j, threads) || !bvl_size_mul(j.own.total, (size_t)threads, &floats) ||
+        !bvl_size_mul(BVL_MAX(floats, j.together.total), sizeof(float), &bytes))
+        return bvl_fail(err, BVL_NO_MEMORY, "scratch of this call does not fit in memory");
+    float *memory = take_memory(program, bytes);
+    if (!memory) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
+    j.memory = memory + BVL_ALIGNMENT / sizeof(float);
+    bvl_parallel(threads, work, &j);
+    bvl_free(__atomic_exchange_n(&program->spare, memory, __ATOMIC_ACQ_REL));
+    if (atomic_load(&j.cancelled)) return bvl_fail(err, BVL_CANCELLED, "interrupted");
+    return BVL_OK;
+}

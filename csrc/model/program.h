@@ -1,0 +1,118 @@
+/* program.h: a model as a list of records over named slots; what one operation is.
+ *
+ * A program is built once (bvl_program_add validates shapes, copies and packs weights), then immutable:
+ * any number of threads may run it at the same time. A slot is a matrix per item: `rows` tokens (or L, the
+ * padded text length of the call, when rows is BVL_ROWS_TEXT) of `cols` floats.
+ */
+#ifndef BVL_PROGRAM_H
+#define BVL_PROGRAM_H
+
+#include "../kernels/kernels.h"
+#include "../parallel.h"
+
+enum { BVL_ROWS_TEXT = 0, BVL_MAX_SLOTS = 16, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 20 };
+
+typedef struct {
+    char name[48];
+    int64_t rows, cols;
+    int64_t ld; /* floats between two rows: cols padded so that rows spread over the cache's sets */
+} bvl_slot;
+
+/* What one call gives a program; arrays are borrowed. */
+typedef struct {
+    int64_t B, L;
+    const float *pixel_values;     /* [B, channels, height, width] or NULL */
+    const int64_t *input_ids;      /* [B, L] or NULL */
+    const int64_t *attention_mask; /* [B, L] or NULL */
+    const int64_t *token_type_ids; /* [B, L] or NULL */
+} bvl_inputs;
+
+struct bvl_op;
+typedef struct {
+    const struct bvl_op *op;
+    int src, dst;
+    void *state; /* the operation's own struct */
+} bvl_record;
+
+typedef struct {
+    const bvl_kernels *kernels;
+    bvl_slot slots[BVL_MAX_SLOTS];
+    int slot_count;
+    bvl_record *records;
+    int record_count, record_capacity;
+    int64_t channels, height, width;      /* of pixel_values; 0: takes no picture */
+    int64_t vocab, max_positions, types;  /* of input_ids; 0: takes no text */
+    int64_t packed_bytes;                 /* memory of all weights */
+    float *spare; /* scratch kept between calls, swapped atomically */
+} bvl_program;
+
+/* The micro-batch a team is working on: items [first, first + count) of the call. */
+typedef struct {
+    const bvl_program *program;
+    const bvl_kernels *kernels;
+    const bvl_inputs *inputs;
+    bvl_team team;
+    int64_t first, count;
+    float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
+    const float *key_bias;       /* [count, L] 0 or -inf from attention_mask, or NULL */
+    float *shared;               /* scratch of the team */
+    float *local;                /* scratch of this worker */
+} bvl_run;
+
+typedef struct {
+    const bvl_array *weights; /* in the order of op->weights; data NULL when not given */
+    const double *params;     /* in the order of op->params */
+    int threads;              /* for packing */
+} bvl_build;
+
+typedef struct bvl_op {
+    const char *name;
+    const char *params[BVL_MAX_PARAMS + 1];   /* all are required */
+    const char *weights[BVL_MAX_WEIGHTS + 1]; /* which may be absent is the build function's matter */
+    /* Checks, copies, packs; on failure the record is released by `release`. */
+    bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build,
+                        bvl_error *err);
+    void (*release)(void *state);
+    /* Floats of scratch for `count` items of L tokens: shared by the team, and per worker. */
+    int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count, int64_t L);
+    int64_t (*local)(const bvl_program *program, const bvl_record *record, int64_t L);
+    /* One worker's share, with the barriers inside; ends with a barrier if others read dst. */
+    void (*run)(const bvl_record *record, const bvl_run *run);
+} bvl_op;
+
+/* All operations, NULL at the end; their names and fields are exported to Python. */
+extern const bvl_op *const bvl_ops[];
+const bvl_op *bvl_find_op(const char *name);
+
+bvl_program *bvl_program_new(const bvl_kernels *kernels);
+void bvl_program_free(bvl_program *program);
+/* Index of a new slot, or -1 with err filled. */
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err);
+int bvl_program_find_slot(const bvl_program *program, const char *name);
+bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst,
+                           const bvl_build *build, bvl_error *err);
+
+/* Called now and then by the calling thread; true stops the run. */
+typedef bool (*bvl_poll)(void *context);
+
+typedef struct {
+    float *outputs[BVL_MAX_SLOTS]; /* [B, rows, cols] per wanted slot, NULL where not wanted */
+    int threads;
+    bvl_poll poll;
+    void *poll_context;
+} bvl_call;
+
+/* Checks the inputs against the program; then computes. Fails with INVALID or NO_MEMORY before
+ * anything is computed, with CANCELLED when poll said so. */
+bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+                           bvl_error *err);
+
+BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {
+    return slot->rows == BVL_ROWS_TEXT ? L : slot->rows;
+}
+
+/* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */
+bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0,
+                      int64_t d1, int64_t d2, int64_t d3, bvl_error *err);
+
+#endif

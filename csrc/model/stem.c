@@ -1,0 +1,181 @@
+/* stem.c: from inputs to the first rows.
+ *
+ * embed_tokens   x[t] = word[ids[t]] + position[t] (+ type[type_ids[t]])
+ * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first. A patch
+ *                embedding has stride = kernel; a convolution stem has overlapping, padded windows.
+ */
+#include <string.h>
+
+#include "../arena.h"
+#include "../ops/conv.h"
+#include "../ops/linear.h"
+#include "ops.h"
+
+typedef struct {
+    float *word, *position, *type; /* [vocab, D] [max_positions, D] [types, D] or NULL */
+    int64_t D;
+} embed_tokens;
+
+enum { WORD, POSITION, TYPE };
+
+static void embed_tokens_release(void *state) {
+    embed_tokens *s = state;
+    bvl_free(s->word);
+    bvl_free(s->position);
+    bvl_free(s->type);
+    bvl_free(s);
+}
+
+static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const int64_t D = p->slots[r->dst].cols;
+    if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[TYPE].data && bvl_expect(r->op, b, TYPE, 2, -1, D, 0, 0, err) != BVL_OK)
+        return err->status;
+    embed_tokens *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for embed_tokens");
+    s->D = D;
+    p->vocab = b->weights[WORD].shape[0];
+    p->max_positions = b->weights[POSITION].shape[0];
+    p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
+    p->packed_bytes += 4 * D * (p->vocab + p->max_positions + p->types);
+    if (bvl_copy_vector(&s->word, &b->weights[WORD], err) != BVL_OK ||
+        bvl_copy_vector(&s->position, &b->weights[POSITION], err) != BVL_OK)
+        return err->status;
+    return p->types ? bvl_copy_vector(&s->type, &b->weights[TYPE], err) : BVL_OK;
+}
+
+static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
+    const embed_tokens *s = r->state;
+    const bvl_kernels *k = run->kernels;
+    const bvl_inputs *in = run->inputs;
+    const int64_t L = in->L, ld = run->program->slots[r->dst].ld;
+    int64_t begin, end;
+    bvl_share(run->count * L, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t at = run->first * L + i;
+        float *x = run->slots[r->dst] + i * ld;
+        memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
+        if (s->type) {
+            const int64_t type = in->token_type_ids ? in->token_type_ids[at] : 0;
+            k->add(x, s->type + type * s->D, s->D);
+        }
+        k->add(x, s->position + i % L * s->D, s->D);
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_embed_tokens = {
+    .name = "embed_tokens",
+    .params = {NULL},
+    .weights = {"word", "position", "type", NULL},
+    .build = embed_tokens_build,
+    .release = embed_tokens_release,
+    .run = embed_tokens_run,
+};
+
+typedef struct {
+    bvl_patches patches;
+    bvl_linear linear;
+    float *class_token; /* [D] or NULL */
+    float *position;    /* [T, D], class token first, or NULL */
+    int64_t tokens, ld; /* windows of one picture; floats between two rows of windows */
+    bvl_activation act;
+} patch_embed;
+
+enum { P_CHANNELS, P_HEIGHT, P_WIDTH, P_STRIDE, P_PAD_TOP, P_PAD_LEFT, P_OUT_HEIGHT, P_OUT_WIDTH, P_ACT };
+enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
+
+static void patch_embed_release(void *state) {
+    patch_embed *s = state;
+    bvl_linear_free(&s->linear);
+    bvl_free(s->class_token);
+    bvl_free(s->position);
+    bvl_free(s);
+}
+
+static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                    bvl_error *err) {
+    const bvl_slot *dst = &p->slots[r->dst];
+    const int64_t channels = (int64_t)b->params[P_CHANNELS];
+    const int64_t tokens = (int64_t)(b->params[P_OUT_HEIGHT] * b->params[P_OUT_WIDTH]);
+    const int64_t total = tokens + (b->weights[W_CLASS].data ? 1 : 0);
+    if (dst->rows != total)
+        return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
+                        (long long)total);
+    if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
+    if (b->weights[W_WEIGHT].shape[2] != b->weights[W_WEIGHT].shape[3])
+        return bvl_fail(err, BVL_INVALID, "patch_embed: weight: expected a square kernel");
+    if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[W_CLASS].data && bvl_expect(r->op, b, W_CLASS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[W_POSITION].data)
+        return bvl_expect(r->op, b, W_POSITION, 2, total, dst->cols, 0, 0, err);
+    return BVL_OK;
+}
+
+static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    if (patch_embed_check(p, r, b, err) != BVL_OK) return err->status;
+    patch_embed *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for patch_embed");
+    s->patches = (bvl_patches){
+        (int64_t)b->params[P_CHANNELS],   (int64_t)b->params[P_HEIGHT],
+        (int64_t)b->params[P_WIDTH],      (int64_t)b->params[P_OUT_HEIGHT],
+        (int64_t)b->params[P_OUT_WIDTH],  b->weights[W_WEIGHT].shape[2],
+        (int64_t)b->params[P_STRIDE],     (int64_t)b->params[P_PAD_TOP],
+        (int64_t)b->params[P_PAD_LEFT]};
+    s->act = (bvl_activation)b->params[P_ACT];
+    s->tokens = s->patches.out_height * s->patches.out_width;
+    p->channels = s->patches.channels;
+    p->height = s->patches.height;
+    p->width = s->patches.width;
+    if (bvl_linear_init(&s->linear, p->kernels, &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads,
+                        err) != BVL_OK)
+        return err->status;
+    s->ld = bvl_padded(s->linear.K);
+    p->packed_bytes += bvl_linear_bytes(&s->linear, p->kernels);
+    if (b->weights[W_CLASS].data && bvl_copy_vector(&s->class_token, &b->weights[W_CLASS], err) != BVL_OK)
+        return err->status;
+    if (!b->weights[W_POSITION].data) return BVL_OK;
+    p->packed_bytes += 4 * p->slots[r->dst].rows * p->slots[r->dst].cols;
+    return bvl_copy_vector(&s->position, &b->weights[W_POSITION], err);
+}
+
+static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+    const patch_embed *s = r->state;
+    (void)p, (void)count, (void)L;
+    return s->tokens * s->ld; /* one picture at a time */
+}
+
+static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
+    const patch_embed *s = r->state;
+    const bvl_slot *dst = &run->program->slots[r->dst];
+    const int64_t D = dst->cols, skip = s->class_token ? 1 : 0;
+    const int64_t pixels = s->patches.channels * s->patches.height * s->patches.width;
+    for (int64_t i = 0; i < run->count; i++) {
+        float *x = run->slots[r->dst] + i * dst->rows * dst->ld;
+        bvl_patch_rows(run->shared, s->ld, run->inputs->pixel_values + (run->first + i) * pixels,
+                       &s->patches, run->team);
+        bvl_barrier(run->team);
+        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, run->shared, s->ld,
+                       s->tokens, s->act, s->position ? s->position + skip * D : NULL, D, run->team);
+        if (skip && run->team.tid == 0) {
+            memcpy(x, s->class_token, (size_t)D * sizeof(float));
+            if (s->position) run->kernels->add(x, s->position, D);
+        }
+        bvl_barrier(run->team);
+    }
+}
+
+const bvl_op bvl_op_patch_embed = {
+    .name = "patch_embed",
+    .params = {"channels", "height", "width", "stride", "pad_top", "pad_left", "out_height", "out_width",
+               "activation", NULL},
+    .weights = {"weight", "bias", "class_token", "position", NULL},
+    .build = patch_embed_build,
+    .release = patch_embed_release,
+    .shared = patch_embed_shared,
+    .run = patch_embed_run,
+};

@@ -1,0 +1,27 @@
+/* parallel.h: teams of threads. The only place that knows a threading library. */
+#ifndef BVL_PARALLEL_H
+#define BVL_PARALLEL_H
+
+#include "core.h"
+
+/* A worker's place in its team; barriers concern the team alone. */
+typedef struct {
+    int tid, nt;
+} bvl_team;
+
+typedef void (*bvl_worker)(void *context, bvl_team team);
+
+/* Runs worker on a team of at most nt threads, the caller being tid 0; returns when all are done. */
+void bvl_parallel(int nt, bvl_worker worker, void *context);
+
+/* Waits for the whole team; nothing for a team of one. */
+void bvl_barrier(bvl_team team);
+
+/* Threads used when the caller names no number: BEYONDVL_NUM_THREADS, else OMP_NUM_THREADS, else
+ * the processors this process may use. */
+int bvl_default_threads(void);
+
+/* Installs the fork handlers; called once at import, starts no thread. */
+void bvl_parallel_init(void);
+
+#endif
