@@ -21,6 +21,7 @@ from .spec import (
     Pool,
     Project,
     Ref,
+    Softmax,
     same_padding,
 )
 
@@ -39,13 +40,22 @@ class Reader:
         self.checkpoint = checkpoint
         self.used: set[str] = set()
 
+    def has(self, ref: Ref) -> bool:
+        """False for an optional parameter that the checkpoint lacks."""
+        return not ref.optional or all(name in self.checkpoint for name in ref.names)
+
     def __call__(self, ref: Ref | None) -> np.ndarray | None:
-        if ref is None or (ref.optional and not all(name in self.checkpoint for name in ref.names)):
+        if ref is None or not self.has(ref):
             return None
         parts = [self.part(ref, name) for name in ref.names]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def part(self, ref: Ref, name: str) -> np.ndarray:
+        if ref.patchified:
+            out, channels, kernel, _ = ref.shape
+            array = self.checkpoint.read(name, (out, kernel * kernel * channels))
+            self.used.add(name)
+            return np.ascontiguousarray(array.reshape(out, kernel, kernel, channels).transpose(0, 3, 1, 2))
         rows = ref.shape[0] // len(ref.names)
         shape = (ref.packed_rows or rows, *ref.shape[1:])
         stored = shape[::-1] if ref.transpose else shape
@@ -86,8 +96,11 @@ class Builder:
         given = {name: array for name, array in weights.items() if array is not None}
         self.program.add(op, self.slots[src], self.slots[dst], params or {}, given, self.num_threads)
 
-    def affine(self, layer: Linear | Norm, prefix: str = "") -> dict[str, np.ndarray | None]:
+    def affine(self, layer: Linear | Norm | BatchNormConv, prefix: str = "") -> dict[str, np.ndarray | None]:
         """Weight and bias under the names an operation gives them."""
+        if isinstance(layer, BatchNormConv):
+            weight, bias = self.read.folded(layer)
+            return {f"{prefix}weight": weight.reshape(weight.shape[0], -1), f"{prefix}bias": bias}
         return {f"{prefix}weight": self.read(layer.weight), f"{prefix}bias": self.read(layer.bias)}
 
     def stem(self) -> str:
@@ -155,9 +168,8 @@ class Builder:
         for name in ("expand", "depthwise", "project"):
             conv = getattr(layer, name)
             if conv:
-                weight, weights[f"{name}_bias"] = self.read.folded(conv)
-                matrix = weight.reshape(weight.shape[0], -1)
-                weights[f"{name}_weight"] = np.ascontiguousarray(matrix.T) if name == "depthwise" else matrix
+                weights |= self.affine(conv, f"{name}_")
+        weights["depthwise_weight"] = np.ascontiguousarray(weights["depthwise_weight"].T)
         channels = layer.project.weight.shape[0]
         # two slots of a shape take turns, so that a deep stack needs few
         dst = self.slot(f"map_{rows}x{cols}x{channels}_{index % 2}", rows * cols, channels)
@@ -177,8 +189,10 @@ class Builder:
             weights |= self.affine(getattr(pool, name), f"{name}_")
         self.add("attention_pool", src, dst, params, query=query.astype(np.float32), **weights)
 
-    def step(self, dst: str, src: str, what: Pool | AttentionPool | Project | Norm | Normalize) -> None:
+    def step(self, dst: str, src: str, what: Pool | AttentionPool | Project | Norm | Normalize | Softmax) -> None:
         rows, cols = self.sizes[src]
+        if isinstance(what, Project) and not self.read.has(what.linear.weight):
+            return
         if isinstance(what, Pool | AttentionPool):
             rows = 1
         if isinstance(what, Project):
@@ -190,13 +204,16 @@ class Builder:
             case AttentionPool():
                 self.attention_pool(what, src, dst)
             case Project():
-                self.add("linear", src, dst, {"activation": activation_code(what.activation)}, **self.affine(what.linear))
+                params = {"activation": activation_code(what.activation), "accumulate": what.accumulate}
+                self.add("linear", src, dst, params, **self.affine(what.linear))
             case Norm():
                 self.add("norm", src, dst, {"layer_norm_eps": what.eps}, **self.affine(what))
             case Normalize():
                 self.add("l2_normalize", src, dst)
+            case Softmax():
+                self.add("softmax", src, dst)
 
-    def build(self) -> _C.Program:
+    def build(self) -> tuple[_C.Program, dict[str, str]]:
         hidden = self.stem()
         if self.encoder.stem_norm:
             self.step(hidden, hidden, self.encoder.stem_norm)
@@ -207,9 +224,15 @@ class Builder:
                 hidden = self.inverted_residual(layer, hidden, index)
         for step in self.encoder.steps:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
-        return self.program
+        # the last hidden state is the last layer's slot, unless a step makes it
+        return self.program, {"last_hidden_state": hidden} | {name: name for name in self.slots}
 
 
-def compile_encoder(encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own") -> _C.Program:
-    """The program of one encoder, its weights read through `reader` and packed on `num_threads` threads."""
+def compile_encoder(
+    encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own"
+) -> tuple[_C.Program, dict[str, str]]:
+    """The program of one encoder and its outputs (name -> slot).
+
+    Weights are read through `reader` and packed on `num_threads` threads.
+    """
     return Builder(encoder, reader, num_threads, gemm).build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -36,16 +37,15 @@ NEUTRAL = {
 
 
 class Tower:
-    """One compiled encoder and how its slots answer to output names."""
+    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program."""
 
-    def __init__(self, encoder: Encoder, program: _C.Program):
-        self.encoder, self.program = encoder, program
-        self.outputs = encoder.outputs
+    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str):
+        self.encoder = encoder
+        self.program, self.outputs = compile_encoder(encoder, reader, num_threads, gemm)
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
-        slots = ["hidden" if name == "last_hidden_state" and name not in self.outputs else name for name in wanted]
-        found = self.program.run(inputs, slots, num_threads)
-        return {name: found[slot] for name, slot in zip(wanted, slots, strict=True)}
+        found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
+        return {name: found[self.outputs[name]] for name in wanted}
 
 
 class PreTrainedModel(EncodeMixin):
@@ -112,14 +112,11 @@ class PreTrainedModel(EncodeMixin):
         encoders = {name: family.towers[name](config) for name in cls.modalities}
         if cls.__name__ in family.bare:
             encoders = {name: encoder.without_projection() for name, encoder in encoders.items()}
-        checkpoint = open_checkpoint(folder).renamed(family.rename)
+        checkpoint = _named(open_checkpoint(folder), cls)
         reader = Reader(checkpoint)
         gemm = os.environ.get("BEYONDVL_GEMM") or "own"
         try:
-            towers = {
-                name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm))
-                for name, encoder in encoders.items()
-            }
+            towers = {name: Tower(encoder, reader, num_threads, gemm) for name, encoder in encoders.items()}
             both = len(towers) == 2
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
@@ -199,7 +196,7 @@ class PreTrainedModel(EncodeMixin):
     def _wanted(self, modality: str) -> list[str]:
         outputs = self.towers[modality].outputs
         names = ["last_hidden_state", "pooler_output", "unit_embeds" if len(self.towers) == 2 else "embeds"]
-        return [name for name in names if name == "last_hidden_state" or name in outputs]
+        return [name for name in names if name in outputs]
 
     def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:
         names = {"text": "text", "vision": "image"}
@@ -237,7 +234,44 @@ def load_config(folder: Path) -> Config:
     """config.json of a folder, or OpenCLIP's own file when that is what it holds."""
     if not (folder / "config.json").exists() and (folder / "open_clip_config.json").exists():
         return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
-    return Config(read_json(folder / "config.json"))
+    config = Config(read_json(folder / "config.json"))
+    return config.updated(Config({"sentence_transformers": _sentence_settings(folder)})) if (
+        folder / "modules.json"
+    ).exists() else config
+
+
+def _sentence_settings(folder: Path) -> dict[str, Any]:
+    """How a sentence-transformers folder pools: {"pooling": "mean" or "first", "normalize": bool}."""
+    try:
+        modules = json.loads((folder / "modules.json").read_bytes())
+        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"modules.json: not a list of modules: {error}") from error
+    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    if unknown:
+        raise ConfigError(f"modules.json: found {', '.join(sorted(unknown))}, expected Transformer, Pooling, Normalize")
+    pooling = "mean"
+    path = folder / kinds.get("Pooling", "") / "config.json"
+    if "Pooling" in kinds and path.exists():
+        fields = read_json(path)
+        modes = [name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True and "_mode_" in name]
+        names = {"mean_tokens": "mean", "cls_token": "first"}
+        if len(modes) != 1 or modes[0] not in names:
+            raise ConfigError(f"{path.parent.name}/config.json: pooling {modes}, expected mean_tokens or cls_token")
+        pooling = names[modes[0]]
+    return {"pooling": pooling, "normalize": "Normalize" in kinds}
+
+
+def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
+    """The checkpoint under the names the encoders use. One-tower checkpoints saved by transformers 5 lack the tower's
+    prefix, which is put back."""
+    checkpoint = checkpoint.renamed(cls.family.rename)
+    if len(cls.modalities) != 1 or not cls.family.prefixes:
+        return checkpoint
+    tower, *rest = cls.family.prefixes[cls.modalities[0]]
+    if any(name.startswith(tower) for name in checkpoint.names()):
+        return checkpoint
+    return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
 
 
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> None:

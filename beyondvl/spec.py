@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 __all__ = [
     "AttentionPool",
+    "BatchNormConv",
     "Block",
     "Encoder",
     "InvertedResidual",
@@ -20,6 +21,7 @@ __all__ = [
     "Pool",
     "Project",
     "Ref",
+    "Softmax",
     "Step",
     "TokenStem",
 ]
@@ -40,6 +42,7 @@ class Ref:
     packed_rows: int | None = None
     transpose: bool = False
     optional: bool = False
+    patchified: bool = False  # a convolution [D, C, k, k] stored as a linear [D, k * k * C]
 
 
 def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
@@ -90,6 +93,10 @@ class BatchNormConv:
     weight: Ref  # [out, in / groups, k, k]
     norm: str  # prefix of weight, bias, running_mean, running_var
     eps: float
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,17 @@ class AttentionPool:
 
 @dataclass(frozen=True)
 class Project:
-    linear: Linear
+    """y = act(x W^T + b); with `accumulate` it is added to what dst holds. Left out where its weight is optional and
+    absent."""
+
+    linear: Linear | BatchNormConv
     activation: str = "none"
+    accumulate: bool = False
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Probabilities of each row."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +211,7 @@ class Step:
 
     dst: str
     src: str
-    what: Pool | AttentionPool | Project | Norm | Normalize
+    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax
 
 
 @dataclass(frozen=True)
@@ -214,10 +230,6 @@ class Encoder:
     @property
     def is_text(self) -> bool:
         return isinstance(self.stem, TokenStem)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return tuple(step.dst for step in self.steps)
 
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""

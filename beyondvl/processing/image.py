@@ -197,11 +197,35 @@ class AutoImageProcessor:
 
 def _read_config(folder: Any) -> Config:
     path = folder / "preprocessor_config.json"
+    if not path.exists() and (folder / "open_clip_config.json").exists():
+        return _open_clip_config(Config(read_json(folder / "open_clip_config.json"), "open_clip_config.json"))
     if not path.exists() and (folder / "processor_config.json").exists():
         nested = Config(read_json(folder / "processor_config.json"), "processor_config.json")
         if "image_processor" in nested:
             return nested.section("image_processor")
     return Config(read_json(path), path.name)
+
+
+def _open_clip_config(config: Config) -> Config:
+    """OpenCLIP's preprocess_cfg in transformers' fields."""
+    fields = config.section("preprocess_cfg")
+    size = config.section("model_cfg").section("vision_cfg").integer("image_size", 224, 1, 1 << 13)
+    square = {"height": size, "width": size}
+    squash = fields.choice("resize_mode", "shortest", ("shortest", "squash")) == "squash"
+    resample = {"bicubic": BICUBIC, "bilinear": BILINEAR}[
+        fields.choice("interpolation", "bicubic", ("bicubic", "bilinear"))
+    ]
+    return Config(
+        {
+            "size": square if squash else {"shortest_edge": size},
+            "do_center_crop": not squash,
+            "crop_size": square,
+            "resample": resample,
+            "image_mean": fields.get("mean", OPENAI_MEAN),
+            "image_std": fields.get("std", OPENAI_STD),
+        },
+        "open_clip_config.json",
+    )
 
 
 def _as_batch(images: Any) -> list[Any]:

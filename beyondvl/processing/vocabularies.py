@@ -56,6 +56,8 @@ def _kind(folder: Path, settings: Config) -> Defaults | None:
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     config_path = folder / "config.json"
     model_type = read_json(config_path).get("model_type") if config_path.exists() else None
+    if model_type is None and (folder / "open_clip_config.json").exists():
+        model_type = "clip"
     if str(model_type).startswith("siglip") and "Gemma" in name:
         return SIGLIP2
     if name in KINDS:

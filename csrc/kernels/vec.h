@@ -23,10 +23,10 @@
 #define V_NR (2 * V_WIDTH)
 
 /* exp(x), relative error below 2e-7 for x in [-87, 88]; smaller x give 0, larger ones exp(88).
- * x = n ln2 + r with |r| <= ln2 / 2, exp(r) by its Taylor series to degree 7. */
+ * x = n ln2 + r with |r| <= ln2 / 2, exp(r) by its Taylor series to degree 7. NaN gives NaN. */
 BVL_INLINE vf v_exp(vf x) {
     const vf low = v_set1(-87.33654f), high = v_set1(88.0f);
-    const vf clamped = v_min(v_max(x, low), high);
+    const vf clamped = v_min(high, v_max(low, x)); /* in this order NaN passes through */
     const vf n = v_round(clamped * v_set1(1.44269504f));
     vf r = v_fma(n, v_set1(-0.693359375f), clamped);
     r = v_fma(n, v_set1(2.12194440e-4f), r);

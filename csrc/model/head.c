@@ -1,7 +1,8 @@
 /* head.c: what stands between the blocks and an embedding; and the list of all operations.
  *
- * norm           y = layer_norm(x), every row                linear   y = act(x W^T + b), every row
- * pool           y = one row of x, or a mean over its rows    l2_normalize   y = x / |x|, every row
+ * norm           y = layer_norm(x), every row      linear         y = act(x W^T + b), or y += x W^T + b
+ * l2_normalize   y = x / |x|, every row            softmax        y = softmax(x), every row
+ * pool           y = one row of x, or a mean over its rows
  */
 #include <string.h>
 
@@ -49,6 +50,7 @@ const bvl_op bvl_op_norm = {
 typedef struct {
     bvl_linear linear;
     bvl_activation act;
+    bool accumulate;
 } linear_state;
 
 static void linear_release(void *state) {
@@ -65,6 +67,9 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
     linear_state *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for linear");
     s->act = (bvl_activation)b->params[0];
+    s->accumulate = b->params[1] != 0;
+    if (s->accumulate && s->act != BVL_ACT_NONE)
+        return bvl_fail(err, BVL_INVALID, "linear: an activation and accumulate do not go together");
     if (bvl_linear_init(&s->linear, p->kernels, &b->weights[0], &b->weights[1], b->threads, err) != BVL_OK)
         return err->status;
     p->packed_bytes += bvl_linear_bytes(&s->linear, p->kernels);
@@ -74,15 +79,16 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
 static void linear_run(const bvl_record *r, const bvl_run *run) {
     const linear_state *s = r->state;
     const bvl_slot *src = &run->program->slots[r->src];
-    bvl_linear_run(&s->linear, run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
-                   run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L), s->act, NULL,
-                   0, run->team);
+    const int64_t ld = run->program->slots[r->dst].ld, rows = run->count * bvl_slot_rows(src, run->inputs->L);
+    float *y = run->slots[r->dst];
+    bvl_linear_run(&s->linear, run->kernels, y, ld, run->slots[r->src], src->ld, rows, s->act,
+                   s->accumulate ? y : NULL, ld, run->team);
     bvl_barrier(run->team);
 }
 
 const bvl_op bvl_op_linear = {
     .name = "linear",
-    .params = {"activation", NULL},
+    .params = {"activation", "accumulate", NULL},
     .weights = {"weight", "bias", NULL},
     .build = linear_build,
     .release = linear_release,
@@ -166,7 +172,8 @@ const bvl_op bvl_op_pool = {
     .run = pool_run,
 };
 
-static bvl_status l2_normalize_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+/* Operations without weights: both slots have one shape. */
+static bvl_status same_shape_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     (void)b;
     return same_rows(p, r, true, err);
 }
@@ -183,13 +190,34 @@ const bvl_op bvl_op_l2_normalize = {
     .name = "l2_normalize",
     .params = {NULL},
     .weights = {NULL},
-    .build = l2_normalize_build,
+    .build = same_shape_build,
     .release = bvl_free,
     .run = l2_normalize_run,
+};
+
+static void softmax_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
+    int64_t begin, end;
+    bvl_share(run->count * bvl_slot_rows(src, run->inputs->L), run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        float *y = run->slots[r->dst] + i * dst->ld;
+        if (r->src != r->dst) memcpy(y, run->slots[r->src] + i * src->ld, (size_t)src->cols * sizeof(float));
+        run->kernels->softmax(y, src->cols, 1.0f, NULL);
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_softmax = {
+    .name = "softmax",
+    .params = {NULL},
+    .weights = {NULL},
+    .build = same_shape_build,
+    .release = bvl_free,
+    .run = softmax_run,
 };
 
 const bvl_op *const bvl_ops[] = {
     &bvl_op_embed_tokens,      &bvl_op_patch_embed, &bvl_op_transformer_block, &bvl_op_attention_pool,
     &bvl_op_inverted_residual, &bvl_op_norm,        &bvl_op_linear,            &bvl_op_pool,
-    &bvl_op_l2_normalize,      NULL,
+    &bvl_op_l2_normalize,      &bvl_op_softmax,     NULL,
 };

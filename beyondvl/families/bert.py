@@ -1,0 +1,88 @@
+"""BERT and the sentence encoders built on it (Devlin et al., 2018; Reimers and Gurevych, 2019).
+
+`sentence_embedding` is what sentence-transformers computes: the mean over the tokens that attention_mask keeps, or the
+first token where the folder's pooling says so, normalised when its modules say so.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..errors import ConfigError
+from ..spec import Block, Encoder, Linear, Normalize, Pool, Project, Step, TokenStem, ref
+from .blocks import ACTIVATIONS, linear, norm, stacked
+from .registry import Family, strip_prefixes
+
+
+def post_norm_block(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float) -> Block:
+    attention = f"{prefix}.attention"
+    return Block(
+        qkv=stacked([f"{attention}.self.{part}" for part in ("query", "key", "value")], hidden, hidden),
+        out=linear(f"{attention}.output.dense", hidden, hidden),
+        fc1=linear(f"{prefix}.intermediate.dense", intermediate, hidden),
+        fc2=linear(f"{prefix}.output.dense", hidden, intermediate),
+        norm1=norm(f"{attention}.output.LayerNorm", hidden, eps),
+        norm2=norm(f"{prefix}.output.LayerNorm", hidden, eps),
+        num_attention_heads=heads,
+        activation=activation,
+        pre_norm=False,
+    )
+
+
+def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...]) -> Encoder:
+    """A BERT under the key prefix, with the given steps after its last layer."""
+    if section.get("position_embedding_type", "absolute") != "absolute" or section.get("is_decoder"):
+        raise ConfigError("config.json: expected absolute positions and no decoder")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
+    heads = section.heads(hidden, 768, 12)
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
+    embeddings = f"{prefix}embeddings"
+    vocab = section.integer("vocab_size", 30522, 1, 1 << 22)
+    positions = section.integer("max_position_embeddings", 512, 1, 1 << 16)
+    types = section.integer("type_vocab_size", 2, 1, 1 << 10)
+    return Encoder(
+        hidden_size=hidden,
+        stem=TokenStem(
+            word=ref(f"{embeddings}.word_embeddings.weight", vocab, hidden),
+            position=ref(f"{embeddings}.position_embeddings.weight", positions, hidden),
+            type=ref(f"{embeddings}.token_type_embeddings.weight", types, hidden),
+        ),
+        stem_norm=norm(f"{embeddings}.LayerNorm", hidden, eps),
+        layers=tuple(
+            post_norm_block(f"{prefix}encoder.layer.{i}", hidden, intermediate, heads, activation, eps)
+            for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
+        ),
+        steps=steps,
+    )
+
+
+def sentence_steps(config: Config) -> tuple[Step, ...]:
+    """Pooling as the folder of a sentence encoder states it (see `modeling.load_config`)."""
+    settings = config.section("sentence_transformers")
+    pooling = settings.choice("pooling", "mean", ("mean", "first"))
+    steps = [Step("pooled_sentence" if settings.get("normalize") else "sentence_embedding", "hidden", Pool(pooling))]
+    if settings.get("normalize"):
+        steps.append(Step("sentence_embedding", "pooled_sentence", Normalize()))
+    return tuple(steps)
+
+
+def text(config: Config) -> Encoder:
+    hidden = config.integer("hidden_size", 768, 1, 1 << 16)
+    pooler = Linear(ref("pooler.dense.weight", hidden, hidden, optional=True),
+                    ref("pooler.dense.bias", hidden, optional=True))  # fmt: skip
+    steps = (
+        Step("first_token", "hidden", Pool("first")),
+        Step("pooler_output", "first_token", Project(pooler, "tanh")),
+        *sentence_steps(config),
+    )
+    return bert_encoder(config, "", steps)
+
+
+FAMILY = Family(
+    model_type="bert",
+    towers={"text": text},
+    classes={"BertModel": ("text",)},
+    rename=strip_prefixes("bert.", "model.", "0.auto_model."),
+    ignored=("cls.",),
+)

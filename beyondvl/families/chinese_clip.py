@@ -1,0 +1,34 @@
+"""Chinese CLIP: CLIP's vision tower and a BERT whose first token is projected (Yang et al., 2022)."""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..spec import Encoder, Normalize, Pool, Project, Step
+from .bert import bert_encoder
+from .blocks import linear
+from .clip import projection_size, tower_config, vision
+from .registry import Family
+
+
+def text(config: Config) -> Encoder:
+    section = tower_config(config, "text")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    steps = (
+        Step("first_token", "hidden", Pool("first")),
+        Step("embeds", "first_token",
+             Project(linear("text_projection", projection_size(config, section), hidden, bias=False))),
+        Step("unit_embeds", "embeds", Normalize()),
+    )  # fmt: skip
+    return bert_encoder(section, "text_model.", steps)
+
+
+FAMILY = Family(
+    model_type="chinese_clip",
+    aliases=("chinese_clip_vision_model",),
+    towers={"text": text, "vision": vision},
+    classes={"ChineseCLIPModel": ("text", "vision"), "ChineseCLIPVisionModel": ("vision",)},
+    bare=frozenset({"ChineseCLIPVisionModel"}),
+    prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "visual_projection.")},
+    ignored=("text_model.pooler.",),
+    scale="logit_scale",
+)

@@ -1,0 +1,175 @@
+"""One row per family and configuration: how to make the reference model, and which of its outputs we must equal.
+
+Configurations keep the real widths with two layers, odd ones (head sizes 16, 72, 80, 88, odd picture sizes, both
+end-of-text rules), and once each the full depth. Weights are random, rescaled until the reference tells inputs apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    cls: str  # of transformers
+    config: str
+    values: dict = field(default_factory=dict)
+    text: dict | None = None  # None: no text tower
+    vision: dict | None = None
+    full: bool = False  # real depth, run at the best level only
+    vocab: int = 1000
+    legacy_eos: bool = False
+
+
+def clip(name, text=None, vision=None, **kwargs) -> Row:
+    base = {"num_hidden_layers": 2, "vocab_size": 1000, "eos_token_id": 999, "bos_token_id": 998}
+    return Row(name, "CLIPModel", "CLIPConfig", text=base | (text or {}),
+               vision={"num_hidden_layers": 2} | (vision or {}), **kwargs)  # fmt: skip
+
+
+def siglip(name, text=None, vision=None, **kwargs) -> Row:
+    return Row(name, "SiglipModel", "SiglipConfig", text={"num_hidden_layers": 2, "vocab_size": 1000} | (text or {}),
+               vision={"num_hidden_layers": 2} | (vision or {}), **kwargs)  # fmt: skip
+
+
+def chinese_clip(name, text=None, vision=None, **kwargs) -> Row:
+    return Row(name, "ChineseCLIPModel", "ChineseCLIPConfig",
+               text={"num_hidden_layers": 2, "vocab_size": 1000} | (text or {}),
+               vision={"num_hidden_layers": 2, "patch_size": 16} | (vision or {}), **kwargs)  # fmt: skip
+
+
+def heads(hidden: int, count: int, inner: int, layers: int = 2) -> dict:
+    return {"hidden_size": hidden, "num_attention_heads": count, "intermediate_size": inner,
+            "num_hidden_layers": layers}  # fmt: skip
+
+
+ROWS = [
+    clip("clip ViT-B/32"),
+    clip("clip ViT-L/14", text=heads(768, 12, 3072), vision=heads(1024, 16, 4096) | {"patch_size": 14},
+         values={"projection_dim": 768}),
+    clip("clip gelu, head size 80", vision=heads(160, 2, 320) | {"hidden_act": "gelu", "patch_size": 14},
+         text=heads(80, 5, 99) | {"hidden_act": "gelu"}, values={"projection_dim": 48}),
+    clip("clip head size 88, odd picture", vision=heads(88, 1, 170) | {"image_size": 45, "patch_size": 14},
+         text=heads(88, 1, 50), values={"projection_dim": 17}),
+    clip("clip legacy end of text", text=heads(64, 4, 128) | {"eos_token_id": 2}, vision=heads(64, 4, 128),
+         legacy_eos=True),
+    clip("clip ViT-B/32, full depth", text={"num_hidden_layers": 12}, vision={"num_hidden_layers": 12}, full=True),
+    siglip("siglip base/16", vision={"patch_size": 16}),
+    siglip("siglip so400m/14, head size 72", text=heads(1152, 16, 4304),
+           vision=heads(1152, 16, 4304) | {"patch_size": 14, "image_size": 70}),
+    siglip("siglip odd", text=heads(48, 3, 64) | {"max_position_embeddings": 16, "projection_size": 80},
+           vision=heads(80, 5, 90) | {"patch_size": 7, "image_size": 50}),
+    siglip("siglip base/16, full depth", text={"num_hidden_layers": 12}, vision={"num_hidden_layers": 12}, full=True),
+    chinese_clip("chinese_clip base/16"),
+    chinese_clip("chinese_clip odd", text=heads(72, 1, 100), vision=heads(48, 3, 60) | {"image_size": 33}),
+    chinese_clip("chinese_clip full depth", text={"num_hidden_layers": 12}, vision={"num_hidden_layers": 12},
+                 full=True),
+    Row("siglip2 at its grid", "Siglip2Model", "Siglip2Config", text={"num_hidden_layers": 2, "vocab_size": 1000},
+        vision={"num_hidden_layers": 2, "num_patches": 16, "patch_size": 16}),
+    Row("bert base", "BertModel", "BertConfig", text={"num_hidden_layers": 2, "vocab_size": 1000}),
+    Row("bert head size 16", "BertModel", "BertConfig",
+        text=heads(48, 3, 77) | {"vocab_size": 1000, "max_position_embeddings": 40}),
+    Row("bert base, full depth", "BertModel", "BertConfig", text={"vocab_size": 1000}, full=True),
+    Row("clip text tower", "CLIPTextModelWithProjection", "CLIPTextConfig",
+        text={"num_hidden_layers": 2, "vocab_size": 1000, "eos_token_id": 999}),
+    Row("clip vision tower", "CLIPVisionModelWithProjection", "CLIPVisionConfig", vision={"num_hidden_layers": 2}),
+    Row("clip bare vision tower", "CLIPVisionModel", "CLIPVisionConfig", vision={"num_hidden_layers": 2}),
+    Row("clip bare text tower", "CLIPTextModel", "CLIPTextConfig",
+        text={"num_hidden_layers": 2, "vocab_size": 1000, "eos_token_id": 999}),
+    Row("siglip text tower", "SiglipTextModel", "SiglipTextConfig", text={"num_hidden_layers": 2, "vocab_size": 1000}),
+    Row("siglip vision tower", "SiglipVisionModel", "SiglipVisionConfig",
+        vision={"num_hidden_layers": 2, "patch_size": 16}),
+]  # fmt: skip
+
+
+def build(row: Row):
+    """The transformers model with random weights of a useful size, in float32 and inference mode."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config_class = getattr(transformers, row.config)
+    if row.text is not None and row.vision is not None:
+        config = config_class(text_config=row.text, vision_config=row.vision, **row.values)
+    else:
+        config = config_class(**(row.text or row.vision), **row.values)
+    config._attn_implementation = "eager"
+    return getattr(transformers, row.cls)(config).eval()
+
+
+GAINS = (1.0, 1.5, 2.0, 3.0, 0.5, 0.25)
+
+
+def rescale(model, gain: float, tower: str = "") -> None:
+    """Weights of unit gain times `gain`, biases and norms off their initial values; of one tower by its name."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if name.startswith("logit_") or not name.startswith(tower):
+                continue
+            if "norm" in name.lower() and name.endswith("weight"):
+                p.copy_(1 + 0.1 * noise)
+            elif p.ndim < 2:
+                p.copy_(0.05 * noise)
+            elif "embedding" in name and "patch" not in name:
+                p.copy_((0.3 if "position" in name or "type" in name else 1.0) * noise)
+            else:
+                p.copy_(gain * noise / p[0].numel() ** 0.5)
+
+
+def inputs(row: Row, model, batch: int = 5, seed: int = 0):
+    """Torch inputs of the row's towers: texts of several lengths with padding, pictures of several kinds."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    if row.text is not None:
+        section = getattr(model.config, "text_config", model.config)
+        length = min(12, section.max_position_embeddings)
+        ids = torch.randint(3, 900, (batch, length), generator=generator)
+        mask = torch.ones_like(ids)
+        lengths = [length, length, length - 3, 4, length][:batch]
+        eos = row.vocab - 1 if row.legacy_eos or "CLIP" in row.cls else 1
+        for i, n in enumerate(lengths):
+            ids[i, n - 1 :] = eos
+            mask[i, n:] = 0
+        found |= {"input_ids": ids, "attention_mask": mask}
+    if row.vision is not None:
+        section = getattr(model.config, "vision_config", model.config)
+        size = getattr(section, "image_size", None) or 16 * int(section.num_patches**0.5)
+        coarse = 3 * torch.randn(batch, 3, 4, 4, generator=generator) + 4 * torch.randn(batch, 3, 1, 1, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+        found["pixel_values"] = smooth + torch.randn(batch, 3, size, size, generator=generator)
+    return found
+
+
+def mean_cosine(x: np.ndarray) -> float:
+    """Mean cosine between different rows."""
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    n = len(x)
+    return float(((unit @ unit.T).sum() - n) / (n * (n - 1)))
+
+
+def tell_apart(model, run) -> dict[str, np.ndarray]:
+    """Rescales each tower until the reference's pooled outputs of different inputs have mean cosine < 0.5.
+
+    `run()` gives the reference outputs by name; returned at the end. Asserts that it succeeded.
+    """
+    rescale(model, 1.0)
+    for tower, output in (("text", "text_embeds"), ("vis", "image_embeds"), ("", "pooler_output")):
+        if output not in run() or (not tower and "text_embeds" in run()):
+            continue
+        found = {}
+        for gain in GAINS:
+            rescale(model, gain, tower if any(n.startswith(tower) for n, _ in model.named_parameters()) else "")
+            found[gain] = mean_cosine(run()[output])
+            if found[gain] < 0.5:
+                break
+        assert min(found.values()) < 0.5, f"the reference does not tell the inputs apart: {output} {found}"
+    return run()

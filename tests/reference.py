@@ -1,0 +1,82 @@
+"""Plain NumPy float64 truth for every kernel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def sigmoid(x):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
+    "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "tanh": np.tanh,
+    "silu": lambda x: x * sigmoid(x),
+}
+
+
+def gemm(a, w, bias=None, residual=None, activation="none"):
+    y = a.astype(np.float64) @ w.astype(np.float64).T
+    if bias is not None:
+        y = y + bias
+    y = ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
+
+
+def layer_norm(x, gamma, beta, eps):
+    x = x.astype(np.float64)
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + eps) * gamma + beta
+
+
+def softmax(x, scale=1.0, bias=None):
+    x = x.astype(np.float64) * scale
+    if bias is not None:
+        x = x + bias
+    top = x.max(-1, keepdims=True)
+    if np.isneginf(top).all():
+        return np.zeros_like(x)
+    e = np.exp(x - top)
+    return e / e.sum(-1, keepdims=True)
+
+
+def l2_normalize(x):
+    x = x.astype(np.float64)
+    return x / max(np.sqrt((x**2).sum()), 1e-12)
+
+
+def attention(q, k, v, scale, causal=False, bias=None):
+    scores = q.astype(np.float64) @ k.astype(np.float64).T * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        rows, cols = np.indices(scores.shape)
+        scores = np.where(cols > rows, -np.inf, scores)
+    return np.stack([softmax(row) for row in scores]) @ v.astype(np.float64)
+
+
+def depthwise(x, w, bias, kernel, stride, pad, out_height, out_width, activation):
+    """x [H, W, C], w [kernel * kernel, C]."""
+    height, width, channels = x.shape
+    y = np.zeros((out_height, out_width, channels))
+    for r in range(out_height):
+        for c in range(out_width):
+            acc = bias.astype(np.float64).copy()
+            for i in range(kernel):
+                for j in range(kernel):
+                    row, col = r * stride - pad + i, c * stride - pad + j
+                    if 0 <= row < height and 0 <= col < width:
+                        acc += x[row, col].astype(np.float64) * w[i * kernel + j]
+            y[r, c] = ACTIVATIONS[activation](acc)
+    return y
