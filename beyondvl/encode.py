@@ -102,7 +102,7 @@ class EncodeMixin:
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         outputs = self.towers[modality].outputs if modality in self.towers else ()
         name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), "embeds")
-        return self._run(modality, inputs, [name])[name]
+        return self.run_tower(modality, inputs, [name])[name]
 
     def similarity(self, a: Any, b: Any) -> Any:
         """Cosine similarities (n, m) of two sets of embeddings (n, D) and (m, D)."""

@@ -143,7 +143,13 @@ class PreTrainedModel(EncodeMixin):
     def dtype(self) -> np.dtype:
         return np.dtype(np.float32)
 
-    def _run(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+    @property
+    def sigmoid(self) -> bool:
+        """Whether scores are read through a sigmoid (SigLIP) instead of a softmax."""
+        return self._family.sigmoid
+
+    def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+        """Named outputs of one tower ("text" or "vision") for prepared inputs, as float32 arrays."""
         if modality not in self.towers:
             raise ValueError(f"{type(self).__name__} has no {modality} tower; it has {', '.join(self.towers)}")
         prepared = {name: _prepare(name, value) for name, value in inputs.items() if value is not None}
@@ -151,7 +157,7 @@ class PreTrainedModel(EncodeMixin):
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         output = "embeds" if "embeds" in self.towers[modality].outputs else "pooler_output"
-        found = self._run(modality, inputs, [output, "last_hidden_state"])
+        found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         if any(map(is_torch, inputs.values())):
             return from_numpy(found[output], "pt")
         features = found[output].view(Features)
@@ -190,7 +196,7 @@ class PreTrainedModel(EncodeMixin):
         if not named:
             raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
         torch = any(is_torch(value) for inputs in given.values() for value in inputs.values())
-        found = {modality: self._run(modality, given[modality], self._wanted(modality)) for modality in named}
+        found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in named}
         return self._output(found, "pt" if torch else "np")
 
     def _wanted(self, modality: str) -> list[str]:

@@ -1,0 +1,55 @@
+"""Types of the C core. Arrays must be C-contiguous and of the dtype named; nothing is converted here."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Operation -> (names of its parameters, names of its weights)."""
+ACTIVATIONS: tuple[str, ...]
+POOLS: tuple[str, ...]
+ISAS: tuple[str, ...]
+
+class Program:
+    """An immutable list of operations over packed weights; runs from many threads at once."""
+
+    def __new__(cls, gemm: str | None = None) -> Program: ...
+    def slot(self, name: str, rows: int, cols: int, /) -> int:
+        """A matrix per item; rows 0 means the padded text length of the call."""
+    def add(self, op: str, src: int, dst: int, params: dict[str, float],
+            weights: dict[str, NDArray[np.float32]], num_threads: int, /) -> None:  # fmt: skip
+        """Appends a record: checks shapes, packs weights. ValueError, MemoryError."""
+    def run(self, inputs: dict[str, NDArray[Any]], outputs: list[str], num_threads: int, /) -> dict[
+        str, NDArray[np.float32]
+    ]:
+        """Named slots as arrays (B, cols) or (B, rows, cols). ValueError names the input, found, expected."""
+    def info(self) -> dict[str, Any]: ...
+
+def config() -> dict[str, Any]: ...
+def set_isa(name: str | None = None, /) -> None: ...
+def default_threads() -> int: ...
+def preprocess(
+    jobs: list[tuple[NDArray[np.uint8], int, int, int, int, int]],
+    out_height: int,
+    out_width: int,
+    table: NDArray[np.float32],
+    num_threads: int,
+    /,
+) -> NDArray[np.float32]:
+    """(image [H, W, C], resized height, width, filter, top, left) each -> (B, C, out_height, out_width)."""
+
+def resize(
+    image: NDArray[np.uint8], height: int, width: int, filter: int, top: int, left: int, /
+) -> NDArray[np.uint8]: ...
+def stb_decode(data: bytes, max_pixels: int, /) -> NDArray[np.uint8]: ...
+def set_openblas_path(path: str, /) -> None: ...
+def matmul_nt(
+    a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /
+) -> NDArray[np.float32]:
+    """a @ b.T by OpenBLAS."""
+
+def alloc_fail_at(n: int, /) -> None: ...
+def alloc_live() -> int: ...
+def _test_kernel(name: str, out: NDArray[np.float32], arrays: tuple[Any, ...], numbers: tuple[float, ...], /) -> None: ...
+def _test_scratch(n: int, k: int, /) -> dict[str, int]: ...

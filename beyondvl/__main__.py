@@ -1,0 +1,7 @@
+"""`python -m beyondvl`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,190 @@
+"""The command line: `python -m beyondvl COMMAND`. Results go to stdout, progress and warnings to stderr.
+
+Exit codes: 0 done, 1 the work failed (a bad file, a model that does not load), 2 the command was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .hub import DEFAULT_MODEL
+
+__all__ = ["main"]
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def similarity(options: argparse.Namespace) -> None:
+    """Cosine of every picture with every text, and the best text of each picture."""
+    from .modeling import AutoModel
+
+    pictures = _pictures(options.images)
+    model = AutoModel.from_pretrained(options.model)
+    images = model.encode(pictures, normalize_embeddings=True, show_progress_bar=options.progress)
+    texts = model.encode([{"text": t} for t in options.text], normalize_embeddings=True)
+    scores = model.similarity(images, texts)
+    names = [Path(p).name for p in pictures]
+    if options.json:
+        for name, row in zip(pictures, scores, strict=True):
+            best = options.text[int(row.argmax())]
+            print(json.dumps({"image": name, "scores": dict(zip(options.text, map(float, row), strict=True)),
+                              "best": best}))  # fmt: skip
+        return
+    if len(options.text) <= 4:
+        header = ["", *options.text]
+    else:
+        for i, text in enumerate(options.text):
+            print(f"{i + 1:>2}  {text}")
+        print()
+        header = ["", *[str(i + 1) for i in range(len(options.text))]]
+    print(_table([header, *[[n, *[f"{s:.2f}" for s in row]] for n, row in zip(names, scores, strict=True)]]))
+    print()
+    print(_table([[n, "->", options.text[int(row.argmax())]] for n, row in zip(names, scores, strict=True)]))
+
+
+def _pictures(arguments: list[str]) -> list[str]:
+    """Files as given; a folder stands for the pictures in it."""
+    from .encode import PICTURE_EXTENSIONS
+
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found += sorted(str(p) for p in path.iterdir() if p.suffix.lower() in PICTURE_EXTENSIONS)
+        elif path.is_file():
+            found.append(argument)
+        else:
+            raise FileNotFoundError(f"{argument}: no such file or folder")
+    if not found:
+        raise ValueError(f"{', '.join(arguments)}: no pictures found")
+    return found
+
+
+def embed(options: argparse.Namespace) -> None:
+    """One JSON line per item: {"input", "embedding"}; a bad item has "error" instead and the exit code is 1."""
+    from .errors import ImageError
+    from .modeling import AutoModel
+
+    model = AutoModel.from_pretrained(options.model)
+    failed = False
+    for item in options.inputs:
+        try:
+            row = model.encode([item], normalize_embeddings=options.normalize)[0]
+            print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
+        except ImageError as error:
+            failed = True
+            print(json.dumps({"input": item, "error": str(error)}))
+    if failed:
+        raise SystemExit(1)
+
+
+def info(options: argparse.Namespace) -> None:
+    """What a checkpoint is: family, towers, sizes, memory."""
+    from .modeling import AutoModel
+
+    start = time.perf_counter()
+    model = AutoModel.from_pretrained(options.model)
+    facts: dict[str, Any] = {"class": type(model).__name__, "model_type": model.config.get("model_type"),
+                             "packed_bytes": model.packed_bytes,
+                             "load_seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+    for name, tower in model.towers.items():
+        facts[name] = {"hidden_size": tower.encoder.hidden_size, "num_layers": len(tower.encoder.layers),
+                       "outputs": sorted(tower.outputs)}  # fmt: skip
+    print(json.dumps(facts) if options.json else json.dumps(facts, indent=2))
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
+    import shutil
+
+    from .hub import resolve
+    from .weights import open_checkpoint, save_safetensors
+
+    source, target = resolve(options.model), Path(options.output)
+    target.mkdir(parents=True, exist_ok=True)
+    checkpoint = open_checkpoint(source)
+    skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
+    scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
+    names = [n for n in checkpoint.names() if n not in skipped | scales]
+    tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
+    save_safetensors(target / "model.safetensors", tensors, {"format": "pt"})
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+    print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Every output beside transformers' on the spot, with speeds; needs torch and transformers."""
+    from .verify import verify_model
+
+    if not verify_model(options.model, options.json):
+        raise SystemExit(1)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """What this machine has: processor, kernels, threads, BLAS, optional parts."""
+    from .show_config import describe, show_config
+
+    if options.json:
+        print(json.dumps(describe()))
+    else:
+        show_config()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="beyondvl", description="Vision-language models on ordinary computers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(function: Any, **kwargs: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0], **kwargs)
+        sub.set_defaults(run=function)
+        sub.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+        return sub
+
+    def model_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id, or the shipped default")
+
+    sub = add(similarity)
+    sub.add_argument("images", nargs="+", help="picture files or folders of them")
+    sub.add_argument("--text", nargs="+", required=True, help="texts to compare with")
+    sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
+    model_option(sub)
+    sub = add(embed)
+    sub.add_argument("inputs", nargs="+", help="texts and picture files")
+    sub.add_argument("--normalize", action="store_true", help="unit length")
+    model_option(sub)
+    sub = add(info)
+    sub.add_argument("model", help="folder, hub id, or the shipped default")
+    sub = add(convert)
+    sub.add_argument("model", help="folder or hub id")
+    sub.add_argument("output", help="folder to write")
+    sub = add(verify)
+    sub.add_argument("model", help="folder or hub id")
+    add(doctor)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"beyondvl {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

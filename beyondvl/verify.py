@@ -1,0 +1,92 @@
+"""`verify MODEL`: the user's own check of published weights against transformers, on the spot.
+
+Loads the checkpoint in both libraries, feeds both the same pictures and texts, and prints for every output the largest
+difference, the smallest cosine between rows and both speeds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from .hub import resolve
+from .modeling import AutoModel
+from .outputs import to_numpy
+from .processing.processor import AutoProcessor
+
+__all__ = ["verify_model"]
+
+TEXTS = ["a photo of a cat", "a dog that runs on the beach", "two cups of coffee on a wooden table", "a red car"]
+OUTPUTS = ("text_embeds", "image_embeds", "logits_per_image", "logits_per_text", "pooler_output", "last_hidden_state")
+COSINE, DIFFERENCE = 0.99999, 2e-5
+
+
+def _pictures(count: int) -> list[np.ndarray]:
+    """Smooth random pictures of several sizes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    shapes = [(480, 640), (300, 300), (700, 500), (224, 224)]
+    small = [rng.integers(0, 256, (9, 9, 3), dtype=np.uint8) for _ in range(count)]
+    return [
+        np.asarray(Image.fromarray(s).resize(shapes[i % 4][::-1], Image.Resampling.BICUBIC))
+        for i, s in enumerate(small)
+    ]
+
+
+def _timed(call: Any, repeats: int = 5) -> tuple[Any, float]:
+    result, times = call(), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return result, float(np.median(times))
+
+
+def _compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, expected))
+    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
+    return {"max_difference": float(np.abs(a - b).max()), "min_cosine": float(cosine.min())}
+
+
+def verify_model(name: str, as_json: bool = False) -> bool:
+    """Prints the comparison; True when every embedding agrees within the library's bounds."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"verify needs torch and transformers: {error}") from error
+    folder = resolve(name)
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = {}
+    if "text" in model.towers:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        padding = "max_length" if tokenizer.exact_length else True
+        inputs |= tokenizer(TEXTS, padding=padding, return_tensors="pt")
+    if "vision" in model.towers:
+        inputs |= getattr(processor, "image_processor", processor)(_pictures(4), return_tensors="pt")
+    torch.set_num_threads(model.num_threads)
+    reference = getattr(transformers, type(model).__name__).from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected, theirs = _timed(lambda: reference(**inputs))
+    found, ours = _timed(lambda: model(**inputs))
+    rows, good = [], True
+    for output in OUTPUTS:
+        if output not in expected or output not in found or expected[output] is None:
+            continue
+        row = {"output": output, **_compare(to_numpy(found[output]), to_numpy(expected[output]))}
+        if output.endswith("_embeds"):
+            good &= row["min_cosine"] >= COSINE and row["max_difference"] <= DIFFERENCE
+        rows.append(row)
+    speed = {"beyondvl_seconds": ours, "transformers_seconds": theirs, "ratio": theirs / ours}
+    if as_json:
+        print(json.dumps({"model": str(name), "outputs": rows, **speed, "agrees": bool(good)}))
+        return bool(good)
+    for row in rows:
+        print(f"{row['output']:<18} max difference {row['max_difference']:.2e}   min cosine {row['min_cosine']:.7f}")
+    print(f"one call: beyondvl {1e3 * ours:.1f} ms, transformers {1e3 * theirs:.1f} ms ({theirs / ours:.2f}x)")
+    print("agrees" if good else f"DIFFERS: expected cosine >= {COSINE} and differences <= {DIFFERENCE}")
+    return bool(good)
