@@ -87,6 +87,7 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             parts = list(pool.map(compile_isa, isas)) + list(pool.map(compile_one, SOURCES))
         ext.sources, ext.extra_objects = [], [o for part in parts for o in part]
+        self.force = True  # the objects above are not among the sources a time stamp is compared with
         super().build_extension(ext)
         self.copy_openblas(Path(self.get_ext_fullpath(ext.name)).parent / "_libs")
 

@@ -71,7 +71,8 @@ def _decode(data: bytes, decoder: str, formats: tuple[str, ...]) -> np.ndarray:
         pixels = _decode_jpeg(data)
         if pixels is not None:
             return pixels
-    return np.asarray(open_image(data, formats).convert("RGB"))
+    # a transparent colour survives the conversion to RGB as a note, which pil_to_rgb then honours
+    return pil_to_rgb(open_image(data, formats).convert("RGB"))
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
