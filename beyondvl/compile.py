@@ -213,7 +213,7 @@ class Builder:
             case Softmax():
                 self.add("softmax", src, dst)
 
-    def build(self) -> tuple[_C.Program, dict[str, str]]:
+    def build(self) -> tuple[_C.Program, dict[str, str], dict[str, int]]:
         hidden = self.stem()
         if self.encoder.stem_norm:
             self.step(hidden, hidden, self.encoder.stem_norm)
@@ -225,13 +225,14 @@ class Builder:
         for step in self.encoder.steps:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
         # the last hidden state is the last layer's slot, unless a step makes it
-        return self.program, {"last_hidden_state": hidden} | {name: name for name in self.slots}
+        outputs = {"last_hidden_state": hidden} | {name: name for name in self.slots}
+        return self.program, outputs, {name: self.sizes[slot][1] for name, slot in outputs.items()}
 
 
 def compile_encoder(
     encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own"
-) -> tuple[_C.Program, dict[str, str]]:
-    """The program of one encoder and its outputs (name -> slot).
+) -> tuple[_C.Program, dict[str, str], dict[str, int]]:
+    """The program of one encoder, its outputs (name -> slot) and their sizes (name -> columns).
 
     Weights are read through `reader` and packed on `num_threads` threads.
     """

@@ -38,13 +38,13 @@ def resolve(
     needed and not installed.
     """
     text = os.fspath(name)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return Path(text)
     if text == DEFAULT_MODEL:
         return default_folder()
     text = text.removeprefix("hf-hub:")
     parts = text.split("/")
-    if len(parts) > 2 or not all(parts) or text.startswith((".", "~")):
+    if len(parts) > 2 or not all(parts) or Path(text).exists() or text.startswith((".", "~")):
         raise FileNotFoundError(f"{text!r}: no such folder, and not a hub id of the form owner/name")
     return _download(text, revision, cache_dir, local_files_only, token, weights)
 

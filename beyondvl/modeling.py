@@ -37,11 +37,11 @@ NEUTRAL = {
 
 
 class Tower:
-    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program."""
+    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns."""
 
     def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str):
         self.encoder = encoder
-        self.program, self.outputs = compile_encoder(encoder, reader, num_threads, gemm)
+        self.program, self.outputs, self.sizes = compile_encoder(encoder, reader, num_threads, gemm)
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
         found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
@@ -118,6 +118,9 @@ class PreTrainedModel(EncodeMixin):
         try:
             towers = {name: Tower(encoder, reader, num_threads, gemm) for name, encoder in encoders.items()}
             both = len(towers) == 2
+            sizes = {tower.sizes["unit_embeds"] for tower in towers.values()} if both else {0}
+            if len(sizes) > 1:
+                raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
         finally:

@@ -101,10 +101,12 @@ class BatchNormConv:
 
 @dataclass(frozen=True)
 class InvertedResidual:
+    """Pointwise expansion, depthwise convolution, pointwise projection; `size` is the input's height and width."""
+
     expand: BatchNormConv | None
     depthwise: BatchNormConv
     project: BatchNormConv
-    size: tuple[int, int]  # input height, width
+    size: tuple[int, int]
     stride: int
     activation: str
     residual: bool

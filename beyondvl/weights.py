@@ -71,6 +71,8 @@ def _open_regular(path: Path) -> int:
 class DataFile:
     """An open weights file; reads are positioned, so threads may share it."""
 
+    fd = -1
+
     def __init__(self, path: Path):
         self.path = path
         self.fd = _open_regular(path)

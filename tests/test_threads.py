@@ -1,0 +1,207 @@
+"""Promises about numbers: rows do not depend on the batch, on threads, on other callers, or on a fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+from beyondvl import _C
+
+SIGLIP = {
+    "model_type": "siglip", "architectures": ["SiglipModel"],
+    "text_config": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 3,
+                    "vocab_size": 500, "max_position_embeddings": 16, "projection_size": 72},
+    "vision_config": {"hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 1,
+                      "image_size": 50, "patch_size": 7},
+}  # fmt: skip
+CHINESE = {**models.TINY_CLIP, "model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"],
+           "vision_config": {**models.TINY_CLIP["vision_config"], "image_size": 33, "patch_size": 16}}  # fmt: skip
+LITE = {"model_type": "efficientnet_lite", "variant": "efficientnet-lite0", "image_size": 64, "num_labels": 10}
+OPEN_CLIP = {"model_type": "open_clip", "model_cfg": {"embed_dim": 24,
+             "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "patch_size": 8, "head_width": 16},
+             "text_cfg": {"context_length": 12, "vocab_size": 500, "width": 32, "heads": 2, "layers": 2}}}  # fmt: skip
+CONFIGS = {"clip": models.TINY_CLIP, "siglip": SIGLIP, "chinese_clip": CHINESE, "efficientnet_lite": LITE, "open_clip": OPEN_CLIP}
+
+
+def given(name: str, batch: int) -> dict[str, np.ndarray]:
+    config = CONFIGS[name]
+    rng = np.random.default_rng(0)
+    if name == "efficientnet_lite":
+        return {"pixel_values": rng.normal(size=(batch, 3, 64, 64)).astype(np.float32)}
+    if name == "open_clip":
+        return {"pixel_values": rng.normal(size=(batch, 3, 32, 32)).astype(np.float32),
+                "input_ids": rng.integers(0, 500, (batch, 9))}  # fmt: skip
+    inputs = models.inputs(config, batch)
+    inputs["attention_mask"][1::3, 6:] = 0
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: models.write(tmp_path_factory.mktemp(name), config) for name, config in CONFIGS.items()}
+
+
+def arrays(output) -> dict[str, np.ndarray]:
+    """Every array with one row per item, nested ones too; logits depend on the other items by their meaning."""
+    found = {}
+    for name, value in output.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{k}": v for k, v in arrays(value).items()}
+        elif not name.startswith("logits_per"):
+            found[name] = value
+    return found
+
+
+def same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_do_not_depend_on_the_batch(isa, folders, name):
+    """Row i of a batch is bitwise the same row alone."""
+    model = bvl.AutoModel.from_pretrained(folders[name], num_threads=2)
+    inputs = given(name, 7)
+    whole = arrays(model(**inputs))
+    for i in range(7):
+        alone = arrays(model(**{k: v[i : i + 1] for k, v in inputs.items()}))
+        same(alone, {k: v[i : i + 1] for k, v in whole.items()})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_threads_do_not_change_a_bit(isa, folders, name):
+    inputs = given(name, 5)
+    expected = None
+    for threads in (1, 2, 3, 4):
+        found = arrays(bvl.AutoModel.from_pretrained(folders[name], num_threads=threads)(**inputs))
+        same(found, expected or found)
+        expected = found
+
+
+def test_levels_agree_closely(folders):
+    """Across instruction sets: at most 2e-6 on unit-norm embeddings."""
+    found = []
+    for isa in _C.ISAS[: _C.ISAS.index(_C.config()["isa_detected"]) + 1]:
+        _C.set_isa(isa)
+        found.append(bvl.AutoModel.from_pretrained(folders["clip"])(**given("clip", 4)))
+    _C.set_isa()
+    for other in found[1:]:
+        np.testing.assert_allclose(other.image_embeds, found[0].image_embeds, atol=2e-6)
+        np.testing.assert_allclose(other.text_embeds, found[0].text_embeds, atol=2e-6)
+
+
+def test_sixteen_threads_on_one_model(folders):
+    model = bvl.AutoModel.from_pretrained(folders["clip"])
+    inputs = [models.inputs(batch=1 + n % 4, seed=n) for n in range(16)]
+    expected = [arrays(model(**i)) for i in inputs]
+    failures = []
+
+    def work(n):
+        try:
+            for _ in range(30):
+                same(arrays(model(**inputs[n])), expected[n])
+        except BaseException as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    sys.setswitchinterval(interval)
+    assert not failures
+
+
+def in_child(work) -> int:
+    """Exit status of a forked child that runs `work` within 30 seconds."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_child_gives_the_same(folders):
+    model = bvl.AutoModel.from_pretrained(folders["clip"], num_threads=2)
+    inputs = models.inputs(batch=4)
+    expected = arrays(model(**inputs))
+    for _ in range(10):
+        assert in_child(lambda: same(arrays(model(**inputs)), expected)) == 0
+    same(arrays(model(**inputs)), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_while_another_thread_computes(folders):
+    """No hang: the child then runs every team with one thread."""
+    model = bvl.AutoModel.from_pretrained(folders["efficientnet_lite"], num_threads=2)
+    inputs = given("efficientnet_lite", 8)
+    expected = arrays(model(**inputs))
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            model(**inputs)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        statuses = [in_child(lambda: same(arrays(model(**inputs)), expected)) for _ in range(10)]
+    finally:
+        stop.set()
+        thread.join()
+    assert statuses == [0] * 10
+
+
+def test_gil_is_released(folders):
+    """Another Python thread keeps counting while a long call runs."""
+    model = bvl.AutoModel.from_pretrained(folders["efficientnet_lite"], num_threads=1)
+    inputs = given("efficientnet_lite", 200)
+    ticks = []
+    stop = threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    start = time.perf_counter()
+    model(**inputs)
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    assert sum(start < t < end for t in ticks) > 20 * (end - start)
+
+
+def test_interrupt(folders):
+    """Ctrl-C stops a long batch with KeyboardInterrupt, and the model works afterwards."""
+    model = bvl.AutoModel.from_pretrained(folders["efficientnet_lite"], num_threads=2)
+    small = given("efficientnet_lite", 2)
+    expected = arrays(model(**small))
+    large = given("efficientnet_lite", 3000)
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(20):
+            model(**large)
+    assert time.perf_counter() - start < 5
+    timer.join()
+    same(arrays(model(**small)), expected)
