@@ -34,10 +34,20 @@ PER_ISA = ["csrc/kernels/kernels.c", "csrc/kernels/gemm.c"]
 HEADERS = [str(p) for p in Path("csrc").rglob("*.h")]
 SOURCES = sorted(str(p) for p in Path("csrc").rglob("*.c") if str(p) not in PER_ISA)
 FLAGS = [
-    "-std=c11", "-O3", "-fopenmp", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
-    "-fno-trapping-math", "-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Werror=missing-prototypes",
+    "-std=c11",
+    "-O3",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wstrict-prototypes",
+    "-Werror=missing-prototypes",
     "-Werror=vla",
-]  # fmt: skip
+]
 LINK = ["-fopenmp", "-ldl", "-lm", "-lpthread", "-Wl,-z,relro,-z,now"]
 
 
@@ -56,7 +66,9 @@ if flag("BEYONDVL_WERROR"):
 def stb_macros() -> list[tuple[str, str]]:
     """Macros for stb_image when the system has its header; one older than 2.30 lacks security fixes."""
     header = Path("/usr/include/stb/stb_image.h")
-    found = re.search(r"stb_image - v(\d+)\.(\d+)", header.read_text("utf-8", "replace")[:200]) if header.exists() else None
+    found = (
+        re.search(r"stb_image - v(\d+)\.(\d+)", header.read_text("utf-8", "replace")[:200]) if header.exists() else None
+    )
     if not found:
         return []
     version = (int(found[1]), int(found[2]))
@@ -80,9 +92,12 @@ class BuildExt(build_ext):
 
         def compile_one(source):
             return self.compiler.compile(
-                [source], output_dir=self.build_temp, macros=common + ext.define_macros,
-                include_dirs=[*ext.include_dirs, *self.compiler.include_dirs], extra_postargs=FLAGS,
-            )  # fmt: skip
+                [source],
+                output_dir=self.build_temp,
+                macros=common + ext.define_macros,
+                include_dirs=[*ext.include_dirs, *self.compiler.include_dirs],
+                extra_postargs=FLAGS,
+            )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             parts = list(pool.map(compile_isa, isas)) + list(pool.map(compile_one, SOURCES))
@@ -114,7 +129,9 @@ class BuildExt(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         for library in Path(scipy_openblas32.get_lib_dir()).glob("libscipy_openblas.so*"):
             shutil.copy2(library, folder / "libscipy_openblas.so")
-        licence = next(Path(scipy_openblas32.__file__).parent.parent.glob("scipy_openblas32-*.dist-info/**/LICENSE*"), None)
+        licence = next(
+            Path(scipy_openblas32.__file__).parent.parent.glob("scipy_openblas32-*.dist-info/**/LICENSE*"), None
+        )
         if licence:
             shutil.copy2(licence, folder / "LICENSE.openblas.txt")
 

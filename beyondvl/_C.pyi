@@ -17,12 +17,20 @@ class Program:
     def __new__(cls, gemm: str | None = None) -> Program: ...
     def slot(self, name: str, rows: int, cols: int, /) -> int:
         """A matrix per item; rows 0 means the padded text length of the call."""
-    def add(self, op: str, src: int, dst: int, params: dict[str, float],
-            weights: dict[str, NDArray[np.float32]], num_threads: int, /) -> None:  # fmt: skip
+    def add(
+        self,
+        op: str,
+        src: int,
+        dst: int,
+        params: dict[str, float],
+        weights: dict[str, NDArray[np.float32]],
+        num_threads: int,
+        /,
+    ) -> None:
         """Appends a record: checks shapes, packs weights. ValueError, MemoryError."""
-    def run(self, inputs: dict[str, NDArray[Any]], outputs: list[str], num_threads: int, /) -> dict[
-        str, NDArray[np.float32]
-    ]:
+    def run(
+        self, inputs: dict[str, NDArray[Any]], outputs: list[str], num_threads: int, /
+    ) -> dict[str, NDArray[np.float32]]:
         """Named slots as arrays (B, cols) or (B, rows, cols). ValueError names the input, found, expected."""
     def info(self) -> dict[str, Any]: ...
 
@@ -44,12 +52,12 @@ def resize(
 ) -> NDArray[np.uint8]: ...
 def stb_decode(data: bytes, max_pixels: int, /) -> NDArray[np.uint8]: ...
 def set_openblas_path(path: str, /) -> None: ...
-def matmul_nt(
-    a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /
-) -> NDArray[np.float32]:
+def matmul_nt(a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /) -> NDArray[np.float32]:
     """a @ b.T by OpenBLAS."""
 
 def alloc_fail_at(n: int, /) -> None: ...
 def alloc_live() -> int: ...
-def _test_kernel(name: str, out: NDArray[np.float32], arrays: tuple[Any, ...], numbers: tuple[float, ...], /) -> None: ...
+def _test_kernel(
+    name: str, out: NDArray[np.float32], arrays: tuple[Any, ...], numbers: tuple[float, ...], /
+) -> None: ...
 def _test_scratch(n: int, k: int, /) -> dict[str, int]: ...

@@ -1,10 +1,10 @@
 """beyondvl: vision-language models on ordinary computers, with the Hugging Face workflow and no torch at run time.
 
-    import beyondvl as bvl
-    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
-    processor = bvl.AutoProcessor.from_pretrained("beyond-vl-model")
-    inputs = processor(text=["a cat", "a dog"], images=image, return_tensors="np", padding=True)
-    outputs = model(**inputs)
+import beyondvl as bvl
+model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+processor = bvl.AutoProcessor.from_pretrained("beyond-vl-model")
+inputs = processor(text=["a cat", "a dog"], images=image, return_tensors="np", padding=True)
+outputs = model(**inputs)
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from . import _C
+try:
+    from . import _C
+except ImportError as error:
+    if (Path(__file__).parent.parent / "setup.py").exists():
+        raise ImportError(
+            "beyondvl is imported from its source folder, where the extension is not built: use the `beyondvl` command, "
+            "run Python from another folder, or build in place with `pip install -e .`"
+        ) from error
+    raise
 
 __version__ = "0.1.0"
 
@@ -41,7 +49,7 @@ _LAZY = {
     "show_config": "show_config",
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,8 +35,11 @@ def similarity(options: argparse.Namespace) -> None:
     if options.json:
         for name, row in zip(pictures, scores, strict=True):
             best = options.text[int(row.argmax())]
-            print(json.dumps({"image": name, "scores": dict(zip(options.text, map(float, row), strict=True)),
-                              "best": best}))  # fmt: skip
+            print(
+                json.dumps(
+                    {"image": name, "scores": dict(zip(options.text, map(float, row), strict=True)), "best": best}
+                )
+            )
         return
     if len(options.text) <= 4:
         header = ["", *options.text]
@@ -92,12 +95,18 @@ def info(options: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     model = AutoModel.from_pretrained(options.model)
-    facts: dict[str, Any] = {"class": type(model).__name__, "model_type": model.config.get("model_type"),
-                             "packed_bytes": model.packed_bytes,
-                             "load_seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+    facts: dict[str, Any] = {
+        "class": type(model).__name__,
+        "model_type": model.config.get("model_type"),
+        "packed_bytes": model.packed_bytes,
+        "load_seconds": round(time.perf_counter() - start, 3),
+    }
     for name, tower in model.towers.items():
-        facts[name] = {"hidden_size": tower.encoder.hidden_size, "num_layers": len(tower.encoder.layers),
-                       "outputs": sorted(tower.outputs)}  # fmt: skip
+        facts[name] = {
+            "hidden_size": tower.encoder.hidden_size,
+            "num_layers": len(tower.encoder.layers),
+            "outputs": sorted(tower.outputs),
+        }
     print(json.dumps(facts) if options.json else json.dumps(facts, indent=2))
 
 

@@ -59,7 +59,7 @@ class EncodeMixin:
 
         Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
         """
-        single = not isinstance(inputs, list | tuple) and not getattr(inputs, "ndim", 0) == 4
+        single = not isinstance(inputs, list | tuple) and getattr(inputs, "ndim", 0) != 4
         items = [inputs] if single else list(inputs)
         if not items:
             raise ValueError("inputs: the list is empty, expected at least one item")
@@ -127,8 +127,9 @@ def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
     return from_numpy(scores, "pt") if is_torch(a) or is_torch(b) else scores
 
 
-def semantic_search(queries: Any, corpus: Any, top_k: int = 10, query_chunk_size: int = 100,
-                    corpus_chunk_size: int = 100_000) -> list[list[dict[str, float]]]:  # fmt: skip
+def semantic_search(
+    queries: Any, corpus: Any, top_k: int = 10, query_chunk_size: int = 100, corpus_chunk_size: int = 100_000
+) -> list[list[dict[str, float]]]:
     """The top_k rows of `corpus` (m, D) for each row of `queries` (n, D) by cosine, best first.
 
     Returns for each query a list of {"corpus_id": int, "score": float}; sentence-transformers' function of that name.

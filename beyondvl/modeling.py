@@ -58,8 +58,16 @@ class PreTrainedModel(EncodeMixin):
     family: ClassVar[Family | None] = None
     modalities: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: Config, family: Family, towers: dict[str, Tower], scale: float, bias: float,
-                 folder: Path, num_threads: int):  # fmt: skip
+    def __init__(
+        self,
+        config: Config,
+        family: Family,
+        towers: dict[str, Tower],
+        scale: float,
+        bias: float,
+        folder: Path,
+        num_threads: int,
+    ):
         self.config, self.towers, self.folder = config, towers, folder
         self.logit_scale, self.logit_bias = scale, bias
         self.num_threads = num_threads
@@ -94,9 +102,7 @@ class PreTrainedModel(EncodeMixin):
             MemoryError: the packed weights do not fit.
         """
         _check_options(dtype, num_threads, kwargs)
-        options = {
-            "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token
-        }  # fmt: skip
+        options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         folder = resolve(pretrained_model_name_or_path, **options)
         config = load_config(folder)
         family = find_family(config)
@@ -167,8 +173,9 @@ class PreTrainedModel(EncodeMixin):
         features.last_hidden_state = found["last_hidden_state"]
         return features
 
-    def get_text_features(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None,
-                          **kwargs: Any) -> Any:  # fmt: skip
+    def get_text_features(
+        self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **kwargs: Any
+    ) -> Any:
         """Projected text embeddings (B, D), not normalised; an array that also has `.pooler_output`."""
         _check_neutral(kwargs)
         return self._features(
@@ -180,8 +187,14 @@ class PreTrainedModel(EncodeMixin):
         _check_neutral(kwargs)
         return self._features("vision", {"pixel_values": pixel_values})
 
-    def __call__(self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None,
-                 token_type_ids: Any = None, **kwargs: Any) -> ModelOutput:  # fmt: skip
+    def __call__(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
         """Runs the towers whose inputs are given.
 
         Returns a ModelOutput. With both: `logits_per_image` (Bi, Bt), `logits_per_text` (Bt, Bi), `text_embeds`,
@@ -244,9 +257,11 @@ def load_config(folder: Path) -> Config:
     if not (folder / "config.json").exists() and (folder / "open_clip_config.json").exists():
         return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
     config = Config(read_json(folder / "config.json"))
-    return config.updated(Config({"sentence_transformers": _sentence_settings(folder)})) if (
-        folder / "modules.json"
-    ).exists() else config
+    return (
+        config.updated(Config({"sentence_transformers": _sentence_settings(folder)}))
+        if (folder / "modules.json").exists()
+        else config
+    )
 
 
 def _sentence_settings(folder: Path) -> dict[str, Any]:
@@ -329,8 +344,9 @@ def _scalar(reader: Reader, name: str | None, required: bool) -> float:
     return float(value)
 
 
-def _report_surplus(checkpoint: Checkpoint, reader: Reader, family: Family, modalities: tuple[str, ...],
-                    strict: bool) -> None:  # fmt: skip
+def _report_surplus(
+    checkpoint: Checkpoint, reader: Reader, family: Family, modalities: tuple[str, ...], strict: bool
+) -> None:
     """Warns once about weights nobody used; those of a tower the class leaves out do not count."""
     used = reader.used | checkpoint.companions(reader.used)
     surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]

@@ -33,9 +33,16 @@ class Pipeline:
 class ZeroShotImageClassification(Pipeline):
     """Which of the labels a picture shows: `classify(image, candidate_labels=[...])`."""
 
-    def __call__(self, images: Any, candidate_labels: list[str] | None = None, *,
-                 hypothesis_template: str = "This is a photo of {}.", batch_size: int = 32, **kwargs: Any) -> Any:  # fmt: skip
-        """Scores of each label, best first: a list of {"score", "label"}, or a list of such lists for a list of pictures.
+    def __call__(
+        self,
+        images: Any,
+        candidate_labels: list[str] | None = None,
+        *,
+        hypothesis_template: str = "This is a photo of {}.",
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> Any:
+        """Scores of each label, best first: a list of {"score", "label"}; a list of such lists for a list of pictures.
 
         Scores are a softmax over the labels, or a sigmoid of each for SigLIP, as the model was trained. Each label is
         put into `hypothesis_template`.
@@ -69,7 +76,7 @@ class ImageFeatureExtraction(Pipeline):
     """Hidden states of pictures, or one vector each with pool=True."""
 
     def __call__(self, images: Any, *, pool: bool = False, batch_size: int = 32, return_tensors: bool = False) -> Any:
-        """Nested lists (arrays with return_tensors=True) of last_hidden_state [1, T, D], or pooler_output with `pool`."""
+        """Nested lists of last_hidden_state [1, T, D], or pooler_output with `pool`; arrays with return_tensors=True."""
         single = not isinstance(images, list | tuple)
         pictures = [images] if single else list(images)
         processor = getattr(self.processor, "image_processor", self.processor)
@@ -88,8 +95,9 @@ TASKS = {
 }
 
 
-def pipeline(task: str, model: str | os.PathLike | PreTrainedModel | None = None, *, processor: Any = None,
-             **kwargs: Any) -> Pipeline:  # fmt: skip
+def pipeline(
+    task: str, model: str | os.PathLike | PreTrainedModel | None = None, *, processor: Any = None, **kwargs: Any
+) -> Pipeline:
     """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, a model, or None for the default.
 
     Raises ValueError for an unknown task.

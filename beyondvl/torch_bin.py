@@ -24,10 +24,17 @@ __all__ = ["TorchFile"]
 
 MAX_PROGRAM_BYTES = 100_000_000
 STORAGES = {
-    "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "DoubleStorage": "F64",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
     "BoolStorage": "BOOL",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ ALLOWED = {REBUILD_TENSOR, REBUILD_PARAMETER, ORDERED_DICT} | {Name("torch", sto
 
 @dataclass(frozen=True)
 class Storage:
+    """The bytes of one member of the zip."""
+
     dtype: str
     key: str
     count: int
@@ -56,6 +65,8 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
+    """A view of a storage."""
+
     storage: Storage
     offset: int
     shape: tuple[int, ...]

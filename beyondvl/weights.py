@@ -28,9 +28,17 @@ CHUNK_BYTES = 8 << 20
 
 # stored name -> (NumPy type on disk, how to widen it)
 DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
-    "U8": "<u1", "BOOL": "<u1",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U8": "<u1",
+    "BOOL": "<u1",
+}
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 

@@ -11,11 +11,17 @@
 static atomic_long fail_countdown;
 static atomic_long live;
 
-void bvl_alloc_fail_at(long n) { atomic_store(&fail_countdown, n); }
+void bvl_alloc_fail_at(long n) {
+    atomic_store(&fail_countdown, n);
+}
 
-long bvl_alloc_live(void) { return atomic_load(&live); }
+long bvl_alloc_live(void) {
+    return atomic_load(&live);
+}
 
-bool bvl_size_mul(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+bool bvl_size_mul(size_t a, size_t b, size_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
 
 void *bvl_alloc(size_t bytes) {
     const size_t slack = 256;

@@ -47,8 +47,12 @@ const char *bvl_cpu_name(void) {
     return name;
 }
 #else
-bvl_isa bvl_cpu_best(void) { return BVL_ISA_BASE; }
-const char *bvl_cpu_name(void) { return "unknown"; }
+bvl_isa bvl_cpu_best(void) {
+    return BVL_ISA_BASE;
+}
+const char *bvl_cpu_name(void) {
+    return "unknown";
+}
 #endif
 
 /* Whole processors granted by a "quota period" pair, 0 when there is no limit. */

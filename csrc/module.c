@@ -43,7 +43,8 @@ static PyArrayObject *borrow(PyObject *object, const char *name, int type, int r
     PyArrayObject *a = (PyArrayObject *)object;
     PyArray_Descr *wanted = PyArray_DescrFromType(type);
     const bool same = PyArray_TYPE(a) == type && PyArray_ISNBO(PyArray_DESCR(a)->byteorder);
-    if (!same) PyErr_Format(PyExc_ValueError, "%s: found dtype %S, expected %S", name, PyArray_DESCR(a), wanted);
+    if (!same)
+        PyErr_Format(PyExc_ValueError, "%s: found dtype %S, expected %S", name, PyArray_DESCR(a), wanted);
     Py_DECREF(wanted);
     if (!same) return NULL;
     if (rank >= 0 ? PyArray_NDIM(a) != rank : PyArray_NDIM(a) > BVL_MAX_RANK) {
@@ -69,8 +70,7 @@ static PyObject *new_array(int rank, const int64_t *shape, int type, void **data
 /* ---- Program ---- */
 
 typedef struct {
-    PyObject_HEAD
-    bvl_program *program;
+    PyObject_HEAD bvl_program *program;
 } ProgramObject;
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -123,13 +123,14 @@ static bool parse_params(const bvl_op *op, PyObject *dict, double *params) {
         params[i] = PyFloat_AsDouble(value);
         if (params[i] == -1.0 && PyErr_Occurred()) return false;
         if (!(params[i] >= -1e9 && params[i] <= 1e9)) {
-            PyErr_Format(PyExc_ValueError, "%s: parameter %s: found %R, expected at most 1e9 in size", op->name,
-                         op->params[i], value);
+            PyErr_Format(PyExc_ValueError, "%s: parameter %s: found %R, expected at most 1e9 in size",
+                         op->name, op->params[i], value);
             return false;
         }
     }
     if (PyDict_Size(dict) == known) return true;
-    PyErr_Format(PyExc_ValueError, "%s: found parameters %R, expected %d of other names", op->name, dict, known);
+    PyErr_Format(PyExc_ValueError, "%s: found parameters %R, expected %d of other names", op->name, dict,
+                 known);
     return false;
 }
 
@@ -160,8 +161,8 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
     bvl_program *program = ((ProgramObject *)self)->program;
     const bvl_op *op = bvl_find_op(name);
     if (!op || src < 0 || dst < 0 || src >= program->slot_count || dst >= program->slot_count) {
-        PyErr_Format(PyExc_ValueError, "operation '%s' on slots %d, %d: expected a known one on known slots", name,
-                     src, dst);
+        PyErr_Format(PyExc_ValueError, "operation '%s' on slots %d, %d: expected a known one on known slots",
+                     name, src, dst);
         return NULL;
     }
     double values[BVL_MAX_PARAMS] = {0};
@@ -201,7 +202,8 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in) {
             if (PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 4 || PyArray_DIM(a, 1) != p->channels ||
                 PyArray_DIM(a, 2) != p->height || PyArray_DIM(a, 3) != p->width) {
                 PyObject *shape = PyObject_GetAttrString(pixels, "shape");
-                PyErr_Format(PyExc_ValueError, "pixel_values: found %R %S, expected (B, %zd, %zd, %zd) float32",
+                PyErr_Format(PyExc_ValueError,
+                             "pixel_values: found %R %S, expected (B, %zd, %zd, %zd) float32",
                              shape ? shape : Py_None, PyArray_DESCR(a), (Py_ssize_t)p->channels,
                              (Py_ssize_t)p->height, (Py_ssize_t)p->width);
                 Py_XDECREF(shape);
@@ -229,7 +231,8 @@ static bool poll_signals(void *context) {
     poll_state *poll = context;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    if ((now.tv_sec - poll->last.tv_sec) * 1000 + (now.tv_nsec - poll->last.tv_nsec) / 1000000 < 50) return false;
+    if ((now.tv_sec - poll->last.tv_sec) * 1000 + (now.tv_nsec - poll->last.tv_nsec) / 1000000 < 50)
+        return false;
     poll->last = now;
     PyEval_RestoreThread(poll->state);
     const bool stop = PyErr_CheckSignals() != 0;
@@ -249,7 +252,8 @@ static PyObject *new_outputs(const bvl_program *p, PyObject *names, const bvl_in
         PyObject *array = NULL;
         if (s >= 0) {
             const bvl_slot *slot = &p->slots[s];
-            const int64_t shape[3] = {in->B, slot->rows == 1 ? slot->cols : bvl_slot_rows(slot, in->L), slot->cols};
+            const int64_t shape[3] = {in->B, slot->rows == 1 ? slot->cols : bvl_slot_rows(slot, in->L),
+                                      slot->cols};
             array = new_array(slot->rows == 1 ? 2 : 3, shape, NPY_FLOAT32, (void **)&call->outputs[s]);
         }
         const bool ok = array && PyDict_SetItem(result, name, array) == 0;
@@ -351,11 +355,14 @@ static bool parse_picture(PyObject *item, Py_ssize_t index, picture_job *job) {
     *p = (bvl_picture){PyArray_DATA(a), PyArray_DIM(a, 0), PyArray_DIM(a, 1), PyArray_DIM(a, 2),
                        PyArray_DIM(a, 1) * PyArray_DIM(a, 2)};
     const int64_t most = 1 << 20;
-    if (p->height < 1 || p->width < 1 || p->channels < 1 || p->channels > 4 || p->height > most || p->width > most ||
-        h < 1 || w < 1 || h > most || w > most || filter < BVL_LANCZOS || filter > BVL_HAMMING) {
-        PyErr_Format(PyExc_ValueError, "image %zd: %zd x %zd x %zd to %zd x %zd, filter %d: expected 1 to 4 channels, "
-                     "sizes of 1 to 2^20, filter 1 to 5", index, (Py_ssize_t)p->height, (Py_ssize_t)p->width,
-                     (Py_ssize_t)p->channels, (Py_ssize_t)h, (Py_ssize_t)w, filter);
+    if (p->height < 1 || p->width < 1 || p->channels < 1 || p->channels > 4 || p->height > most ||
+        p->width > most || h < 1 || w < 1 || h > most || w > most || filter < BVL_LANCZOS ||
+        filter > BVL_HAMMING) {
+        PyErr_Format(PyExc_ValueError,
+                     "image %zd: %zd x %zd x %zd to %zd x %zd, filter %d: expected 1 to 4 channels, "
+                     "sizes of 1 to 2^20, filter 1 to 5",
+                     index, (Py_ssize_t)p->height, (Py_ssize_t)p->width, (Py_ssize_t)p->channels,
+                     (Py_ssize_t)h, (Py_ssize_t)w, filter);
         return false;
     }
     job->geometry.height = h;
@@ -384,13 +391,16 @@ static PyObject *preprocess(PyObject *module, PyObject *args) {
     PyObject *items, *table_object;
     int height, width, threads;
     (void)module;
-    if (!PyArg_ParseTuple(args, "O!iiOi", &PyList_Type, &items, &height, &width, &table_object, &threads)) return NULL;
+    if (!PyArg_ParseTuple(args, "O!iiOi", &PyList_Type, &items, &height, &width, &table_object, &threads))
+        return NULL;
     PyArrayObject *table = borrow(table_object, "table", NPY_FLOAT32, 2);
     if (!table) return NULL;
     const Py_ssize_t count = PyList_Size(items);
     const int64_t channels = PyArray_DIM(table, 0);
-    if (PyArray_DIM(table, 1) != 256 || height < 1 || width < 1 || height > 1 << 15 || width > 1 << 15 || count < 1)
-        return PyErr_Format(PyExc_ValueError, "preprocess: expected images, a size up to 2^15 and a (C, 256) table");
+    if (PyArray_DIM(table, 1) != 256 || height < 1 || width < 1 || height > 1 << 15 || width > 1 << 15 ||
+        count < 1)
+        return PyErr_Format(PyExc_ValueError,
+                            "preprocess: expected images, a size up to 2^15 and a (C, 256) table");
     picture_job *jobs = bvl_alloc_array((size_t)count, sizeof *jobs);
     if (!jobs) return PyErr_NoMemory();
     float *out = NULL;
@@ -459,10 +469,10 @@ static PyObject *config(PyObject *module, PyObject *unused) {
     const char *stb = bvl_stb_version(), *blas = bvl_openblas_config();
     (void)module, (void)unused;
     return Py_BuildValue("{s:s,s:s,s:s,s:s,s:i,s:i,s:L,s:z,s:z}", "cpu", bvl_cpu_name(), "isa",
-                         bvl_isa_names[bvl_kernels_active()->isa], "isa_detected", bvl_isa_names[bvl_cpu_best()],
-                         "isa_reason", bvl_kernels_reason(), "cpus", bvl_cpu_count(), "num_threads",
-                         bvl_default_threads(), "l2_bytes", (long long)bvl_cpu_l2_bytes(), "stb", stb, "openblas",
-                         blas);
+                         bvl_isa_names[bvl_kernels_active()->isa], "isa_detected",
+                         bvl_isa_names[bvl_cpu_best()], "isa_reason", bvl_kernels_reason(), "cpus",
+                         bvl_cpu_count(), "num_threads", bvl_default_threads(), "l2_bytes",
+                         (long long)bvl_cpu_l2_bytes(), "stb", stb, "openblas", blas);
 }
 
 static PyObject *set_isa(PyObject *module, PyObject *args) {
@@ -550,9 +560,19 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
         k->add(out, x[0], i0);
     } else if (strcmp(name, "scale") == 0) { /* n: n s */
         k->scale(out, (float)n[1], i0);
-    } else if (strcmp(name, "depthwise") == 0) { /* x: x, w, bias; n: C H W kernel stride pad out_h out_w act */
-        const bvl_conv_shape s = {i0, i1, i2, (int64_t)n[6], (int64_t)n[7], (int64_t)n[3], (int64_t)n[4],
-                                  (int64_t)n[5], (int64_t)n[5], i0, i0};
+    } else if (strcmp(name, "depthwise") ==
+               0) { /* x: x, w, bias; n: C H W kernel stride pad out_h out_w act */
+        const bvl_conv_shape s = {i0,
+                                  i1,
+                                  i2,
+                                  (int64_t)n[6],
+                                  (int64_t)n[7],
+                                  (int64_t)n[3],
+                                  (int64_t)n[4],
+                                  (int64_t)n[5],
+                                  (int64_t)n[5],
+                                  i0,
+                                  i0};
         k->depthwise(out, x[0], x[1], x[2], (bvl_activation)n[8], &s, 0, s.out_height);
     } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale */
         const bvl_attention_shape s = {i0, i1, i2, i2, i2, i2, (float)n[4], n[3] != 0, x[3]};
@@ -569,10 +589,13 @@ static PyObject *test_kernel(PyObject *module, PyObject *args) {
     float *x[5] = {NULL};
     double n[9] = {0};
     (void)module;
-    if (!PyArg_ParseTuple(args, "sOO!O!", &name, &out, &PyTuple_Type, &arrays, &PyTuple_Type, &numbers)) return NULL;
+    if (!PyArg_ParseTuple(args, "sOO!O!", &name, &out, &PyTuple_Type, &arrays, &PyTuple_Type, &numbers))
+        return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 5; i++)
-        if (PyTuple_GetItem(arrays, i) != Py_None) x[i] = PyArray_DATA((PyArrayObject *)PyTuple_GetItem(arrays, i));
-    for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++) n[i] = PyFloat_AsDouble(PyTuple_GetItem(numbers, i));
+        if (PyTuple_GetItem(arrays, i) != Py_None)
+            x[i] = PyArray_DATA((PyArrayObject *)PyTuple_GetItem(arrays, i));
+    for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++)
+        n[i] = PyFloat_AsDouble(PyTuple_GetItem(numbers, i));
     if (PyErr_Occurred()) return NULL;
     if (!run_kernel(name, PyArray_DATA((PyArrayObject *)out), x, n))
         return PyErr_Format(PyExc_ValueError, "no kernel '%s'", name);
@@ -589,7 +612,8 @@ static PyObject *test_scratch(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef functions[] = {
-    {"config", config, METH_NOARGS, "config() -> dict: processor, level in use and why, threads, optional parts"},
+    {"config", config, METH_NOARGS,
+     "config() -> dict: processor, level in use and why, threads, optional parts"},
     {"set_isa", set_isa, METH_VARARGS, "set_isa(name=None): level of programs built from now on"},
     {"default_threads", default_threads, METH_NOARGS, "default_threads() -> int"},
     {"preprocess", preprocess, METH_VARARGS,
@@ -598,7 +622,8 @@ static PyMethodDef functions[] = {
     {"stb_decode", stb_decode, METH_VARARGS, "stb_decode(bytes, max_pixels) -> uint8 (H, W, 3)"},
     {"set_openblas_path", set_openblas_path, METH_VARARGS, "set_openblas_path(path)"},
     {"matmul_nt", matmul_nt, METH_VARARGS, "matmul_nt(a, b, num_threads) -> a @ b.T by OpenBLAS"},
-    {"alloc_fail_at", alloc_fail_at, METH_VARARGS, "alloc_fail_at(n): the n-th allocation from now fails once"},
+    {"alloc_fail_at", alloc_fail_at, METH_VARARGS,
+     "alloc_fail_at(n): the n-th allocation from now fails once"},
     {"alloc_live", alloc_live, METH_NOARGS, "alloc_live() -> allocations of the core that are live"},
     {"_test_kernel", test_kernel, METH_VARARGS, NULL},
     {"_test_scratch", test_scratch, METH_VARARGS, NULL},
@@ -654,8 +679,10 @@ static int module_exec(PyObject *module) {
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C",         "The core of beyondvl.", 0, functions,
-                                        module_slots,          NULL,         NULL,                   NULL};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_C", "The core of beyondvl.", 0, functions, module_slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__C(void);
-PyMODINIT_FUNC PyInit__C(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__C(void) {
+    return PyModuleDef_Init(&definition);
+}

@@ -42,4 +42,6 @@ def rng() -> np.random.Generator:
 
 def pytest_report_header(config) -> str:
     c = _C.config()
-    return f"beyondvl {beyondvl.__version__}: {c['cpu']}, isa {c['isa']} ({c['isa_reason']}), {c['num_threads']} threads"
+    return (
+        f"beyondvl {beyondvl.__version__}: {c['cpu']}, isa {c['isa']} ({c['isa_reason']}), {c['num_threads']} threads"
+    )

@@ -143,7 +143,9 @@ def inputs(row: Row, model, batch: int = 5, seed: int = 0):
     if row.vision is not None:
         section = getattr(model.config, "vision_config", model.config)
         size = getattr(section, "image_size", None) or 16 * int(section.num_patches**0.5)
-        coarse = 3 * torch.randn(batch, 3, 4, 4, generator=generator) + 4 * torch.randn(batch, 3, 1, 1, generator=generator)
+        coarse = 3 * torch.randn(batch, 3, 4, 4, generator=generator) + 4 * torch.randn(
+            batch, 3, 1, 1, generator=generator
+        )
         smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
         found["pixel_values"] = smooth + torch.randn(batch, 3, size, size, generator=generator)
     return found

@@ -48,7 +48,7 @@ def modes() -> dict[str, Image.Image]:
     p = photo()
     gif = Image.open(io.BytesIO(encoded(p.convert("P"), "GIF")))
     transparent_palette = with_alpha(p).quantize(64)
-    gray16 = Image.fromarray((np.asarray(p.convert("L")).astype(np.uint16) * 257))
+    gray16 = Image.fromarray(np.asarray(p.convert("L")).astype(np.uint16) * 257)
     return {
         "RGB": p, "L": p.convert("L"), "1": p.convert("1"), "P": p.convert("P"), "RGBA": with_alpha(p),
         "LA": with_alpha(p).convert("LA"), "CMYK": p.convert("CMYK"), "YCbCr": p.convert("YCbCr"), "HSV": p.convert("HSV"),

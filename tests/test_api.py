@@ -23,6 +23,7 @@ from beyondvl import _C
 from beyondvl.weights import save_safetensors
 
 ROOT = Path(bvl.__file__).parent.parent
+HERE = Path(__file__).parent
 PREPROCESSOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48},
                 "crop_size": {"height": 48, "width": 48}}  # fmt: skip
 
@@ -182,7 +183,9 @@ def test_weights_that_disagree_with_the_config(folder, tmp_path):
     shutil.copy(folder / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(changed(text_config__intermediate_size=95)))
     live = _C.alloc_live()
-    with pytest.raises(bvl.CheckpointError, match=r"fc1\.weight: found shape \[96, 48\], the config expects \[95, 48\]"):
+    with pytest.raises(
+        bvl.CheckpointError, match=r"fc1\.weight: found shape \[96, 48\], the config expects \[95, 48\]"
+    ):
         bvl.AutoModel.from_pretrained(tmp_path)
     assert _C.alloc_live() == live
 
@@ -265,7 +268,15 @@ def test_devices(model):
 
 
 def test_names():
-    for name in ("CLIPModel", "CLIPProcessor", "SiglipModel", "SiglipProcessor", "ChineseCLIPModel", "BertModel", "CLIPTokenizer"):
+    for name in (
+        "CLIPModel",
+        "CLIPProcessor",
+        "SiglipModel",
+        "SiglipProcessor",
+        "ChineseCLIPModel",
+        "BertModel",
+        "CLIPTokenizer",
+    ):
         assert getattr(bvl, name).from_pretrained
     with pytest.raises(AttributeError, match="NoSuchModel"):
         bvl.NoSuchModel  # noqa: B018
@@ -312,8 +323,8 @@ def test_similarity(model):
 
 
 def run_python(code: str, **env) -> str:
-    full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **env}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=full, timeout=120)
+    full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), **env}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=full, timeout=120, cwd=HERE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -334,8 +345,8 @@ def test_forced_levels():
     for isa in _C.ISAS[: _C.ISAS.index(_C.config()["isa_detected"]) + 1]:
         out = run_python("import beyondvl; beyondvl.show_config()", BEYONDVL_ISA=isa)
         assert f"isa           {isa}" in out and "BEYONDVL_ISA" in out
-    done = subprocess.run([sys.executable, "-c", "import beyondvl"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "BEYONDVL_ISA": "neon"})  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BEYONDVL_ISA": "neon"}
+    done = subprocess.run([sys.executable, "-c", "import beyondvl"], capture_output=True, text=True, env=env, cwd=HERE)
     assert done.returncode != 0 and "unknown instruction set 'neon'" in done.stderr
 
 
@@ -375,7 +386,9 @@ def test_hub_through_a_local_server(folder, tmp_path):
                     data = json.dumps([{"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": "0" * 40}
                                        for n in names]).encode()  # fmt: skip
                 else:
-                    data = json.dumps({"id": "owner/name", "sha": "1" * 40, "siblings": [{"rfilename": n} for n in names]}).encode()
+                    data = json.dumps(
+                        {"id": "owner/name", "sha": "1" * 40, "siblings": [{"rfilename": n} for n in names]}
+                    ).encode()
                 headers = {"Content-Type": "application/json"}
             elif path.startswith("/owner/name/resolve/"):
                 name = path.rsplit("/", 1)[1]

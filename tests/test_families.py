@@ -112,7 +112,10 @@ def test_features_are_the_projected_embeddings(made, name):
     pixels = {"pixel_values": inputs["pixel_values"]}
     text = {k: v for k, v in inputs.items() if k != "pixel_values"}
     with torch.no_grad():
-        expected = reference.get_image_features(**pixels).pooler_output, reference.get_text_features(**text).pooler_output
+        expected = (
+            reference.get_image_features(**pixels).pooler_output,
+            reference.get_text_features(**text).pooler_output,
+        )
     found = model.get_image_features(inputs["pixel_values"].numpy()), model.get_text_features(**text)
     compare(found[0].pooler_output, expected[0].numpy(), "features")
     compare(found[1].numpy(), expected[1].numpy(), "features")

@@ -111,12 +111,23 @@ def test_arrays(shape):
 def test_resize_is_pillows(isa, filter):
     """The core's resampling against Pillow's, every filter, up and down, every number of channels."""
     rng = np.random.default_rng(1)
-    for (h, w), (oh, ow) in (((40, 60), (17, 23)), ((7, 5), (40, 33)), ((64, 1), (3, 9)), ((1, 1), (5, 4)), ((300, 200), (224, 149)),
-                              ((91, 37), (50, 33)), ((60, 60), (30, 50)), ((60, 60), (30, 45)), ((200, 50), (20, 80))):
+    for (h, w), (oh, ow) in (
+        ((40, 60), (17, 23)),
+        ((7, 5), (40, 33)),
+        ((64, 1), (3, 9)),
+        ((1, 1), (5, 4)),
+        ((300, 200), (224, 149)),
+        ((91, 37), (50, 33)),
+        ((60, 60), (30, 50)),
+        ((60, 60), (30, 45)),
+        ((200, 50), (20, 80)),
+    ):
         for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "CMYK")):
             pixels = rng.integers(0, 256, (h, w, channels), dtype=np.uint8)
             if mode == "LA":
-                expected = np.stack([np.asarray(Image.fromarray(pixels[..., c]).resize((ow, oh), filter)) for c in (0, 1)], -1)
+                expected = np.stack(
+                    [np.asarray(Image.fromarray(pixels[..., c]).resize((ow, oh), filter)) for c in (0, 1)], -1
+                )
             else:
                 image = Image.frombytes(mode, (w, h), pixels.tobytes())
                 expected = np.asarray(image.resize((ow, oh), filter)).reshape(oh, ow, channels)

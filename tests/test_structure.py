@@ -97,7 +97,15 @@ def test_stub_is_complete():
 
 
 def test_no_path_or_host_of_a_machine():
-    tracked = [p for folder in ("beyondvl", "csrc", "docs", "tests", "training", "benchmarks") for p in (ROOT / folder).rglob("*")]
+    tracked = [
+        p
+        for folder in ("beyondvl", "csrc", "docs", "tests", "training", "benchmarks")
+        for p in (ROOT / folder).rglob("*")
+    ]
     for path in [*tracked, ROOT / "README.md"]:
-        if path.suffix in (".py", ".c", ".h", ".md") and path != Path(__file__) and "work" not in path.relative_to(ROOT).parts:
+        if (
+            path.suffix in (".py", ".c", ".h", ".md")
+            and path != Path(__file__)
+            and "work" not in path.relative_to(ROOT).parts
+        ):
             assert not re.search(r"/work/|/root/|/opt/", path.read_text()), path

@@ -28,7 +28,13 @@ LITE = {"model_type": "efficientnet_lite", "variant": "efficientnet-lite0", "ima
 OPEN_CLIP = {"model_type": "open_clip", "model_cfg": {"embed_dim": 24,
              "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "patch_size": 8, "head_width": 16},
              "text_cfg": {"context_length": 12, "vocab_size": 500, "width": 32, "heads": 2, "layers": 2}}}  # fmt: skip
-CONFIGS = {"clip": models.TINY_CLIP, "siglip": SIGLIP, "chinese_clip": CHINESE, "efficientnet_lite": LITE, "open_clip": OPEN_CLIP}
+CONFIGS = {
+    "clip": models.TINY_CLIP,
+    "siglip": SIGLIP,
+    "chinese_clip": CHINESE,
+    "efficientnet_lite": LITE,
+    "open_clip": OPEN_CLIP,
+}
 
 
 def given(name: str, batch: int) -> dict[str, np.ndarray]:

@@ -65,7 +65,9 @@ def bert(tmp_path_factory):
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer, trained.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trained.train_from_iterator(corpus(random.Random(1)), trainers.WordPieceTrainer(vocab_size=900, special_tokens=special))
+    trained.train_from_iterator(
+        corpus(random.Random(1)), trainers.WordPieceTrainer(vocab_size=900, special_tokens=special)
+    )
     vocab = trained.get_vocab()
     folder = tmp_path_factory.mktemp("bert")
     (folder / "vocab.txt").write_text("\n".join(sorted(vocab, key=vocab.get)) + "\n")
@@ -102,7 +104,11 @@ def test_ids(kind, request):
         same(ours, reference, text)
     rng = random.Random(3)
     for _ in range(300):
-        same(ours, reference, "".join(chr(rng.choice([rng.randint(32, 126), rng.randint(160, 0x2FFF)])) for _ in range(30)))
+        same(
+            ours,
+            reference,
+            "".join(chr(rng.choice([rng.randint(32, 126), rng.randint(160, 0x2FFF)])) for _ in range(30)),
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -33,7 +33,9 @@ GENERIC = frozenset(
     " svg png flat lemon etiquette gnome kde the and of part from".split()
 )
 SKIPPED = ("/shapes/stars/", "/special/gradients/", "/special/patterns/", "/shapes/jigsaw", "/special/examples")
-NOISE = re.compile(r"(?:^|[_\- ])(?:archi\w*|franc\w*|jesper\w*|zedlitz|nicu\w*|r\d+|v\d+|\d+|ganson|01)(?=$|[_\- ])", re.I)
+NOISE = re.compile(
+    r"(?:^|[_\- ])(?:archi\w*|franc\w*|jesper\w*|zedlitz|nicu\w*|r\d+|v\d+|\d+|ganson|01)(?=$|[_\- ])", re.I
+)
 SERIES = (
     ("keycap", re.compile(r"keycap")),
     ("clock", re.compile(r"o.clock|thirty|\bclock ?\d|^clock\b")),
@@ -82,12 +84,18 @@ def openclipart(root: Path) -> list[dict]:
         rows.append({"id": f"openclipart/{name}", "file": png, "title": title, "keywords": keywords,
                      "description": field(svg, "description")})  # fmt: skip
     for row in rows:
-        boilerplate = not row["title"] or titles[row["title"]] > 3 or re.search(r"clipart|collection|theme|submission", row["title"], re.I)
+        boilerplate = (
+            not row["title"]
+            or titles[row["title"]] > 3
+            or re.search(r"clipart|collection|theme|submission", row["title"], re.I)
+        )
         stem = words(NOISE.sub(" ", NOISE.sub(" ", row["id"].rsplit("/", 1)[1])))
         from_title = words(NOISE.sub(" ", row["title"]))
         caption = stem if boilerplate else from_title
         row["keywords"] = sorted({k for k in row["keywords"] if k and k not in GENERIC and len(k) > 2})
-        row["captions"] = [c for c in dict.fromkeys([caption, stem, from_title if not boilerplate else stem]) if len(c) > 2]
+        row["captions"] = [
+            c for c in dict.fromkeys([caption, stem, from_title if not boilerplate else stem]) if len(c) > 2
+        ]
         description = words(row.pop("description"))
         if 8 < len(description) < 90 and "clip" not in description:
             row["captions"].append(description)
@@ -250,7 +258,9 @@ def main() -> None:
             continue
         item["picture"] = f"{len(kept):05d}.png"
         image.save(folder / item["picture"])
-        thumbs.append(np.asarray(on_white(image, 64).resize((8, 8), Image.Resampling.BOX), np.float32).reshape(-1) / 255)
+        thumbs.append(
+            np.asarray(on_white(image, 64).resize((8, 8), Image.Resampling.BOX), np.float32).reshape(-1) / 255
+        )
         kept.append({k: v for k, v in item.items() if k not in ("png", "file", "title")})
     thumbnails = np.stack(thumbs)
     group(kept, thumbnails)

@@ -2,8 +2,9 @@
 
     python training/train.py --work training/work --seed 0 [--write beyondvl/default]
 
-Picture side: norm, MLP 1280 -> H -> 384 on the tower's features, plus one vector per ImageNet class weighted by the
-class probabilities, which starts as the class name's sentence vector. Text side: a 384 x 384 projection of the
+Picture side: norm, MLP 1280 -> H -> 384 on the tower's features, normalised, plus one vector per ImageNet class weighted
+by the class probabilities, which starts as the class name's sentence vector; each path is now and then trained alone,
+so that the classes carry photographs and the MLP what no class names. Text side: a 384 x 384 projection of the
 MiniLM sentence vector. Loss: contrastive both ways with soft targets (captions that mean the same share the mass).
 Two more sources keep what photographs need: class names against pure class probabilities, and synthetic features
 that a class's own classifier weights point to. Everything is chosen on the validation part; --test reads the test
@@ -52,8 +53,9 @@ def class_names() -> list[str]:
 
 
 class Heads(nn.Module):
-    def __init__(self, inner: int, class_vectors: torch.Tensor, dropout: float):
+    def __init__(self, inner: int, class_vectors: torch.Tensor, dropout: float, drop: float = 0.0):
         super().__init__()
+        self.drop = drop
         self.norm = nn.LayerNorm(1280)
         self.fc1, self.fc2 = nn.Linear(1280, inner), nn.Linear(inner, WIDTH)
         self.classes = nn.Parameter(class_vectors.T.clone())
@@ -63,12 +65,15 @@ class Heads(nn.Module):
         with torch.no_grad():
             self.text.weight.copy_(torch.eye(WIDTH))
             self.text.bias.zero_()
-            self.fc2.weight.mul_(0.5)
 
     def picture(self, features: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
         x = F.dropout(self.norm(features), self.dropout * 0.4, self.training)
         x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
-        return F.normalize(self.fc2(x) + probabilities @ self.classes.T, dim=-1)
+        learned, named = F.normalize(self.fc2(x), dim=-1), probabilities @ self.classes.T
+        if self.training:
+            kept = torch.rand(len(x), 1)
+            learned, named = learned * (kept > self.drop), named * (kept < 1 - self.drop)
+        return F.normalize(learned + named, dim=-1)
 
     def sentence(self, vectors: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.text(vectors), dim=-1)
@@ -99,7 +104,9 @@ class Data:
         if not cache.exists():
             np.save(cache, np.stack([sentence_vectors([t.format(n) for n in names]).numpy() for t in templates]))
         self.class_sentences = torch.from_numpy(np.load(cache))
-        self.parts = {p: [i for i, item in enumerate(self.items) if item["part"] == p] for p in ("train", "validation", "test")}
+        self.parts = {
+            p: [i for i, item in enumerate(self.items) if item["part"] == p] for p in ("train", "validation", "test")
+        }
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
         return (features @ self.fc.T + self.fc_bias).softmax(-1)
@@ -136,10 +143,12 @@ def train(data: Data, options: argparse.Namespace) -> Heads:
     features = torch.from_numpy(data.features[:, index].astype(np.float32))  # [views, n, 1280]
     probabilities = torch.stack([data.probabilities(v) for v in features])
     mean, spread = features[0].mean(0), features[0].std(0)
-    heads = Heads(options.inner, data.class_sentences[1] * options.class_gain, options.dropout)
+    heads = Heads(options.inner, data.class_sentences[1] * options.class_gain, options.dropout, options.drop)
     decayed = [p for n, p in heads.named_parameters() if p.ndim > 1 and n != "classes"]
     rest = [p for n, p in heads.named_parameters() if p.ndim <= 1 or n == "classes"]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": options.decay}, {"params": rest, "weight_decay": 0}], lr=options.lr)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": options.decay}, {"params": rest, "weight_decay": 0}], lr=options.lr
+    )
     steps = options.epochs * (len(index) // options.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps, pct_start=0.1)
     identity = torch.eye(WIDTH)
@@ -158,33 +167,46 @@ def train(data: Data, options: argparse.Namespace) -> Heads:
         fake = synthetic(data, mean, spread, classes)
         names = data.class_sentences[rng.integers(2), classes]
         target = ((data.class_sentences[0, classes] @ data.class_sentences[0, classes].T) / 0.05).softmax(1)
-        loss = loss + options.classes * soft_loss(heads.picture(fake, data.probabilities(fake)), heads.sentence(names), target, scale)
+        loss = loss + options.classes * soft_loss(
+            heads.picture(fake, data.probabilities(fake)), heads.sentence(names), target, scale
+        )
         loss = loss + options.hold * ((heads.text.weight - identity) ** 2).sum() / WIDTH
-        loss = loss + options.hold * ((heads.classes.T - options.class_gain * data.class_sentences[1]) ** 2).sum(1).mean()
+        loss = (
+            loss + options.hold * ((heads.classes.T - options.class_gain * data.class_sentences[1]) ** 2).sum(1).mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % (steps // 5) == 0:
-            print(f"step {step + 1}/{steps} loss {loss.item():.3f}", ranks_metrics(scores(heads, data, "validation")), flush=True)
+            print(
+                f"step {step + 1}/{steps} loss {loss.item():.3f}",
+                ranks_metrics(scores(heads, data, "validation")),
+                flush=True,
+            )
     return heads.eval()
 
 
 def write(heads: Heads, data: Data, work: Path, folder: Path) -> None:
-    """The default checkpoint: towers in float16, heads in float32, tokenizer and processor files beside them."""
+    """The default checkpoint: matrices in float16, word embeddings in int8, tokenizer and processor files beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = {}
-    for prefix, source, skip in (("vision_model.", work / "tower", ()), ("text_model.", minilm(), ("pooler.",))):
+    tensors: dict[str, np.ndarray] = {}
+    for prefix, source in (("vision_model.", work / "tower"), ("text_model.", minilm())):
         checkpoint = open_checkpoint(source)
         for name in checkpoint.names():
-            if not name.startswith(skip) and not name.endswith(("position_ids", "num_batches_tracked")) or not skip:
-                half[prefix + name] = checkpoint.read(name, checkpoint.entries[name].shape)
-    tensors = {n: t.astype(np.float16 if t.ndim > 1 else np.float32) for n, t in half.items()}
+            if not name.startswith("pooler.") and not name.endswith("position_ids"):
+                array = checkpoint.read(name, checkpoint.entries[name].shape)
+                tensors[prefix + name] = array.astype(np.float16 if array.ndim > 1 else np.float32)
+    words = "text_model.embeddings.word_embeddings.weight"  # the largest tensor: int8 with one scale per row
+    scale = np.abs(tensors[words].astype(np.float32)).max(1, keepdims=True) / 127
+    tensors[f"{words}_scale"] = scale
+    tensors[words] = np.round(tensors[words] / scale).astype(np.int8)
     state = {n: p.detach().numpy() for n, p in heads.named_parameters()}
     for part in ("norm", "fc1", "fc2"):
         tensors |= {f"vision_head.{part}.{k}": state[f"{part}.{k}"] for k in ("weight", "bias")}
     tensors["vision_head.class_embeddings"] = np.ascontiguousarray(state["classes"])
     tensors |= {f"text_projection.{k}": state[f"text.{k}"] for k in ("weight", "bias")}
+    tensors = {n: t.astype(np.float16) if t.ndim > 1 and n.startswith(("vision_head", "text_proj")) else t for n, t in tensors.items()}
     tensors["logit_scale"] = state["scale"]
     save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     text_config = json.loads((minilm() / "config.json").read_text())
@@ -214,16 +236,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--inner", type=int, default=1024)
-    parser.add_argument("--dropout", type=float, default=0.5)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--views", type=int, default=11)
+    parser.add_argument("--inner", type=int, default=1536)
+    parser.add_argument("--dropout", type=float, default=0.6)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--decay", type=float, default=0.2)
     parser.add_argument("--classes", type=float, default=0.3)
     parser.add_argument("--hold", type=float, default=0.1)
-    parser.add_argument("--class-gain", type=float, default=1.0)
+    parser.add_argument("--drop", type=float, default=0.1, help="share of pictures that see one path alone, each way")
+    parser.add_argument("--class-gain", type=float, default=1.5)
     parser.add_argument("--test", action="store_true", help="read the test part: once, at the end")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()

@@ -69,8 +69,9 @@ def sentence_steps(config: Config) -> tuple[Step, ...]:
 
 def text(config: Config) -> Encoder:
     hidden = config.integer("hidden_size", 768, 1, 1 << 16)
-    pooler = Linear(ref("pooler.dense.weight", hidden, hidden, optional=True),
-                    ref("pooler.dense.bias", hidden, optional=True))  # fmt: skip
+    pooler = Linear(
+        ref("pooler.dense.weight", hidden, hidden, optional=True), ref("pooler.dense.bias", hidden, optional=True)
+    )
     steps = (
         Step("first_token", "hidden", Pool("first")),
         Step("pooler_output", "first_token", Project(pooler, "tanh")),
@@ -79,10 +80,16 @@ def text(config: Config) -> Encoder:
     return bert_encoder(config, "", steps)
 
 
+def rename(key: str) -> str:
+    """Undoes the prefixes of heads and wrappers, and the names layer norms had before version 3."""
+    key = strip_prefixes("bert.", "model.", "0.auto_model.")(key)
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 FAMILY = Family(
     model_type="bert",
     towers={"text": text},
     classes={"BertModel": ("text",)},
-    rename=strip_prefixes("bert.", "model.", "0.auto_model."),
+    rename=rename,
     ignored=("cls.",),
 )

@@ -1,7 +1,7 @@
 """Beyond VL, the project's own model; this first one is a dual encoder of two pretrained towers and trained heads.
 
 Vision: EfficientNet-Lite features f (mean of the last map) and its class probabilities p;
-    embeds = fc2(gelu(fc1(norm(f)))) + C p,  C one learned vector per ImageNet class.
+    m = fc2(gelu(fc1(norm(f)))), embeds = m / |m| + C p,  C one learned vector per ImageNet class.
 Text: a BERT sentence encoder, mean over tokens, normalised, then one projection.
 The recipe is in training/.
 """
@@ -41,7 +41,8 @@ def vision(config: Config) -> Encoder:
             Step("probabilities", "logits", Softmax()),
             Step("normed_features", "pooler_output", norm("vision_head.norm", HEAD_CHANNELS, 1e-5)),
             Step("head_hidden", "normed_features", Project(linear("vision_head.fc1", inner, HEAD_CHANNELS), "gelu")),
-            Step("embeds", "head_hidden", Project(linear("vision_head.fc2", size, inner))),
+            Step("head_out", "head_hidden", Project(linear("vision_head.fc2", size, inner))),
+            Step("embeds", "head_out", Normalize()),
             Step("embeds", "probabilities", Project(classes, accumulate=True)),
             Step("unit_embeds", "embeds", Normalize()),
         ),

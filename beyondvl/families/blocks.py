@@ -30,8 +30,9 @@ def packed_rows(name: str, size: int, first: int, parts: int, in_features: int |
     return ref(name, *shape, rows=(size * first, size * (first + parts)), packed_rows=3 * size)
 
 
-def pre_norm_block(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float,
-                   causal: bool = False) -> Block:  # fmt: skip
+def pre_norm_block(
+    prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float, causal: bool = False
+) -> Block:
     """A layer of CLIP's and SigLIP's towers."""
     attention = f"{prefix}.self_attn"
     return Block(

@@ -15,10 +15,13 @@ def text(config: Config) -> Encoder:
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
     steps = (
         Step("first_token", "hidden", Pool("first")),
-        Step("embeds", "first_token",
-             Project(linear("text_projection", projection_size(config, section), hidden, bias=False))),
+        Step(
+            "embeds",
+            "first_token",
+            Project(linear("text_projection", projection_size(config, section), hidden, bias=False)),
+        ),
         Step("unit_embeds", "embeds", Normalize()),
-    )  # fmt: skip
+    )
     return bert_encoder(section, "text_model.", steps)
 
 

@@ -77,8 +77,10 @@ def lite_encoder(section: Config, prefix: str, more: tuple[Step, ...] = ()) -> E
     layers = blocks(width, depth, -(-size // 2), prefix)
     last = layers[-1].project.out_features
     labels = section.integer("num_labels", 1000, 1, 1 << 20)
-    classes = Linear(ref(f"{prefix}_fc.weight", labels, HEAD_CHANNELS, optional=True),
-                     ref(f"{prefix}_fc.bias", labels, optional=True))  # fmt: skip
+    classes = Linear(
+        ref(f"{prefix}_fc.weight", labels, HEAD_CHANNELS, optional=True),
+        ref(f"{prefix}_fc.bias", labels, optional=True),
+    )
     return Encoder(
         hidden_size=last,
         stem=PatchStem(
@@ -93,13 +95,16 @@ def lite_encoder(section: Config, prefix: str, more: tuple[Step, ...] = ()) -> E
         ),
         layers=tuple(layers),
         steps=(
-            Step("last_hidden_state", "hidden",
-                 Project(conv(prefix, "_conv_head", "_bn1", HEAD_CHANNELS, last, 1), "relu6")),
+            Step(
+                "last_hidden_state",
+                "hidden",
+                Project(conv(prefix, "_conv_head", "_bn1", HEAD_CHANNELS, last, 1), "relu6"),
+            ),
             Step("pooler_output", "last_hidden_state", Pool("mean")),
             Step("logits", "pooler_output", Project(classes)),
             *more,
         ),
-    )  # fmt: skip
+    )
 
 
 FAMILY = Family(

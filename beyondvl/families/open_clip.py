@@ -13,8 +13,20 @@ from .blocks import linear, norm
 from .registry import Family, strip_prefixes
 
 EPS = 1e-5
-PLAIN = {"timm_model_name", "hf_model_name", "attentional_pool", "patch_dropout", "pos_embed_type", "no_ln_pre",
-         "final_ln_after_pool", "ls_init_value", "norm_kwargs", "act_kwargs", "embed_cls", "no_causal_mask"}  # fmt: skip
+PLAIN = {
+    "timm_model_name",
+    "hf_model_name",
+    "attentional_pool",
+    "patch_dropout",
+    "pos_embed_type",
+    "no_ln_pre",
+    "final_ln_after_pool",
+    "ls_init_value",
+    "norm_kwargs",
+    "act_kwargs",
+    "embed_cls",
+    "no_causal_mask",
+}
 
 
 def section_of(config: Config, name: str) -> Config:

@@ -23,6 +23,23 @@ MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")
 
 
+def keep(key: str) -> str:
+    """The rename of a family whose stored keys need none."""
+    return key
+
+
+def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
+    """A rename that drops the first of the prefixes a key begins with."""
+
+    def rename(key: str) -> str:
+        for prefix in prefixes:
+            if key.startswith(prefix):
+                return key[len(prefix) :]
+        return key
+
+    return rename
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of checkpoint.
@@ -36,14 +53,16 @@ class Family:
     model_type: str
     towers: Mapping[str, Callable[[Config], Encoder]]
     classes: Mapping[str, tuple[str, ...]]
-    rename: Callable[[str], str] = staticmethod(lambda key: key)
+    rename: Callable[[str], str] = keep
     ignored: tuple[str, ...] = ()
     scale: str | None = None
     bias: str | None = None
     sigmoid: bool = False
     aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
-    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # keys of each modality, for one-tower classes
+    prefixes: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # keys of each modality, for one-tower classes
 
     def is_ignored(self, key: str) -> bool:
         return key.endswith(IGNORED_SUFFIXES) or key.startswith(self.ignored)
@@ -73,15 +92,3 @@ def find_family(config: Config) -> Family:
         known = ", ".join(sorted(families()))
         raise ConfigError(f"config.json: model_type: found {model_type!r}, expected one of {known}")
     return family
-
-
-def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
-    """A rename that drops the first of the prefixes a key begins with."""
-
-    def rename(key: str) -> str:
-        for prefix in prefixes:
-            if key.startswith(prefix):
-                return key[len(prefix) :]
-        return key
-
-    return rename

@@ -76,8 +76,13 @@ def map_head(prefix: str, hidden: int, intermediate: int, heads: int, activation
 def stem(config: Config, section: Config, hidden: int) -> PatchStem:
     prefix = "vision_model.embeddings"
     if "siglip2" not in str(config.get("model_type")):
-        return patch_stem(section.updated(Config({"patch_size": section.get("patch_size", 16)})), hidden, prefix,
-                          bias=True, class_token=False)  # fmt: skip
+        return patch_stem(
+            section.updated(Config({"patch_size": section.get("patch_size", 16)})),
+            hidden,
+            prefix,
+            bias=True,
+            class_token=False,
+        )
     patches, patch = section.integer("num_patches", 256, 1, 1 << 16), section.integer("patch_size", 16, 1, 1 << 10)
     side = math.isqrt(patches)
     if side * side != patches:

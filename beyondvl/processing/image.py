@@ -29,14 +29,21 @@ NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
 # class defaults by image_processor_type without its suffixes; a file's own fields come first
 DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": {
-        "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True,
-        "resample": BICUBIC, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD,
+        "size": {"shortest_edge": 224},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "resample": BICUBIC,
+        "image_mean": OPENAI_MEAN,
+        "image_std": OPENAI_STD,
     },
     "Siglip": {
-        "size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": BICUBIC,
-        "image_mean": HALF, "image_std": HALF,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
     },
-}  # fmt: skip
+}
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
 SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
 
@@ -48,10 +55,22 @@ class ImageProcessor:
     (Pillow's numbers), do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std.
     """
 
-    def __init__(self, *, size: Any, crop_size: Any = None, do_resize: bool = True, do_center_crop: bool = False,
-                 resample: int = BICUBIC, do_rescale: bool = True, rescale_factor: float = 1 / 255,
-                 do_normalize: bool = True, image_mean: Any = None, image_std: Any = None, decoder: str = "auto",
-                 num_threads: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        *,
+        size: Any,
+        crop_size: Any = None,
+        do_resize: bool = True,
+        do_center_crop: bool = False,
+        resample: int = BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Any = None,
+        image_std: Any = None,
+        decoder: str = "auto",
+        num_threads: int | None = None,
+    ):
         self.do_resize, self.size, self.resample = do_resize, _size(size, "size"), resample
         self.do_center_crop = do_center_crop
         self.crop_size = _size(crop_size, "crop_size", square=True) if do_center_crop else None
@@ -87,8 +106,9 @@ class ImageProcessor:
         folder = resolve(name, weights=False, **hub)
         return cls.from_config(_read_config(folder), **kwargs)
 
-    def __call__(self, images: Any, return_tensors: str | None = "np",
-                 positions: list[int] | None = None) -> BatchFeature:  # fmt: skip
+    def __call__(
+        self, images: Any, return_tensors: str | None = "np", positions: list[int] | None = None
+    ) -> BatchFeature:
         """`images`: one picture or a list; see `load_image` for what a picture may be.
 
         `positions` are the numbers errors give the pictures, default 0, 1, ... Raises ImageError that names the
@@ -122,7 +142,9 @@ class ImageProcessor:
         targets = [self._geometry(*image.shape[:2]) for image in images]
         shapes = {target[2:4] for target in targets}
         if len(shapes) > 1:
-            raise ValueError(f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes")
+            raise ValueError(
+                f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes"
+            )
         height, width = shapes.pop()
         jobs = [
             (np.ascontiguousarray(image), *target[:2], self.resample or BICUBIC, *target[4:])
@@ -181,8 +203,18 @@ class ImageProcessor:
         return table.reshape(3, height, width)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
-                 "do_normalize", "image_mean", "image_std")  # fmt: skip
+        names = (
+            "do_resize",
+            "size",
+            "resample",
+            "do_center_crop",
+            "crop_size",
+            "do_rescale",
+            "rescale_factor",
+            "do_normalize",
+            "image_mean",
+            "image_std",
+        )
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:

@@ -23,8 +23,9 @@ class Processor:
         """Of a folder, a hub id or "beyond-vl-model"."""
         return cls(ImageProcessor.from_pretrained(name, **kwargs), Tokenizer.from_pretrained(name, **kwargs))
 
-    def __call__(self, text: Any = None, images: Any = None, *, return_tensors: str | None = None,
-                 **kwargs: Any) -> BatchFeature:  # fmt: skip
+    def __call__(
+        self, text: Any = None, images: Any = None, *, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
         """Inputs for a model.
 
         Args:
@@ -71,10 +72,10 @@ class AutoProcessor:
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
         folder = resolve(name, weights=False, **hub)
         pictures = any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json"))
-        texts = any(
-            (folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model")
+        texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
+        kind = (
+            Processor if (pictures and texts) or not (pictures or texts) else ImageProcessor if pictures else Tokenizer
         )
-        kind = Processor if pictures and texts or not (pictures or texts) else ImageProcessor if pictures else Tokenizer
         return kind.from_pretrained(folder, **kwargs)
 
 
@@ -83,7 +84,14 @@ _NAMES = ("CLIPProcessor", "SiglipProcessor", "Siglip2Processor", "ChineseCLIPPr
 
 def processor_class(name: str) -> type:
     """CLIPProcessor and its like are one class: what differs lies in the files. KeyError for other names."""
-    classes = {"CLIPTokenizer": Tokenizer, "CLIPTokenizerFast": Tokenizer, "SiglipTokenizer": Tokenizer,
-               "BertTokenizer": Tokenizer, "BertTokenizerFast": Tokenizer, "CLIPImageProcessor": ImageProcessor,
-               "SiglipImageProcessor": ImageProcessor, **dict.fromkeys(_NAMES, Processor)}  # fmt: skip
+    classes = {
+        "CLIPTokenizer": Tokenizer,
+        "CLIPTokenizerFast": Tokenizer,
+        "SiglipTokenizer": Tokenizer,
+        "BertTokenizer": Tokenizer,
+        "BertTokenizerFast": Tokenizer,
+        "CLIPImageProcessor": ImageProcessor,
+        "SiglipImageProcessor": ImageProcessor,
+        **dict.fromkeys(_NAMES, Processor),
+    }
     return classes[name]

@@ -29,9 +29,16 @@ SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls
 class Tokenizer:
     """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe."""
 
-    def __init__(self, backend: Any, *, model_max_length: int = UNBOUNDED, padding_side: str = "right",
-                 special_tokens: dict[str, str] | None = None,
-                 model_input_names: tuple[str, ...] = ("input_ids", "attention_mask"), exact_length: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        model_max_length: int = UNBOUNDED,
+        padding_side: str = "right",
+        special_tokens: dict[str, str] | None = None,
+        model_input_names: tuple[str, ...] = ("input_ids", "attention_mask"),
+        exact_length: bool = False,
+    ):
         self.backend = backend
         self.model_max_length, self.padding_side = model_max_length, padding_side
         self.special_tokens = special_tokens or {}
@@ -163,7 +170,9 @@ class Tokenizer:
             return ids
         tail = self._suffix if special else 0
         if most < tail + (self._prefix if special else 0):
-            raise ValueError(f"max_length: found {most}, expected room for {self._prefix + self._suffix} special tokens")
+            raise ValueError(
+                f"max_length: found {most}, expected room for {self._prefix + self._suffix} special tokens"
+            )
         return ids[: most - tail] + (ids[-tail:] if tail else [])
 
     def _width(self, ids: list[list[int]], padding: bool | str, max_length: int | None) -> int:

@@ -16,9 +16,7 @@ from ..errors import ConfigError
 
 __all__ = ["Defaults", "build_backend"]
 
-CLIP_PATTERN = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SIGLIP_LENGTH = 64
 
 
@@ -33,21 +31,27 @@ class Defaults:
 
 
 CLIP = Defaults(
-    {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-     "pad_token": "<|endoftext|>"}, 77,
-)  # fmt: skip
+    {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
+    77,
+)
 BERT = Defaults(
     {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"},
-    512, ("input_ids", "token_type_ids", "attention_mask"),
-)  # fmt: skip
-SIGLIP = Defaults(
-    {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, SIGLIP_LENGTH, exact_length=True
+    512,
+    ("input_ids", "token_type_ids", "attention_mask"),
 )
+SIGLIP = Defaults({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, SIGLIP_LENGTH, exact_length=True)
 # Gemma's vocabulary as SigLIP 2 uses it: ids alone, padded to 64
 SIGLIP2 = Defaults(
     {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
-    SIGLIP_LENGTH, ("input_ids",), exact_length=True,
-)  # fmt: skip
+    SIGLIP_LENGTH,
+    ("input_ids",),
+    exact_length=True,
+)
 KINDS = {"CLIPTokenizer": CLIP, "BertTokenizer": BERT, "SiglipTokenizer": SIGLIP, "Siglip2Tokenizer": SIGLIP2}
 
 
@@ -109,9 +113,14 @@ def _clip(folder: Path, settings: Config) -> Any:
         if token not in vocab:
             raise ConfigError(f"vocab.json: {token} is missing")
     backend = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
-                   unk_token=special["unk_token"])
-    )  # fmt: skip
+        models.BPE(
+            vocab=vocab,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=special["unk_token"],
+        )
+    )
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -124,9 +133,11 @@ def _clip(folder: Path, settings: Config) -> Any:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([special["bos_token"], special["eos_token"]])
     backend.post_processor = processors.RobertaProcessing(
-        (special["eos_token"], vocab[special["eos_token"]]), (special["bos_token"], vocab[special["bos_token"]]),
-        trim_offsets=False, add_prefix_space=False,
-    )  # fmt: skip
+        (special["eos_token"], vocab[special["eos_token"]]),
+        (special["bos_token"], vocab[special["bos_token"]]),
+        trim_offsets=False,
+        add_prefix_space=False,
+    )
     return backend
 
 

@@ -3,8 +3,8 @@
  * An output sample is a weighted sum of the input samples under a filter of width support * max(scale, 1):
  * weights are computed in double, normalised, rounded to 22 fraction bits; sums are in int32, rounded half up
  * and clamped to 0..255. Two passes, the bytes of one feeding the other; which comes first changes single
- * bits, and follows Pillow 13 as observed: vertical when it drops more than twice as many lines as the horizontal
- * pass drops columns. Only what the crop keeps is computed. Method: Pillow, ImagingResample.
+ * bits, and follows Pillow 13 as observed: vertical when it drops more than twice as many lines as the
+ * horizontal pass drops columns. Only what the crop keeps is computed. Method: Pillow, ImagingResample.
  */
 #include "resize.h"
 
@@ -30,7 +30,9 @@ static double bicubic(double x) { /* Keys, a = -1/2 */
     return 0.0;
 }
 
-static double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+static double box(double x) {
+    return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+}
 
 static double hamming(double x) {
     x = fabs(x);
@@ -46,7 +48,9 @@ static double sinc(double x) {
     return sin(x) / x;
 }
 
-static double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0; }
+static double lanczos(double x) {
+    return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0;
+}
 
 static const struct {
     double (*weight)(double);
@@ -110,7 +114,8 @@ static uint8_t clamp_byte(int32_t sum) {
 }
 
 /* One line of the horizontal pass, channels a constant at each call. */
-BVL_INLINE void resample_line(uint8_t *out, const uint8_t *line, const axis *a, int64_t count, const int channels) {
+BVL_INLINE void resample_line(uint8_t *out, const uint8_t *line, const axis *a, int64_t count,
+                              const int channels) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *x = line + a->begin[i] * channels;
         const int32_t *w = a->weights + i * a->taps;
@@ -144,14 +149,15 @@ static inside clip_window(const bvl_geometry *g) {
     return in;
 }
 
-/* A pass over lines [first, first + count) of the picture: columns [in->left, + in->width) of the result, resampled
- * horizontally or only cropped. */
+/* A pass over lines [first, first + count) of the picture: columns [in->left, + in->width) of the result,
+ * resampled horizontally or only cropped. */
 static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width, bvl_filter filter,
                             const inside *in, int64_t first, int64_t count) {
     const int64_t bytes = in->width * p->channels;
     if (width == p->width) {
         for (int64_t i = 0; i < count; i++)
-            memcpy(lines + i * bytes, p->pixels + (first + i) * p->stride + in->left * p->channels, (size_t)bytes);
+            memcpy(lines + i * bytes, p->pixels + (first + i) * p->stride + in->left * p->channels,
+                   (size_t)bytes);
         return true;
     }
     axis a = {0};
@@ -162,15 +168,16 @@ static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width,
     return true;
 }
 
-/* Output lines of a vertical pass: line i of y (ld apart, `bytes` wide) from the lines of x that `a` names, the
- * first of which is number `first`. */
-static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stride, const axis *a, int64_t first,
-                          int64_t count, int64_t bytes) {
+/* Output lines of a vertical pass: line i of y (ld apart, `bytes` wide) from the lines of x that `a` names,
+ * the first of which is number `first`. */
+static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stride, const axis *a,
+                          int64_t first, int64_t count, int64_t bytes) {
     const uint8_t **rows = bvl_alloc_array((size_t)a->taps, sizeof *rows);
     if (!rows) return false;
     for (int64_t i = 0; i < count; i++) {
         for (int64_t t = 0; t < a->length[i]; t++) rows[t] = x + (a->begin[i] - first + t) * stride;
-        bvl_kernels_active()->resample_vertical(y + i * ld, rows, a->weights + i * a->taps, a->length[i], bytes);
+        bvl_kernels_active()->resample_vertical(y + i * ld, rows, a->weights + i * a->taps, a->length[i],
+                                                bytes);
     }
     bvl_free((void *)rows);
     return true;

@@ -22,11 +22,15 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <stb/stb_image.h>
 #pragma GCC diagnostic pop
+/* reported at the end of the file, so it stays ignored to there: declarations of what was left out */
+#pragma GCC diagnostic ignored "-Wunused-function"
 
-const char *bvl_stb_version(void) { return BVL_STB_VERSION; }
+const char *bvl_stb_version(void) {
+    return BVL_STB_VERSION;
+}
 
-bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height, int64_t *width,
-                        bvl_error *err) {
+bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height,
+                        int64_t *width, bvl_error *err) {
     int w, h, channels;
     if (length < 1 || length > 1 << 30 || !stbi_info_from_memory(bytes, (int)length, &w, &h, &channels))
         return bvl_fail(err, BVL_INVALID, "stb_image: not a JPEG or PNG it reads");
@@ -49,10 +53,12 @@ bvl_status bvl_stb_decode(uint8_t *out, const uint8_t *bytes, int64_t length, in
     return same ? BVL_OK : bvl_fail(err, BVL_INVALID, "stb_image: the size changed while decoding");
 }
 #else
-const char *bvl_stb_version(void) { return NULL; }
+const char *bvl_stb_version(void) {
+    return NULL;
+}
 
-bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height, int64_t *width,
-                        bvl_error *err) {
+bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height,
+                        int64_t *width, bvl_error *err) {
     (void)bytes, (void)length, (void)max_pixels, (void)height, (void)width;
     return bvl_fail(err, BVL_MISSING, "stb_image: not built in: install its header (libstb-dev) and rebuild");
 }

@@ -8,8 +8,8 @@
 const char *bvl_stb_version(void);
 
 /* Size of an encoded picture, refused above max_pixels before anything is allocated. */
-bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height, int64_t *width,
-                        bvl_error *err);
+bvl_status bvl_stb_info(const uint8_t *bytes, int64_t length, int64_t max_pixels, int64_t *height,
+                        int64_t *width, bvl_error *err);
 /* RGB pixels into out [height, width, 3]. Accepts truncated files; pixels of JPEG differ from libjpeg's. */
 bvl_status bvl_stb_decode(uint8_t *out, const uint8_t *bytes, int64_t length, int64_t height, int64_t width,
                           bvl_error *err);

@@ -49,16 +49,16 @@ BVL_INLINE vf v_activate(const bvl_activation act, vf x) {
 }
 
 /* Calls LOOP(act) with act a constant, so that v_activate folds to one expression. */
-#define BVL_FOR_ACTIVATION(act, LOOP)                          \
-    switch (act) {                                             \
+#define BVL_FOR_ACTIVATION(act, LOOP)                             \
+    switch (act) {                                                \
         case BVL_ACT_QUICK_GELU: LOOP(BVL_ACT_QUICK_GELU); break; \
-        case BVL_ACT_GELU: LOOP(BVL_ACT_GELU); break;          \
-        case BVL_ACT_GELU_TANH: LOOP(BVL_ACT_GELU_TANH); break; \
-        case BVL_ACT_RELU: LOOP(BVL_ACT_RELU); break;          \
-        case BVL_ACT_RELU6: LOOP(BVL_ACT_RELU6); break;        \
-        case BVL_ACT_TANH: LOOP(BVL_ACT_TANH); break;          \
-        case BVL_ACT_SILU: LOOP(BVL_ACT_SILU); break;          \
-        default: LOOP(BVL_ACT_NONE); break;                    \
+        case BVL_ACT_GELU: LOOP(BVL_ACT_GELU); break;             \
+        case BVL_ACT_GELU_TANH: LOOP(BVL_ACT_GELU_TANH); break;   \
+        case BVL_ACT_RELU: LOOP(BVL_ACT_RELU); break;             \
+        case BVL_ACT_RELU6: LOOP(BVL_ACT_RELU6); break;           \
+        case BVL_ACT_TANH: LOOP(BVL_ACT_TANH); break;             \
+        case BVL_ACT_SILU: LOOP(BVL_ACT_SILU); break;             \
+        default: LOOP(BVL_ACT_NONE); break;                       \
     }
 
 #endif

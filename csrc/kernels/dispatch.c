@@ -5,8 +5,8 @@
 
 #include "kernels.h"
 
-const char *const bvl_activation_names[BVL_ACT_COUNT] = {
-    "none", "quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "relu6", "tanh", "silu"};
+const char *const bvl_activation_names[BVL_ACT_COUNT] = {"none", "quick_gelu", "gelu", "gelu_pytorch_tanh",
+                                                         "relu", "relu6",      "tanh", "silu"};
 
 extern const bvl_kernels bvl_kernels_base;
 #if defined(BVL_HAVE_AVX2)
@@ -32,9 +32,13 @@ const bvl_kernels *bvl_kernels_for(bvl_isa isa) {
     }
 }
 
-const bvl_kernels *bvl_kernels_active(void) { return atomic_load(&active); }
+const bvl_kernels *bvl_kernels_active(void) {
+    return atomic_load(&active);
+}
 
-const char *bvl_kernels_reason(void) { return atomic_load(&reason); }
+const char *bvl_kernels_reason(void) {
+    return atomic_load(&reason);
+}
 
 static const bvl_kernels *best_table(void) {
     int isa = bvl_cpu_best();

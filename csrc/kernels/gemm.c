@@ -12,10 +12,10 @@
 #include "activations.h"
 #include "vec.h"
 
-#define ROW_BLOCK_BYTES (640 * 1024) /* of A kept in the second-level cache */
+#define ROW_BLOCK_BYTES (384 * 1024) /* of A kept in the second-level cache */
 
-void BVL_NAME(bvl_gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K,
-                             bool transposed, int64_t p0, int64_t p1) {
+void BVL_NAME(bvl_gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
+                             int64_t p0, int64_t p1) {
     for (int64_t p = p0; p < p1; p++) {
         float *panel = dst + p * V_NR * K;
         const int64_t n0 = p * V_NR, width = BVL_MIN(V_NR, N - n0);
@@ -39,8 +39,7 @@ void BVL_NAME(bvl_gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, 
 
 /* t[mr, V_NR] = A[mr, K] x panel; mr is a constant at each call. Rows are reached from one pointer per
  * three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */
-BVL_INLINE void tile(const int mr, float *t, const float *a, int64_t lda, const float *panel,
-                     int64_t K) {
+BVL_INLINE void tile(const int mr, float *t, const float *a, int64_t lda, const float *panel, int64_t K) {
     vf c0[V_MR], c1[V_MR];
     const float *rows[(V_MR + 2) / 3];
 #pragma GCC unroll 16
@@ -108,9 +107,8 @@ static void finish_tile(float *c, int64_t ldc, const float *t, int mr, int64_t n
 #undef LOOP
 }
 
-void BVL_NAME(bvl_gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed,
-                        int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,
-                        const bvl_epilogue *epilogue) {
+void BVL_NAME(bvl_gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
+                        int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
     float t[V_MR * V_NR] __attribute__((aligned(64)));
     const int64_t most = BVL_MAX(V_MR, ROW_BLOCK_BYTES / (4 * BVL_MAX(K, 1)) / V_MR * V_MR);
     const int64_t blocks = (M + most - 1) / most;

@@ -7,13 +7,13 @@
 #include "vec.h"
 
 /* The sum of f(x) over a row: full vectors first, then the tail, then across the lanes. */
-#define ROW_SUM(total, n, EXPRESSION)                                   \
-    do {                                                                \
-        vf sum_ = v_set1(0.0f);                                         \
-        int64_t j = 0;                                                  \
-        for (; j + V_WIDTH <= (n); j += V_WIDTH) sum_ = EXPRESSION(v_load, sum_);  \
-        if (j < (n)) sum_ = EXPRESSION(TAIL_LOAD, sum_);                \
-        (total) = v_sum(sum_);                                          \
+#define ROW_SUM(total, n, EXPRESSION)                                             \
+    do {                                                                          \
+        vf sum_ = v_set1(0.0f);                                                   \
+        int64_t j = 0;                                                            \
+        for (; j + V_WIDTH <= (n); j += V_WIDTH) sum_ = EXPRESSION(v_load, sum_); \
+        if (j < (n)) sum_ = EXPRESSION(TAIL_LOAD, sum_);                          \
+        (total) = v_sum(sum_);                                                    \
     } while (0)
 
 static void layer_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
@@ -77,11 +77,11 @@ static void softmax(float *x, int64_t n, float scale, const float *bias) {
 }
 
 static void activate(float *y, const float *x, const float *bias, bvl_activation act, int64_t n) {
-#define LOOP(ACT)                                              \
-    for (int64_t j = 0; j < n; j += V_WIDTH) {                 \
-        vf v = v_load_first(x + j, n - j);                     \
-        if (bias) v = v + v_load_first(bias + j, n - j);       \
-        v_store_first(y + j, v_activate(ACT, v), n - j);       \
+#define LOOP(ACT)                                        \
+    for (int64_t j = 0; j < n; j += V_WIDTH) {           \
+        vf v = v_load_first(x + j, n - j);               \
+        if (bias) v = v + v_load_first(bias + j, n - j); \
+        v_store_first(y + j, v_activate(ACT, v), n - j); \
     }
     BVL_FOR_ACTIVATION(act, LOOP)
 #undef LOOP
@@ -108,8 +108,8 @@ static void scale(float *y, float s, int64_t n) {
 }
 
 /* One output pixel: channels [c, c + V_WIDTH) summed over the taps that fall inside the picture. */
-BVL_INLINE vf depthwise_pixel(const float *x, const float *w, vf acc, const bvl_conv_shape *s,
-                              int64_t top, int64_t left, int64_t n) {
+BVL_INLINE vf depthwise_pixel(const float *x, const float *w, vf acc, const bvl_conv_shape *s, int64_t top,
+                              int64_t left, int64_t n) {
     for (int64_t i = 0; i < s->kernel; i++) {
         if (top + i < 0 || top + i >= s->height) continue;
         const int64_t j0 = BVL_MAX(0, -left), j1 = BVL_MIN(s->kernel, s->width - left);
@@ -121,8 +121,8 @@ BVL_INLINE vf depthwise_pixel(const float *x, const float *w, vf acc, const bvl_
     return acc;
 }
 
-static void depthwise(float *y, const float *x, const float *w, const float *bias,
-                      bvl_activation act, const bvl_conv_shape *s, int64_t r0, int64_t r1) {
+static void depthwise(float *y, const float *x, const float *w, const float *bias, bvl_activation act,
+                      const bvl_conv_shape *s, int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; r++)
         for (int64_t q = 0; q < s->out_width; q++) {
             float *out = y + (r * s->out_width + q) * s->ld_out;
@@ -139,8 +139,8 @@ static void depthwise(float *y, const float *x, const float *w, const float *bia
 
 #define RESAMPLE_BITS 22 /* fraction bits of a weight: 32 - 8 - 2 */
 
-static void resample_vertical(uint8_t *y, const uint8_t *const *rows, const int32_t *weights,
-                              int64_t taps, int64_t n) {
+static void resample_vertical(uint8_t *y, const uint8_t *const *rows, const int32_t *weights, int64_t taps,
+                              int64_t n) {
     enum { BLOCK = 128 };
     int32_t sum[BLOCK];
     for (int64_t j = 0; j < n; j += BLOCK) {

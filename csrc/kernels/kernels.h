@@ -64,11 +64,11 @@ typedef struct {
     /* y *= s */
     void (*scale)(float *y, float s, int64_t n);
     /* output rows [r0, r1) of a depthwise convolution, w [kernel * kernel, channels] */
-    void (*depthwise)(float *y, const float *x, const float *w, const float *bias,
-                      bvl_activation act, const bvl_conv_shape *shape, int64_t r0, int64_t r1);
+    void (*depthwise)(float *y, const float *x, const float *w, const float *bias, bvl_activation act,
+                      const bvl_conv_shape *shape, int64_t r0, int64_t r1);
     /* one row of Pillow's 8-bit resampling; see image/resize.c */
-    void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *weights,
-                              int64_t taps, int64_t n);
+    void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *weights, int64_t taps,
+                              int64_t n);
 } bvl_kernels;
 
 /* The table of a level, or NULL when it was not built; dispatch.c. */
@@ -80,7 +80,9 @@ const char *bvl_kernels_reason(void);
 /* name NULL: reads BEYONDVL_ISA. Unknown names and levels this machine lacks are refused. */
 bvl_status bvl_kernels_select(const char *name, bvl_error *err);
 
-BVL_INLINE int64_t bvl_panels(const bvl_kernels *k, int64_t N) { return (N + k->nr - 1) / k->nr; }
+BVL_INLINE int64_t bvl_panels(const bvl_kernels *k, int64_t N) {
+    return (N + k->nr - 1) / k->nr;
+}
 /* floats of a packed weight */
 BVL_INLINE int64_t bvl_packed_size(const bvl_kernels *k, int64_t N, int64_t K) {
     return bvl_panels(k, N) * k->nr * K;

@@ -18,7 +18,9 @@ static void (*sgemm)(int, int, int, int, int, int, float, const float *, int, co
 static void (*set_num_threads)(int);
 static char *(*get_config)(void);
 
-void bvl_openblas_set_path(const char *path) { snprintf(library_path, sizeof library_path, "%s", path); }
+void bvl_openblas_set_path(const char *path) {
+    snprintf(library_path, sizeof library_path, "%s", path);
+}
 
 bvl_status bvl_openblas_open(int threads, bvl_error *err) {
     bvl_status status = BVL_OK;
@@ -48,7 +50,9 @@ bool bvl_openblas_loaded(void) {
     return loaded;
 }
 
-const char *bvl_openblas_config(void) { return bvl_openblas_loaded() ? get_config() : NULL; }
+const char *bvl_openblas_config(void) {
+    return bvl_openblas_loaded() ? get_config() : NULL;
+}
 
 void bvl_openblas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, const float *w, int64_t ldw,
                           int64_t M, int64_t N, int64_t K) {

@@ -5,12 +5,24 @@ typedef __m256 vf;
 #define V_WIDTH 8
 #define V_MR 6
 
-BVL_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
-BVL_INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
-BVL_INLINE vf v_set1(float x) { return _mm256_set1_ps(x); }
-BVL_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-BVL_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-BVL_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+BVL_INLINE vf v_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+BVL_INLINE void v_store(float *p, vf x) {
+    _mm256_storeu_ps(p, x);
+}
+BVL_INLINE vf v_set1(float x) {
+    return _mm256_set1_ps(x);
+}
+BVL_INLINE vf v_fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+BVL_INLINE vf v_max(vf a, vf b) {
+    return _mm256_max_ps(a, b);
+}
+BVL_INLINE vf v_min(vf a, vf b) {
+    return _mm256_min_ps(a, b);
+}
 BVL_INLINE vf v_round(vf x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -26,8 +38,12 @@ BVL_INLINE vf v_select_lt(vf a, vf b, vf x, vf y) {
 BVL_INLINE __m256i v_mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-BVL_INLINE vf v_load_tail(const float *p, int n) { return _mm256_maskload_ps(p, v_mask(n)); }
-BVL_INLINE void v_store_tail(float *p, vf x, int n) { _mm256_maskstore_ps(p, v_mask(n), x); }
+BVL_INLINE vf v_load_tail(const float *p, int n) {
+    return _mm256_maskload_ps(p, v_mask(n));
+}
+BVL_INLINE void v_store_tail(float *p, vf x, int n) {
+    _mm256_maskstore_ps(p, v_mask(n), x);
+}
 BVL_INLINE float v_sum(vf x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

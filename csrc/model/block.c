@@ -18,9 +18,9 @@
 #include "ops.h"
 
 typedef struct {
-    bvl_linear qkv, out, fc1, fc2; /* attention_pool: qkv holds k and v */
-    bvl_norm norm1, norm2;         /* attention_pool: norm2 alone */
-    float *query;                  /* attention_pool: [D] */
+    bvl_linear qkv, out, fc1, fc2;             /* attention_pool: qkv holds k and v */
+    bvl_norm norm1, norm2;                     /* attention_pool: norm2 alone */
+    float *query;                              /* attention_pool: [D] */
     int64_t D, heads, hd, inner, intermediate; /* inner = heads * hd */
     bvl_activation act;
     bool causal, pre_norm;
@@ -41,7 +41,8 @@ static void block_release(void *state) {
     bvl_free(s);
 }
 
-static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n, bvl_error *err) {
+static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n,
+                              bvl_error *err) {
     return b->weights[weight].data ? bvl_expect(r->op, b, weight, 1, n, 0, 0, 0, err) : BVL_OK;
 }
 
@@ -60,8 +61,9 @@ static bvl_status block_check(const bvl_program *p, const bvl_record *r, const b
         return err->status;
     const int64_t intermediate = w[FC1_W].shape[0];
     if (bvl_expect(r->op, b, FC2_W, 2, D, intermediate, 0, 0, err) != BVL_OK ||
-        expect_bias(r, b, QKV_B, parts * inner, err) != BVL_OK || expect_bias(r, b, OUT_B, D, err) != BVL_OK ||
-        expect_bias(r, b, FC1_B, intermediate, err) != BVL_OK || expect_bias(r, b, FC2_B, D, err) != BVL_OK)
+        expect_bias(r, b, QKV_B, parts * inner, err) != BVL_OK ||
+        expect_bias(r, b, OUT_B, D, err) != BVL_OK || expect_bias(r, b, FC1_B, intermediate, err) != BVL_OK ||
+        expect_bias(r, b, FC2_B, D, err) != BVL_OK)
         return err->status;
     for (int i = parts == 3 ? NORM1_W : NORM2_W; i <= NORM2_B; i++)
         if (bvl_expect(r->op, b, i, 1, D, 0, 0, 0, err) != BVL_OK) return err->status;
@@ -105,7 +107,8 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
 static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
     const block *s = r->state;
     const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], L);
-    return rows * (bvl_padded(BVL_MAX(s->D, s->inner)) + BVL_MAX(bvl_padded(3 * s->inner), bvl_padded(s->intermediate)));
+    return rows * (bvl_padded(BVL_MAX(s->D, s->inner)) +
+                   BVL_MAX(bvl_padded(3 * s->inner), bvl_padded(s->intermediate)));
 }
 
 static int64_t block_local(const bvl_program *p, const bvl_record *r, int64_t L) {
@@ -134,7 +137,8 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const bvl_team team = run->team;
     const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), rows = run->count * T;
     const int64_t ldx = run->program->slots[r->src].ld;
-    const int64_t ldh = bvl_padded(BVL_MAX(s->D, s->inner)), ldq = bvl_padded(3 * s->inner), ldm = bvl_padded(s->intermediate);
+    const int64_t ldh = bvl_padded(BVL_MAX(s->D, s->inner)), ldq = bvl_padded(3 * s->inner),
+                  ldm = bvl_padded(s->intermediate);
     float *x = run->slots[r->src], *h = run->shared, *wide = h + rows * ldh;
 
     if (s->pre_norm) {
@@ -185,7 +189,8 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
 static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
     const block *s = r->state;
     const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], L);
-    return rows * bvl_padded(2 * s->inner) + count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->intermediate));
+    return rows * bvl_padded(2 * s->inner) +
+           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->intermediate));
 }
 
 static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
@@ -193,8 +198,10 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const bvl_slot *src = &run->program->slots[r->src];
-    const int64_t T = bvl_slot_rows(src, run->inputs->L), n = run->count, ldy = run->program->slots[r->dst].ld;
-    const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)), ldm = bvl_padded(s->intermediate);
+    const int64_t T = bvl_slot_rows(src, run->inputs->L), n = run->count,
+                  ldy = run->program->slots[r->dst].ld;
+    const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
+                  ldm = bvl_padded(s->intermediate);
     float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *y = run->slots[r->dst];
 
     bvl_linear_run(&s->qkv, k, kv, ldkv, run->slots[r->src], src->ld, n * T, BVL_ACT_NONE, NULL, 0, team);

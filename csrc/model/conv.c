@@ -18,7 +18,18 @@ typedef struct {
     bool residual;
 } inverted_residual;
 
-enum { P_HEIGHT, P_WIDTH, P_KERNEL, P_STRIDE, P_PAD_TOP, P_PAD_LEFT, P_OUT_HEIGHT, P_OUT_WIDTH, P_ACT, P_RESIDUAL };
+enum {
+    P_HEIGHT,
+    P_WIDTH,
+    P_KERNEL,
+    P_STRIDE,
+    P_PAD_TOP,
+    P_PAD_LEFT,
+    P_OUT_HEIGHT,
+    P_OUT_WIDTH,
+    P_ACT,
+    P_RESIDUAL
+};
 enum { EXPAND_W, EXPAND_B, DEPTHWISE_W, DEPTHWISE_B, PROJECT_W, PROJECT_B };
 
 static void inverted_residual_release(void *state) {
@@ -81,8 +92,8 @@ static bvl_status inverted_residual_build(bvl_program *p, bvl_record *r, const b
     if (bvl_linear_init(&s->project, p->kernels, &w[PROJECT_W], &w[PROJECT_B], b->threads, err) != BVL_OK ||
         bvl_copy_vector(&s->depthwise, &w[DEPTHWISE_W], err) != BVL_OK)
         return err->status;
-    p->packed_bytes += bvl_linear_bytes(&s->project, p->kernels) +
-                       4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
+    p->packed_bytes +=
+        bvl_linear_bytes(&s->project, p->kernels) + 4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
     return bvl_copy_vector(&s->bias, &w[DEPTHWISE_B], err);
 }
 

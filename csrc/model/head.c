@@ -14,7 +14,8 @@
 static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same_cols, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     if (src->rows == dst->rows && (!same_cols || src->cols == dst->cols)) return BVL_OK;
-    return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name, dst->name);
+    return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name,
+                    dst->name);
 }
 
 static void norm_release(void *state) {
@@ -117,7 +118,8 @@ static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
     const int kind = (int)b->params[0];
     if (kind < 0 || kind >= POOL_COUNT || dst->rows != 1 || dst->cols != src->cols ||
         ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && src->rows != BVL_ROWS_TEXT))
-        return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name, dst->name);
+        return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name,
+                        dst->name);
     pool_state *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for pool");
     s->kind = (pool_kind)kind;
@@ -180,9 +182,8 @@ static bvl_status same_shape_build(bvl_program *p, bvl_record *r, const bvl_buil
 
 static void l2_normalize_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src];
-    bvl_l2_normalize_run(run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
-                         run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L),
-                         src->cols, run->team);
+    bvl_l2_normalize_run(run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld, run->slots[r->src],
+                         src->ld, run->count * bvl_slot_rows(src, run->inputs->L), src->cols, run->team);
     bvl_barrier(run->team);
 }
 
@@ -217,7 +218,15 @@ const bvl_op bvl_op_softmax = {
 };
 
 const bvl_op *const bvl_ops[] = {
-    &bvl_op_embed_tokens,      &bvl_op_patch_embed, &bvl_op_transformer_block, &bvl_op_attention_pool,
-    &bvl_op_inverted_residual, &bvl_op_norm,        &bvl_op_linear,            &bvl_op_pool,
-    &bvl_op_l2_normalize,      &bvl_op_softmax,     NULL,
+    &bvl_op_embed_tokens,
+    &bvl_op_patch_embed,
+    &bvl_op_transformer_block,
+    &bvl_op_attention_pool,
+    &bvl_op_inverted_residual,
+    &bvl_op_norm,
+    &bvl_op_linear,
+    &bvl_op_pool,
+    &bvl_op_l2_normalize,
+    &bvl_op_softmax,
+    NULL,
 };

@@ -1,8 +1,8 @@
 /* program.c: building a program, laying out one call, and running it.
  *
- * A call of B items on nt threads: while there are at least nt items, each worker takes micro-batches of whole
- * items and runs every record on them alone, with no barrier; the last B mod nt items are run by the whole
- * team together, each operation split over it. Which way an item goes does not change its numbers.
+ * A call of B items on nt threads: while there are at least nt items, each worker takes micro-batches of
+ * whole items and runs every record on them alone, with no barrier; the last B mod nt items are run by the
+ * whole team together, each operation split over it. Which way an item goes does not change its numbers.
  */
 #include "program.h"
 
@@ -36,8 +36,7 @@ int bvl_program_find_slot(const bvl_program *program, const char *name) {
     return -1;
 }
 
-int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols,
-                     bvl_error *err) {
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err) {
     if (program->slot_count == BVL_MAX_SLOTS || strlen(name) >= sizeof program->slots[0].name ||
         bvl_program_find_slot(program, name) >= 0) {
         bvl_fail(err, BVL_INVALID, "slot '%s': expected a new name and at most %d slots", name,
@@ -45,8 +44,8 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
         return -1;
     }
     if (rows < 0 || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
-        bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name,
-                 (long long)rows, (long long)cols);
+        bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name, (long long)rows,
+                 (long long)cols);
         return -1;
     }
     bvl_slot *slot = &program->slots[program->slot_count];
@@ -68,16 +67,15 @@ static bvl_status reserve_record(bvl_program *program, bvl_error *err) {
     const int capacity = program->record_capacity ? 2 * program->record_capacity : 16;
     bvl_record *grown = bvl_alloc_array((size_t)capacity, sizeof *grown);
     if (!grown) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %d records", capacity);
-    if (program->record_count)
-        memcpy(grown, program->records, (size_t)program->record_count * sizeof *grown);
+    if (program->record_count) memcpy(grown, program->records, (size_t)program->record_count * sizeof *grown);
     bvl_free(program->records);
     program->records = grown;
     program->record_capacity = capacity;
     return BVL_OK;
 }
 
-bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst,
-                           const bvl_build *build, bvl_error *err) {
+bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
+                           bvl_error *err) {
     bvl_record record = {op, src, dst, NULL};
     if (reserve_record(program, err) != BVL_OK) return err->status;
     if (op->build(program, &record, build, err) != BVL_OK) {
@@ -92,26 +90,25 @@ static void format_shape(char *text, size_t size, int rank, const int64_t *shape
     size_t used = (size_t)snprintf(text, size, "(");
     for (int i = 0; i < rank && used < size; i++) {
         const char *sep = i ? ", " : "";
-        used += (size_t)(shape[i] < 0 ? snprintf(text + used, size - used, "%s*", sep)
-                                      : snprintf(text + used, size - used, "%s%lld", sep,
-                                                 (long long)shape[i]));
+        used +=
+            (size_t)(shape[i] < 0 ? snprintf(text + used, size - used, "%s*", sep)
+                                  : snprintf(text + used, size - used, "%s%lld", sep, (long long)shape[i]));
     }
     if (used < size) snprintf(text + used, size - used, ")");
 }
 
-bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0,
-                      int64_t d1, int64_t d2, int64_t d3, bvl_error *err) {
+bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
+                      int64_t d2, int64_t d3, bvl_error *err) {
     const bvl_array *a = &build->weights[weight];
     const int64_t wanted[BVL_MAX_RANK] = {d0, d1, d2, d3};
     bool same = a->data && a->rank == rank;
-    for (int i = 0; same && i < rank; i++)
-        same = wanted[i] < 0 ? a->shape[i] >= 1 : a->shape[i] == wanted[i];
+    for (int i = 0; same && i < rank; i++) same = wanted[i] < 0 ? a->shape[i] >= 1 : a->shape[i] == wanted[i];
     if (same) return BVL_OK;
     char found[96] = "nothing", expected[96];
     if (a->data) format_shape(found, sizeof found, a->rank, a->shape);
     format_shape(expected, sizeof expected, rank, wanted);
-    return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name,
-                    op->weights[weight], found, expected);
+    return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name, op->weights[weight],
+                    found, expected);
 }
 
 /* Layout of one worker's memory for micro-batches of `count` items. */
@@ -172,8 +169,7 @@ static void write_outputs(const bvl_run *run, const bvl_call *call) {
         const int64_t rows = bvl_slot_rows(slot, run->inputs->L);
         float *out = call->outputs[s] + run->first * rows * slot->cols;
         for (int64_t r = 0; r < run->count * rows; r++)
-            memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld,
-                   (size_t)slot->cols * sizeof(float));
+            memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld, (size_t)slot->cols * sizeof(float));
     }
 }
 
@@ -181,7 +177,15 @@ static void write_outputs(const bvl_run *run, const bvl_call *call) {
 static void run_micro_batch(job *j, const layout *l, float *memory, int64_t first, int64_t count,
                             bvl_team team) {
     const bvl_program *p = j->program;
-    bvl_run run = {p, p->kernels, j->inputs, team, first, count, {0}, NULL, memory + l->shared,
+    bvl_run run = {p,
+                   p->kernels,
+                   j->inputs,
+                   team,
+                   first,
+                   count,
+                   {0},
+                   NULL,
+                   memory + l->shared,
                    memory + l->local + (size_t)team.tid * l->local_size};
     for (int i = 0; i < p->slot_count; i++) run.slots[i] = memory + l->slots[i];
     if (j->inputs->attention_mask) {
@@ -232,13 +236,14 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
                         (long long)in->L, (long long)p->max_positions);
     for (int64_t i = 0; i < in->B * in->L; i++) {
         if (in->input_ids[i] < 0 || in->input_ids[i] >= p->vocab)
-            return bvl_fail(err, BVL_INVALID, "input_ids[%lld, %lld]: %lld, expected 0 to %lld (the vocabulary)",
+            return bvl_fail(err, BVL_INVALID,
+                            "input_ids[%lld, %lld]: %lld, expected 0 to %lld (the vocabulary)",
                             (long long)(i / in->L), (long long)(i % in->L), (long long)in->input_ids[i],
                             (long long)p->vocab - 1);
         if (in->token_type_ids && (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types))
             return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
-                            (long long)(i / in->L), (long long)(i % in->L),
-                            (long long)in->token_type_ids[i], (long long)p->types - 1);
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
+                            (long long)p->types - 1);
     }
     return BVL_OK;
 }

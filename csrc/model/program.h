@@ -10,7 +10,7 @@
 #include "../kernels/kernels.h"
 #include "../parallel.h"
 
-enum { BVL_ROWS_TEXT = 0, BVL_MAX_SLOTS = 16, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 20 };
+enum { BVL_ROWS_TEXT = 0, BVL_MAX_SLOTS = 32, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 20 };
 
 typedef struct {
     char name[48];
@@ -40,10 +40,10 @@ typedef struct {
     int slot_count;
     bvl_record *records;
     int record_count, record_capacity;
-    int64_t channels, height, width;      /* of pixel_values; 0: takes no picture */
-    int64_t vocab, max_positions, types;  /* of input_ids; 0: takes no text */
-    int64_t packed_bytes;                 /* memory of all weights */
-    float *spare; /* scratch kept between calls, swapped atomically */
+    int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
+    int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
+    int64_t packed_bytes;                /* memory of all weights */
+    float *spare;                        /* scratch kept between calls, swapped atomically */
 } bvl_program;
 
 /* The micro-batch a team is working on: items [first, first + count) of the call. */
@@ -70,8 +70,7 @@ typedef struct bvl_op {
     const char *params[BVL_MAX_PARAMS + 1];   /* all are required */
     const char *weights[BVL_MAX_WEIGHTS + 1]; /* which may be absent is the build function's matter */
     /* Checks, copies, packs; on failure the record is released by `release`. */
-    bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build,
-                        bvl_error *err);
+    bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build, bvl_error *err);
     void (*release)(void *state);
     /* Floats of scratch for `count` items of L tokens: shared by the team, and per worker. */
     int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count, int64_t L);
@@ -89,8 +88,8 @@ void bvl_program_free(bvl_program *program);
 /* Index of a new slot, or -1 with err filled. */
 int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err);
 int bvl_program_find_slot(const bvl_program *program, const char *name);
-bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst,
-                           const bvl_build *build, bvl_error *err);
+bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
+                           bvl_error *err);
 
 /* Called now and then by the calling thread; true stops the run. */
 typedef bool (*bvl_poll)(void *context);
@@ -112,7 +111,7 @@ BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {
 }
 
 /* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */
-bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0,
-                      int64_t d1, int64_t d2, int64_t d3, bvl_error *err);
+bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
+                      int64_t d2, int64_t d3, bvl_error *err);
 
 #endif

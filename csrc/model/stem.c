@@ -111,8 +111,7 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
         return err->status;
     if (b->weights[W_CLASS].data && bvl_expect(r->op, b, W_CLASS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
         return err->status;
-    if (b->weights[W_POSITION].data)
-        return bvl_expect(r->op, b, W_POSITION, 2, total, dst->cols, 0, 0, err);
+    if (b->weights[W_POSITION].data) return bvl_expect(r->op, b, W_POSITION, 2, total, dst->cols, 0, 0, err);
     return BVL_OK;
 }
 
@@ -121,11 +120,9 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     patch_embed *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for patch_embed");
     s->patches = (bvl_patches){
-        (int64_t)b->params[P_CHANNELS],   (int64_t)b->params[P_HEIGHT],
-        (int64_t)b->params[P_WIDTH],      (int64_t)b->params[P_OUT_HEIGHT],
-        (int64_t)b->params[P_OUT_WIDTH],  b->weights[W_WEIGHT].shape[2],
-        (int64_t)b->params[P_STRIDE],     (int64_t)b->params[P_PAD_TOP],
-        (int64_t)b->params[P_PAD_LEFT]};
+        (int64_t)b->params[P_CHANNELS],   (int64_t)b->params[P_HEIGHT],    (int64_t)b->params[P_WIDTH],
+        (int64_t)b->params[P_OUT_HEIGHT], (int64_t)b->params[P_OUT_WIDTH], b->weights[W_WEIGHT].shape[2],
+        (int64_t)b->params[P_STRIDE],     (int64_t)b->params[P_PAD_TOP],   (int64_t)b->params[P_PAD_LEFT]};
     s->act = (bvl_activation)b->params[P_ACT];
     s->tokens = s->patches.out_height * s->patches.out_width;
     p->channels = s->patches.channels;
@@ -156,11 +153,11 @@ static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
     const int64_t pixels = s->patches.channels * s->patches.height * s->patches.width;
     for (int64_t i = 0; i < run->count; i++) {
         float *x = run->slots[r->dst] + i * dst->rows * dst->ld;
-        bvl_patch_rows(run->shared, s->ld, run->inputs->pixel_values + (run->first + i) * pixels,
-                       &s->patches, run->team);
+        bvl_patch_rows(run->shared, s->ld, run->inputs->pixel_values + (run->first + i) * pixels, &s->patches,
+                       run->team);
         bvl_barrier(run->team);
-        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, run->shared, s->ld,
-                       s->tokens, s->act, s->position ? s->position + skip * D : NULL, D, run->team);
+        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, run->shared, s->ld, s->tokens,
+                       s->act, s->position ? s->position + skip * D : NULL, D, run->team);
         if (skip && run->team.tid == 0) {
             memcpy(x, s->class_token, (size_t)D * sizeof(float));
             if (s->position) run->kernels->add(x, s->position, D);

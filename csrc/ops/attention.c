@@ -11,12 +11,11 @@
 #define QUERY_BLOCK 56 /* a multiple of every level's tile height but avx2's, where it is 9.3 tiles */
 
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd) {
-    return bvl_packed_size(kernels, Tk, hd) + bvl_packed_size(kernels, hd, Tk) +
-           QUERY_BLOCK * bvl_padded(Tk);
+    return bvl_packed_size(kernels, Tk, hd) + bvl_packed_size(kernels, hd, Tk) + QUERY_BLOCK * bvl_padded(Tk);
 }
 
-void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k,
-                   const float *v, const bvl_attention_shape *s, float *scratch) {
+void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
+                   const bvl_attention_shape *s, float *scratch) {
     const bvl_epilogue plain = {0};
     const int64_t ld = bvl_padded(s->Tk);
     float *keys = scratch, *values = keys + bvl_packed_size(kernels, s->Tk, s->hd);

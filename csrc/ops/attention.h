@@ -16,7 +16,7 @@ typedef struct {
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd);
 
 /* out[Tq, hd] from q[Tq, hd], k[Tk, hd], v[Tk, hd]. A row whose keys are all masked gives zeros. */
-void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k,
-                   const float *v, const bvl_attention_shape *shape, float *scratch);
+void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
+                   const bvl_attention_shape *shape, float *scratch);
 
 #endif

@@ -4,8 +4,7 @@
 #include <string.h>
 
 /* One window: channels x kernel lines, each copied where it lies inside the picture. */
-static void copy_window(float *row, const float *picture, const bvl_patches *p, int64_t top,
-                        int64_t left) {
+static void copy_window(float *row, const float *picture, const bvl_patches *p, int64_t top, int64_t left) {
     const int64_t begin = BVL_MAX(0, -left), end = BVL_MIN(p->kernel, p->width - left);
     for (int64_t c = 0; c < p->channels; c++)
         for (int64_t i = 0; i < p->kernel; i++, row += p->kernel) {
@@ -21,20 +20,17 @@ static void copy_window(float *row, const float *picture, const bvl_patches *p, 
         }
 }
 
-void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_patches *p,
-                    bvl_team team) {
+void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_patches *p, bvl_team team) {
     int64_t begin, end;
     bvl_share(p->out_height * p->out_width, team.tid, team.nt, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         const int64_t i = r / p->out_width, j = r % p->out_width;
-        copy_window(rows + r * ld, picture, p, i * p->stride - p->pad_top,
-                    j * p->stride - p->pad_left);
+        copy_window(rows + r * ld, picture, p, i * p->stride - p->pad_top, j * p->stride - p->pad_left);
     }
 }
 
 void bvl_depthwise_run(const bvl_kernels *kernels, float *y, const float *x, const float *w,
-                       const float *bias, bvl_activation act, const bvl_conv_shape *shape,
-                       bvl_team team) {
+                       const float *bias, bvl_activation act, const bvl_conv_shape *shape, bvl_team team) {
     int64_t r0, r1;
     bvl_share(shape->out_height, team.tid, team.nt, &r0, &r1);
     kernels->depthwise(y, x, w, bias, act, shape, r0, r1);

