@@ -159,6 +159,7 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
                           &threads))
         return NULL;
     bvl_program *program = ((ProgramObject *)self)->program;
+    threads = BVL_MAX(1, BVL_MIN(threads, 1024));
     const bvl_op *op = bvl_find_op(name);
     if (!op || src < 0 || dst < 0 || src >= program->slot_count || dst >= program->slot_count) {
         PyErr_Format(PyExc_ValueError, "operation '%s' on slots %d, %d: expected a known one on known slots",
@@ -174,16 +175,14 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* One integer input [B, L]; the first one sets L and, without a picture, B. */
+/* One integer input [B, L]; the first one sets L and, without a picture, B (-1 until then). */
 static bool parse_ids(PyObject *dict, const char *name, bvl_inputs *in, const int64_t **out) {
     PyObject *value = PyDict_GetItemString(dict, name);
     if (!value || value == Py_None) return true;
     PyArrayObject *a = borrow(value, name, NPY_INT64, 2);
     if (!a) return false;
-    if (!in->L) {
-        in->L = PyArray_DIM(a, 1);
-        if (!in->B) in->B = PyArray_DIM(a, 0);
-    }
+    if (in->L < 0) in->L = PyArray_DIM(a, 1);
+    if (in->B < 0) in->B = PyArray_DIM(a, 0);
     if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != in->L) {
         PyErr_Format(PyExc_ValueError, "%s: found shape (%zd, %zd), expected (%zd, %zd)", name,
                      (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B,
@@ -273,10 +272,13 @@ static PyObject *program_run(PyObject *self, PyObject *args) {
     int threads;
     if (!PyArg_ParseTuple(args, "O!Oi", &PyDict_Type, &dict, &names, &threads)) return NULL;
     bvl_program *program = ((ProgramObject *)self)->program;
-    bvl_inputs in = {0};
+    bvl_inputs in = {.B = -1, .L = -1};
     bvl_call call = {.threads = BVL_MAX(1, BVL_MIN(threads, 1024))};
     bvl_error err;
     if (!parse_inputs(program, dict, &in)) return NULL;
+    in.B = BVL_MAX(0, in.B);
+    in.L = BVL_MAX(0, in.L);
+    program->sealed = true; /* the GIL is held: nothing is being added now, and nothing will be */
     PyObject *result = new_outputs(program, names, &in, &call);
     if (!result) return NULL;
     poll_state poll = {.state = NULL};
@@ -356,8 +358,8 @@ static bool parse_picture(PyObject *item, Py_ssize_t index, picture_job *job) {
                        PyArray_DIM(a, 1) * PyArray_DIM(a, 2)};
     const int64_t most = 1 << 20;
     if (p->height < 1 || p->width < 1 || p->channels < 1 || p->channels > 4 || p->height > most ||
-        p->width > most || h < 1 || w < 1 || h > most || w > most || filter < BVL_LANCZOS ||
-        filter > BVL_HAMMING) {
+        p->width > most || h < 1 || w < 1 || h > most || w > most || top < -most || top > most ||
+        left < -most || left > most || filter < BVL_LANCZOS || filter > BVL_HAMMING) {
         PyErr_Format(PyExc_ValueError,
                      "image %zd: %zd x %zd x %zd to %zd x %zd, filter %d: expected 1 to 4 channels, "
                      "sizes of 1 to 2^20, filter 1 to 5",
@@ -516,6 +518,7 @@ static PyObject *matmul_nt(PyObject *module, PyObject *args) {
     if (!result || M < 1 || N < 1) return result;
     PyThreadState *state = PyEval_SaveThread();
     bvl_openblas_gemm_nt(out, N, PyArray_DATA(a), K, PyArray_DATA(b), K, M, N, K);
+    bvl_openblas_open(1, &err); /* models on OpenBLAS split their own work */
     PyEval_RestoreThread(state);
     return result;
 }

@@ -129,6 +129,12 @@ def test_activate_passes_nan_and_inf(isa, activation):
     np.testing.assert_array_equal(out[1::2], limit)
 
 
+def test_softmax_keeps_nan(isa):
+    for n in (1, 3, 10, 17, 40):
+        out = run("softmax", np.full(n, np.nan, np.float32), [None], (n, 1.0))
+        assert np.isnan(out).all()
+
+
 def test_nan_stays_in_its_row(isa, rng):
     a, w = (rng.normal(size=s).astype(np.float32) for s in ((9, 40), (20, 40)))
     packed = np.zeros(_C._test_scratch(20, 40)["packed"], np.float32)

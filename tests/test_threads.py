@@ -93,6 +93,15 @@ def test_threads_do_not_change_a_bit(isa, folders, name):
         expected = found
 
 
+def test_a_program_that_has_run_is_immutable(folders):
+    model = bvl.AutoModel.from_pretrained(folders["clip"])
+    model(**models.inputs())
+    with pytest.raises(ValueError, match="no run yet"):
+        model.towers["text"].program.slot("more", 1, 1)
+    with pytest.raises(ValueError, match="immutable"):
+        model.towers["text"].program.add("l2_normalize", 0, 0, {}, {}, 1)
+
+
 def test_levels_agree_closely(folders):
     """Across instruction sets: at most 2e-6 on unit-norm embeddings."""
     found = []

@@ -54,7 +54,8 @@ static void softmax(float *x, int64_t n, float scale, const float *bias) {
         if (n - j >= V_WIDTH) top = v_max(top, v);
     }
     float most = v_hmax(top);
-    for (int64_t j = n - n % V_WIDTH; j < n; j++) most = x[j] > most ? x[j] : most;
+    for (int64_t j = n - n % V_WIDTH; j < n; j++)
+        most = x[j] > most || x[j] != x[j] ? x[j] : most; /* NaN stays */
     if (most == -INFINITY) {
         memset(x, 0, (size_t)n * sizeof(float));
         return;

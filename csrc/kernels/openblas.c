@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { BLAS_NR = 32 }; /* columns of a "panel", here only a unit of splitting */
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* CBLAS's own numbers */
 
 static char library_path[4096];
@@ -63,7 +64,7 @@ void bvl_openblas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, co
 /* "Packing" is a plain copy as rows of W; panels are only a unit of splitting. */
 static void plain_pack(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
                        int64_t p0, int64_t p1) {
-    const int64_t nr = bvl_kernels_active()->nr;
+    const int64_t nr = BLAS_NR;
     for (int64_t n = p0 * nr; n < BVL_MIN(p1 * nr, N); n++)
         for (int64_t k = 0; k < K; k++) dst[n * K + k] = transposed ? w[k * ld + n] : w[n * ld + k];
 }
@@ -71,7 +72,7 @@ static void plain_pack(float *dst, const float *w, int64_t ld, int64_t N, int64_
 static void blas_gemm(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
                       int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *e) {
     const bvl_kernels *k = bvl_kernels_active();
-    const int64_t n0 = p0 * k->nr, width = BVL_MIN(p1 * k->nr, N) - n0;
+    const int64_t n0 = p0 * BLAS_NR, width = BVL_MIN(p1 * BLAS_NR, N) - n0;
     if (M < 1 || width < 1) return;
     c += n0;
     const bool add = e->residual != NULL;
@@ -89,9 +90,13 @@ const bvl_kernels *bvl_openblas_kernels(const bvl_kernels *kernels) {
     static bvl_kernels tables[BVL_ISA_COUNT];
     bvl_kernels *table = &tables[kernels->isa];
     pthread_mutex_lock(&opening);
-    *table = *kernels;
-    table->gemm_pack = plain_pack;
-    table->gemm = blas_gemm;
+    if (table->gemm != blas_gemm) { /* filled once: programs keep the pointer and read it without a lock */
+        bvl_kernels filled = *kernels;
+        filled.nr = BLAS_NR;
+        filled.gemm_pack = plain_pack;
+        filled.gemm = blas_gemm;
+        *table = filled;
+    }
     pthread_mutex_unlock(&opening);
     return table;
 }

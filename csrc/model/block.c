@@ -117,15 +117,17 @@ static int64_t block_local(const bvl_program *p, const bvl_record *r, int64_t L)
 }
 
 /* out[count * T, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. */
-static void self_attention(const block *s, const bvl_run *run, float *out, int64_t ldo, const float *qkv,
-                           int64_t ld, int64_t T) {
+static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
+                           const float *qkv, int64_t ld, int64_t T) {
     bvl_attention_shape shape = {T, T, s->hd, ld, ld, ldo, 1.0f / sqrtf((float)s->hd), s->causal, NULL};
+    const bool text =
+        run->program->slots[slot].rows == BVL_ROWS_TEXT; /* attention_mask is about text alone */
     int64_t begin, end;
     bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
         const float *q = qkv + item * T * ld + head * s->hd;
-        shape.bias = run->key_bias ? run->key_bias + item * T : NULL;
+        shape.bias = text && run->key_bias ? run->key_bias + item * T : NULL;
         bvl_attention(run->kernels, out + item * T * ldo + head * s->hd, q, q + s->inner, q + 2 * s->inner,
                       &shape, run->local);
     }
@@ -148,7 +150,7 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     bvl_linear_run(&s->qkv, k, wide, ldq, s->pre_norm ? h : x, s->pre_norm ? ldh : ldx, rows, BVL_ACT_NONE,
                    NULL, 0, team);
     bvl_barrier(team);
-    self_attention(s, run, h, ldh, wide, ldq, T);
+    self_attention(s, run, r->src, h, ldh, wide, ldq, T);
     bvl_barrier(team);
     bvl_linear_run(&s->out, k, x, ldx, h, ldh, rows, BVL_ACT_NONE, x, ldx, team);
     bvl_barrier(team);

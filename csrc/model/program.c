@@ -37,9 +37,9 @@ int bvl_program_find_slot(const bvl_program *program, const char *name) {
 }
 
 int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err) {
-    if (program->slot_count == BVL_MAX_SLOTS || strlen(name) >= sizeof program->slots[0].name ||
-        bvl_program_find_slot(program, name) >= 0) {
-        bvl_fail(err, BVL_INVALID, "slot '%s': expected a new name and at most %d slots", name,
+    if (program->sealed || program->slot_count == BVL_MAX_SLOTS ||
+        strlen(name) >= sizeof program->slots[0].name || bvl_program_find_slot(program, name) >= 0) {
+        bvl_fail(err, BVL_INVALID, "slot '%s': expected a new name, at most %d slots, no run yet", name,
                  BVL_MAX_SLOTS);
         return -1;
     }
@@ -77,6 +77,8 @@ static bvl_status reserve_record(bvl_program *program, bvl_error *err) {
 bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
                            bvl_error *err) {
     bvl_record record = {op, src, dst, NULL};
+    if (program->sealed)
+        return bvl_fail(err, BVL_INVALID, "%s: the program has run, it is immutable", op->name);
     if (reserve_record(program, err) != BVL_OK) return err->status;
     if (op->build(program, &record, build, err) != BVL_OK) {
         if (record.state) op->release(record.state);
@@ -202,22 +204,26 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
     bvl_barrier(team);
 }
 
+/* Asks the caller, on its own thread, whether to stop; never again after it said so. */
+static void poll(job *j, bvl_team team) {
+    if (team.tid != 0 || !j->call->poll || atomic_load(&j->cancelled)) return;
+    if (j->call->poll(j->call->poll_context)) atomic_store(&j->cancelled, true);
+}
+
 static void work(void *context, bvl_team team) {
     job *j = context;
     const bvl_team alone = {0, 1};
-    float *own = j->memory + (size_t)team.tid * j->own.total;
     for (;;) {
         const int64_t first = atomic_fetch_add(&j->next, j->micro);
         if (first >= j->whole) break;
-        if (team.tid == 0 && j->call->poll && j->call->poll(j->call->poll_context))
-            atomic_store(&j->cancelled, true);
+        poll(j, team);
         if (atomic_load(&j->cancelled)) break;
-        run_micro_batch(j, &j->own, own, first, BVL_MIN(j->micro, j->whole - first), alone);
+        run_micro_batch(j, &j->own, j->memory + (size_t)team.tid * j->own.total, first,
+                        BVL_MIN(j->micro, j->whole - first), alone);
     }
     bvl_barrier(team);
     for (int64_t i = j->whole; i < j->inputs->B; i++) {
-        if (team.tid == 0 && j->call->poll && j->call->poll(j->call->poll_context))
-            atomic_store(&j->cancelled, true);
+        poll(j, team);
         bvl_barrier(team);
         if (atomic_load(&j->cancelled)) break;
         run_micro_batch(j, &j->together, j->memory, i, 1, team);
@@ -256,7 +262,10 @@ static bool prepare(job *j, int threads) {
     for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], L));
     j->nt = threads;
     j->whole = B - B % threads;
-    j->micro = BVL_MAX(1, BVL_MIN(ROWS_PER_MICRO_BATCH / rows, j->whole / threads));
+    /* a worker's share cut into equal micro-batches, so that no worker waits for a last odd one */
+    const int64_t share = j->whole / threads, most = BVL_MAX(1, ROWS_PER_MICRO_BATCH / rows);
+    const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
+    j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
     return plan(&j->own, p, j->micro, L, 1) && plan(&j->together, p, 1, L, threads);
 }
 
@@ -281,7 +290,7 @@ bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const
     job j = {.program = program, .inputs = inputs, .call = call};
     size_t floats, bytes;
     const int threads = BVL_MAX(1, call->threads);
-    if (!prepare(&j, threads) || !bvl_size_mul(j.own.total, (size_t)threads, &floats) ||
+    if (!prepare(&j, threads) || !bvl_size_mul(j.own.total, j.whole ? (size_t)threads : 0, &floats) ||
         !bvl_size_mul(BVL_MAX(floats, j.together.total), sizeof(float), &bytes))
         return bvl_fail(err, BVL_NO_MEMORY, "scratch of this call does not fit in memory");
     float *memory = take_memory(program, bytes);

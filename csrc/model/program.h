@@ -43,6 +43,7 @@ typedef struct {
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
     int64_t packed_bytes;                /* memory of all weights */
+    bool sealed;                         /* set by the first run: nothing is added afterwards */
     float *spare;                        /* scratch kept between calls, swapped atomically */
 } bvl_program;
 

@@ -28,6 +28,8 @@ static void embed_tokens_release(void *state) {
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
+    if (p->vocab || p->slots[r->dst].rows != BVL_ROWS_TEXT)
+        return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK)
         return err->status;
@@ -101,6 +103,9 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     const int64_t channels = (int64_t)b->params[P_CHANNELS];
     const int64_t tokens = (int64_t)(b->params[P_OUT_HEIGHT] * b->params[P_OUT_WIDTH]);
     const int64_t total = tokens + (b->weights[W_CLASS].data ? 1 : 0);
+    if (p->channels || (b->weights[W_POSITION].data && b->params[P_ACT] != BVL_ACT_NONE))
+        return bvl_fail(err, BVL_INVALID,
+                        "patch_embed: expected one per program, an activation or positions");
     if (dst->rows != total)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)total);
