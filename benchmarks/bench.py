@@ -30,7 +30,9 @@ def peak(threads: int) -> float | None:
     source = Path(__file__).with_name("peak.c")
     with tempfile.TemporaryDirectory() as folder:
         binary = f"{folder}/peak"
-        built = subprocess.run(["gcc", "-O2", "-fopenmp", "-march=native", str(source), "-o", binary], capture_output=True)
+        built = subprocess.run(
+            ["gcc", "-O2", "-fopenmp", "-march=native", str(source), "-o", binary], capture_output=True
+        )
         if built.returncode:
             return None
         return float(subprocess.run([binary, str(threads)], capture_output=True, text=True).stdout)
@@ -201,7 +203,11 @@ def main() -> None:
             fastest = min((r["ms_per_item"] for n, r in rows.items() if n != "beyondvl"), default=None)
             print(f"\n{kind}, batch {batch}")
             for n, r in sorted(rows.items(), key=lambda item: item[1]["ms_per_item"]):
-                share = f", {100 * r['gflops'] / record['peak_gflops']:.0f} % of the ceiling" if record["peak_gflops"] else ""
+                share = (
+                    f", {100 * r['gflops'] / record['peak_gflops']:.0f} % of the ceiling"
+                    if record["peak_gflops"]
+                    else ""
+                )
                 print(f"  {n:<36} {r['ms_per_item']:8.2f} ms an item, {r['gflops']:6.0f} GFLOP/s{share}")
             if fastest:
                 print(f"  fastest peer / beyondvl: {fastest / rows['beyondvl']['ms_per_item']:.2f}")

@@ -18,8 +18,8 @@ try:
 except ImportError as error:
     if (Path(__file__).parent.parent / "setup.py").exists():
         raise ImportError(
-            "beyondvl is imported from its source folder, where the extension is not built: use the `beyondvl` command, "
-            "run Python from another folder, or build in place with `pip install -e .`"
+            "beyondvl is imported from its source folder, where the extension is not built: use the `beyondvl` "
+            "command, run Python from another folder, or build in place with `pip install -e .`"
         ) from error
     raise
 

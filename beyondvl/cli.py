@@ -28,7 +28,7 @@ def similarity(options: argparse.Namespace) -> None:
 
     pictures = _pictures(options.images)
     model = AutoModel.from_pretrained(options.model)
-    images = model.encode(pictures, normalize_embeddings=True, show_progress_bar=options.progress)
+    images = model.encode(pictures, normalize_embeddings=True, show_progress_bar=options.progress, modality="image")
     texts = model.encode([{"text": t} for t in options.text], normalize_embeddings=True)
     scores = model.similarity(images, texts)
     names = [Path(p).name for p in pictures]
@@ -80,7 +80,8 @@ def embed(options: argparse.Namespace) -> None:
     failed = False
     for item in options.inputs:
         try:
-            row = model.encode([item], normalize_embeddings=options.normalize)[0]
+            modality = "image" if Path(item).is_file() else None
+            row = model.encode([item], normalize_embeddings=options.normalize, modality=modality)[0]
             print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
         except ImageError as error:
             failed = True
@@ -119,6 +120,8 @@ def convert(options: argparse.Namespace) -> None:
 
     source, target = resolve(options.model), Path(options.output)
     target.mkdir(parents=True, exist_ok=True)
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: the checkpoint's own folder, expected another one")
     checkpoint = open_checkpoint(source)
     skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
     scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
@@ -128,6 +131,9 @@ def convert(options: argparse.Namespace) -> None:
     for path in source.iterdir():
         if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
+        elif (path / "config.json").exists():  # a sentence encoder's modules, such as 1_Pooling
+            (target / path.name).mkdir(exist_ok=True)
+            shutil.copyfile(path / "config.json", target / path.name / "config.json")
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
 
 
@@ -156,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(function: Any, **kwargs: Any) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0], **kwargs)
         sub.set_defaults(run=function)
-        sub.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+        if function not in (embed, convert):
+            sub.add_argument("--json", action="store_true", help="JSON lines instead of a table")
         return sub
 
     def model_option(sub: argparse.ArgumentParser) -> None:

@@ -11,27 +11,39 @@ from typing import Any
 
 from .errors import ConfigError
 
-__all__ = ["Config", "read_json"]
+__all__ = ["Config", "read_json", "read_json_list"]
 
 MAX_JSON_BYTES = 50_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size; ConfigError names the file and what is wrong."""
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path.name}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array, as `read_json`."""
+    value = _read(path)
+    if not isinstance(value, list):
+        raise ConfigError(f"{path.name}: expected an array, found {type(value).__name__}")
+    return value
+
+
+def _read(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ConfigError(f"{path.name}: {size} bytes, expected at most {MAX_JSON_BYTES}")
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(f"{path.name} is missing from {path.parent}") from error
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path.name}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path.name}: expected an object, found {type(value).__name__}")
-    return value
 
 
 class Config:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _C
+from .config import Config, read_json
 from .outputs import from_numpy, is_torch, to_numpy
 
 __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
@@ -43,6 +44,7 @@ class EncodeMixin:
         normalize_embeddings: bool = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        modality: str | None = None,
     ) -> Any:
         """Embeddings of texts and pictures, in the order given.
 
@@ -53,6 +55,7 @@ class EncodeMixin:
             show_progress_bar: None shows one when logging is at INFO or below.
             normalize_embeddings: unit length.
             convert_to_tensor: a torch tensor instead of an array.
+            modality: "text" or "image" for all items, whatever their names look like; None decides item by item.
 
         Returns (n, D) float32, or (D,) for a single item. A text's embedding does not depend on its neighbours:
         texts run without padding, grouped by length (or padded to the model's own length).
@@ -63,7 +66,11 @@ class EncodeMixin:
         items = [inputs] if single else list(inputs)
         if not items:
             raise ValueError("inputs: the list is empty, expected at least one item")
-        pictures = [i for i, item in enumerate(items) if is_picture(item)]
+        if modality not in (None, "text", "image"):
+            raise ValueError(f"modality: found {modality!r}, expected 'text', 'image' or None")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
+        pictures = [i for i, item in enumerate(items) if (modality == "image" if modality else is_picture(item))]
         texts = sorted(set(range(len(items))) - set(pictures))
         out: np.ndarray | None = None
         with _progress(len(items), show_progress_bar) as bar:
@@ -79,10 +86,12 @@ class EncodeMixin:
         return from_numpy(out, "pt") if convert_to_tensor else out
 
     def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        if "text" not in self.towers:
+            raise ValueError(f"{type(self).__name__} has no text tower; it has {', '.join(self.towers)}")
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         texts = [item["text"] if isinstance(item := items[i], dict) else item for i in indices]
         padding = "max_length" if tokenizer.exact_length else False
-        rows = tokenizer(texts, padding=padding, truncation=True)
+        rows = tokenizer(texts, padding=padding, truncation=True, max_length=self._text_length(tokenizer))
         by_length: dict[int, list[int]] = {}
         for at, ids in enumerate(rows["input_ids"]):
             by_length.setdefault(len(ids), []).append(at)
@@ -91,6 +100,14 @@ class EncodeMixin:
                 batch = places[start : start + batch_size]
                 inputs = {name: np.array([values[at] for at in batch]) for name, values in rows.items()}
                 yield [indices[at] for at in batch], self._embed("text", inputs)
+
+    def _text_length(self, tokenizer: Any) -> int:
+        """Tokens a text is cut at: the tokenizer's limit, the position table, and a sentence encoder's own setting."""
+        limits = [tokenizer.model_max_length, self.towers["text"].program.info()["max_positions"]]
+        if (self.folder / "sentence_bert_config.json").exists():
+            settings = Config(read_json(self.folder / "sentence_bert_config.json"), "sentence_bert_config.json")
+            limits.append(settings.integer("max_seq_length", limits[0], 1, 1 << 30))
+        return min(limits)
 
     def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         image_processor = getattr(self.processor, "image_processor", self.processor)

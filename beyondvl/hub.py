@@ -12,6 +12,7 @@ __all__ = ["DEFAULT_MODEL", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+NESTED = ["*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]  # of subfolders only small configs are wanted
 TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
 
 
@@ -56,9 +57,18 @@ def _download(repo, revision, cache_dir, local_files_only, token, weights) -> Pa
         raise ImportError(
             f"{repo!r} is not a folder; to fetch it from the hub install huggingface_hub: pip install 'beyondvl[hub]'"
         ) from error
-    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    options = {
+        "ignore_patterns": NESTED,
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "token": token,
+    }
     patterns = PATTERNS if weights else [p for p in PATTERNS if p != "*.safetensors"]
     folder = Path(snapshot_download(repo, allow_patterns=patterns, **options))
-    if weights and not any(folder.glob("*.safetensors")):
+    own = any(folder.glob("model*.safetensors")) or (
+        (folder / "open_clip_model.safetensors").exists() and not (folder / "config.json").exists()
+    )
+    if weights and not own:
         folder = Path(snapshot_download(repo, allow_patterns=patterns + TORCH_PATTERNS, **options))
     return folder

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _C
 from .compile import Reader, compile_encoder
-from .config import Config, read_json
+from .config import Config, read_json, read_json_list
 from .encode import EncodeMixin
 from .errors import CheckpointError, ConfigError
 from .families.registry import Family, families, find_family
@@ -118,15 +118,15 @@ class PreTrainedModel(EncodeMixin):
         encoders = {name: family.towers[name](config) for name in cls.modalities}
         if cls.__name__ in family.bare:
             encoders = {name: encoder.without_projection() for name, encoder in encoders.items()}
-        checkpoint = _named(open_checkpoint(folder), cls)
+        checkpoint = _named(open_checkpoint(folder, family.weight_files), cls)
         reader = Reader(checkpoint)
         gemm = os.environ.get("BEYONDVL_GEMM") or "own"
         try:
             towers = {name: Tower(encoder, reader, num_threads, gemm) for name, encoder in encoders.items()}
             both = len(towers) == 2
-            sizes = {tower.sizes["unit_embeds"] for tower in towers.values()} if both else {0}
+            sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
             if len(sizes) > 1:
-                raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes)}")
+                raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
         finally:
@@ -176,14 +176,16 @@ class PreTrainedModel(EncodeMixin):
     def get_text_features(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **kwargs: Any
     ) -> Any:
-        """Projected text embeddings (B, D), not normalised; an array that also has `.pooler_output`."""
+        """Projected text embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
+        where the inputs are torch tensors."""
         _check_neutral(kwargs)
         return self._features(
             "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         )
 
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
-        """Projected image embeddings (B, D), not normalised; an array that also has `.pooler_output`."""
+        """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
+        where the inputs are torch tensors."""
         _check_neutral(kwargs)
         return self._features("vision", {"pixel_values": pixel_values})
 
@@ -257,6 +259,8 @@ def load_config(folder: Path) -> Config:
     if not (folder / "config.json").exists() and (folder / "open_clip_config.json").exists():
         return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
     config = Config(read_json(folder / "config.json"))
+    if "model_type" not in config and (folder / "open_clip_config.json").exists():  # beside a config of timm's
+        return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
     return (
         config.updated(Config({"sentence_transformers": _sentence_settings(folder)}))
         if (folder / "modules.json").exists()
@@ -267,16 +271,19 @@ def load_config(folder: Path) -> Config:
 def _sentence_settings(folder: Path) -> dict[str, Any]:
     """How a sentence-transformers folder pools: {"pooling": "mean" or "first", "normalize": bool}."""
     try:
-        modules = json.loads((folder / "modules.json").read_bytes())
+        modules = read_json_list(folder / "modules.json")
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"modules.json: not a list of modules: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"modules.json: expected objects with type and path: {error}") from error
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
         raise ConfigError(f"modules.json: found {', '.join(sorted(unknown))}, expected Transformer, Pooling, Normalize")
     pooling = "mean"
-    path = folder / kinds.get("Pooling", "") / "config.json"
-    if "Pooling" in kinds and path.exists():
+    place = kinds.get("Pooling", "")
+    if "Pooling" in kinds:
+        if not re.fullmatch(r"[\w\-]+", place):
+            raise ConfigError(f"modules.json: Pooling: path {place!r}, expected a plain folder name")
+        path = folder / place / "config.json"
         fields = read_json(path)
         modes = [name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True and "_mode_" in name]
         names = {"mean_tokens": "mean", "cls_token": "first"}
@@ -362,8 +369,9 @@ def _report_surplus(
 
 def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
     """The class a config's `architectures` names, else the one with the most towers."""
-    for name in config.get("architectures") or ():
-        if name in family.classes:
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if isinstance(name, str) and name in family.classes:
             return model_class(name)
     model_type = str(config.get("model_type"))
     for name, modalities in family.classes.items():

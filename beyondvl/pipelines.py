@@ -25,9 +25,8 @@ class Scores(list):
 class Pipeline:
     """A model and its processor for one task."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any = None):
-        self.model = model
-        self.processor = processor or model.processor
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.processor = model, model.processor
 
 
 class ZeroShotImageClassification(Pipeline):
@@ -51,12 +50,13 @@ class ZeroShotImageClassification(Pipeline):
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
         if not candidate_labels:
             raise ValueError("candidate_labels: found none, expected at least one label")
-        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else list(candidate_labels)
+        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else candidate_labels
+        labels = [label.strip() for label in labels]
         single = not isinstance(images, list | tuple)
         texts = [{"text": hypothesis_template.format(label)} for label in labels]
         text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
         pictures = [images] if single else list(images)
-        image = self.model.encode(pictures, batch_size=batch_size, normalize_embeddings=True)
+        image = self.model.encode(pictures, batch_size=batch_size, normalize_embeddings=True, modality="image")
         logits = self.model.similarity(image, text) * self.model.logit_scale + self.model.logit_bias
         results = [self._ranked(row, labels) for row in logits]
         return results[0] if single else results
@@ -76,7 +76,10 @@ class ImageFeatureExtraction(Pipeline):
     """Hidden states of pictures, or one vector each with pool=True."""
 
     def __call__(self, images: Any, *, pool: bool = False, batch_size: int = 32, return_tensors: bool = False) -> Any:
-        """Nested lists of last_hidden_state [1, T, D], or pooler_output with `pool`; arrays with return_tensors=True."""
+        """Nested lists of last_hidden_state [1, T, D], or with `pool` of pooler_output [1, D].
+
+        `return_tensors=True` gives arrays instead.
+        """
         single = not isinstance(images, list | tuple)
         pictures = [images] if single else list(images)
         processor = getattr(self.processor, "image_processor", self.processor)
@@ -85,7 +88,7 @@ class ImageFeatureExtraction(Pipeline):
             pixels = processor(pictures[start : start + batch_size])["pixel_values"]
             results += list(self.model.run_tower("vision", {"pixel_values": pixels}, [name])[name][:, None])
         if not return_tensors:
-            results = [array.tolist() for array in results] if not pool else [array[0].tolist() for array in results]
+            results = [array.tolist() for array in results]
         return results[0] if single else results
 
 
@@ -95,9 +98,7 @@ TASKS = {
 }
 
 
-def pipeline(
-    task: str, model: str | os.PathLike | PreTrainedModel | None = None, *, processor: Any = None, **kwargs: Any
-) -> Pipeline:
+def pipeline(task: str, model: str | os.PathLike | PreTrainedModel | None = None, **kwargs: Any) -> Pipeline:
     """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, a model, or None for the default.
 
     Raises ValueError for an unknown task.
@@ -106,4 +107,4 @@ def pipeline(
         raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
     if not isinstance(model, PreTrainedModel):
         model = AutoModel.from_pretrained(model or DEFAULT_MODEL, **kwargs)
-    return TASKS[task](model, processor)
+    return TASKS[task](model)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ class Machine:
             case ("storage", Name("torch", kind), str(key), str(), int(count)) if kind in STORAGES:
                 self.stack.append(Storage(STORAGES[kind], key, count))
             case other:
-                raise self.fail(f"unexpected storage {str(other)[:80]!r}")
+                raise self.fail(f"unexpected storage of {type(other).__name__}")
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
@@ -153,14 +154,15 @@ class Machine:
             case (Name(), (Tensor() as tensor, *_)) if function == REBUILD_PARAMETER:
                 self.stack.append(tensor)
             case _:
-                raise self.fail(f"unexpected call of {function} with {str(arguments)[:80]!r}")
+                name = str(function) if isinstance(function, Name) else type(function).__name__
+                raise self.fail(f"unexpected call of {name}")
 
     def set_items(self, items: list) -> None:
         if not self.stack or not isinstance(self.stack[-1], dict) or len(items) % 2:
             raise self.fail("data.pkl sets items of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
-                raise self.fail(f"key {str(key)[:40]!r}: expected text")
+                raise self.fail(f"key of {type(key).__name__}: expected text")
             self.stack[-1][key] = value
 
     def build(self) -> None:
@@ -238,13 +240,15 @@ class TorchFile(DataFile):
                 if members[program_name].file_size > MAX_PROGRAM_BYTES:
                     raise self.fail(f"data.pkl has {members[program_name].file_size} bytes, too many")
                 program = archive.read(program_name)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise self.fail(f"not a torch zip file: {error}") from error
         self.prefix = program_name.removesuffix("data.pkl")
         self.members = members
         try:
             table = Machine(program, self.fail).run()
-        except (UnicodeDecodeError, struct.error) as error:
+        except CheckpointError:
+            raise
+        except (ValueError, RuntimeError, struct.error) as error:
             raise self.fail(f"data.pkl is malformed: {error}") from error
         if isinstance(table, dict) and set(table) & {"state_dict"}:
             table = table["state_dict"]

@@ -57,11 +57,11 @@ class Entry:
 
 
 def _pairs_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"duplicate key {twice!r}")
+    result: dict[str, object] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"duplicate key {name!r}")
+        result[name] = value
     return result
 
 
@@ -318,19 +318,17 @@ def _open_shards(index_path: Path) -> dict[str, Entry]:
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
-    "open_clip_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    "open_clip_pytorch_model.bin",
 )
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The weights in a folder, by the ecosystem's file names; safetensors before torch files.
+def open_checkpoint(folder: Path, first: tuple[str, ...] = ()) -> Checkpoint:
+    """The weights in a folder, by the names in `first`, then the ecosystem's; safetensors before torch files.
 
     Raises CheckpointError when there is none or one is malformed.
     """
-    for name in WEIGHT_FILES:
+    for name in (*first, *WEIGHT_FILES):
         path = folder / name
         if path.exists():
             entries = _open_shards(path) if name.endswith(".index.json") else _open_file(path)

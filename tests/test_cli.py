@@ -80,7 +80,9 @@ def test_verify(tmp_path):
     config = transformers.CLIPVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                                            num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
     done = cli("verify", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "image_embeds" in done.stdout and "agrees" in done.stdout

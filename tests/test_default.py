@@ -140,7 +140,7 @@ def test_pipelines(model):
     assert "<table>" in result._repr_html_()
     assert len(classify([str(pictures.EXAMPLES / "cat.jpg")] * 2, candidate_labels=["a", "b"])) == 2
     extract = bvl.pipeline("image-feature-extraction", model=model)
-    assert np.array(extract(str(pictures.EXAMPLES / "cat.jpg"), pool=True)).shape == (1280,)
+    assert np.array(extract(str(pictures.EXAMPLES / "cat.jpg"), pool=True)).shape == (1, 1280)
     with pytest.raises(ValueError, match="expected at least one label"):
         classify("x.jpg", candidate_labels=[])
     with pytest.raises(ValueError, match="task: found 'dance'"):

@@ -58,7 +58,7 @@ OLD = {
 
 
 def run(model, config):
-    if "bert" == config["model_type"]:
+    if config["model_type"] == "bert":
         return model(input_ids=np.arange(14).reshape(2, 7) + 3).last_hidden_state
     if config["model_type"] == "efficientnet_lite":
         return model(pixel_values=np.linspace(-1, 1, 3 * 64 * 64, dtype=np.float32).reshape(1, 3, 64, 64)).pooler_output

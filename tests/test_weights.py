@@ -292,7 +292,9 @@ def test_opening_allocates_little_for_a_lying_header(tmp_path):
         f"try: open_checkpoint(Path({str(tmp_path)!r}))\nexcept CheckpointError as e: print(e)"
     )
     env = {"OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin", "PYTHONPATH": str(SOURCE.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, cwd=tmp_path
+    )
     assert "truncated or trailing" in done.stdout, done.stderr
 
 

@@ -62,7 +62,9 @@ def texture(side: int, rng: np.random.Generator) -> Image.Image:
     field = np.zeros((side, side, 3), np.float32)
     for cells in (3, 9, 40, 130):
         noise = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
-        layer = Image.fromarray(((noise * 40) + 128).clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        layer = Image.fromarray(((noise * 40) + 128).clip(0, 255).astype(np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         field += (np.asarray(layer, np.float32) - 128) * rng.uniform(0, 1)
     return Image.fromarray((field + rng.uniform(30, 230, 3)).clip(0, 255).astype(np.uint8)).convert("RGBA")
 

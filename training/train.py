@@ -206,7 +206,10 @@ def write(heads: Heads, data: Data, work: Path, folder: Path) -> None:
         tensors |= {f"vision_head.{part}.{k}": state[f"{part}.{k}"] for k in ("weight", "bias")}
     tensors["vision_head.class_embeddings"] = np.ascontiguousarray(state["classes"])
     tensors |= {f"text_projection.{k}": state[f"text.{k}"] for k in ("weight", "bias")}
-    tensors = {n: t.astype(np.float16) if t.ndim > 1 and n.startswith(("vision_head", "text_proj")) else t for n, t in tensors.items()}
+    tensors = {
+        n: t.astype(np.float16) if t.ndim > 1 and n.startswith(("vision_head", "text_proj")) else t
+        for n, t in tensors.items()
+    }
     tensors["logit_scale"] = state["scale"]
     save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     text_config = json.loads((minilm() / "config.json").read_text())

@@ -78,8 +78,8 @@ def lite_encoder(section: Config, prefix: str, more: tuple[Step, ...] = ()) -> E
     last = layers[-1].project.out_features
     labels = section.integer("num_labels", 1000, 1, 1 << 20)
     classes = Linear(
-        ref(f"{prefix}_fc.weight", labels, HEAD_CHANNELS, optional=True),
-        ref(f"{prefix}_fc.bias", labels, optional=True),
+        ref(f"{prefix}_fc.weight", labels, HEAD_CHANNELS, optional=not more),
+        ref(f"{prefix}_fc.bias", labels, optional=not more),
     )
     return Encoder(
         hidden_size=last,

@@ -26,6 +26,7 @@ PLAIN = {
     "act_kwargs",
     "embed_cls",
     "no_causal_mask",
+    "global_average_pool",
 }
 
 
@@ -97,6 +98,7 @@ def vision(config: Config) -> Encoder:
     image, patch = section.integer("image_size", 224, 1, 1 << 13), section.integer("patch_size", 16, 1, 1 << 10)
     if patch > image:
         raise ConfigError(f"open_clip_config.json: patch_size {patch} is larger than image_size {image}")
+    section.choice("pool_type", "tok", ("tok",))
     heads = width // section.integer("head_width", 64, 1, width)
     return Encoder(
         hidden_size=width,
@@ -126,4 +128,5 @@ FAMILY = Family(
     rename=strip_prefixes("module.", "text."),
     ignored=("attn_mask",),
     scale="logit_scale",
+    weight_files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 )

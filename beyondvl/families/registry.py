@@ -58,6 +58,7 @@ class Family:
     scale: str | None = None
     bias: str | None = None
     sigmoid: bool = False
+    weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
     aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
     prefixes: Mapping[str, tuple[str, ...]] = field(

@@ -7,6 +7,7 @@ pixel_values agree to the last bit. Only what the crop keeps is computed.
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,6 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
+DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
 SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
 
 
@@ -79,7 +81,7 @@ class ImageProcessor:
         self.image_mean, self.image_std = _three(image_mean, 0.0), _three(image_std, 1.0)
         self.decoder = decoder
         self.num_threads = num_threads or _C.default_threads()
-        if resample not in range(6):
+        if type(resample) is not int or resample not in range(6):
             raise ConfigError(f"resample: found {resample!r}, expected Pillow's 0 to 5")
         self.table = self._table(np.arange(256, dtype=np.uint8))
 
@@ -89,9 +91,15 @@ class ImageProcessor:
         kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
         for suffix in SUFFIXES:
             kind = kind.removesuffix(suffix)
-        fields = dict(DEFAULTS.get(kind, DEFAULTS["CLIP"]))
-        names = cls.__init__.__kwdefaults__.keys() | {"size"}
+        if kind not in DEFAULTS:
+            raise ConfigError(f"image_processor_type: found {kind!r}, expected one of {', '.join(DEFAULTS)}")
+        fields = dict(DEFAULTS[kind])
+        if kind == "Siglip2":  # at its own square grid
+            side = config.integer("patch_size", 16) * math.isqrt(config.integer("max_num_patches", 256))
+            return cls(**(fields | {"size": {"height": side, "width": side}} | overrides))
+        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "num_threads"}
         fields |= {name: config.get(name) for name in names if config.get(name) is not None}
+        fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
         return cls(**(fields | overrides))
 
     @classmethod
@@ -147,7 +155,7 @@ class ImageProcessor:
             )
         height, width = shapes.pop()
         jobs = [
-            (np.ascontiguousarray(image), *target[:2], self.resample or BICUBIC, *target[4:])
+            (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:])
             for image, target in zip(images, targets, strict=True)
         ]
         return _C.preprocess(jobs, height, width, self.table, self.num_threads)
@@ -228,13 +236,13 @@ class AutoImageProcessor:
 
 
 def _read_config(folder: Any) -> Config:
-    path = folder / "preprocessor_config.json"
-    if not path.exists() and (folder / "open_clip_config.json").exists():
-        return _open_clip_config(Config(read_json(folder / "open_clip_config.json"), "open_clip_config.json"))
-    if not path.exists() and (folder / "processor_config.json").exists():
+    if (folder / "processor_config.json").exists():  # the newer file comes first, as in transformers
         nested = Config(read_json(folder / "processor_config.json"), "processor_config.json")
         if "image_processor" in nested:
             return nested.section("image_processor")
+    path = folder / "preprocessor_config.json"
+    if not path.exists() and (folder / "open_clip_config.json").exists():
+        return _open_clip_config(Config(read_json(folder / "open_clip_config.json"), "open_clip_config.json"))
     return Config(read_json(path), path.name)
 
 
@@ -279,7 +287,7 @@ def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
 
 def _three(value: Any, default: float) -> list[float]:
     numbers = [default] * 3 if value is None else list(value) if isinstance(value, list | tuple) else [value] * 3
-    if len(numbers) != 3 or not all(isinstance(n, int | float) for n in numbers):
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
         raise ConfigError(f"image_mean, image_std: found {value!r}, expected 3 numbers")
     return numbers
 

@@ -79,7 +79,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     """Pixels of an RGB or gray JPEG without EXIF; None sends the others to Pillow."""
     import simplejpeg
 
-    if b"Exif\x00\x00" in data[:65536]:
+    if b"Exif\x00\x00" in data[:65536] or b"tiff:Orientation" in data[:262144]:
         return None
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     if space not in ("YCbCr", "Gray", "RGB"):

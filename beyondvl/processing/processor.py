@@ -24,7 +24,7 @@ class Processor:
         return cls(ImageProcessor.from_pretrained(name, **kwargs), Tokenizer.from_pretrained(name, **kwargs))
 
     def __call__(
-        self, text: Any = None, images: Any = None, *, return_tensors: str | None = None, **kwargs: Any
+        self, images: Any = None, text: Any = None, *, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Inputs for a model.
 
@@ -37,8 +37,11 @@ class Processor:
         """
         if text is None and images is None:
             raise ValueError("found neither text nor images, expected at least one of them")
-        if text is not None and images is None and _looks_like_picture(text):
-            text, images = None, text  # positional images, as transformers' older processors took them
+        if not _looks_like_picture(images) and (images is None or _is_text(images)) and not _is_text(text):
+            text, images = images, text  # positional arguments in the order of older versions: text, then images
+        unknown = [] if text is not None else sorted(set(kwargs) - {"padding", "truncation", "max_length"})
+        if unknown:
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor's settings are set on it")
         inputs = BatchFeature()
         if text is not None:
             inputs.update(self.tokenizer(text, return_tensors=return_tensors, **kwargs))
@@ -57,6 +60,11 @@ class Processor:
         return [*self.tokenizer.model_input_names, "pixel_values"]
 
 
+def _is_text(value: Any) -> bool:
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return isinstance(first, str)
+
+
 def _looks_like_picture(value: Any) -> bool:
     first = value[0] if isinstance(value, list | tuple) and value else value
     return hasattr(first, "shape") or hasattr(first, "getbands")
@@ -71,7 +79,10 @@ class AutoProcessor:
 
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
         folder = resolve(name, weights=False, **hub)
-        pictures = any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json"))
+        pictures = any(
+            (folder / file).exists()
+            for file in ("preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+        )
         texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
         kind = (
             Processor if (pictures and texts) or not (pictures or texts) else ImageProcessor if pictures else Tokenizer

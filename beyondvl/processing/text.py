@@ -18,12 +18,11 @@ from ..config import Config, read_json
 from ..errors import ConfigError
 from ..hub import resolve
 from ..outputs import BatchFeature, from_numpy
-from .vocabularies import build_backend
+from .vocabularies import SPECIAL, build_backend, special_tokens
 
 __all__ = ["AutoTokenizer", "Tokenizer"]
 
 UNBOUNDED = 1 << 30  # transformers writes 1e30 where a tokenizer has no limit
-SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
@@ -82,8 +81,8 @@ class Tokenizer:
         fields = {
             "model_max_length": _max_length(settings, defaults),
             "padding_side": settings.choice("padding_side", "right", ("left", "right")),
-            "special_tokens": _special_tokens(folder, settings, defaults),
-            "model_input_names": tuple(settings.get("model_input_names") or defaults.model_input_names),
+            "special_tokens": special_tokens(folder, settings, defaults),
+            "model_input_names": _input_names(settings, defaults),
             "exact_length": defaults.exact_length,
         }
         return cls(backend, **(fields | kwargs))
@@ -276,17 +275,16 @@ def _max_length(settings: Config, defaults: Any) -> int:
         return defaults.model_max_length or UNBOUNDED
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
         raise ConfigError(f"tokenizer_config.json: model_max_length: found {value!r}, expected a positive number")
-    return int(value) if value < UNBOUNDED else UNBOUNDED
+    if value >= UNBOUNDED:
+        return defaults.model_max_length if defaults.exact_length else UNBOUNDED
+    return int(value)
 
 
-def _special_tokens(folder: Path, settings: Config, defaults: Any) -> dict[str, str]:
-    found = dict(defaults.special_tokens)
-    map_path = folder / "special_tokens_map.json"
-    sources = [read_json(map_path) if map_path.exists() else {}, settings.to_dict()]
-    for source in sources:
-        for kind in SPECIAL:
-            token = source.get(kind)
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                found[kind] = token
-    return found
+def _input_names(settings: Config, defaults: Any) -> tuple[str, ...]:
+    names = settings.get("model_input_names") or defaults.model_input_names
+    known = ("input_ids", "attention_mask", "token_type_ids")
+    if not isinstance(names, list | tuple) or not all(name in known for name in names):
+        raise ConfigError(
+            f"tokenizer_config.json: model_input_names: found {names!r}, expected some of {', '.join(known)}"
+        )
+    return tuple(names)

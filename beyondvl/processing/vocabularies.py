@@ -14,10 +14,11 @@ from typing import Any
 from ..config import Config, read_json
 from ..errors import ConfigError
 
-__all__ = ["Defaults", "build_backend"]
+__all__ = ["SPECIAL", "Defaults", "build_backend", "special_tokens"]
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SIGLIP_LENGTH = 64
+SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,20 @@ def _kind(folder: Path, settings: Config) -> Defaults | None:
     return by_model.get(model_type)
 
 
+def special_tokens(folder: Path, settings: Config, defaults: Defaults) -> dict[str, str]:
+    """The special tokens by kind: the files' own over the defaults of the kind."""
+    found = dict(defaults.special_tokens)
+    map_path = folder / "special_tokens_map.json"
+    sources = [read_json(map_path) if map_path.exists() else {}, settings.to_dict()]
+    for source in sources:
+        for kind in SPECIAL:
+            token = source.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                found[kind] = token
+    return found
+
+
 def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
     """A tokenizers.Tokenizer of the files in a folder, and the defaults of its kind.
 
@@ -95,9 +110,36 @@ def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
 
 
 def _from_tokenizer_json(folder: Path, settings: Config) -> Any:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, normalizers
 
-    return Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+    backend = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+    kind = _kind(folder, settings)
+    # transformers builds these two normalizers from the settings, whatever the file says
+    if kind is BERT and {"do_lower_case", "strip_accents", "tokenize_chinese_chars"} & set(settings.to_dict()):
+        backend.normalizer = _bert_normalizer(settings)
+    if kind is SIGLIP2 and _lower_cases(folder, settings):
+        steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
+        backend.normalizer = normalizers.Sequence(steps)
+    return backend
+
+
+def _lower_cases(folder: Path, settings: Config) -> bool:
+    """SigLIP 2's own tokenizer class lower-cases first; Gemma's, as the siglip checkpoints name it, does not."""
+    if "Siglip2" in str(settings.get("tokenizer_class")):
+        return True
+    path = folder / "config.json"
+    return path.exists() and str(read_json(path).get("model_type")).startswith("siglip2")
+
+
+def _bert_normalizer(settings: Config) -> Any:
+    from tokenizers import normalizers
+
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is not False,
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True) is not False,
+    )
 
 
 def _clip(folder: Path, settings: Config) -> Any:
@@ -108,7 +150,7 @@ def _clip(folder: Path, settings: Config) -> Any:
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in merges):
         raise ConfigError("merges.txt: expected two tokens a line")
-    special = CLIP.special_tokens
+    special = special_tokens(folder, settings, CLIP)
     for token in (special["bos_token"], special["eos_token"]):
         if token not in vocab:
             raise ConfigError(f"vocab.json: {token} is missing")
@@ -131,7 +173,7 @@ def _clip(folder: Path, settings: Config) -> Any:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([special["bos_token"], special["eos_token"]])
+    backend.add_special_tokens([token for token in dict.fromkeys(special.values()) if token in vocab])
     backend.post_processor = processors.RobertaProcessing(
         (special["eos_token"], vocab[special["eos_token"]]),
         (special["bos_token"], vocab[special["bos_token"]]),
@@ -142,23 +184,18 @@ def _clip(folder: Path, settings: Config) -> Any:
 
 
 def _bert(folder: Path, settings: Config) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     tokens = (folder / "vocab.txt").read_text("utf-8").split("\n")
     if tokens and not tokens[-1]:
         tokens.pop()
     vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
-    special = BERT.special_tokens
+    special = special_tokens(folder, settings, BERT)
     for kind, token in special.items():
-        if token not in vocab and kind != "mask_token":
+        if token not in vocab and kind in ("unk_token", "sep_token", "pad_token", "cls_token"):
             raise ConfigError(f"vocab.txt: {token} is missing")
     backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk_token"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is not False,
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True) is not False,
-    )
+    backend.normalizer = _bert_normalizer(settings)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.add_special_tokens([token for token in special.values() if token in vocab])
