@@ -156,7 +156,11 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="beyondvl", description="Vision-language models on ordinary computers.")
+    parser = argparse.ArgumentParser(
+        prog="beyondvl",
+        description="Vision-language models on ordinary computers. @FILE stands for the lines of a file as arguments.",
+        fromfile_prefix_chars="@",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(function: Any, **kwargs: Any) -> argparse.ArgumentParser:
