@@ -1,12 +1,14 @@
 """From what a user hands over to pixels: paths, bytes, PIL images, arrays -> uint8 RGB [H, W, 3].
 
-JPEG goes through simplejpeg (libjpeg-turbo: the same pixels as Pillow, strict), everything else through Pillow
-with a list of allowed formats. As in transformers, a file (path or bytes) is turned upright by its EXIF orientation and
-converted to RGB, which drops alpha; a PIL image the caller opened is not turned, and its transparency is laid on white.
+JPEG goes through simplejpeg (libjpeg-turbo: the same pixels as Pillow), everything else, and any JPEG it finds fault
+with, through Pillow with a list of allowed formats. As in transformers, a file (path or bytes) is turned upright by its
+EXIF orientation and converted to RGB, which drops alpha; a PIL image the caller opened is not turned, and its
+transparency is laid on white.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -68,9 +70,11 @@ def _decode(data: bytes, decoder: str, formats: tuple[str, ...]) -> np.ndarray:
     if decoder == "stb":
         return _C.stb_decode(data, MAX_PIXELS)
     if decoder == "auto" and data[:3] == b"\xff\xd8\xff" and "JPEG" in formats:
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
+        # any warning of libjpeg-turbo is an error there; Pillow then has the last word, as in transformers
+        with contextlib.suppress(ValueError):
+            pixels = _decode_jpeg(data)
+            if pixels is not None:
+                return pixels
     # a transparent colour survives the conversion to RGB as a note, which pil_to_rgb then honours
     return pil_to_rgb(open_image(data, formats).convert("RGB"))
 
