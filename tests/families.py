@@ -54,6 +54,7 @@ ROWS = [
          text=heads(80, 5, 99) | {"hidden_act": "gelu"}, values={"projection_dim": 48}),
     clip("clip head size 88, odd picture", vision=heads(88, 1, 170) | {"image_size": 45, "patch_size": 14},
          text=heads(88, 1, 50), values={"projection_dim": 17}),
+    clip("clip head size 104", vision=heads(208, 2, 300) | {"patch_size": 56}, text=heads(104, 1, 120)),
     clip("clip legacy end of text", text=heads(64, 4, 128) | {"eos_token_id": 2}, vision=heads(64, 4, 128),
          legacy_eos=True),
     clip("clip ViT-B/32, full depth", text={"num_hidden_layers": 12}, vision={"num_hidden_layers": 12}, full=True),

@@ -367,9 +367,18 @@ print(bad)
     assert run_python(code).strip() == "[]"
 
 
-def test_hub_through_a_local_server(folder, tmp_path):
-    """A hub id goes through huggingface_hub to HF_ENDPOINT and nowhere else."""
+@pytest.mark.parametrize("kind", ["safetensors", "only pytorch_model.bin"])
+def test_hub_through_a_local_server(folder, tmp_path, kind):
+    """A hub id goes through huggingface_hub to HF_ENDPOINT and nowhere else; the .bin is fetched only where it must."""
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'beyondvl[hub]'")
+    torch = pytest.importorskip("torch", reason="needs torch to write a .bin")
+    folder = Path(shutil.copytree(folder, tmp_path / "repo"))
+    torch.save(
+        {n: torch.from_numpy(t) for n, t in models.tensors(models.TINY_CLIP).items()}, folder / "pytorch_model.bin"
+    )
+    asked = []
+    if kind != "safetensors":
+        (folder / "model.safetensors").unlink()
     names = [p.name for p in folder.iterdir()]
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -395,6 +404,7 @@ def test_hub_through_a_local_server(folder, tmp_path):
                 headers = {"Content-Type": "application/json"}
             elif path.startswith("/owner/name/resolve/"):
                 name = path.rsplit("/", 1)[1]
+                asked.append(name)
                 if name not in names:
                     self.send_error(404)
                     return
@@ -423,6 +433,7 @@ def test_hub_through_a_local_server(folder, tmp_path):
         server.shutdown()
     expected = bvl.AutoModel.from_pretrained(folder)(**models.inputs()).image_embeds.sum()
     assert abs(float(out.split()[0]) - expected) < 1e-4 and "48" in out
+    assert ("pytorch_model.bin" in asked) == (kind != "safetensors")
 
 
 def test_names_that_are_neither_folder_nor_hub_id(tmp_path):
