@@ -136,23 +136,14 @@ def scores(heads: Heads, data: Data, part: str) -> np.ndarray:
     return (pictures @ texts.T).numpy()
 
 
-SHARED = ("classes", "text.weight", "text.bias", "scale")
-
-
-def train(data: Data, options: argparse.Namespace, seed: int, first: Heads | None = None) -> Heads:
-    """One head; with `first` it shares that head's class vectors and text side, which then stay as they are."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+def train(data: Data, options: argparse.Namespace) -> Heads:
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
     index = data.parts["train"]
     features = torch.from_numpy(data.features[:, index].astype(np.float32))  # [views, n, 1280]
     probabilities = torch.stack([data.probabilities(v) for v in features])
     mean, spread = features[0].mean(0), features[0].std(0)
     heads = Heads(options.inner, data.class_sentences[1] * options.class_gain, options.dropout, options.drop)
-    if first is not None:
-        own = heads.state_dict()
-        heads.load_state_dict({n: first.state_dict()[n] if n in SHARED else own[n] for n in own})
-        for name, parameter in heads.named_parameters():
-            parameter.requires_grad_(name not in SHARED)
     decayed = [p for n, p in heads.named_parameters() if p.ndim > 1 and n != "classes"]
     rest = [p for n, p in heads.named_parameters() if p.ndim <= 1 or n == "classes"]
     optimizer = torch.optim.AdamW(
@@ -194,31 +185,6 @@ def train(data: Data, options: argparse.Namespace, seed: int, first: Heads | Non
                 flush=True,
             )
     return heads.eval()
-
-
-@torch.no_grad()
-def merge(members: list[Heads], data: Data) -> Heads:
-    """The mean of several MLPs as one: norms folded into the first layer, layers side by side, each member scaled to
-    unit length on average. Members that differ in their random start err differently on what none has seen."""
-    index = data.parts["train"]
-    features = torch.from_numpy(data.features[0, index].astype(np.float32))
-    merged = Heads(sum(m.fc1.out_features for m in members), members[0].classes.T, 0.0).eval()
-    rest = {n: p for n, p in members[0].state_dict().items() if n in SHARED}
-    merged.load_state_dict(merged.state_dict() | rest)
-    firsts, biases, seconds, out = [], [], [], torch.zeros(WIDTH)
-    for m in members:
-        length = m.fc2(F.gelu(m.fc1(m.norm(features)))).norm(dim=1).mean() * len(members)
-        firsts.append(m.fc1.weight * m.norm.weight)
-        biases.append(m.fc1.bias + m.fc1.weight @ m.norm.bias)
-        seconds.append(m.fc2.weight / length)
-        out += m.fc2.bias / length
-    merged.norm.weight.fill_(1.0)
-    merged.norm.bias.zero_()
-    merged.fc1.weight.copy_(torch.cat(firsts))
-    merged.fc1.bias.copy_(torch.cat(biases))
-    merged.fc2.weight.copy_(torch.cat(seconds, 1))
-    merged.fc2.bias.copy_(out)
-    return merged
 
 
 def write(heads: Heads, data: Data, work: Path, folder: Path) -> None:
@@ -282,17 +248,13 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.2)
     parser.add_argument("--classes", type=float, default=0.3)
     parser.add_argument("--hold", type=float, default=0.5)
-    parser.add_argument("--members", type=int, default=3, help="heads from different starts, merged into one")
     parser.add_argument("--drop", type=float, default=0.1, help="share of pictures that see one path alone, each way")
     parser.add_argument("--class-gain", type=float, default=2.0)
     parser.add_argument("--test", action="store_true", help="read the test part: once, at the end")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     data = Data(options.work, options.views)
-    members: list[Heads] = []
-    for number in range(options.members):
-        members.append(train(data, options, options.seed + number, members[0] if members else None))
-    heads = merge(members, data) if len(members) > 1 else members[0]
+    heads = train(data, options)
     print("validation", ranks_metrics(scores(heads, data, "validation")))
     if options.test:
         print("test", ranks_metrics(scores(heads, data, "test")))
