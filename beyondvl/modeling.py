@@ -330,7 +330,7 @@ def _check_neutral(kwargs: dict[str, Any]) -> None:
 
 
 def _prepare(name: str, value: Any) -> np.ndarray:
-    """The array the core borrows: contiguous float32 for pixels, contiguous int64 for ids and masks."""
+    """The array the core borrows: contiguous float32 pixels as they are, a contiguous int64 copy of ids and masks."""
     array = to_numpy(value)
     if name == "pixel_values":
         if array.dtype != np.float32:
@@ -340,7 +340,7 @@ def _prepare(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
     if array.ndim != 2:
         raise ValueError(f"{name}: found shape {array.shape}, expected (B, L)")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.array(array, dtype=np.int64, order="C")  # a private copy: checked once, then read without the GIL
 
 
 def _scalar(reader: Reader, name: str | None, required: bool) -> float:

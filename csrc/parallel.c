@@ -16,12 +16,17 @@
 static atomic_int regions; /* parallel regions running now */
 static atomic_bool serial; /* set in a child forked while a region ran */
 
+/* Whether the pool of the forking thread was released; handlers of one fork run on one thread. */
+static _Thread_local bool released;
+
 static void before_fork(void) {
-    if (atomic_load(&regions) == 0) omp_pause_resource_all(omp_pause_soft);
+    released = atomic_load(&regions) == 0;
+    if (released) omp_pause_resource_all(omp_pause_soft);
 }
 
 static void in_child(void) {
-    if (atomic_exchange(&regions, 0) != 0) atomic_store(&serial, true);
+    /* a region may have ended, or begun, since before_fork looked: either way the child stays serial */
+    if (atomic_exchange(&regions, 0) != 0 || !released) atomic_store(&serial, true);
 }
 
 void bvl_parallel_init(void) {
