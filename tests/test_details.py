@@ -112,6 +112,7 @@ def test_open_clip_folders(tmp_path):
     assert bvl.AutoModel.from_pretrained(folder)(**inputs).image_embeds.shape == (1, 24)
 
 
+@pytest.mark.filterwarnings("ignore:.*mostly unknown")
 def test_tokenizer_settings_beside_a_tokenizer_json(tmp_path):
     """do_lower_case beside a lower-casing tokenizer.json was ignored."""
     shutil.copy(bvl.hub.default_folder() / "tokenizer.json", tmp_path)
