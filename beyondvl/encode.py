@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,11 @@ class EncodeMixin:
         return from_numpy(out, "pt") if convert_to_tensor else out
 
     def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
-        if "text" not in self.towers:
-            raise ValueError(f"{type(self).__name__} has no text tower; it has {', '.join(self.towers)}")
+        length = self._text_length
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         texts = [item["text"] if isinstance(item := items[i], dict) else item for i in indices]
         padding = "max_length" if tokenizer.exact_length else False
-        rows = tokenizer(texts, padding=padding, truncation=True, max_length=self._text_length(tokenizer))
+        rows = tokenizer(texts, padding=padding, truncation=True, max_length=min(length, tokenizer.model_max_length))
         by_length: dict[int, list[int]] = {}
         for at, ids in enumerate(rows["input_ids"]):
             by_length.setdefault(len(ids), []).append(at)
@@ -101,13 +101,14 @@ class EncodeMixin:
                 inputs = {name: np.array([values[at] for at in batch]) for name, values in rows.items()}
                 yield [indices[at] for at in batch], self._embed("text", inputs)
 
-    def _text_length(self, tokenizer: Any) -> int:
-        """Tokens a text is cut at: the tokenizer's limit, the position table, and a sentence encoder's own setting."""
-        limits = [tokenizer.model_max_length, self.towers["text"].program.info()["max_positions"]]
-        if (self.folder / "sentence_bert_config.json").exists():
-            settings = Config(read_json(self.folder / "sentence_bert_config.json"), "sentence_bert_config.json")
-            limits.append(settings.integer("max_seq_length", limits[0], 1, 1 << 30))
-        return min(limits)
+    @cached_property
+    def _text_length(self) -> int:
+        """Tokens the model takes: the position table, or less where a sentence encoder's own setting says so."""
+        positions = self.tower("text").program.info()["max_positions"]
+        path = self.folder / "sentence_bert_config.json"
+        if not path.exists():
+            return positions
+        return min(positions, Config(read_json(path), path.name).integer("max_seq_length", positions, 1, 1 << 30))
 
     def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         image_processor = getattr(self.processor, "image_processor", self.processor)
@@ -117,7 +118,7 @@ class EncodeMixin:
             yield batch, self._embed("vision", {"pixel_values": pixels})
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        outputs = self.towers[modality].outputs if modality in self.towers else ()
+        outputs = self.tower(modality).outputs
         name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), "embeds")
         return self.run_tower(modality, inputs, [name])[name]
 

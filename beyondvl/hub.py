@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-__all__ = ["DEFAULT_MODEL", "resolve"]
+__all__ = ["DEFAULT_MODEL", "hub_options", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 NESTED = ["*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]  # of subfolders only small configs are wanted
 TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
+
+
+def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `resolve` knows of the hub out of a caller's keyword arguments."""
+    names = ("revision", "cache_dir", "local_files_only", "token")
+    return {name: kwargs.pop(name) for name in names if name in kwargs}
 
 
 def default_folder() -> Path:

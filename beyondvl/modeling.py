@@ -157,15 +157,19 @@ class PreTrainedModel(EncodeMixin):
         """Whether scores are read through a sigmoid (SigLIP) instead of a softmax."""
         return self._family.sigmoid
 
-    def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
-        """Named outputs of one tower ("text" or "vision") for prepared inputs, as float32 arrays."""
+    def tower(self, modality: str) -> Tower:
+        """The "text" or "vision" tower; ValueError names what the model has when it lacks that one."""
         if modality not in self.towers:
             raise ValueError(f"{type(self).__name__} has no {modality} tower; it has {', '.join(self.towers)}")
+        return self.towers[modality]
+
+    def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+        """Named outputs of one tower ("text" or "vision") for prepared inputs, as float32 arrays."""
         prepared = {name: _prepare(name, value) for name, value in inputs.items() if value is not None}
-        return self.towers[modality].run(prepared, wanted, self.num_threads)
+        return self.tower(modality).run(prepared, wanted, self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
-        output = "embeds" if "embeds" in self.towers[modality].outputs else "pooler_output"
+        output = "embeds" if "embeds" in self.tower(modality).outputs else "pooler_output"
         found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         if any(map(is_torch, inputs.values())):
             return from_numpy(found[output], "pt")
@@ -218,7 +222,7 @@ class PreTrainedModel(EncodeMixin):
         return self._output(found, "pt" if torch else "np")
 
     def _wanted(self, modality: str) -> list[str]:
-        outputs = self.towers[modality].outputs
+        outputs = self.tower(modality).outputs
         names = ["last_hidden_state", "pooler_output", "unit_embeds" if len(self.towers) == 2 else "embeds"]
         return [name for name in names if name in outputs]
 

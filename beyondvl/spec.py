@@ -229,10 +229,6 @@ class Encoder:
     hidden_size: int
     stem_norm: Norm | None = None
 
-    @property
-    def is_text(self) -> bool:
-        return isinstance(self.stem, TokenStem)
-
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""
         return replace(self, steps=tuple(step for step in self.steps if step.dst not in ("embeds", "unit_embeds")))

@@ -248,6 +248,21 @@ def test_no_leaks(folder):
     assert _C.alloc_live() == live
 
 
+def test_a_tower_the_model_lacks(tmp_path):
+    config = {
+        **models.TINY_CLIP["vision_config"],
+        "model_type": "clip_vision_model",
+        "architectures": ["CLIPVisionModel"],
+    }
+    tensors = {n: t for n, t in models.tensors(models.TINY_CLIP).items() if n.startswith("vision_model.")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_safetensors(tmp_path / "model.safetensors", tensors)
+    vision = bvl.AutoModel.from_pretrained(tmp_path)
+    for call in (lambda: vision.get_text_features(input_ids=IDS), lambda: vision(input_ids=IDS)):
+        with pytest.raises(ValueError, match="CLIPVisionModel has no text tower; it has vision"):
+            call()
+
+
 def test_options(folder):
     with pytest.raises(ValueError, match="dtype: found 'int3'"):
         bvl.AutoModel.from_pretrained(folder, dtype="int3")

@@ -17,7 +17,7 @@ import numpy as np
 from .. import _C
 from ..config import Config, read_json
 from ..errors import ConfigError, ImageError
-from ..hub import resolve
+from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
 from .loading import load_image
 
@@ -108,7 +108,7 @@ class ImageProcessor:
 
         Raises ConfigError when preprocessor_config.json is missing or malformed.
         """
-        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
+        hub = hub_options(kwargs)
         kwargs.pop("use_fast", None)
         kwargs.pop("backend", None)
         folder = resolve(name, weights=False, **hub)

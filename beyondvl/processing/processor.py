@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ..hub import hub_options, resolve
 from ..outputs import BatchFeature
 from .image import ImageProcessor
 from .text import Tokenizer
@@ -60,14 +61,16 @@ class Processor:
         return [*self.tokenizer.model_input_names, "pixel_values"]
 
 
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
 def _is_text(value: Any) -> bool:
-    first = value[0] if isinstance(value, list | tuple) and value else value
-    return isinstance(first, str)
+    return isinstance(_first(value), str)
 
 
 def _looks_like_picture(value: Any) -> bool:
-    first = value[0] if isinstance(value, list | tuple) and value else value
-    return hasattr(first, "shape") or hasattr(first, "getbands")
+    return hasattr(_first(value), "shape") or hasattr(_first(value), "getbands")
 
 
 class AutoProcessor:
@@ -75,9 +78,7 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(name: str | os.PathLike, **kwargs: Any) -> Processor | Tokenizer | ImageProcessor:
-        from ..hub import resolve
-
-        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
+        hub = hub_options(kwargs)
         folder = resolve(name, weights=False, **hub)
         pictures = any(
             (folder / file).exists()

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import Config, read_json
 from ..errors import ConfigError
-from ..hub import resolve
+from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
 from .vocabularies import SPECIAL, build_backend, special_tokens
 
@@ -73,7 +73,7 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
         """Of a folder, a hub id or "beyond-vl-model". Raises ConfigError when no tokenizer files are there."""
-        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "local_files_only", "token") if k in kwargs}
+        hub = hub_options(kwargs)
         kwargs.pop("use_fast", None)
         folder = resolve(name, weights=False, **hub)
         settings = _settings(folder)

@@ -56,13 +56,17 @@ SIGLIP2 = Defaults(
 KINDS = {"CLIPTokenizer": CLIP, "BertTokenizer": BERT, "SiglipTokenizer": SIGLIP, "Siglip2Tokenizer": SIGLIP2}
 
 
+def _model_type(folder: Path) -> Any:
+    """model_type of the folder's config, "clip" for one of OpenCLIP's, None where there is neither."""
+    path = folder / "config.json"
+    found = read_json(path).get("model_type") if path.exists() else None
+    return "clip" if found is None and (folder / "open_clip_config.json").exists() else found
+
+
 def _kind(folder: Path, settings: Config) -> Defaults | None:
     """Which defaults apply: by the tokenizer's class, else by the model's type."""
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
-    config_path = folder / "config.json"
-    model_type = read_json(config_path).get("model_type") if config_path.exists() else None
-    if model_type is None and (folder / "open_clip_config.json").exists():
-        model_type = "clip"
+    model_type = _model_type(folder)
     if str(model_type).startswith("siglip") and "Gemma" in name:
         return SIGLIP2
     if name in KINDS:
@@ -125,10 +129,7 @@ def _from_tokenizer_json(folder: Path, settings: Config) -> Any:
 
 def _lower_cases(folder: Path, settings: Config) -> bool:
     """SigLIP 2's own tokenizer class lower-cases first; Gemma's, as the siglip checkpoints name it, does not."""
-    if "Siglip2" in str(settings.get("tokenizer_class")):
-        return True
-    path = folder / "config.json"
-    return path.exists() and str(read_json(path).get("model_type")).startswith("siglip2")
+    return "Siglip2" in str(settings.get("tokenizer_class")) or str(_model_type(folder)).startswith("siglip2")
 
 
 def _bert_normalizer(settings: Config) -> Any:
