@@ -2,7 +2,8 @@
 
 Kernel files are compiled once per instruction set, each with its own flags, so that one wheel runs on any
 x86-64 and picks its kernels when it starts. Environment: BEYONDVL_SANITIZE=1 (ASan + UBSan), BEYONDVL_DEBUG=1,
-BEYONDVL_WERROR=1, BEYONDVL_STB_UNSAFE=1 (accept a stb_image header older than 2.30).
+BEYONDVL_WERROR=1, BEYONDVL_EMULATE_AMX=1 (AMX's tiles in C: tests that level anywhere), BEYONDVL_STB_UNSAFE=1 (accept a
+stb_image header older than 2.30).
 """
 
 import os
@@ -18,19 +19,23 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine() in ("x86_64", "AMD64")
-# level -> (flags, a line that only a compiler with that level accepts)
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512vnni", "-mavx512bf16"]
+# level -> (flags, an intrinsic that only a compiler with that level accepts)
 ISAS = {
-    "base": ([], "int x;"),
-    "avx2": (
-        ["-mavx2", "-mfma", "-mf16c"],
-        "#include <immintrin.h>\n__m256 f(__m256 a){return _mm256_fmadd_ps(a,a,a);}",
-    ),
-    "avx512": (
-        ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
-        "#include <immintrin.h>\n__m512 f(__m512 a){return _mm512_scalef_ps(a,a);}",
+    "base": ([], ""),
+    "avx2": (AVX2, "__m256 f(__m256 a){return _mm256_fmadd_ps(a,a,a);}"),
+    "avx_vnni": ([*AVX2, "-mavxvnni"], "__m256i f(__m256i a){return _mm256_dpbusd_avx_epi32(a,a,a);}"),
+    "avx512": (AVX512, "__m512 f(__m512 a){return _mm512_scalef_ps(a,a);}"),
+    "avx512_vnni": ([*AVX512, "-mavx512vnni"], "__m512i f(__m512i a){return _mm512_dpbusd_epi32(a,a,a);}"),
+    "avx512_bf16": (AVX512_BF16, "__m256bh f(__m512 a){return _mm512_cvtneps_pbh(a);}"),
+    "amx": (
+        [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-DBVL_LEVEL_AMX"],
+        "void f(void){_tile_dpbf16ps(0,1,2);_tile_dpbsud(0,1,2);}",
     ),
 }
-PER_ISA = ["csrc/kernels/kernels.c", "csrc/kernels/gemm.c"]
+PER_ISA = [f"csrc/kernels/{name}.c" for name in ("kernels", "gemm", "pack")]
 HEADERS = [str(p) for p in Path("csrc").rglob("*.h")]
 SOURCES = sorted(str(p) for p in Path("csrc").rglob("*.c") if str(p) not in PER_ISA)
 FLAGS = [
@@ -59,6 +64,8 @@ if flag("BEYONDVL_SANITIZE"):
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"]
     LINK += ["-fsanitize=address,undefined"]
 FLAGS += ["-g" if flag("BEYONDVL_DEBUG") or flag("BEYONDVL_SANITIZE") else "-g0"]
+if flag("BEYONDVL_EMULATE_AMX"):
+    FLAGS += ["-DBVL_AMX_EMULATED"]
 if flag("BEYONDVL_WERROR"):
     FLAGS += ["-Werror"]
 
@@ -81,7 +88,7 @@ def stb_macros() -> list[tuple[str, str]]:
 class BuildExt(build_ext):
     def build_extension(self, ext):
         isas = [isa for isa in ISAS if isa == "base" or (X86 and self.compiles(isa))]
-        ext.define_macros += [(f"BVL_HAVE_{isa.upper()}", "1") for isa in isas]
+        ext.define_macros += [("BVL_LEVELS", " ".join(f"LEVEL({isa}, {isa.upper()})" for isa in isas))]
         common = [("Py_LIMITED_API", "0x030b0000")]
 
         def compile_isa(isa):
@@ -114,7 +121,7 @@ class BuildExt(build_ext):
         """Whether the compiler knows the level: calls one of its intrinsics."""
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.c"
-            probe.write_text(ISAS[isa][1])
+            probe.write_text(f"#include <immintrin.h>\n{ISAS[isa][1]}")
             try:
                 self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=ISAS[isa][0])
             except Exception:

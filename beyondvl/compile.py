@@ -78,12 +78,30 @@ class Reader:
         return weight.astype(np.float32), (beta - mean * scale).astype(np.float32)
 
 
+def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> None:
+    """Moves a norm's gain g and offset b into the product W x + c that alone reads it: W g / s, c + W b.
+
+    The function is unchanged. What is left as the norm's gain, s, is sqrt(m / median(m)) for the column maxima m of
+    W g, which shares unequal columns out between the two sides (SmoothQuant, Xiao et al., 2023, at alpha 1/2, from
+    the weights alone).
+    """
+    gain, offset = (weights[f"{norm}_{part}"].astype(np.float64) for part in ("weight", "bias"))
+    weight, bias = weights[f"{linear}_weight"], weights[f"{linear}_bias"]
+    shift = weight @ offset
+    weight = weight * gain.astype(np.float32)
+    most = np.abs(weight).max(0)
+    smooth = np.sqrt(most / max(np.median(most), 1e-30)).clip(1 / 16, 16).astype(np.float32)
+    weights[f"{linear}_weight"] = weight / smooth
+    weights[f"{linear}_bias"] = (shift if bias is None else bias + shift).astype(np.float32)
+    weights[f"{norm}_weight"], weights[f"{norm}_bias"] = smooth, np.zeros_like(smooth)
+
+
 class Builder:
     """Appends records to one program; slots go by name."""
 
-    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str):
-        self.encoder, self.read, self.num_threads = encoder, reader, num_threads
-        self.program = _C.Program(gemm=gemm)
+    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str, precision: str):
+        self.encoder, self.read, self.num_threads, self.precision = encoder, reader, num_threads, precision
+        self.program = _C.Program(gemm=gemm, precision=precision)
         self.slots: dict[str, int] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
 
@@ -147,6 +165,9 @@ class Builder:
         weights = {}
         for name in ("qkv", "out", "fc1", "fc2", "norm1", "norm2"):
             weights |= self.affine(getattr(block, name), f"{name}_")
+        if self.precision == "int8" and block.pre_norm:
+            fold_norm(weights, "norm1", "qkv")
+            fold_norm(weights, "norm2", "fc1")
         self.add("transformer_block", hidden, hidden, params, **weights)
         return hidden
 
@@ -230,10 +251,10 @@ class Builder:
 
 
 def compile_encoder(
-    encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own"
+    encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own", precision: str = "float32"
 ) -> tuple[_C.Program, dict[str, str], dict[str, int]]:
     """The program of one encoder, its outputs (name -> slot) and their sizes (name -> columns).
 
-    Weights are read through `reader` and packed on `num_threads` threads.
+    Weights are read through `reader` and packed on `num_threads` threads, in one of _C.PRECISIONS.
     """
-    return Builder(encoder, reader, num_threads, gemm).build()
+    return Builder(encoder, reader, num_threads, gemm, precision).build()

@@ -23,7 +23,7 @@ from .weights import Checkpoint, open_checkpoint
 
 __all__ = ["AutoModel", "PreTrainedModel", "model_class"]
 
-DTYPES = ("float32", "auto")
+DTYPES = (*_C.PRECISIONS, "fastest", "auto")
 INPUTS = {"text": ("input_ids", "attention_mask", "token_type_ids"), "vision": ("pixel_values",)}
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
@@ -39,9 +39,9 @@ NEUTRAL = {
 class Tower:
     """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns."""
 
-    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str):
+    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str, precision: str):
         self.encoder = encoder
-        self.program, self.outputs, self.sizes = compile_encoder(encoder, reader, num_threads, gemm)
+        self.program, self.outputs, self.sizes = compile_encoder(encoder, reader, num_threads, gemm, precision)
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
         found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
@@ -67,10 +67,11 @@ class PreTrainedModel(EncodeMixin):
         bias: float,
         folder: Path,
         num_threads: int,
+        dtype: str,
     ):
         self.config, self.towers, self.folder = config, towers, folder
         self.logit_scale, self.logit_bias = scale, bias
-        self.num_threads = num_threads
+        self.num_threads, self.dtype = num_threads, dtype
         self._family = family
         self._processor = None
 
@@ -92,7 +93,10 @@ class PreTrainedModel(EncodeMixin):
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id, or "beyond-vl-model".
-            dtype: "float32", or "auto" (what the checkpoint stores; float16 and bfloat16 compute in float32).
+            dtype: what products compute in: "float32"; "bfloat16"; "int8" (weights with one scale per output,
+                activations with one per token); "fastest" (int8, or float32 below AVX2); or "auto" (bfloat16 where the
+                config says so, else float32; float16 computes in float32). torch's dtypes are taken too. Results are
+                float32 in every case.
             num_threads: threads of one call; default: the processors this process may use.
             strict: raise instead of warning when the checkpoint holds weights the model does not use.
 
@@ -101,7 +105,7 @@ class PreTrainedModel(EncodeMixin):
             CheckpointError: weights are missing, malformed or of another shape than the config says.
             MemoryError: the packed weights do not fit.
         """
-        _check_options(dtype, num_threads, kwargs)
+        dtype = _check_options(dtype, num_threads, kwargs)
         options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         folder = resolve(pretrained_model_name_or_path, **options)
         config = load_config(folder)
@@ -110,10 +114,10 @@ class PreTrainedModel(EncodeMixin):
             cls = _class_for(config, family)
         if cls.family is not family:
             raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
-        return cls._load(config, folder, num_threads or _C.default_threads(), strict)
+        return cls._load(config, folder, num_threads or _C.default_threads(), strict, _precision(dtype, config))
 
     @classmethod
-    def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool) -> PreTrainedModel:
+    def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool, precision: str) -> PreTrainedModel:
         family = cls.family
         encoders = {name: family.towers[name](config) for name in cls.modalities}
         if cls.__name__ in family.bare:
@@ -122,7 +126,7 @@ class PreTrainedModel(EncodeMixin):
         reader = Reader(checkpoint)
         gemm = os.environ.get("BEYONDVL_GEMM") or "own"
         try:
-            towers = {name: Tower(encoder, reader, num_threads, gemm) for name, encoder in encoders.items()}
+            towers = {name: Tower(encoder, reader, num_threads, gemm, precision) for name, encoder in encoders.items()}
             both = len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
             if len(sizes) > 1:
@@ -133,7 +137,7 @@ class PreTrainedModel(EncodeMixin):
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
         _report_surplus(checkpoint, reader, family, cls.modalities, strict)
-        return cls(config, family, towers, scale, bias, folder, num_threads)
+        return cls(config, family, towers, scale, bias, folder, num_threads, precision)
 
     def eval(self) -> PreTrainedModel:
         """Nothing to switch: models only ever infer."""
@@ -147,10 +151,6 @@ class PreTrainedModel(EncodeMixin):
     @property
     def device(self) -> str:
         return "cpu"
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(np.float32)
 
     @property
     def sigmoid(self) -> bool:
@@ -250,7 +250,8 @@ class PreTrainedModel(EncodeMixin):
         towers = ", ".join(
             f"{name}: {len(t.encoder.layers)} layers of {t.encoder.hidden_size}" for name, t in self.towers.items()
         )
-        return f"{type(self).__name__}({towers}; {self.packed_bytes / 1e6:.0f} MB packed, {self.num_threads} threads)"
+        size = f"{self.packed_bytes / 1e6:.0f} MB packed"
+        return f"{type(self).__name__}({towers}; {self.dtype}, {size}, {self.num_threads} threads)"
 
     @property
     def packed_bytes(self) -> int:
@@ -309,7 +310,8 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
     return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
 
 
-def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> None:
+def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
+    """The dtype's name; every other option is checked."""
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -322,6 +324,17 @@ def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) 
         kwargs.pop(ignored, None)
     if kwargs:
         raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(kwargs)}")
+    return name
+
+
+def _precision(dtype: str, config: Config) -> str:
+    """One of _C.PRECISIONS for a dtype's name."""
+    if dtype == "fastest":
+        return "float32" if _C.config()["isa"] == "base" else "int8"
+    if dtype == "auto":
+        stored = config.get("dtype") or config.get("torch_dtype")
+        return "bfloat16" if stored == "bfloat16" else "float32"
+    return dtype
 
 
 def _check_neutral(kwargs: dict[str, Any]) -> None:

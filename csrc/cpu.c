@@ -10,9 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-const char *const bvl_isa_names[BVL_ISA_COUNT] = {"base", "avx2", "avx512"};
+const char *const bvl_isa_names[BVL_ISA_COUNT] = {"base",        "avx2",        "avx_vnni", "avx512",
+                                                  "avx512_vnni", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -23,17 +25,64 @@ static uint64_t read_xcr0(void) {
     return ((uint64_t)high << 32) | low;
 }
 
-bvl_isa bvl_cpu_best(void) {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return BVL_ISA_BASE;
+/* What cpuid says, as one set; a level asks for some of these. */
+enum {
+    HAS_AVX2 = 1,
+    HAS_AVX512 = 2,
+    HAS_AVX_VNNI = 4,
+    HAS_AVX512_VNNI = 8,
+    HAS_AVX512_BF16 = 16,
+    HAS_AMX = 32
+};
+
+/* Whether tiles may be used: the system saves them, and Linux hands them out on request, which then holds for
+ * the process and its children. */
+static bool tiles_granted(unsigned features, uint64_t xcr0) {
+#if defined(BVL_AMX_EMULATED)
+    (void)features, (void)xcr0;
+    return true;
+#elif defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    const unsigned wanted = (1u << 22) | (1u << 24) | (1u << 25); /* BF16 TILE INT8 */
+    return (features & wanted) == wanted && (xcr0 & 0x60000) == 0x60000 &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    (void)features, (void)xcr0;
+    return false;
+#endif
+}
+
+static int read_features(void) {
+    unsigned a, b, c, d, a1 = 0, b1, c1, d1;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
     const bool osxsave = c & (1u << 27), fma = c & (1u << 12), f16c = c & (1u << 29);
-    if (!osxsave || !fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return BVL_ISA_BASE;
+    if (!osxsave || !fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if (a >= 1) __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1);
     const uint64_t xcr0 = read_xcr0();
     const bool avx2 = (b & (1u << 5)) && (xcr0 & 0x6) == 0x6;
-    if (!avx2) return BVL_ISA_BASE;
     const unsigned wanted = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); /* F DQ BW VL */
-    const bool avx512 = (b & wanted) == wanted && (xcr0 & 0xe6) == 0xe6;
-    return avx512 ? BVL_ISA_AVX512 : BVL_ISA_AVX2;
+    if (!avx2) return 0;
+    int found = HAS_AVX2 | (a1 & (1u << 4) ? HAS_AVX_VNNI : 0);
+    if ((b & wanted) != wanted || (xcr0 & 0xe6) != 0xe6) return found;
+    found |= HAS_AVX512 | (c & (1u << 11) ? HAS_AVX512_VNNI : 0) | (a1 & (1u << 5) ? HAS_AVX512_BF16 : 0);
+    return found | (tiles_granted(d, xcr0) ? HAS_AMX : 0);
+}
+
+bool bvl_cpu_supports(bvl_isa isa) {
+    static const int needs[BVL_ISA_COUNT] = {
+        [BVL_ISA_AVX2] = HAS_AVX2,
+        [BVL_ISA_AVX_VNNI] = HAS_AVX2 | HAS_AVX_VNNI,
+        [BVL_ISA_AVX512] = HAS_AVX512,
+        [BVL_ISA_AVX512_VNNI] = HAS_AVX512 | HAS_AVX512_VNNI,
+        [BVL_ISA_AVX512_BF16] = HAS_AVX512 | HAS_AVX512_VNNI | HAS_AVX512_BF16,
+        [BVL_ISA_AMX] = HAS_AVX512 | HAS_AVX512_VNNI | HAS_AVX512_BF16 | HAS_AMX};
+    return (read_features() & needs[isa]) == needs[isa];
+}
+
+bool bvl_cpu_prefers(bvl_isa isa) {
+    unsigned a, vendor[3];
+    if (isa != BVL_ISA_AVX512_BF16 || !__get_cpuid(0, &a, vendor, vendor + 2, vendor + 1)) return true;
+    return memcmp(vendor, "GenuineIntel", sizeof vendor) != 0;
 }
 
 const char *bvl_cpu_name(void) {
@@ -47,8 +96,11 @@ const char *bvl_cpu_name(void) {
     return name;
 }
 #else
-bvl_isa bvl_cpu_best(void) {
-    return BVL_ISA_BASE;
+bool bvl_cpu_supports(bvl_isa isa) {
+    return isa == BVL_ISA_BASE;
+}
+bool bvl_cpu_prefers(bvl_isa isa) {
+    return isa == BVL_ISA_BASE;
 }
 const char *bvl_cpu_name(void) {
     return "unknown";

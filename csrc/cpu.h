@@ -4,12 +4,25 @@
 
 #include "core.h"
 
-typedef enum { BVL_ISA_BASE = 0, BVL_ISA_AVX2, BVL_ISA_AVX512, BVL_ISA_COUNT } bvl_isa;
+/* Each level has all of the one it is built on; they are no ladder: avx_vnni is avx2's, the rest avx512's. */
+typedef enum {
+    BVL_ISA_BASE = 0,
+    BVL_ISA_AVX2,
+    BVL_ISA_AVX_VNNI, /* int8 in 256 bits: PCs without AVX-512 */
+    BVL_ISA_AVX512,
+    BVL_ISA_AVX512_VNNI,
+    BVL_ISA_AVX512_BF16, /* and VNNI */
+    BVL_ISA_AMX,         /* bfloat16 and int8 tiles, and all above */
+    BVL_ISA_COUNT
+} bvl_isa;
 
 extern const char *const bvl_isa_names[BVL_ISA_COUNT];
 
-/* Highest level that both the processor and the operating system support. */
-bvl_isa bvl_cpu_best(void);
+/* Whether the processor and the operating system support a level. */
+bool bvl_cpu_supports(bvl_isa isa);
+
+/* Whether it pays: on Intel's processors dpbf16ps runs at half the rate of float32. */
+bool bvl_cpu_prefers(bvl_isa isa);
 
 /* Name of the processor as cpuid gives it, for show_config(). */
 const char *bvl_cpu_name(void);

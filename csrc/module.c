@@ -74,10 +74,12 @@ typedef struct {
 } ProgramObject;
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"gemm", NULL};
-    const char *gemm = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|z", names, &gemm)) return NULL;
+    static char *names[] = {"gemm", "precision", NULL};
+    const char *gemm = NULL, *precision = bvl_precision_names[BVL_FLOAT32];
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|zs", names, &gemm, &precision)) return NULL;
     const bvl_kernels *kernels = bvl_kernels_active();
+    int p = 0;
+    while (p < BVL_PRECISION_COUNT && strcmp(precision, bvl_precision_names[p]) != 0) p++;
     if (gemm && strcmp(gemm, "openblas") == 0) {
         bvl_error err;
         if (bvl_openblas_open(1, &err) != BVL_OK) return raise_error(&err);
@@ -86,9 +88,14 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         PyErr_Format(PyExc_ValueError, "gemm: found '%s', expected 'own' or 'openblas'", gemm);
         return NULL;
     }
+    if (p == BVL_PRECISION_COUNT || !kernels->product[p].gemm) {
+        PyErr_Format(PyExc_ValueError, "precision: found '%s', expected %s", precision,
+                     p == BVL_PRECISION_COUNT ? "float32, bfloat16 or int8" : "float32 on OpenBLAS");
+        return NULL;
+    }
     const allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     ProgramObject *self = (ProgramObject *)alloc(type, 0);
-    if (self && !(self->program = bvl_program_new(kernels))) {
+    if (self && !(self->program = bvl_program_new(kernels, (bvl_precision)p))) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -467,14 +474,31 @@ static PyObject *stb_decode(PyObject *module, PyObject *args) {
 
 /* ---- Machine ---- */
 
+/* A tuple of strings. */
+static PyObject *name_tuple(const char *const *names, int count) {
+    PyObject *tuple = PyTuple_New(count);
+    for (int i = 0; tuple && i < count; i++)
+        if (PyTuple_SetItem(tuple, i, PyUnicode_FromString(names[i])) < 0) Py_CLEAR(tuple);
+    return tuple;
+}
+
 static PyObject *config(PyObject *module, PyObject *unused) {
     const char *stb = bvl_stb_version(), *blas = bvl_openblas_config();
     (void)module, (void)unused;
     return Py_BuildValue("{s:s,s:s,s:s,s:s,s:i,s:i,s:L,s:z,s:z}", "cpu", bvl_cpu_name(), "isa",
                          bvl_isa_names[bvl_kernels_active()->isa], "isa_detected",
-                         bvl_isa_names[bvl_cpu_best()], "isa_reason", bvl_kernels_reason(), "cpus",
+                         bvl_isa_names[bvl_kernels_best()], "isa_reason", bvl_kernels_reason(), "cpus",
                          bvl_cpu_count(), "num_threads", bvl_default_threads(), "l2_bytes",
                          (long long)bvl_cpu_l2_bytes(), "stb", stb, "openblas", blas);
+}
+
+static PyObject *usable_isas(PyObject *module, PyObject *unused) {
+    const char *names[BVL_ISA_COUNT];
+    int count = 0;
+    (void)module, (void)unused;
+    for (int isa = 0; isa < BVL_ISA_COUNT; isa++)
+        if (bvl_kernels_usable((bvl_isa)isa)) names[count++] = bvl_isa_names[isa];
+    return name_tuple(names, count);
 }
 
 static PyObject *set_isa(PyObject *module, PyObject *args) {
@@ -538,19 +562,26 @@ static PyObject *alloc_live(PyObject *module, PyObject *unused) {
     return PyLong_FromLong(bvl_alloc_live());
 }
 
+/* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL; n: M N K act precision
+ * bf16. Operand rows are as far apart as they are long; with bf16 set, rows of `out` hold N bfloat16 in N
+ * words. */
+static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *const *x, const double *n) {
+    const int64_t M = (int64_t)n[0], N = (int64_t)n[1], K = (int64_t)n[2], panels = bvl_panels(k, N);
+    const bvl_product *product = &k->product[(int)n[4]];
+    const bvl_epilogue e = {x[2], x[3], N, (bvl_activation)n[3], n[5] != 0};
+    const int64_t words = product->load ? product->operand_words(K) : K;
+    product->pack(x[4], x[1], transposed ? N : K, N, K, transposed, 0, panels);
+    if (product->load) product->load(x[5], words, x[0], K, M, K);
+    product->gemm(out, N, product->load ? x[5] : x[0], words, x[4], M, N, K, 0, panels, &e);
+}
+
 /* _test_kernel(name, out, arrays, numbers): runs one kernel of the active table in place on flat buffers;
  * tests/kernels.py holds the argument order beside each NumPy reference. */
 static bool run_kernel(const char *name, float *out, float *const *x, const double *n) {
     const bvl_kernels *k = bvl_kernels_active();
     const int64_t i0 = (int64_t)n[0], i1 = (int64_t)n[1], i2 = (int64_t)n[2];
-    if (strcmp(name, "gemm") == 0) { /* x: a, w, bias, residual, packed; n: M N K act */
-        const bvl_epilogue e = {x[2], x[3], i1, (bvl_activation)n[3]};
-        k->gemm_pack(x[4], x[1], i2, i1, i2, false, 0, bvl_panels(k, i1));
-        k->gemm(out, i1, x[0], i2, x[4], i0, i1, i2, 0, bvl_panels(k, i1), &e);
-    } else if (strcmp(name, "gemm_transposed") == 0) { /* the same, w given as [K, N] */
-        const bvl_epilogue e = {x[2], x[3], i1, (bvl_activation)n[3]};
-        k->gemm_pack(x[4], x[1], i1, i1, i2, true, 0, bvl_panels(k, i1));
-        k->gemm(out, i1, x[0], i2, x[4], i0, i1, i2, 0, bvl_panels(k, i1), &e);
+    if (strncmp(name, "gemm", 4) == 0) {
+        run_gemm(k, strcmp(name, "gemm_transposed") == 0, out, x, n);
     } else if (strcmp(name, "layer_norm") == 0) { /* x: x, gamma, beta; n: rows D eps */
         k->layer_norm(out, i1, x[0], i1, x[1], x[2], (float)n[2], i0, i1);
     } else if (strcmp(name, "softmax") == 0) { /* out in place; x: bias; n: n scale */
@@ -577,8 +608,10 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
                                   i0,
                                   i0};
         k->depthwise(out, x[0], x[1], x[2], (bvl_activation)n[8], &s, 0, s.out_height);
-    } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale */
-        const bvl_attention_shape s = {i0, i1, i2, i2, i2, i2, (float)n[4], n[3] != 0, x[3]};
+    } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale bf16 */
+        const bool bf16 = n[5] != 0;             /* q, k and v are rows of bfloat16 */
+        const int64_t ld = bf16 ? i2 / 2 : i2;
+        const bvl_attention_shape s = {i0, i1, i2, ld, ld, i2, (float)n[4], n[3] != 0, x[3], bf16, false};
         bvl_attention(k, out, x[0], x[1], x[2], &s, x[4]);
     } else {
         return false;
@@ -589,12 +622,12 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
 static PyObject *test_kernel(PyObject *module, PyObject *args) {
     const char *name;
     PyObject *out, *arrays, *numbers;
-    float *x[5] = {NULL};
+    float *x[6] = {NULL};
     double n[9] = {0};
     (void)module;
     if (!PyArg_ParseTuple(args, "sOO!O!", &name, &out, &PyTuple_Type, &arrays, &PyTuple_Type, &numbers))
         return NULL;
-    for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 5; i++)
+    for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 6; i++)
         if (PyTuple_GetItem(arrays, i) != Py_None)
             x[i] = PyArray_DATA((PyArrayObject *)PyTuple_GetItem(arrays, i));
     for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++)
@@ -608,15 +641,20 @@ static PyObject *test_kernel(PyObject *module, PyObject *args) {
 static PyObject *test_scratch(PyObject *module, PyObject *args) {
     const bvl_kernels *k = bvl_kernels_active();
     long long N, K;
+    int p = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "LL", &N, &K)) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:i,s:i}", "packed", (long long)bvl_packed_size(k, N, K), "attention",
-                         (long long)bvl_attention_scratch(k, N, K), "mr", k->mr, "nr", k->nr);
+    if (!PyArg_ParseTuple(args, "LL|i", &N, &K, &p)) return NULL;
+    const bvl_product *product = &k->product[p];
+    return Py_BuildValue("{s:L,s:L,s:L,s:i,s:i,s:O}", "packed", (long long)product->packed_words(N, K),
+                         "operand", (long long)product->operand_words(K), "attention",
+                         (long long)bvl_attention_scratch(k, N, K), "mr", k->mr, "nr", k->nr, "bf16_rows",
+                         k->bf16_rows ? Py_True : Py_False);
 }
 
 static PyMethodDef functions[] = {
     {"config", config, METH_NOARGS,
      "config() -> dict: processor, level in use and why, threads, optional parts"},
+    {"usable_isas", usable_isas, METH_NOARGS, "usable_isas() -> names of the levels this machine runs"},
     {"set_isa", set_isa, METH_VARARGS, "set_isa(name=None): level of programs built from now on"},
     {"default_threads", default_threads, METH_NOARGS, "default_threads() -> int"},
     {"preprocess", preprocess, METH_VARARGS,
@@ -631,14 +669,6 @@ static PyMethodDef functions[] = {
     {"_test_kernel", test_kernel, METH_VARARGS, NULL},
     {"_test_scratch", test_scratch, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL}};
-
-/* A tuple of the strings of a NULL-terminated list. */
-static PyObject *name_tuple(const char *const *names, int count) {
-    PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple && i < count; i++)
-        if (PyTuple_SetItem(tuple, i, PyUnicode_FromString(names[i])) < 0) Py_CLEAR(tuple);
-    return tuple;
-}
 
 static int count_names(const char *const *names) {
     int count = 0;
@@ -675,7 +705,8 @@ static int module_exec(PyObject *module) {
     if (add_object(module, "Program", PyType_FromModuleAndSpec(module, &program_spec, NULL)) < 0 ||
         add_object(module, "OPS", describe_ops()) < 0 ||
         add_object(module, "ACTIVATIONS", name_tuple(bvl_activation_names, BVL_ACT_COUNT)) < 0 ||
-        add_object(module, "ISAS", name_tuple(bvl_isa_names, BVL_ISA_COUNT)) < 0)
+        add_object(module, "ISAS", name_tuple(bvl_isa_names, BVL_ISA_COUNT)) < 0 ||
+        add_object(module, "PRECISIONS", name_tuple(bvl_precision_names, BVL_PRECISION_COUNT)) < 0)
         return -1;
     return add_object(module, "POOLS", name_tuple(bvl_pool_names, count_names(bvl_pool_names)));
 }

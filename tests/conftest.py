@@ -14,15 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def available_isas() -> list[str]:
-    """Levels this machine runs, lowest first; what it lacks is named by `isa_params`."""
-    detected = _C.config()["isa_detected"]
-    return list(_C.ISAS[: _C.ISAS.index(detected) + 1])
-
-
 def isa_params() -> list:
     """Every level as a parameter; those the machine lacks are skipped with their name."""
-    have = available_isas()
+    have = _C.usable_isas()
     skip = pytest.mark.skip
     return [i if i in have else pytest.param(i, marks=skip(f"this machine lacks {i}")) for i in _C.ISAS]
 

@@ -34,6 +34,39 @@ def gemm(a, w, bias=None, residual=None, activation="none"):
     return y if residual is None else y + residual
 
 
+def to_bfloat16(x):
+    """Rounded to bfloat16, to the nearest and ties to even; float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def int8_weights(w):
+    """Each row rounded to 127 steps of its largest element."""
+    most = np.maximum(np.abs(w).max(1, keepdims=True), np.float32(1e-30))
+    return np.round(w * (np.float32(127) / most)) * (most / np.float32(127))
+
+
+def int8_rows(a, most=6):
+    """Each row the same, but for up to `most` elements kept as they are: while at most that many exceed half of the
+    largest one left, they are taken out."""
+    out = np.array(a, np.float32)
+    for row in out:
+        size = np.abs(row)
+        top, limit = size.max(initial=0), np.inf
+        while (rest := size[size <= top / 2].max(initial=0)) > 0 and (size > top / 2).sum() <= most:
+            limit, top = top / 2, rest
+        kept = size <= limit
+        row[kept] = int8_weights(row[kept][None])[0]
+    return out
+
+
+# precision -> what the kernel sees of a and w; bfloat16 rounds a only where it is native
+OPERANDS = {
+    1: lambda a, w, native: (to_bfloat16(a) if native else a, to_bfloat16(w)),
+    2: lambda a, w, native: (int8_rows(a), int8_weights(w)),
+}
+
+
 def layer_norm(x, gamma, beta, eps):
     x = x.astype(np.float64)
     mean = x.mean(-1, keepdims=True)

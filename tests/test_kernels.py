@@ -56,40 +56,105 @@ def sizes_around(width):
     return sorted({1, 2, 3, width - 1, width, width + 1, 2 * width + 3, 5 * width})
 
 
-def test_gemm(isa, rng, guarded):
+FLOAT32, BFLOAT16, INT8 = range(3)
+
+
+def product(a, w, bias=None, residual=None, activation="none", precision=FLOAT32, guard=np.ascontiguousarray,
+            transposed=False):  # fmt: skip
+    """C = epilogue(A W^T) by the kernel of one precision."""
+    (m, k), n = a.shape, w.shape[0]
+    sizes = _C._test_scratch(n, k, precision)
+    packed = np.zeros(sizes["packed"], np.float32)
+    operand = np.zeros((m, sizes["operand"]), np.float32)
+    given = [
+        guard(x) if x is not None else None for x in (a, w.T if transposed else w, bias, residual, packed, operand)
+    ]
+    name = "gemm_transposed" if transposed else "gemm"
+    return run(name, guard(np.zeros((m, n), np.float32)), given,
+               (m, n, k, _C.ACTIVATIONS.index(activation), precision))  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", range(3), ids=_C.PRECISIONS)
+def test_gemm(isa, rng, guarded, precision):
+    """Every shape around the tile's, with bias and residual, in guarded memory; W also given transposed."""
     tile = _C._test_scratch(1, 1)
-    for m in (0, 1, tile["mr"] - 1, tile["mr"], tile["mr"] + 1, 3 * tile["mr"] + 2):
+    rows = {0, 1, tile["mr"] - 1, tile["mr"], tile["mr"] + 1, 3 * tile["mr"] + 2, 16, 17, 33}
+    for m in sorted(rows):
         for n in (1, tile["nr"] - 1, tile["nr"], tile["nr"] + 1, 100):
-            for k in (1, 2, 15, 16, 17, 70):
-                a, w = rng.normal(size=(m, k)), rng.normal(size=(n, k))
-                bias, residual = rng.normal(size=n), rng.normal(size=(m, n))
-                packed = np.zeros(_C._test_scratch(n, k)["packed"], np.float32)
-                buffers = [guarded(x) for x in (a, w, bias, residual, packed)]
-                out = run("gemm", guarded(np.zeros((m, n))), buffers, (m, n, k, 0))
-                expected = reference.gemm(*buffers[:4])
-                np.testing.assert_allclose(out, expected, atol=2e-6 * k + 1e-5)
-                buffers[1] = guarded(w.T)
-                np.testing.assert_array_equal(run("gemm_transposed", guarded(out), buffers, (m, n, k, 0)), out)
+            for k in (1, 2, 15, 16, 17, 70, 130):
+                a, w = (rng.normal(size=s).astype(np.float32) for s in ((m, k), (n, k)))
+                bias, residual = (rng.normal(size=s).astype(np.float32) for s in (n, (m, n)))
+                out = product(a, w, bias, residual, precision=precision, guard=guarded)
+                if precision == FLOAT32:
+                    np.testing.assert_allclose(out, reference.gemm(a, w, bias, residual), atol=2e-6 * k + 1e-5)
+                else:
+                    given = reference.OPERANDS[precision](a, w, _C._test_scratch(n, k)["bf16_rows"])
+                    np.testing.assert_allclose(out, reference.gemm(*given, bias, residual), atol=1e-5 * k + 1e-5)
+                again = product(a, w, bias, residual, precision=precision, guard=guarded, transposed=True)
+                np.testing.assert_array_equal(again, out)
 
 
+@pytest.mark.parametrize("precision", range(3), ids=_C.PRECISIONS)
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)
-def test_gemm_activation(isa, rng, activation):
+def test_gemm_activation(isa, rng, activation, precision):
     a, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((19, 33), (45, 33), (45,)))
-    packed = np.zeros(_C._test_scratch(45, 33)["packed"], np.float32)
-    out = run("gemm", np.zeros((19, 45), np.float32), [a, w, bias, None, packed],
-              (19, 45, 33, _C.ACTIVATIONS.index(activation)))  # fmt: skip
-    np.testing.assert_allclose(out, reference.gemm(a, w, bias, None, activation), atol=3e-5)
+    out = product(a, w, bias, activation=activation, precision=precision)
+    given = a, w
+    if precision != FLOAT32:
+        given = reference.OPERANDS[precision](a, w, _C._test_scratch(1, 1)["bf16_rows"])
+    np.testing.assert_allclose(out, reference.gemm(*given, bias, None, activation), atol=2e-4 if precision else 3e-5)
 
 
-def test_gemm_rows_do_not_depend_on_their_number(isa, rng):
+@pytest.mark.parametrize("precision", range(3), ids=_C.PRECISIONS)
+def test_gemm_rows_do_not_depend_on_their_number(isa, rng, precision):
     """Row i is bitwise the same whatever M is: a tile's height never changes the order of the sum."""
     k, n = 768, 100
     a, w = (rng.normal(size=s).astype(np.float32) for s in ((61, k), (n, k)))
-    packed = np.zeros(_C._test_scratch(n, k)["packed"], np.float32)
-    whole = run("gemm", np.zeros((61, n), np.float32), [a, w, None, None, packed], (61, n, k, 0))
+    whole = product(a, w, precision=precision)
     for m in range(1, 61):
-        part = run("gemm", np.zeros((m, n), np.float32), [a[:m], w, None, None, packed], (m, n, k, 0))
-        np.testing.assert_array_equal(part, whole[:m])
+        np.testing.assert_array_equal(product(a[:m], w, precision=precision), whole[:m])
+
+
+def test_int8_keeps_outliers_apart(isa, rng):
+    """Up to six elements of a row, however large, cost the others nothing; more of them set the scale."""
+    for k in (64, 768, 771):
+        a, w = (rng.normal(size=s).astype(np.float32) for s in ((8, k), (50, k)))
+        clean = np.abs(product(a, w, precision=INT8) - reference.gemm(a, w)).max()
+        for row in range(8):
+            a[row, rng.choice(k, 6, replace=False)] *= 10.0 ** rng.integers(1, 4)
+        weights = reference.int8_weights(w)
+        np.testing.assert_allclose(product(a, w, precision=INT8), reference.gemm(a, weights), atol=2 * clean + 1e-2)
+        a[0, rng.choice(k, 7, replace=False)] = 3000.0
+        wrong = np.abs(product(a, w, precision=INT8) - reference.gemm(a, weights)).max(1)
+        assert wrong[0] > 20 * wrong[1:].max()
+
+
+def test_int8_edge_rows(isa, rng):
+    """Zeros give zeros, a row of one value is exact up to the weights, NaN and inf stay in their rows."""
+    a, w = np.zeros((5, 40), np.float32), rng.normal(size=(33, 40)).astype(np.float32)
+    a[1], a[2, 7], a[3, 5], a[4] = 1.5, 2.0, np.nan, rng.normal(size=40)
+    a[2, 8] = np.inf
+    with np.errstate(invalid="ignore"):
+        out = product(a, w, precision=INT8)
+    weights = reference.int8_weights(w)
+    np.testing.assert_array_equal(out[0], 0)
+    np.testing.assert_allclose(out[1], reference.gemm(a[1:2], weights)[0], atol=1e-4)
+    assert np.isnan(out[2:4]).all() and np.isfinite(out[4]).all()
+
+
+def test_bfloat16_rows_out(isa, rng):
+    """An epilogue that writes bfloat16 rounds what it would have written as float32."""
+    if not _C._test_scratch(1, 1)["bf16_rows"]:
+        pytest.skip(f"{isa} has no native bfloat16")
+    for m, n, k in ((1, 1, 4), (17, 45, 33), (40, 96, 64)):
+        a, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((m, k), (n, k), (n,)))
+        sizes = _C._test_scratch(n, k, BFLOAT16)
+        packed, operand = np.zeros(sizes["packed"], np.float32), np.zeros((m, sizes["operand"]), np.float32)
+        given = [a, w, bias, None, packed, operand]
+        plain = run("gemm", np.zeros((m, n), np.float32), given, (m, n, k, 0, BFLOAT16))
+        out = run("gemm", np.zeros((m, n), np.float32), given, (m, n, k, 0, BFLOAT16, 1))
+        rounded = reference.to_bfloat16(plain)
+        np.testing.assert_array_equal(out.view(np.uint16)[:, :n], rounded.view(np.uint32) >> 16)
 
 
 def test_layer_norm(isa, rng, guarded):
@@ -137,10 +202,9 @@ def test_softmax_keeps_nan(isa):
 
 def test_nan_stays_in_its_row(isa, rng):
     a, w = (rng.normal(size=s).astype(np.float32) for s in ((9, 40), (20, 40)))
-    packed = np.zeros(_C._test_scratch(20, 40)["packed"], np.float32)
-    clean = run("gemm", np.zeros((9, 20), np.float32), [a, w, None, None, packed], (9, 20, 40, 0))
+    clean = product(a, w)
     a[4, 3] = np.nan
-    out = run("gemm", np.zeros((9, 20), np.float32), [a, w, None, None, packed], (9, 20, 40, 0))
+    out = product(a, w)
     assert np.isnan(out[4]).all()
     np.testing.assert_array_equal(np.delete(out, 4, 0), np.delete(clean, 4, 0))
 
@@ -181,3 +245,21 @@ def test_attention(isa, rng, guarded, hd, causal):
             out = run("attention", guarded(np.zeros((tq, hd))), [q, k, v, guarded(b), scratch],
                       (tq, tk, hd, causal, hd**-0.5))  # fmt: skip
             np.testing.assert_allclose(out, reference.attention(q, k, v, hd**-0.5, causal, b), atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("hd", [2, 16, 40, 64, 72, 80, 88, 104])
+def test_attention_in_bfloat16(isa, rng, hd, causal):
+    if not _C._test_scratch(1, 1)["bf16_rows"]:
+        pytest.skip(f"{isa} has no native bfloat16")
+    for t in (1, 7, 50, 57, 77):
+        q, k, v = (reference.to_bfloat16(rng.normal(size=(t, hd)).astype(np.float32)) for _ in range(3))
+        # rows of bfloat16 in memory that a product may read past: zeros there
+        rows = [np.zeros((t * hd + 64,), np.uint16) for _ in range(3)]
+        for row, x in zip(rows, (q, k, v), strict=True):
+            row[: t * hd] = (x.view(np.uint32) >> 16).reshape(-1)
+        bias = np.where(np.arange(t) < max(1, t - 3), 0.0, -np.inf).astype(np.float32)
+        scratch = np.zeros(_C._test_scratch(t, hd)["attention"] + 64, np.float32)
+        for b in (None, bias):
+            out = run("attention", np.zeros((t, hd), np.float32), [*rows, b, scratch], (t, t, hd, causal, hd**-0.5, 1))
+            np.testing.assert_allclose(out, reference.attention(q, k, v, hd**-0.5, causal, b), atol=2e-2)

@@ -1,5 +1,6 @@
 /* dispatch.c: which kernel table is in use. Compiled without any -m flag. */
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,28 +9,27 @@
 const char *const bvl_activation_names[BVL_ACT_COUNT] = {"none", "quick_gelu", "gelu", "gelu_pytorch_tanh",
                                                          "relu", "relu6",      "tanh", "silu"};
 
-extern const bvl_kernels bvl_kernels_base;
-#if defined(BVL_HAVE_AVX2)
-extern const bvl_kernels bvl_kernels_avx2;
-#endif
-#if defined(BVL_HAVE_AVX512)
-extern const bvl_kernels bvl_kernels_avx512;
-#endif
+const char *const bvl_precision_names[BVL_PRECISION_COUNT] = {"float32", "bfloat16", "int8"};
+
+/* BVL_LEVELS is LEVEL(avx2, AVX2) ... for each level that was built; setup.py gives it. */
+#define LEVEL(name, NAME) extern const bvl_kernels bvl_kernels_##name;
+BVL_LEVELS
+#undef LEVEL
+#define LEVEL(name, NAME) [BVL_ISA_##NAME] = &bvl_kernels_##name,
+static const bvl_kernels *const levels[BVL_ISA_COUNT] = {BVL_LEVELS};
+#undef LEVEL
 
 static _Atomic(const bvl_kernels *) active;
 static _Atomic(const char *) reason;
 
-const bvl_kernels *bvl_kernels_for(bvl_isa isa) {
-    switch (isa) {
-        case BVL_ISA_BASE: return &bvl_kernels_base;
-#if defined(BVL_HAVE_AVX2)
-        case BVL_ISA_AVX2: return &bvl_kernels_avx2;
-#endif
-#if defined(BVL_HAVE_AVX512)
-        case BVL_ISA_AVX512: return &bvl_kernels_avx512;
-#endif
-        default: return NULL;
-    }
+bool bvl_kernels_usable(bvl_isa isa) {
+    return levels[isa] && bvl_cpu_supports(isa);
+}
+
+bvl_isa bvl_kernels_best(void) {
+    int isa = BVL_ISA_COUNT - 1;
+    while (isa > 0 && !(bvl_kernels_usable((bvl_isa)isa) && bvl_cpu_prefers((bvl_isa)isa))) isa--;
+    return (bvl_isa)isa;
 }
 
 const bvl_kernels *bvl_kernels_active(void) {
@@ -40,34 +40,34 @@ const char *bvl_kernels_reason(void) {
     return atomic_load(&reason);
 }
 
-static const bvl_kernels *best_table(void) {
-    int isa = bvl_cpu_best();
-    while (!bvl_kernels_for((bvl_isa)isa)) isa--; /* base always exists */
-    return bvl_kernels_for((bvl_isa)isa);
+/* "base, avx2, ...": the levels that can be used here. */
+static const char *usable_names(char *text, size_t size) {
+    size_t used = 0;
+    for (int isa = 0; isa < BVL_ISA_COUNT && used < size; isa++)
+        if (bvl_kernels_usable((bvl_isa)isa))
+            used += (size_t)snprintf(text + used, size - used, "%s%s", used ? ", " : "", bvl_isa_names[isa]);
+    return text;
 }
 
 bvl_status bvl_kernels_select(const char *name, bvl_error *err) {
+    char names[128];
     const char *why = "set_isa";
     if (!name) {
         name = getenv("BEYONDVL_ISA");
         why = "BEYONDVL_ISA";
     }
-    const bvl_kernels *best = best_table();
     if (!name || !*name) {
-        atomic_store(&active, best);
+        atomic_store(&active, levels[bvl_kernels_best()]);
         atomic_store(&reason, "detected");
         return BVL_OK;
     }
     for (int isa = 0; isa < BVL_ISA_COUNT; isa++) {
-        if (strcmp(name, bvl_isa_names[isa]) != 0) continue;
-        const bvl_kernels *table = bvl_kernels_for((bvl_isa)isa);
-        if (!table || isa > (int)best->isa)
-            return bvl_fail(err, BVL_INVALID, "%s: instruction set %s: expected at most %s on this machine",
-                            why, name, bvl_isa_names[best->isa]);
-        atomic_store(&active, table);
+        if (strcmp(name, bvl_isa_names[isa]) != 0 || !bvl_kernels_usable((bvl_isa)isa)) continue;
+        atomic_store(&active, levels[isa]);
         atomic_store(&reason, why);
         return BVL_OK;
     }
-    return bvl_fail(err, BVL_INVALID, "%s: unknown instruction set '%s': expected base, avx2 or avx512", why,
-                    name);
+    return bvl_fail(err, BVL_INVALID,
+                    "%s: found instruction set '%s', expected one that this machine has: %s", why, name,
+                    usable_names(names, sizeof names));
 }

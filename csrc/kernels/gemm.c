@@ -1,59 +1,50 @@
-/* gemm.c: C[M, N] = act(A[M, K] W[N, K]^T + bias), or A W^T + bias + residual; float32.
+/* gemm.c: C[M, N] = act(A[M, K] W[N, K]^T + bias), or A W^T + bias + residual, in each precision.
  *
- * W is packed once into panels of V_NR columns, [panel][K][V_NR]. For each block of rows that stays in
- * the second-level cache, each panel is streamed once per tile of up to V_MR rows; a tile is V_MR x V_NR
- * accumulators in registers: per k, two vectors of W and one broadcast of A per row.
+ * W is packed once into panels of V_NR columns, [panel][word of K][V_NR]; A is read as operand rows (dot.h).
+ * For each block of rows that stays in the second-level cache, each panel is streamed once per tile of up to
+ * V_MR rows; a tile is V_MR x V_NR accumulators in registers: per word of K, two vectors of W and one
+ * broadcast of A per row. With AMX, the tiles of bfloat16 and int8 are amx.h's.
  *
- * Every element of C is one chain of fused multiply-adds over k = 0 .. K-1 whatever the tile's height, so a
- * row's result does not depend on M. Compiled once per instruction set.
+ *   int8: W[n, k] ~ s[n] (u[n, k] - 128), A[i, k] ~ r[i] q[i, k] + outliers, so
+ *   C[i, n] = s[n] (r[i] (sum_k u q - 128 sum_k q) + sum over the outliers of A[i, k] (u[n, k] - 128))
+ *
+ * Every element of C is one chain over k whatever the tile's height, so a row's result does not depend on M.
+ * Compiled once per instruction set.
  */
 #include "gemm.h"
 
 #include "activations.h"
+#include "dot.h"
 #include "vec.h"
+#if defined(BVL_LEVEL_AMX)
+#include "amx.h"
+#define TILE_ROWS(p) ((p) == BVL_FLOAT32 ? V_MR : AMX_ROWS)
+#define MOST_ROWS AMX_ROWS
+#else
+#define TILE_ROWS(p) V_MR
+#define MOST_ROWS V_MR
+#endif
 
 #define ROW_BLOCK_BYTES (384 * 1024) /* of A kept in the second-level cache */
 
-void BVL_NAME(bvl_gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
-                             int64_t p0, int64_t p1) {
-    for (int64_t p = p0; p < p1; p++) {
-        float *panel = dst + p * V_NR * K;
-        const int64_t n0 = p * V_NR, width = BVL_MIN(V_NR, N - n0);
-        if (transposed) {
-            for (int64_t k = 0; k < K; k++) {
-                memcpy(panel + k * V_NR, w + k * ld + n0, (size_t)width * sizeof(float));
-                for (int64_t j = width; j < V_NR; j++) panel[k * V_NR + j] = 0;
-            }
-            continue;
-        }
-        /* one cache line of each row at a time: rows a power of two apart share cache sets */
-        for (int64_t k0 = 0; k0 < K; k0 += 16) {
-            const int64_t k1 = BVL_MIN(k0 + 16, K);
-            for (int64_t j = 0; j < width; j++)
-                for (int64_t k = k0; k < k1; k++) panel[k * V_NR + j] = w[(n0 + j) * ld + k];
-            for (int64_t j = width; j < V_NR; j++)
-                for (int64_t k = k0; k < k1; k++) panel[k * V_NR + j] = 0;
-        }
-    }
-}
-
-/* t[mr, V_NR] = A[mr, K] x panel; mr is a constant at each call. Rows are reached from one pointer per
- * three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */
-BVL_INLINE void tile(const int mr, float *t, const float *a, int64_t lda, const float *panel, int64_t K) {
+/* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
+ * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */
+BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float *a, int64_t lda,
+                     const uint8_t *panel, int64_t words) {
     vf c0[V_MR], c1[V_MR];
     const float *rows[(V_MR + 2) / 3];
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) c0[i] = c1[i] = v_set1(0.0f);
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i += 3) rows[i / 3] = a + i * lda;
-    for (int64_t k = 0; k < K; k++) {
-        const vf w0 = v_load(panel), w1 = v_load(panel + V_WIDTH);
-        panel += V_NR;
+    for (int64_t k = 0; k < words; k++) {
+        const vf w0 = load_w(p, panel), w1 = load_w(p, panel + w_bytes(p));
+        panel += 2 * w_bytes(p);
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i++) {
             const vf x = v_set1(rows[i / 3][(i % 3) * lda]);
-            c0[i] = v_fma(x, w0, c0[i]);
-            c1[i] = v_fma(x, w1, c1[i]);
+            c0[i] = dot(p, c0[i], w0, x);
+            c1[i] = dot(p, c1[i], w1, x);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i += 3) rows[i / 3]++;
@@ -65,9 +56,18 @@ BVL_INLINE void tile(const int mr, float *t, const float *a, int64_t lda, const 
     }
 }
 
-static void run_tile(int mr, float *t, const float *a, int64_t lda, const float *panel, int64_t K) {
+/* `configured`: rows that AMX's tiles are set to, 0 at first. */
+BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, const float *a, int64_t lda,
+                         const uint8_t *panel, int64_t words, BVL_UNUSED int *configured) {
+#if defined(BVL_LEVEL_AMX)
+    if (p != BVL_FLOAT32) {
+        if (mr != *configured) amx_configure(*configured = mr);
+        amx_tile(p, mr, t, a, lda, panel, words);
+        return;
+    }
+#endif
 #define CASE(n) \
-    case n: tile(n, t, a, lda, panel, K); break;
+    case n: tile(p, n, t, a, lda, panel, words); break;
     switch (mr) {
         CASE(1)
         CASE(2)
@@ -91,9 +91,30 @@ static void run_tile(int mr, float *t, const float *a, int64_t lda, const float 
 #undef CASE
 }
 
+/* int32 sums of one tile -> floats, in place; a: the operand rows with their heads. */
+static void dequantize(float *t, int mr, const float *a, int64_t lda, const uint8_t *panel, int64_t K) {
+    const float *scales = (const float *)(const void *)(panel + panel_bytes(BVL_INT8, K)) - V_NR;
+    const vf s0 = v_load(scales), s1 = v_load(scales + V_WIDTH);
+    for (int i = 0; i < mr; i++, a += lda, t += V_NR) {
+        const bvl_int8_head *head = (const bvl_int8_head *)(const void *)a;
+        const vf r = v_set1(head->scale);
+        vf x0 = v_from_int(v_sub_int(v_load(t), 128 * head->sum)) * r;
+        vf x1 = v_from_int(v_sub_int(v_load(t + V_WIDTH), 128 * head->sum)) * r;
+        for (int o = 0; o < head->outliers; o++) {
+            const int64_t k = head->index[o];
+            const uint8_t *w = panel + k / INT8_STEP * 2 * w_bytes(BVL_INT8);
+            const vf v = v_set1(head->value[o]);
+            x0 = v_fma(v, w_column(w, (int)(k % INT8_STEP)), x0);
+            x1 = v_fma(v, w_column(w + w_bytes(BVL_INT8), (int)(k % INT8_STEP)), x1);
+        }
+        v_store(t, x0 * s0);
+        v_store(t + V_WIDTH, x1 * s1);
+    }
+}
+
 /* Writes columns [n0, n0 + width) of one tile through the epilogue. */
 static void finish_tile(float *c, int64_t ldc, const float *t, int mr, int64_t n0, int64_t width,
-                        const bvl_epilogue *e) {
+                        const bvl_epilogue *e){
 #define LOOP(ACT)                                                                                \
     for (int i = 0; i < mr; i++)                                                                 \
         for (int64_t j = 0; j < width; j += V_WIDTH) {                                           \
@@ -101,30 +122,65 @@ static void finish_tile(float *c, int64_t ldc, const float *t, int mr, int64_t n
             if (e->bias) x = x + v_load_first(e->bias + n0 + j, width - j);                      \
             x = v_activate(ACT, x);                                                              \
             if (e->residual) x = x + v_load_first(e->residual + i * e->ldr + n0 + j, width - j); \
-            v_store_first(c + i * ldc + n0 + j, x, width - j);                                   \
+            if (e->bf16)                                                                         \
+                v_store_bf16((uint16_t *)(void *)(c + i * ldc) + n0 + j, x, width - j);          \
+            else                                                                                 \
+                v_store_first(c + i * ldc + n0 + j, x, width - j);                               \
         }
-    BVL_FOR_ACTIVATION(e->act, LOOP)
+    BVL_FOR_ACTIVATION(e -> act, LOOP)
 #undef LOOP
 }
 
-void BVL_NAME(bvl_gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
-                        int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
-    float t[V_MR * V_NR] __attribute__((aligned(64)));
-    const int64_t most = BVL_MAX(V_MR, ROW_BLOCK_BYTES / (4 * BVL_MAX(K, 1)) / V_MR * V_MR);
+BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const float *a, int64_t lda,
+                         const float *packed, int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,
+                         const bvl_epilogue *epilogue) {
+    float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
+    const int rows = TILE_ROWS(p);
+    int configured = 0;
+    const int64_t words = k_words(p, K), bytes = panel_bytes(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
+    const int64_t most = BVL_MAX(rows, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / rows * rows);
     const int64_t blocks = (M + most - 1) / most;
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t begin = M * block / blocks, end = M * (block + 1) / blocks;
-        const int64_t tiles = (end - begin + V_MR - 1) / V_MR;
-        for (int64_t p = p0; p < p1; p++) {
-            const int64_t n0 = p * V_NR, width = BVL_MIN(V_NR, N - n0);
+        const int64_t tiles = (end - begin + rows - 1) / rows;
+        for (int64_t panel = p0; panel < p1; panel++) {
+            const uint8_t *w = (const uint8_t *)packed + panel * bytes;
+            const int64_t n0 = panel * V_NR, width = BVL_MIN(V_NR, N - n0);
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 const int mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
-                run_tile(mr, t, a + m0 * lda, lda, packed + p * V_NR * K, K);
+                run_tile(p, mr, t, a + m0 * lda + skip, lda, w, words, &configured);
+                if (p == BVL_INT8) dequantize(t, mr, a + m0 * lda, lda, w, K);
                 bvl_epilogue e = *epilogue;
                 if (e.residual) e.residual += m0 * e.ldr;
                 finish_tile(c + m0 * ldc, ldc, t, mr, n0, width, &e);
             }
         }
     }
+#if defined(BVL_LEVEL_AMX)
+    if (configured) tile_release();
+#endif
 }
+
+/* The functions of one precision. */
+#define PRECISION(P, name)                                                                           \
+    static int64_t packed_##name(int64_t N, int64_t K) {                                             \
+        return (N + V_NR - 1) / V_NR * panel_bytes(P, K) / 4;                                        \
+    }                                                                                                \
+    static int64_t operand_##name(int64_t K) {                                                       \
+        return k_words(P, K) + (P == BVL_INT8 ? INT8_HEAD : 0);                                      \
+    }                                                                                                \
+    static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, \
+                            int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                 \
+                            const bvl_epilogue *epilogue) {                                          \
+        multiply(P, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                              \
+    }
+PRECISION(BVL_FLOAT32, float32)
+PRECISION(BVL_BFLOAT16, bfloat16)
+PRECISION(BVL_INT8, int8)
+
+const bvl_product BVL_NAME(bvl_products)[BVL_PRECISION_COUNT] = {
+    [BVL_FLOAT32] = {packed_float32, operand_float32, BVL_NAME(bvl_pack_float32), NULL, gemm_float32},
+    [BVL_BFLOAT16] = {packed_bfloat16, operand_bfloat16, BVL_NAME(bvl_pack_bfloat16),
+                      BF16_STEP == 2 ? BVL_NAME(bvl_load_bfloat16) : NULL, gemm_bfloat16},
+    [BVL_INT8] = {packed_int8, operand_int8, BVL_NAME(bvl_pack_int8), BVL_NAME(bvl_load_int8), gemm_int8}};

@@ -1,4 +1,4 @@
-/* gemm.h: the product's kernels of the level this file is compiled for. */
+/* gemm.h: the product's kernels of the level this file is compiled for; gemm.c and pack.c. */
 #ifndef BVL_GEMM_H
 #define BVL_GEMM_H
 
@@ -9,9 +9,20 @@
 #define BVL_PASTE(a, b) BVL_PASTE2(a, b)
 #define BVL_NAME(name) BVL_PASTE(name, BVL_ISA)
 
-void BVL_NAME(bvl_gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
-                             int64_t p0, int64_t p1);
-void BVL_NAME(bvl_gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
-                        int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue);
+#define BVL_PACK(name)                                                                                 \
+    void BVL_NAME(name)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed, \
+                        int64_t p0, int64_t p1)
+#define BVL_LOAD(name) \
+    void BVL_NAME(name)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows, int64_t K)
+
+BVL_PACK(bvl_pack_float32);
+BVL_PACK(bvl_pack_bfloat16);
+BVL_PACK(bvl_pack_int8);
+BVL_LOAD(bvl_load_bfloat16);
+BVL_LOAD(bvl_load_int8);
+void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
+                             bool transposed);
+
+extern const bvl_product BVL_NAME(bvl_products)[BVL_PRECISION_COUNT];
 
 #endif

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "activations.h"
+#include "dot.h"
 #include "gemm.h"
 #include "vec.h"
 
@@ -165,8 +166,9 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .isa = BVL_ISA_CODE,
     .mr = V_MR,
     .nr = V_NR,
-    .gemm_pack = BVL_NAME(bvl_gemm_pack),
-    .gemm = BVL_NAME(bvl_gemm),
+    .bf16_rows = BF16_STEP == 2,
+    .product = BVL_NAME(bvl_products),
+    .pack_bf16 = BF16_STEP == 2 ? BVL_NAME(bvl_pack_bf16) : NULL,
     .layer_norm = layer_norm,
     .softmax = softmax,
     .activate = activate,

@@ -6,6 +6,8 @@
 #ifndef BVL_KERNELS_H
 #define BVL_KERNELS_H
 
+#include <string.h>
+
 #include "../core.h"
 #include "../cpu.h"
 
@@ -31,7 +33,33 @@ typedef struct {
     const float *residual; /* [M, N], rows ldr apart, or NULL */
     int64_t ldr;
     bvl_activation act;
+    bool bf16; /* C is written as rows of bfloat16; only where the level's bf16_rows is set */
 } bvl_epilogue;
+
+/* What a product's weights are stored as; the names are exported to Python as _C.PRECISIONS. */
+typedef enum { BVL_FLOAT32 = 0, BVL_BFLOAT16, BVL_INT8, BVL_PRECISION_COUNT } bvl_precision;
+
+extern const char *const bvl_precision_names[BVL_PRECISION_COUNT];
+
+/* The kernels of a product in one precision at one level.
+ *
+ * Rows of activations are read in the level's own form, the operand: float32, bfloat16 or scaled integers. An
+ * operand row is a number of 32-bit words, so pointers to it are float pointers and strides count words; its
+ * K is padded with zeros to whole words (AMX: to 16 of them). */
+typedef struct {
+    /* 32-bit words of a packed weight, and of one operand row */
+    int64_t (*packed_words)(int64_t N, int64_t K);
+    int64_t (*operand_words)(int64_t K);
+    /* panels [p0, p1) of W [N, K] (rows ld apart; `transposed`: given as [K, N]) -> dst, columns past N zero
+     */
+    void (*pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed, int64_t p0,
+                 int64_t p1);
+    /* `rows` operand rows from float32 rows; NULL where the operand is float32 */
+    void (*load)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows, int64_t K);
+    /* C[M, panels p0..p1) = epilogue(A[M, K] x packed^T); columns past N are not written */
+    void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
+                 int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue);
+} bvl_product;
 
 /* One depthwise convolution: [height, width, channels] -> [out_height, out_width, channels]. */
 typedef struct {
@@ -41,15 +69,13 @@ typedef struct {
 
 typedef struct {
     bvl_isa isa;
-    int mr, nr; /* microkernel tile; weights are packed in panels of nr columns */
+    int mr, nr;     /* float32 microkernel tile; weights are packed in panels of nr columns */
+    bool bf16_rows; /* bfloat16 is native: its operand is a plain bfloat16 row, and epilogues write such */
 
-    /* panels [p0, p1) of W [N, K] (rows ld apart; `transposed`: given as [K, N]) -> dst, laid out
-     * [panel][K][nr], columns past N zero */
-    void (*gemm_pack)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
-                      int64_t p0, int64_t p1);
-    /* C[M, panels p0..p1) = epilogue(A[M, K] x packed^T); columns past N are not written */
-    void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
-                 int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue);
+    const bvl_product *product; /* [BVL_PRECISION_COUNT] */
+    /* W [N, K] of bfloat16 (rows ld apart; `transposed`: [K, N]) packed as the weights of a bfloat16 product;
+     * not transposed, K must be even. NULL unless bf16_rows */
+    void (*pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K, bool transposed);
     /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; y may be x */
     void (*layer_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
                        const float *beta, float eps, int64_t rows, int64_t D);
@@ -71,8 +97,10 @@ typedef struct {
                               int64_t n);
 } bvl_kernels;
 
-/* The table of a level, or NULL when it was not built; dispatch.c. */
-const bvl_kernels *bvl_kernels_for(bvl_isa isa);
+/* Whether a level was built and this machine has it. */
+bool bvl_kernels_usable(bvl_isa isa);
+/* The level chosen when none is forced. */
+bvl_isa bvl_kernels_best(void);
 /* The level in use: the best one, or a lower one forced by BEYONDVL_ISA or bvl_kernels_select. */
 const bvl_kernels *bvl_kernels_active(void);
 /* Why that level: "detected" or "BEYONDVL_ISA" or "set_isa". */
@@ -80,12 +108,16 @@ const char *bvl_kernels_reason(void);
 /* name NULL: reads BEYONDVL_ISA. Unknown names and levels this machine lacks are refused. */
 bvl_status bvl_kernels_select(const char *name, bvl_error *err);
 
+/* To the nearest, ties to even, as the hardware does; NaN stays NaN. */
+BVL_INLINE uint16_t bvl_to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 64 : rounded);
+}
+
 BVL_INLINE int64_t bvl_panels(const bvl_kernels *k, int64_t N) {
     return (N + k->nr - 1) / k->nr;
-}
-/* floats of a packed weight */
-BVL_INLINE int64_t bvl_packed_size(const bvl_kernels *k, int64_t N, int64_t K) {
-    return bvl_panels(k, N) * k->nr * K;
 }
 
 #endif

@@ -61,6 +61,14 @@ void bvl_openblas_gemm_nt(float *c, int64_t ldc, const float *a, int64_t lda, co
           (int)ldc);
 }
 
+static int64_t plain_words(int64_t N, int64_t K) {
+    return bvl_round_up(N, BLAS_NR) * K;
+}
+
+static int64_t plain_operand(int64_t K) {
+    return K;
+}
+
 /* "Packing" is a plain copy as rows of W; panels are only a unit of splitting. */
 static void plain_pack(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
                        int64_t p0, int64_t p1) {
@@ -87,14 +95,16 @@ static void blas_gemm(float *c, int64_t ldc, const float *a, int64_t lda, const 
 }
 
 const bvl_kernels *bvl_openblas_kernels(const bvl_kernels *kernels) {
+    static const bvl_product products[BVL_PRECISION_COUNT] = {
+        [BVL_FLOAT32] = {plain_words, plain_operand, plain_pack, NULL, blas_gemm}};
     static bvl_kernels tables[BVL_ISA_COUNT];
     bvl_kernels *table = &tables[kernels->isa];
     pthread_mutex_lock(&opening);
-    if (table->gemm != blas_gemm) { /* filled once: programs keep the pointer and read it without a lock */
+    if (table->product != products) { /* filled once: programs keep the pointer and read it without a lock */
         bvl_kernels filled = *kernels;
         filled.nr = BLAS_NR;
-        filled.gemm_pack = plain_pack;
-        filled.gemm = blas_gemm;
+        filled.bf16_rows = false;
+        filled.product = products;
         *table = filled;
     }
     pthread_mutex_unlock(&opening);

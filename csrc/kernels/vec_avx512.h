@@ -49,3 +49,72 @@ BVL_INLINE float v_sum(vf x) {
 BVL_INLINE float v_hmax(vf x) {
     return _mm512_reduce_max_ps(x);
 }
+/* bfloat16 -> float */
+BVL_INLINE vf v_load_bf16(const uint16_t *p) {
+    const __m256i bits = _mm256_loadu_si256((const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
+#else
+    (void)w, (void)x;
+    return acc;
+#endif
+}
+/* the first n of 16 floats -> bfloat16 */
+BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
+#if defined(__AVX512BF16__)
+    const __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
+    _mm256_mask_storeu_epi16(p, (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), bits);
+#else
+    (void)p, (void)x, (void)n;
+#endif
+}
+/* 16 x 2 bytes -> 16 x 2 int16 */
+BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
+    return _mm512_castsi512_ps(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)p)));
+}
+BVL_INLINE vf v_dot_int8(vf acc, vf w, vf x) {
+    const __m512i a = _mm512_castps_si512(acc), u = _mm512_castps_si512(w), s = _mm512_castps_si512(x);
+#if defined(__AVX512VNNI__)
+    return _mm512_castsi512_ps(_mm512_dpbusd_epi32(a, u, s));
+#else
+    return _mm512_castsi512_ps(_mm512_add_epi32(a, _mm512_madd_epi16(u, s)));
+#endif
+}
+/* int32 bits -> floats */
+BVL_INLINE vf v_from_int(vf bits) {
+    return _mm512_cvtepi32_ps(_mm512_castps_si512(bits));
+}
+/* bits of int32 - s */
+BVL_INLINE vf v_sub_int(vf bits, int32_t s) {
+    return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(bits), _mm512_set1_epi32(s)));
+}
+/* byte `lane` of each of 16 groups, as floats */
+BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
+#if defined(__AVX512VNNI__)
+    const __m512i words = _mm512_loadu_si512(p);
+#else
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
+#endif
+    const __m512i shifted = _mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * lane));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)));
+}
+/* 16 whole floats -> digits; returns their sum in int32 bits added to `sum` */
+BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
+    const __m512i n = _mm512_cvtps_epi32(x);
+#if defined(__AVX512VNNI__)
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(n));
+#else
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(n));
+#endif
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), n));
+}
+BVL_INLINE int32_t v_sum_int(vf bits) {
+    return _mm512_reduce_add_epi32(_mm512_castps_si512(bits));
+}
+/* how many lanes have a > b */
+BVL_INLINE int v_count_gt(vf a, vf b) {
+    return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
+}

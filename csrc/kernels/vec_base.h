@@ -67,3 +67,71 @@ BVL_INLINE float v_sum(vf x) {
 BVL_INLINE float v_hmax(vf x) {
     return fmaxf(fmaxf(x[0], x[2]), fmaxf(x[1], x[3]));
 }
+/* the same bits as whole numbers, and back */
+BVL_INLINE vi v_bits(vf x) {
+    union {
+        vf f;
+        vi i;
+    } u = {x};
+    return u.i;
+}
+BVL_INLINE vf v_from_bits(vi x) {
+    union {
+        vi i;
+        vf f;
+    } u = {x};
+    return u.f;
+}
+/* bfloat16 -> float */
+BVL_INLINE vf v_load_bf16(const uint16_t *p) {
+    return v_from_bits((vi){(int)((uint32_t)p[0] << 16), (int)((uint32_t)p[1] << 16),
+                            (int)((uint32_t)p[2] << 16), (int)((uint32_t)p[3] << 16)});
+}
+BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
+    (void)w, (void)x; /* not native here */
+    return acc;
+}
+BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
+    (void)p, (void)x, (void)n;
+}
+/* 4 x 2 bytes -> 4 x 2 int16 */
+BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
+    vi x;
+    for (int i = 0; i < 4; i++) x[i] = p[2 * i] | p[2 * i + 1] << 16;
+    return v_from_bits(x);
+}
+BVL_INLINE vf v_dot_int8(vf acc, vf w, vf x) {
+    const vi u = v_bits(w), s = v_bits(x);
+    const vi high = (u >> 16) * (s >> 16), low = (u & 0xffff) * ((s << 16) >> 16);
+    return v_from_bits(v_bits(acc) + high + low);
+}
+/* int32 bits -> floats */
+BVL_INLINE vf v_from_int(vf bits) {
+    const vi x = v_bits(bits);
+    return (vf){(float)x[0], (float)x[1], (float)x[2], (float)x[3]};
+}
+/* bits of int32 - s */
+BVL_INLINE vf v_sub_int(vf bits, int32_t s) {
+    return v_from_bits(v_bits(bits) - s);
+}
+/* byte `lane` of each of 4 groups, as floats */
+BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
+    return (vf){(float)p[lane], (float)p[2 + lane], (float)p[4 + lane], (float)p[6 + lane]};
+}
+/* 4 whole floats -> digits; returns their sum in int32 bits added to `sum` */
+BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
+    int16_t n[4];
+    vi whole;
+    for (int i = 0; i < 4; i++) whole[i] = n[i] = (int16_t)x[i];
+    memcpy(p, n, sizeof n);
+    return v_from_bits(v_bits(sum) + whole);
+}
+BVL_INLINE int32_t v_sum_int(vf bits) {
+    const vi x = v_bits(bits);
+    return x[0] + x[1] + x[2] + x[3];
+}
+/* how many lanes have a > b */
+BVL_INLINE int v_count_gt(vf a, vf b) {
+    const vi c = a > b;
+    return -(c[0] + c[1] + c[2] + c[3]);
+}

@@ -6,7 +6,11 @@
  *
  * attention: softmax(Q K^T / sqrt(hd) + mask) V per head; Q, K, V come from one product.
  * attention_pool (SigLIP's MAP head): y = out(attention(probe Wq, x Wk, x Wv)); y + fc2(act(fc1(norm(y)))).
- * The probe's query does not depend on the input: it is computed when the model is built.
+ * The probe's query does not depend on the input: it is computed when the model is built, and all that
+ * follows its one row stays in float32.
+ *
+ * In bfloat16 and int8, where bfloat16 is native, q, k, v and both products of attention are bfloat16. The
+ * residual stream and the norms are float32 in every precision.
  */
 #include <math.h>
 #include <string.h>
@@ -24,6 +28,8 @@ typedef struct {
     int64_t D, heads, hd, inner, intermediate; /* inner = heads * hd */
     bvl_activation act;
     bool causal, pre_norm;
+    bool bf16;                   /* q, k, v and attention are bfloat16 */
+    bool direct_out, direct_fc2; /* what comes before writes that product's operand itself */
 } block;
 
 enum { P_HEADS, P_ACT, P_EPS, P_CAUSAL, P_PRE_NORM };
@@ -82,10 +88,11 @@ static bvl_status block_fill(bvl_program *p, bvl_record *r, const bvl_build *b, 
     s->act = (bvl_activation)b->params[P_ACT];
     bvl_linear *linears[] = {&s->qkv, &s->out, &s->fc1, &s->fc2};
     for (int i = 0; i < 4; i++) {
-        if (bvl_linear_init(linears[i], p->kernels, &w[QKV_W + 2 * i], &w[QKV_B + 2 * i], b->threads, err) !=
-            BVL_OK)
+        const bvl_precision precision = parts == 3 || i == 0 ? p->precision : BVL_FLOAT32;
+        if (bvl_linear_init(linears[i], p->kernels, precision, &w[QKV_W + 2 * i], &w[QKV_B + 2 * i],
+                            b->threads, err) != BVL_OK)
             return err->status;
-        p->packed_bytes += bvl_linear_bytes(linears[i], p->kernels);
+        p->packed_bytes += bvl_linear_bytes(linears[i]);
     }
     if (parts == 3 && bvl_norm_init(&s->norm1, &w[NORM1_W], &w[NORM1_B], b->params[P_EPS], err) != BVL_OK)
         return err->status;
@@ -94,42 +101,76 @@ static bvl_status block_fill(bvl_program *p, bvl_record *r, const bvl_build *b, 
     return parts == 3 ? BVL_OK : bvl_copy_vector(&s->query, &w[QUERY], err);
 }
 
+/* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
+static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
+    return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
+           2 * next->product->operand_words(next->K) == next->K;
+}
+
 static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     if (r->src != r->dst) return bvl_fail(err, BVL_INVALID, "transformer_block: expected src == dst");
     if (block_check(p, r, b, 3, err) != BVL_OK || block_fill(p, r, b, 3, err) != BVL_OK) return err->status;
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
+    s->bf16 = bvl_attention_bf16(p->kernels, p->precision, s->hd);
+    s->direct_out = writes_operand(p, &s->out);
+    s->direct_fc2 = writes_operand(p, &s->fc2);
     return BVL_OK;
 }
 
-/* Scratch per token: normed rows or attention's output, then q k v or the MLP's inner rows. */
+/* Words between rows of q k v, of attention's output and of the MLP's inner activations. */
+static int64_t block_ld(int64_t cols, bool bf16) {
+    return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
+}
+
+/* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's
+ * inner rows; operand rows. */
+static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t *operand) {
+    *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)),
+                      BVL_MAX(bvl_norm_operand(&s->norm1, &s->qkv), bvl_norm_operand(&s->norm2, &s->fc1)));
+    *wide = BVL_MAX(block_ld(3 * s->inner, s->bf16), block_ld(s->intermediate, s->direct_fc2));
+    *operand = BVL_MAX(bvl_linear_operand(&s->out), bvl_linear_operand(&s->fc2));
+    if (!s->pre_norm)
+        *operand = BVL_MAX(*operand, BVL_MAX(bvl_linear_operand(&s->qkv), bvl_linear_operand(&s->fc1)));
+}
+
 static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
-    const block *s = r->state;
-    const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], L);
-    return rows * (bvl_padded(BVL_MAX(s->D, s->inner)) +
-                   BVL_MAX(bvl_padded(3 * s->inner), bvl_padded(s->intermediate)));
+    int64_t narrow, wide, operand;
+    block_parts(r->state, &narrow, &wide, &operand);
+    return count * bvl_slot_rows(&p->slots[r->src], L) * (narrow + wide + operand);
 }
 
 static int64_t block_local(const bvl_program *p, const bvl_record *r, int64_t L) {
     const block *s = r->state;
-    return bvl_attention_scratch(p->kernels, bvl_slot_rows(&p->slots[r->src], L), s->hd);
+    return BVL_MAX(bvl_attention_scratch(p->kernels, bvl_slot_rows(&p->slots[r->src], L), s->hd),
+                   bvl_padded(s->D));
 }
 
 /* out[count * T, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. */
 static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
-    bvl_attention_shape shape = {T, T, s->hd, ld, ld, ldo, 1.0f / sqrtf((float)s->hd), s->causal, NULL};
+    bvl_attention_shape shape = {.Tq = T,
+                                 .Tk = T,
+                                 .hd = s->hd,
+                                 .ldq = ld,
+                                 .ldkv = ld,
+                                 .ldo = ldo,
+                                 .scale = 1.0f / sqrtf((float)s->hd),
+                                 .causal = s->causal,
+                                 .bf16 = s->bf16,
+                                 .out_bf16 = s->direct_out};
     const bool text =
-        run->program->slots[slot].rows == BVL_ROWS_TEXT; /* attention_mask is about text alone */
+        run->program->slots[slot].rows == BVL_ROWS_TEXT;            /* attention_mask is about text alone */
+    const int64_t in = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1; /* elements in a word */
     int64_t begin, end;
     bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
-        const float *q = qkv + item * T * ld + head * s->hd;
+        const float *q = qkv + item * T * ld + head * s->hd / in;
         shape.bias = text && run->key_bias ? run->key_bias + item * T : NULL;
-        bvl_attention(run->kernels, out + item * T * ldo + head * s->hd, q, q + s->inner, q + 2 * s->inner,
-                      &shape, run->local);
+        bvl_attention(run->kernels, out + item * T * ldo + head * s->hd / to, q, q + s->inner / in,
+                      q + 2 * s->inner / in, &shape, run->local);
     }
 }
 
@@ -138,29 +179,45 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), rows = run->count * T;
-    const int64_t ldx = run->program->slots[r->src].ld;
-    const int64_t ldh = bvl_padded(BVL_MAX(s->D, s->inner)), ldq = bvl_padded(3 * s->inner),
-                  ldm = bvl_padded(s->intermediate);
-    float *x = run->slots[r->src], *h = run->shared, *wide = h + rows * ldh;
+    const int64_t ldx = run->program->slots[r->src].ld, ldq = block_ld(3 * s->inner, s->bf16);
+    int64_t narrow, most, operand, ld = ldx;
+    block_parts(s, &narrow, &most, &operand);
+    float *x = run->slots[r->src], *h = run->shared, *wide = h + rows * narrow, *z = wide + rows * most;
+    const float *a;
 
     if (s->pre_norm) {
-        bvl_norm_run(&s->norm1, k, h, ldh, x, ldx, rows, team);
+        bvl_norm_load(&s->norm1, k, &s->qkv, h, x, ldx, rows, run->local, team);
         bvl_barrier(team);
+        a = h, ld = bvl_norm_operand(&s->norm1, &s->qkv);
+    } else {
+        a = bvl_linear_load(&s->qkv, z, x, &ld, rows, team);
     }
-    bvl_linear_run(&s->qkv, k, wide, ldq, s->pre_norm ? h : x, s->pre_norm ? ldh : ldx, rows, BVL_ACT_NONE,
-                   NULL, 0, team);
+    bvl_linear_run(&s->qkv, k, wide, ldq, a, ld, rows, (bvl_epilogue){.bf16 = s->bf16}, team);
     bvl_barrier(team);
-    self_attention(s, run, r->src, h, ldh, wide, ldq, T);
+    ld = block_ld(s->inner, s->direct_out);
+    self_attention(s, run, r->src, h, ld, wide, ldq, T);
     bvl_barrier(team);
-    bvl_linear_run(&s->out, k, x, ldx, h, ldh, rows, BVL_ACT_NONE, x, ldx, team);
+    a = s->direct_out ? h : bvl_linear_load(&s->out, z, h, &ld, rows, team);
+    bvl_linear_run(&s->out, k, x, ldx, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldx}, team);
     bvl_barrier(team);
 
-    float *in = s->pre_norm ? h : x; /* what fc1 reads: norm2(x), or norm1(x) written over x */
-    bvl_norm_run(s->pre_norm ? &s->norm2 : &s->norm1, k, in, s->pre_norm ? ldh : ldx, x, ldx, rows, team);
+    if (s->pre_norm) {
+        bvl_norm_load(&s->norm2, k, &s->fc1, h, x, ldx, rows, run->local, team);
+        bvl_barrier(team);
+        a = h, ld = bvl_norm_operand(&s->norm2, &s->fc1);
+    } else {
+        bvl_norm_run(&s->norm1, k, x, ldx, x, ldx, rows, team);
+        bvl_barrier(team);
+        ld = ldx;
+        a = bvl_linear_load(&s->fc1, z, x, &ld, rows, team);
+    }
+    const int64_t ldm = block_ld(s->intermediate, s->direct_fc2);
+    bvl_linear_run(&s->fc1, k, wide, ldm, a, ld, rows, (bvl_epilogue){.act = s->act, .bf16 = s->direct_fc2},
+                   team);
     bvl_barrier(team);
-    bvl_linear_run(&s->fc1, k, wide, ldm, in, s->pre_norm ? ldh : ldx, rows, s->act, NULL, 0, team);
-    bvl_barrier(team);
-    bvl_linear_run(&s->fc2, k, x, ldx, wide, ldm, rows, BVL_ACT_NONE, x, ldx, team);
+    ld = ldm;
+    a = s->direct_fc2 ? wide : bvl_linear_load(&s->fc2, z, wide, &ld, rows, team);
+    bvl_linear_run(&s->fc2, k, x, ldx, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldx}, team);
     bvl_barrier(team);
     if (!s->pre_norm) {
         bvl_norm_run(&s->norm2, k, x, ldx, x, ldx, rows, team);
@@ -191,7 +248,7 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
 static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
     const block *s = r->state;
     const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], L);
-    return rows * bvl_padded(2 * s->inner) +
+    return rows * (bvl_padded(2 * s->inner) + bvl_linear_operand(&s->qkv)) +
            count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->intermediate));
 }
 
@@ -204,11 +261,20 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
                   ldy = run->program->slots[r->dst].ld;
     const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
                   ldm = bvl_padded(s->intermediate);
-    float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *y = run->slots[r->dst];
+    float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
+    float *y = run->slots[r->dst];
+    int64_t ld = src->ld;
 
-    bvl_linear_run(&s->qkv, k, kv, ldkv, run->slots[r->src], src->ld, n * T, BVL_ACT_NONE, NULL, 0, team);
+    const float *a = bvl_linear_load(&s->qkv, z, run->slots[r->src], &ld, n * T, team);
+    bvl_linear_run(&s->qkv, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    bvl_attention_shape shape = {1, T, s->hd, s->inner, ldkv, ldh, 1.0f / sqrtf((float)s->hd), false, NULL};
+    const bvl_attention_shape shape = {.Tq = 1,
+                                       .Tk = T,
+                                       .hd = s->hd,
+                                       .ldq = s->inner,
+                                       .ldkv = ldkv,
+                                       .ldo = ldh,
+                                       .scale = 1.0f / sqrtf((float)s->hd)};
     int64_t begin, end;
     bvl_share(n * s->heads, team.tid, team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
@@ -217,13 +283,13 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
         bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + s->inner, &shape, run->local);
     }
     bvl_barrier(team);
-    bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, BVL_ACT_NONE, NULL, 0, team);
+    bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
     bvl_barrier(team);
     bvl_norm_run(&s->norm2, k, h, ldh, y, ldy, n, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->fc1, k, wide, ldm, h, ldh, n, s->act, NULL, 0, team);
+    bvl_linear_run(&s->fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->fc2, k, y, ldy, wide, ldm, n, BVL_ACT_NONE, y, ldy, team);
+    bvl_linear_run(&s->fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
     bvl_barrier(team);
 }
 

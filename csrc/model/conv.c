@@ -84,43 +84,57 @@ static bvl_status inverted_residual_build(bvl_program *p, bvl_record *r, const b
                                 (int64_t)q[P_PAD_LEFT],
                                 w[EXPAND_W].data ? bvl_padded(channels) : p->slots[r->src].ld,
                                 bvl_padded(channels)};
+    const bvl_precision precision = bvl_outer_precision(p, p->slots[r->dst].rows);
     if (w[EXPAND_W].data) {
-        if (bvl_linear_init(&s->expand, p->kernels, &w[EXPAND_W], &w[EXPAND_B], b->threads, err) != BVL_OK)
+        if (bvl_linear_init(&s->expand, p->kernels, precision, &w[EXPAND_W], &w[EXPAND_B], b->threads, err) !=
+            BVL_OK)
             return err->status;
-        p->packed_bytes += bvl_linear_bytes(&s->expand, p->kernels);
+        p->packed_bytes += bvl_linear_bytes(&s->expand);
     }
-    if (bvl_linear_init(&s->project, p->kernels, &w[PROJECT_W], &w[PROJECT_B], b->threads, err) != BVL_OK ||
+    if (bvl_linear_init(&s->project, p->kernels, precision, &w[PROJECT_W], &w[PROJECT_B], b->threads, err) !=
+            BVL_OK ||
         bvl_copy_vector(&s->depthwise, &w[DEPTHWISE_W], err) != BVL_OK)
         return err->status;
-    p->packed_bytes +=
-        bvl_linear_bytes(&s->project, p->kernels) + 4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
+    p->packed_bytes += bvl_linear_bytes(&s->project) + 4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
     return bvl_copy_vector(&s->bias, &w[DEPTHWISE_B], err);
+}
+
+/* Words of operand rows: of the expansion's input, later of the projection's. */
+static int64_t operand_size(const inverted_residual *s, int64_t rows, int64_t out_rows) {
+    const int64_t expand = s->expand.packed ? bvl_linear_operand(&s->expand) : 0;
+    return BVL_MAX(rows * expand, out_rows * bvl_linear_operand(&s->project));
 }
 
 static int64_t inverted_residual_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
     const inverted_residual *s = r->state;
+    const int64_t rows = p->slots[r->src].rows, out_rows = p->slots[r->dst].rows;
     (void)count, (void)L; /* one picture at a time */
-    return p->slots[r->src].rows * s->shape.ld_in + p->slots[r->dst].rows * s->shape.ld_out;
+    return rows * s->shape.ld_in + out_rows * s->shape.ld_out + operand_size(s, rows, out_rows);
 }
 
 static void inverted_residual_run(const bvl_record *r, const bvl_run *run) {
     const inverted_residual *s = r->state;
     const bvl_kernels *k = run->kernels;
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
-    float *wide = run->shared, *deep = wide + src->rows * s->shape.ld_in;
+    float *wide = run->shared, *deep = wide + src->rows * s->shape.ld_in,
+          *operand = deep + dst->rows * s->shape.ld_out;
     for (int64_t i = 0; i < run->count; i++) {
-        const float *x = run->slots[r->src] + i * src->rows * src->ld;
+        const float *x = run->slots[r->src] + i * src->rows * src->ld, *a;
         float *y = run->slots[r->dst] + i * dst->rows * dst->ld;
+        int64_t ld = src->ld;
         if (s->expand.packed) {
-            bvl_linear_run(&s->expand, k, wide, s->shape.ld_in, x, src->ld, src->rows, s->act, NULL, 0,
-                           run->team);
+            a = bvl_linear_load(&s->expand, operand, x, &ld, src->rows, run->team);
+            bvl_linear_run(&s->expand, k, wide, s->shape.ld_in, a, ld, src->rows,
+                           (bvl_epilogue){.act = s->act}, run->team);
             bvl_barrier(run->team);
         }
         bvl_depthwise_run(k, deep, s->expand.packed ? wide : x, s->depthwise, s->bias, s->act, &s->shape,
                           run->team);
         bvl_barrier(run->team);
-        bvl_linear_run(&s->project, k, y, dst->ld, deep, s->shape.ld_out, dst->rows, BVL_ACT_NONE,
-                       s->residual ? x : NULL, src->ld, run->team);
+        ld = s->shape.ld_out;
+        a = bvl_linear_load(&s->project, operand, deep, &ld, dst->rows, run->team);
+        bvl_linear_run(&s->project, k, y, dst->ld, a, ld, dst->rows,
+                       (bvl_epilogue){.residual = s->residual ? x : NULL, .ldr = src->ld}, run->team);
         bvl_barrier(run->team);
     }
 }

@@ -71,10 +71,17 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
     s->accumulate = b->params[1] != 0;
     if (s->accumulate && s->act != BVL_ACT_NONE)
         return bvl_fail(err, BVL_INVALID, "linear: an activation and accumulate do not go together");
-    if (bvl_linear_init(&s->linear, p->kernels, &b->weights[0], &b->weights[1], b->threads, err) != BVL_OK)
+    const bvl_precision precision = bvl_outer_precision(p, p->slots[r->src].rows);
+    if (bvl_linear_init(&s->linear, p->kernels, precision, &b->weights[0], &b->weights[1], b->threads, err) !=
+        BVL_OK)
         return err->status;
-    p->packed_bytes += bvl_linear_bytes(&s->linear, p->kernels);
+    p->packed_bytes += bvl_linear_bytes(&s->linear);
     return BVL_OK;
+}
+
+static int64_t linear_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+    const linear_state *s = r->state;
+    return count * bvl_slot_rows(&p->slots[r->src], L) * bvl_linear_operand(&s->linear);
 }
 
 static void linear_run(const bvl_record *r, const bvl_run *run) {
@@ -82,8 +89,10 @@ static void linear_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src];
     const int64_t ld = run->program->slots[r->dst].ld, rows = run->count * bvl_slot_rows(src, run->inputs->L);
     float *y = run->slots[r->dst];
-    bvl_linear_run(&s->linear, run->kernels, y, ld, run->slots[r->src], src->ld, rows, s->act,
-                   s->accumulate ? y : NULL, ld, run->team);
+    int64_t lda = src->ld;
+    const float *a = bvl_linear_load(&s->linear, run->shared, run->slots[r->src], &lda, rows, run->team);
+    const bvl_epilogue epilogue = {.act = s->act, .residual = s->accumulate ? y : NULL, .ldr = ld};
+    bvl_linear_run(&s->linear, run->kernels, y, ld, a, lda, rows, epilogue, run->team);
     bvl_barrier(run->team);
 }
 
@@ -93,6 +102,7 @@ const bvl_op bvl_op_linear = {
     .weights = {"weight", "bias", NULL},
     .build = linear_build,
     .release = linear_release,
+    .shared = linear_shared,
     .run = linear_run,
 };
 

@@ -15,9 +15,11 @@
 
 #define ROWS_PER_MICRO_BATCH 256
 
-bvl_program *bvl_program_new(const bvl_kernels *kernels) {
+bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision) {
     bvl_program *program = bvl_alloc(sizeof *program);
-    if (program) program->kernels = kernels;
+    if (!program) return NULL;
+    program->kernels = kernels;
+    program->precision = precision;
     return program;
 }
 

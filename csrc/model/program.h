@@ -36,6 +36,7 @@ typedef struct {
 
 typedef struct {
     const bvl_kernels *kernels;
+    bvl_precision precision; /* of the blocks of a transformer */
     bvl_slot slots[BVL_MAX_SLOTS];
     int slot_count;
     bvl_record *records;
@@ -84,7 +85,7 @@ typedef struct bvl_op {
 extern const bvl_op *const bvl_ops[];
 const bvl_op *bvl_find_op(const char *name);
 
-bvl_program *bvl_program_new(const bvl_kernels *kernels);
+bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision);
 void bvl_program_free(bvl_program *program);
 /* Index of a new slot, or -1 with err filled. */
 int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err);
@@ -106,6 +107,12 @@ typedef struct {
  * anything is computed, with CANCELLED when poll said so. */
 bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
                            bvl_error *err);
+
+/* The precision of stems, convolutions and what stands between blocks: in int8 programs bfloat16, for these
+ * products are short and see pictures at first hand. What sees one row an item stays in float32. */
+BVL_INLINE bvl_precision bvl_outer_precision(const bvl_program *p, int64_t rows) {
+    return rows == 1 ? BVL_FLOAT32 : BVL_MIN(p->precision, BVL_BFLOAT16);
+}
 
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {
     return slot->rows == BVL_ROWS_TEXT ? L : slot->rows;

@@ -12,7 +12,9 @@
 #include "ops.h"
 
 typedef struct {
-    float *word, *position, *type; /* [vocab, D] [max_positions, D] [types, D] or NULL */
+    float *word;            /* [vocab, D], NULL where half is used */
+    uint16_t *half;         /* [vocab, D] bfloat16, of programs in less than float32 */
+    float *position, *type; /* [max_positions, D] [types, D] or NULL */
     int64_t D;
 } embed_tokens;
 
@@ -21,6 +23,7 @@ enum { WORD, POSITION, TYPE };
 static void embed_tokens_release(void *state) {
     embed_tokens *s = state;
     bvl_free(s->word);
+    bvl_free(s->half);
     bvl_free(s->position);
     bvl_free(s->type);
     bvl_free(s);
@@ -41,8 +44,10 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     p->vocab = b->weights[WORD].shape[0];
     p->max_positions = b->weights[POSITION].shape[0];
     p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
-    p->packed_bytes += 4 * D * (p->vocab + p->max_positions + p->types);
-    if (bvl_copy_vector(&s->word, &b->weights[WORD], err) != BVL_OK ||
+    const bool whole = p->precision == BVL_FLOAT32;
+    p->packed_bytes += D * ((whole ? 4 : 2) * p->vocab + 4 * (p->max_positions + p->types));
+    if ((whole ? bvl_copy_vector(&s->word, &b->weights[WORD], err)
+               : bvl_copy_bfloat16(&s->half, &b->weights[WORD], err)) != BVL_OK ||
         bvl_copy_vector(&s->position, &b->weights[POSITION], err) != BVL_OK)
         return err->status;
     return p->types ? bvl_copy_vector(&s->type, &b->weights[TYPE], err) : BVL_OK;
@@ -58,7 +63,10 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
     for (int64_t i = begin; i < end; i++) {
         const int64_t at = run->first * L + i;
         float *x = run->slots[r->dst] + i * ld;
-        memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
+        if (s->word)
+            memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
+        else
+            bvl_widen(x, s->half + in->input_ids[at] * s->D, s->D);
         if (s->type) {
             const int64_t type = in->token_type_ids ? in->token_type_ids[at] : 0;
             k->add(x, s->type + type * s->D, s->D);
@@ -133,11 +141,11 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     p->channels = s->patches.channels;
     p->height = s->patches.height;
     p->width = s->patches.width;
-    if (bvl_linear_init(&s->linear, p->kernels, &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads,
-                        err) != BVL_OK)
+    if (bvl_linear_init(&s->linear, p->kernels, bvl_outer_precision(p, s->tokens), &b->weights[W_WEIGHT],
+                        &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;
     s->ld = bvl_padded(s->linear.K);
-    p->packed_bytes += bvl_linear_bytes(&s->linear, p->kernels);
+    p->packed_bytes += bvl_linear_bytes(&s->linear);
     if (b->weights[W_CLASS].data && bvl_copy_vector(&s->class_token, &b->weights[W_CLASS], err) != BVL_OK)
         return err->status;
     if (!b->weights[W_POSITION].data) return BVL_OK;
@@ -148,7 +156,7 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
 static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
     const patch_embed *s = r->state;
     (void)p, (void)count, (void)L;
-    return s->tokens * s->ld; /* one picture at a time */
+    return s->tokens * (s->ld + bvl_linear_operand(&s->linear)); /* one picture at a time */
 }
 
 static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
@@ -161,8 +169,13 @@ static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
         bvl_patch_rows(run->shared, s->ld, run->inputs->pixel_values + (run->first + i) * pixels, &s->patches,
                        run->team);
         bvl_barrier(run->team);
-        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, run->shared, s->ld, s->tokens,
-                       s->act, s->position ? s->position + skip * D : NULL, D, run->team);
+        int64_t ld = s->ld;
+        const float *a = bvl_linear_load(&s->linear, run->shared + s->tokens * s->ld, run->shared, &ld,
+                                         s->tokens, run->team);
+        const bvl_epilogue epilogue = {
+            .act = s->act, .residual = s->position ? s->position + skip * D : NULL, .ldr = D};
+        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, a, ld, s->tokens, epilogue,
+                       run->team);
         if (skip && run->team.tid == 0) {
             memcpy(x, s->class_token, (size_t)D * sizeof(float));
             if (s->position) run->kernels->add(x, s->position, D);

@@ -10,21 +10,48 @@
 
 #define QUERY_BLOCK 56 /* a multiple of every level's tile height but avx2's, where it is 9.3 tiles */
 
+bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int64_t hd) {
+    return precision != BVL_FLOAT32 && kernels->bf16_rows &&
+           hd % 2 == 0; /* a row's pairs do not straddle heads */
+}
+
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd) {
-    return bvl_packed_size(kernels, Tk, hd) + bvl_packed_size(kernels, hd, Tk) + QUERY_BLOCK * bvl_padded(Tk);
+    int64_t words = 0;
+    for (int p = BVL_FLOAT32; p <= (kernels->bf16_rows ? BVL_BFLOAT16 : BVL_FLOAT32); p++) {
+        const bvl_product *product = &kernels->product[p];
+        words = BVL_MAX(words, bvl_round_up(product->packed_words(Tk, hd), 16) +
+                                   bvl_round_up(product->packed_words(hd, Tk), 16));
+    }
+    const int64_t padded = bvl_padded(Tk) + (kernels->bf16_rows ? bvl_padded(Tk) : 0);
+    return words + QUERY_BLOCK * padded;
+}
+
+/* Keys and values packed as the weights of the two products. */
+static void pack_keys_values(const bvl_kernels *kernels, float *keys, float *values, const float *k,
+                             const float *v, const bvl_attention_shape *s) {
+    if (s->bf16) {
+        kernels->pack_bf16(keys, (const uint16_t *)(const void *)k, 2 * s->ldkv, s->Tk, s->hd, false);
+        kernels->pack_bf16(values, (const uint16_t *)(const void *)v, 2 * s->ldkv, s->hd, s->Tk, true);
+        return;
+    }
+    const bvl_product *product = &kernels->product[BVL_FLOAT32];
+    product->pack(keys, k, s->ldkv, s->Tk, s->hd, false, 0, bvl_panels(kernels, s->Tk));
+    product->pack(values, v, s->ldkv, s->hd, s->Tk, true, 0, bvl_panels(kernels, s->hd));
 }
 
 void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
                    const bvl_attention_shape *s, float *scratch) {
-    const bvl_epilogue plain = {0};
+    const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
+    const bvl_epilogue plain = {0}, finish = {.bf16 = s->out_bf16};
     const int64_t ld = bvl_padded(s->Tk);
-    float *keys = scratch, *values = keys + bvl_packed_size(kernels, s->Tk, s->hd);
-    float *scores = values + bvl_packed_size(kernels, s->hd, s->Tk);
-    kernels->gemm_pack(keys, k, s->ldkv, s->Tk, s->hd, false, 0, bvl_panels(kernels, s->Tk));
-    kernels->gemm_pack(values, v, s->ldkv, s->hd, s->Tk, true, 0, bvl_panels(kernels, s->hd));
+    float *keys = scratch, *values = keys + bvl_round_up(product->packed_words(s->Tk, s->hd), 16);
+    float *scores = values + bvl_round_up(product->packed_words(s->hd, s->Tk), 16);
+    float *weights =
+        s->bf16 ? scores + QUERY_BLOCK * ld : scores; /* the scores as the second product reads them */
+    pack_keys_values(kernels, keys, values, k, v, s);
     for (int64_t t0 = 0; t0 < s->Tq; t0 += QUERY_BLOCK) {
         const int64_t rows = BVL_MIN(QUERY_BLOCK, s->Tq - t0);
-        kernels->gemm(scores, ld, q + t0 * s->ldq, s->ldq, keys, rows, s->Tk, s->hd, 0,
+        product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, keys, rows, s->Tk, s->hd, 0,
                       bvl_panels(kernels, s->Tk), &plain);
         for (int64_t i = 0; i < rows; i++) {
             float *row = scores + i * ld;
@@ -32,7 +59,8 @@ void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const
             kernels->softmax(row, seen, s->scale, s->bias);
             memset(row + seen, 0, (size_t)(s->Tk - seen) * sizeof(float));
         }
-        kernels->gemm(out + t0 * s->ldo, s->ldo, scores, ld, values, rows, s->hd, s->Tk, 0,
-                      bvl_panels(kernels, s->hd), &plain);
+        if (s->bf16) product->load(weights, ld, scores, ld, rows, s->Tk);
+        product->gemm(out + t0 * s->ldo, s->ldo, weights, ld, values, rows, s->hd, s->Tk, 0,
+                      bvl_panels(kernels, s->hd), &finish);
     }
 }

@@ -9,6 +9,8 @@
 
 #include "../arena.h"
 
+enum { INT8_MOST_K = 65536 }; /* 255 x 127 x K fits in an int32 */
+
 typedef struct {
     bvl_linear *linear;
     const bvl_kernels *kernels;
@@ -20,26 +22,50 @@ static void pack_share(void *context, bvl_team team) {
     const bvl_linear *l = job->linear;
     int64_t p0, p1;
     bvl_share(bvl_panels(job->kernels, l->N), team.tid, team.nt, &p0, &p1);
-    job->kernels->gemm_pack(l->packed, job->weight, l->K, l->N, l->K, false, p0, p1);
+    l->product->pack(l->packed, job->weight, l->K, l->N, l->K, false, p0, p1);
+}
+
+static size_t element_count(const bvl_array *a) {
+    size_t count = 1;
+    for (int i = 0; i < a->rank; i++) count *= (size_t)a->shape[i];
+    return count;
 }
 
 bvl_status bvl_copy_vector(float **out, const bvl_array *source, bvl_error *err) {
-    size_t count = 1;
-    for (int i = 0; i < source->rank; i++) count *= (size_t)source->shape[i];
+    const size_t count = element_count(source);
     if (!(*out = bvl_alloc_array(count, sizeof(float))))
         return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu floats", count);
     memcpy(*out, source->data, count * sizeof(float));
     return BVL_OK;
 }
 
-bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, const bvl_array *weight,
-                           const bvl_array *bias, int nt, bvl_error *err) {
+bvl_status bvl_copy_bfloat16(uint16_t **out, const bvl_array *source, bvl_error *err) {
+    const size_t count = element_count(source);
+    if (!(*out = bvl_alloc_array(count, sizeof(uint16_t))))
+        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu values", count);
+    for (size_t i = 0; i < count; i++) (*out)[i] = bvl_to_bf16(source->data[i]);
+    return BVL_OK;
+}
+
+void bvl_widen(float *y, const uint16_t *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)x[i] << 16;
+        memcpy(y + i, &bits, sizeof bits);
+    }
+}
+
+bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, bvl_precision precision,
+                           const bvl_array *weight, const bvl_array *bias, int nt, bvl_error *err) {
     linear->N = weight->shape[0];
     linear->K = 1;
     for (int i = 1; i < weight->rank; i++) linear->K *= weight->shape[i];
-    const int64_t floats = bvl_packed_size(kernels, linear->N, linear->K);
-    if (!(linear->packed = bvl_alloc_array((size_t)floats, sizeof(float))))
-        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld packed floats", (long long)floats);
+    linear->product = &kernels->product[precision];
+    if (precision == BVL_INT8 && linear->K > INT8_MOST_K)
+        return bvl_fail(err, BVL_INVALID, "a product over %lld inputs, expected at most %d in int8",
+                        (long long)linear->K, INT8_MOST_K);
+    const int64_t words = linear->product->packed_words(linear->N, linear->K);
+    if (!(linear->packed = bvl_alloc_array((size_t)words, sizeof(float))))
+        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld packed words", (long long)words);
     bvl_parallel(nt, pack_share, &(pack_job){linear, kernels, weight->data});
     return bias->data ? bvl_copy_vector(&linear->bias, bias, err) : BVL_OK;
 }
@@ -50,21 +76,37 @@ void bvl_linear_free(bvl_linear *linear) {
     linear->packed = linear->bias = NULL;
 }
 
-int64_t bvl_linear_bytes(const bvl_linear *linear, const bvl_kernels *kernels) {
+int64_t bvl_linear_bytes(const bvl_linear *linear) {
     return (int64_t)sizeof(float) *
-           (bvl_packed_size(kernels, linear->N, linear->K) + (linear->bias ? linear->N : 0));
+           (linear->product->packed_words(linear->N, linear->K) + (linear->bias ? linear->N : 0));
+}
+
+int64_t bvl_linear_operand(const bvl_linear *linear) {
+    return linear->product->load ? bvl_padded(linear->product->operand_words(linear->K)) : 0;
+}
+
+const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const float *x, int64_t *ld,
+                             int64_t rows, bvl_team team) {
+    const int64_t ldd = bvl_linear_operand(linear);
+    int64_t r0, r1;
+    if (!ldd) return x;
+    bvl_share(rows, team.tid, team.nt, &r0, &r1);
+    linear->product->load(scratch + r0 * ldd, ldd, x + r0 * *ld, *ld, r1 - r0, linear->K);
+    bvl_barrier(team);
+    *ld = ldd;
+    return scratch;
 }
 
 void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
-                    const float *x, int64_t ldx, int64_t M, bvl_activation act, const float *residual,
-                    int64_t ldr, bvl_team team) {
+                    const float *a, int64_t lda, int64_t M, bvl_epilogue epilogue, bvl_team team) {
     const int64_t panels = bvl_panels(kernels, linear->N);
     int64_t p0 = 0, p1 = panels, m0 = 0, m1 = M;
     if (panels >= 2 * team.nt)
         bvl_share(panels, team.tid, team.nt, &p0, &p1);
     else
         bvl_share(M, team.tid, team.nt, &m0, &m1);
-    const bvl_epilogue epilogue = {linear->bias, residual ? residual + m0 * ldr : NULL, ldr, act};
-    kernels->gemm(y + m0 * ldy, ldy, x + m0 * ldx, ldx, linear->packed, m1 - m0, linear->N, linear->K, p0, p1,
-                  &epilogue);
+    epilogue.bias = linear->bias;
+    if (epilogue.residual) epilogue.residual += m0 * epilogue.ldr;
+    linear->product->gemm(y + m0 * ldy, ldy, a + m0 * lda, lda, linear->packed, m1 - m0, linear->N, linear->K,
+                          p0, p1, &epilogue);
 }

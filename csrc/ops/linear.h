@@ -6,23 +6,34 @@
 #include "../parallel.h"
 
 typedef struct {
-    float *packed; /* W [N, K] in the kernel table's layout */
+    float *packed; /* W [N, K] in the layout of `product` */
     float *bias;   /* [N] or NULL */
     int64_t N, K;
+    const bvl_product *product;
 } bvl_linear;
 
 /* Packs weight [N, K] (or [N, ...] flattened to K) and copies bias, on nt threads. */
-bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, const bvl_array *weight,
-                           const bvl_array *bias, int nt, bvl_error *err);
+bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, bvl_precision precision,
+                           const bvl_array *weight, const bvl_array *bias, int nt, bvl_error *err);
 void bvl_linear_free(bvl_linear *linear);
-int64_t bvl_linear_bytes(const bvl_linear *linear, const bvl_kernels *kernels);
+int64_t bvl_linear_bytes(const bvl_linear *linear);
 
-/* This worker's share of y[M, N] (rows ldy apart) from x[M, K]; no barrier. residual may be y. */
+/* Words between two operand rows of this product; 0 where it reads float32 rows as they are. */
+int64_t bvl_linear_operand(const bvl_linear *linear);
+/* The rows this product reads for x[rows, K] (*ld apart): x itself, or operand rows written to `scratch`, all
+ * of the team taking part and a barrier after it; then *ld is theirs. */
+const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const float *x, int64_t *ld,
+                             int64_t rows, bvl_team team);
+
+/* This worker's share of y[M, N] (rows ldy apart) from M operand rows; no barrier. The epilogue's residual
+ * may be y; its bias is filled in here. */
 void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
-                    const float *x, int64_t ldx, int64_t M, bvl_activation act, const float *residual,
-                    int64_t ldr, bvl_team team);
+                    const float *a, int64_t lda, int64_t M, bvl_epilogue epilogue, bvl_team team);
 
-/* A copy of a one-dimensional parameter, through the core's allocator. */
+/* A copy of a parameter, through the core's allocator; the second rounds it to bfloat16. */
 bvl_status bvl_copy_vector(float **out, const bvl_array *source, bvl_error *err);
+bvl_status bvl_copy_bfloat16(uint16_t **out, const bvl_array *source, bvl_error *err);
+/* y[n] = x[n] */
+void bvl_widen(float *y, const uint16_t *x, int64_t n);
 
 #endif

@@ -28,6 +28,26 @@ void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, in
                         norm->D);
 }
 
+int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
+    const int64_t words = bvl_linear_operand(linear);
+    return words ? words : bvl_padded(norm->D);
+}
+
+void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
+                   const float *x, int64_t ldx, int64_t rows, float *row, bvl_team team) {
+    const int64_t ldy = bvl_norm_operand(norm, linear);
+    int64_t r0, r1;
+    if (!linear->product->load) {
+        bvl_norm_run(norm, kernels, y, ldy, x, ldx, rows, team);
+        return;
+    }
+    bvl_share(rows, team.tid, team.nt, &r0, &r1);
+    for (int64_t r = r0; r < r1; r++) {
+        kernels->layer_norm(row, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, 1, norm->D);
+        linear->product->load(y + r * ldy, ldy, row, norm->D, 1, norm->D);
+    }
+}
+
 void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x, int64_t ldx,
                           int64_t rows, int64_t D, bvl_team team) {
     int64_t r0, r1;

@@ -4,6 +4,7 @@
 
 #include "../kernels/kernels.h"
 #include "../parallel.h"
+#include "linear.h"
 
 typedef struct {
     float *gamma, *beta; /* [D] */
@@ -17,6 +18,13 @@ void bvl_norm_free(bvl_norm *norm);
 /* y[rows, D] = layer_norm(x[rows, D]); y may be x */
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team);
+
+/* The operand rows of `linear` for layer_norm(x[rows, D]), to y (ldy: bvl_norm_operand); row[D] is this
+ * worker's. */
+void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
+                   const float *x, int64_t ldx, int64_t rows, float *row, bvl_team team);
+/* Words between two of those rows. */
+int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear);
 
 /* y[rows, D] = x / |x| per row */
 void bvl_l2_normalize_run(const bvl_kernels *kernels, float *y, int64_t ldy, const float *x, int64_t ldx,

@@ -1,0 +1,187 @@
+/* pack.c: both sides of a product in the form its microkernel reads (dot.h); compiled once per instruction
+ * set.
+ *
+ *   weights      [panel of V_NR columns][word of K][column][k's of the word], once, when a model is loaded
+ *   activations  bfloat16: rounded rows. int8: digits = round(x / scale) with one scale per row; elements
+ * that would spoil the scale are kept apart as floats: while at most INT8_OUTLIERS are larger than half of
+ * the largest one left, those are taken out (Dettmers et al., 2022, keep whole columns apart). Which elements
+ * these are depends on the row alone.
+ */
+#include "dot.h"
+#include "gemm.h"
+#include "vec.h"
+
+void BVL_NAME(bvl_pack_float32)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
+                                int64_t p0, int64_t p1) {
+    for (int64_t p = p0; p < p1; p++) {
+        float *panel = dst + p * V_NR * K;
+        const int64_t n0 = p * V_NR, width = BVL_MIN(V_NR, N - n0);
+        if (transposed) {
+            for (int64_t k = 0; k < K; k++) {
+                memcpy(panel + k * V_NR, w + k * ld + n0, (size_t)width * sizeof(float));
+                for (int64_t j = width; j < V_NR; j++) panel[k * V_NR + j] = 0;
+            }
+            continue;
+        }
+        /* one cache line of each row at a time: rows a power of two apart share cache sets */
+        for (int64_t k0 = 0; k0 < K; k0 += 16) {
+            const int64_t k1 = BVL_MIN(k0 + 16, K);
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t k = k0; k < k1; k++) panel[k * V_NR + j] = w[(n0 + j) * ld + k];
+            for (int64_t j = width; j < V_NR; j++)
+                for (int64_t k = k0; k < k1; k++) panel[k * V_NR + j] = 0;
+        }
+    }
+}
+
+/* Panel p's weights as [column j][k] floats, one column at a time: W[n, k], or zero past N. */
+BVL_INLINE float weight(const float *w, int64_t ld, int64_t N, bool transposed, int64_t n, int64_t k) {
+    return n >= N ? 0.0f : transposed ? w[k * ld + n] : w[n * ld + k];
+}
+
+void BVL_NAME(bvl_pack_bfloat16)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K,
+                                 bool transposed, int64_t p0, int64_t p1) {
+    const int64_t bytes = panel_bytes(BVL_BFLOAT16, K);
+    for (int64_t p = p0; p < p1; p++) {
+        uint16_t *panel = (uint16_t *)(void *)((uint8_t *)dst + p * bytes);
+        memset(panel, 0, (size_t)bytes);
+        for (int64_t k0 = 0; k0 < K; k0 += 16)
+            for (int64_t j = 0; j < V_NR; j++)
+                for (int64_t k = k0; k < BVL_MIN(k0 + 16, K); k++)
+                    panel[(k / BF16_STEP * V_NR + j) * BF16_STEP + k % BF16_STEP] =
+                        bvl_to_bf16(weight(w, ld, N, transposed, p * V_NR + j, k));
+    }
+}
+
+/* One scale per column: the largest weight becomes 127. */
+void BVL_NAME(bvl_pack_int8)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
+                             int64_t p0, int64_t p1) {
+    const int64_t bytes = panel_bytes(BVL_INT8, K);
+    for (int64_t p = p0; p < p1; p++) {
+        uint8_t *panel = (uint8_t *)dst + p * bytes;
+        float *scales = (float *)(void *)(panel + bytes) - V_NR;
+        memset(panel, 128, (size_t)bytes - 4 * V_NR);
+        for (int64_t j = 0; j < V_NR; j++) {
+            float most = 0;
+            for (int64_t k = 0; k < K; k++)
+                most = BVL_MAX(most, fabsf(weight(w, ld, N, transposed, p * V_NR + j, k)));
+            scales[j] = most / 127.0f;
+            const float inverse = most > 0 ? 127.0f / most : 0.0f;
+            for (int64_t k = 0; k < K; k++)
+                panel[(k / INT8_STEP * V_NR + j) * INT8_STEP + k % INT8_STEP] =
+                    (uint8_t)(128 + (int)lrintf(weight(w, ld, N, transposed, p * V_NR + j, k) * inverse));
+        }
+    }
+}
+
+void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
+                             bool transposed) {
+    const int64_t bytes = panel_bytes(BVL_BFLOAT16, K), pairs = (K + 1) / 2;
+    for (int64_t n0 = 0; n0 < N; n0 += V_NR, dst += bytes / 4) {
+        const int64_t width = BVL_MIN(V_NR, N - n0);
+        uint32_t *words = (uint32_t *)(void *)dst;
+        if (width < V_NR || pairs * 4 * V_NR < bytes) memset(words, 0, (size_t)bytes);
+        if (transposed) {
+            for (int64_t k = 0; k < pairs; k++) {
+                const uint16_t *even = w + 2 * k * ld + n0, *odd = even + ld;
+                if (2 * k + 1 < K)
+                    for (int64_t j = 0; j < width; j++)
+                        words[k * V_NR + j] = even[j] | (uint32_t)odd[j] << 16;
+                else
+                    for (int64_t j = 0; j < width; j++) words[k * V_NR + j] = even[j];
+            }
+            continue;
+        }
+        /* a pair of k's is one word of the source; a cache line of each row at a time */
+        for (int64_t k0 = 0; k0 < pairs; k0 += 16)
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t k = k0; k < BVL_MIN(k0 + 16, pairs); k++)
+                    memcpy(words + k * V_NR + j, w + (n0 + j) * ld + 2 * k, 4);
+    }
+}
+
+void BVL_NAME(bvl_load_bfloat16)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows,
+                                 int64_t K) {
+    const int64_t words = k_words(BVL_BFLOAT16, K);
+    for (int64_t r = 0; r < rows; r++, dst += ldd, x += ldx) {
+        uint16_t *y = (uint16_t *)(void *)dst;
+        for (int64_t k = 0; k < K; k += V_WIDTH)
+            v_store_bf16(y + k, v_load_first(x + k, K - k), BVL_MIN(V_WIDTH, K - k));
+        memset(y + K, 0, (size_t)(words * BF16_STEP - K) * 2);
+    }
+}
+
+BVL_INLINE vf v_abs(vf x) {
+    return v_max(x, v_set1(0.0f) - x);
+}
+
+/* How many elements exceed limit in size, and the largest of the others. */
+static int64_t count_above(const float *x, int64_t K, float limit, float *rest) {
+    const vf bound = v_set1(limit);
+    vf most = v_set1(0.0f);
+    int64_t count = 0;
+    for (int64_t k = 0; k < K; k += V_WIDTH) {
+        const vf size = v_abs(v_load_first(x + k, K - k));
+        count += v_count_gt(size, bound);
+        most = v_max(most, v_select_lt(bound, size, v_set1(0.0f), size));
+    }
+    *rest = v_hmax(most);
+    return count;
+}
+
+/* Fills the head's outliers; returns the bound the digits have to cover. A row with NaN or inf gets a scale
+ * of that kind, so that its results are NaN as a float's would be. */
+static float find_outliers(bvl_int8_head *head, const float *x, int64_t K) {
+    float most, rest;
+    vf top = v_set1(0.0f), check = v_set1(0.0f);
+    for (int64_t k = 0; k < K; k += V_WIDTH) {
+        const vf v = v_load_first(x + k, K - k);
+        top = v_max(top, v_abs(v));
+        check = v_fma(v, v_set1(0.0f), check); /* 0, or NaN where v is not finite */
+    }
+    most = v_hmax(top);
+    head->outliers = 0;
+    if (!(v_sum(check) == 0.0f)) return NAN;
+    int64_t count = count_above(x, K, most / 2, &rest), taken = 0;
+    float limit = most;
+    while (count <= INT8_OUTLIERS && rest > 0 && count > taken) {
+        taken = count;
+        limit = most / 2;
+        most = rest;
+        count = count_above(x, K, most / 2, &rest);
+    }
+    if (taken == 0) return most;
+    for (int64_t k = 0; k < K; k++)
+        if (fabsf(x[k]) > limit) {
+            head->index[head->outliers] = (int32_t)k;
+            head->value[head->outliers++] = x[k];
+        }
+    return most;
+}
+
+void BVL_NAME(bvl_load_int8)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows, int64_t K) {
+    const int64_t words = k_words(BVL_INT8, K);
+    for (int64_t r = 0; r < rows; r++, dst += ldd, x += ldx) {
+        bvl_int8_head *head = (bvl_int8_head *)(void *)dst;
+        bvl_digit *y = (bvl_digit *)(void *)(dst + INT8_HEAD);
+        const float most = find_outliers(head, x, K);
+        const vf bound = v_set1(most), inverse = v_set1(most > 0 ? 127.0f / most : 0.0f);
+        vf sum = v_set1(0.0f);
+        int64_t k = 0;
+        for (; k < K; k += V_WIDTH) {
+            const vf v = v_load_first(x + k, K - k);
+            const vf kept = v_select_lt(bound, v_abs(v), v_set1(0.0f), v);
+            vf digits = v_round(kept * inverse);
+            if (K - k >= V_WIDTH) {
+                sum = v_store_digits(y + k, digits, sum);
+            } else {
+                bvl_digit last[V_WIDTH];
+                sum = v_store_digits(last, digits, sum);
+                memcpy(y + k, last, (size_t)(K - k) * sizeof *y);
+            }
+        }
+        memset(y + K, 0, (size_t)(words * INT8_STEP - K) * sizeof *y);
+        head->scale = most / 127.0f;
+        head->sum = v_sum_int(sum);
+    }
+}

@@ -1,0 +1,232 @@
+"""bfloat16 and int8 models against the same model in float32: cosines of centred embeddings, planted outliers,
+determinism. What float32 is worth is test_families.py's matter."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+from beyondvl import _C
+from beyondvl.weights import save_safetensors
+
+LEAST = {"bfloat16": 0.9995, "int8": 0.995}  # cosine to float32, after the mean of the float32 batch is taken off
+GAINS = (1.5, 1.0, 2.0, 3.0, 0.5, 0.25)
+
+
+def tower(hidden, heads, inner, layers, **more):
+    return {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": inner,
+            "num_hidden_layers": layers} | more  # fmt: skip
+
+
+def clip(text, vision):
+    text = {"vocab_size": 600, "max_position_embeddings": 20, "eos_token_id": 599} | text
+    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64, "text_config": text,
+            "vision_config": vision}  # fmt: skip
+
+
+CONFIGS = {
+    "clip ViT-B/32": clip(tower(512, 8, 2048, 12), tower(768, 12, 3072, 12, image_size=224, patch_size=32)),
+    "clip odd": clip(tower(48, 3, 99, 3), tower(88, 1, 170, 4, image_size=45, patch_size=14)),
+    "siglip": {
+        "model_type": "siglip", "architectures": ["SiglipModel"],
+        "text_config": tower(144, 2, 304, 4, vocab_size=600, max_position_embeddings=16, projection_size=144),
+        "vision_config": tower(144, 2, 304, 4, image_size=70, patch_size=14),
+    },
+    "chinese_clip": {
+        "model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"], "projection_dim": 48,
+        "text_config": tower(96, 3, 384, 2, vocab_size=600, max_position_embeddings=20),
+        "vision_config": tower(96, 3, 200, 3, image_size=48, patch_size=8),
+    },
+}  # fmt: skip
+# random convnets send all pictures to one point: the shipped default stands for them (test_default.py)
+CONVNET = {"model_type": "efficientnet_lite", "variant": "efficientnet-lite0", "image_size": 96}
+
+
+def weights(config: dict, gains: dict[str, float]) -> dict[str, np.ndarray]:
+    """Matrices of each tower's gain, norms near one, small biases. Queries and keys keep gain 1: sharper ones make attention of
+    random weights pick single tokens, which no published model does."""
+    rng = np.random.default_rng(1)
+    found = models.tensors(config)
+    for name, array in found.items():
+        if "word_embeddings" in name or "token_embedding" in name:
+            array *= 4.0
+        elif "position" in name or "token_type" in name:
+            array *= 0.3
+        elif array.ndim == 2 and "embedding" not in name:
+            sharp = re.search(r"\b(q_proj|k_proj|query|key)\b", name)
+            array *= 1.0 if sharp else gains["text" if name.startswith("text") else "vision"]
+        elif array.ndim == 1:
+            norm = "norm" in name.lower() and name.endswith("weight")
+            array[:] = (1 if norm else 0) + (0.1 if norm else 0.05) * rng.normal(size=array.shape)
+    return found
+
+
+def plant(found: dict[str, np.ndarray], factor: float) -> None:
+    """Six channels of every norm inside a block times `factor`, the columns that read them divided: the same function."""
+    rng = np.random.default_rng(2)
+    planted = 0
+    for name in list(found):
+        if not name.endswith(("layer_norm1.weight", "layer_norm2.weight")):
+            continue
+        block, norm = name.rsplit(".", 2)[0], name.rsplit(".", 2)[1]
+        channels = rng.choice(found[name].size, 6, replace=False)
+        readers = [f"self_attn.{p}_proj" for p in "qkv"] if norm == "layer_norm1" else ["mlp.fc1"]
+        for part in ("weight", "bias"):
+            found[f"{block}.{norm}.{part}"][channels] *= factor
+        for reader in readers:
+            found[f"{block}.{reader}.weight"][:, channels] /= factor
+        planted += 1
+    assert planted
+
+
+def inputs(model, count: int = 64) -> dict[str, dict[str, np.ndarray]]:
+    """Varied inputs of each tower: pictures coarse and fine, texts of one length."""
+    rng = np.random.default_rng(3)
+    found = {}
+    if "text" in model.towers:
+        size = model.tower("text").program.info()["vocab_size"]
+        ids = rng.integers(3, size - 2, (count, 9))
+        ids[:, -1] = size - 1
+        found["text"] = {"input_ids": ids}
+    if "vision" in model.towers:
+        _, height, width = model.tower("vision").program.info()["image"]
+        coarse = rng.normal(size=(count, 3, 4, 4)) * 2 + 3 * rng.normal(size=(count, 3, 1, 1))
+        y, x = (np.arange(n) * 4 // n for n in (height, width))
+        pixels = coarse[:, :, y][:, :, :, x] + rng.normal(size=(count, 3, height, width))
+        found["vision"] = {"pixel_values": pixels.astype(np.float32)}
+    return found
+
+
+def embeddings(model, given) -> dict[str, np.ndarray]:
+    out = {}
+    for modality, arrays in given.items():
+        names = model.tower(modality).outputs
+        name = next(n for n in ("embeds", "sentence_embedding", "pooler_output") if n in names)
+        out[modality] = model.run_tower(modality, arrays, [name])[name]
+    return out
+
+
+def mean_cosine(x):
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return ((unit @ unit.T).sum() - len(x)) / (len(x) * (len(x) - 1))
+
+
+_made: dict = {}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, inputs, float32 embeddings); gains are the first that tell different inputs of a tower apart."""
+
+    def make(name, factor=1.0):
+        if (name, factor) not in _made:
+            tried = {"text": 0, "vision": 0}
+            while True:
+                found = weights(CONFIGS[name], {m: GAINS[i] for m, i in tried.items()})
+                if factor != 1:
+                    plant(found, factor)
+                folder = tmp_path_factory.mktemp("model")
+                save_safetensors(folder / "model.safetensors", found)
+                (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+                model = bvl.AutoModel.from_pretrained(folder)
+                given = inputs(model)
+                expected = embeddings(model, given)
+                alike = [m for m, e in expected.items() if mean_cosine(e) >= 0.5]
+                if not alike:
+                    break
+                for modality in alike:
+                    tried[modality] += 1
+                    assert tried[modality] < len(GAINS), f"float32 does not tell the inputs of {modality} apart"
+            _made[name, factor] = folder, given, expected
+        return _made[name, factor]
+
+    return make
+
+
+def worst_cosine(found, expected):
+    a, b = (x - expected.mean(0) for x in (found, expected))
+    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
+
+
+def check(made, precision, *key):
+    folder, given, expected = made(*key)
+    model = bvl.AutoModel.from_pretrained(folder, dtype=precision)
+    assert model.dtype == precision
+    found = embeddings(model, given)
+    for modality in given:
+        cosine = worst_cosine(found[modality], expected[modality])
+        assert cosine >= LEAST[precision], f"{modality}: {cosine}"
+        assert cosine < 1 - 1e-9, "nothing was rounded: this is not the precision asked for"
+
+
+@pytest.mark.parametrize("precision", LEAST)
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "clip ViT-B/32"])
+def test_precision(isa, made, name, precision):
+    check(made, precision, name)
+
+
+@pytest.mark.parametrize("precision", LEAST)
+@pytest.mark.parametrize("factor", [1, 20, 100])
+def test_precision_at_full_depth(made, precision, factor):
+    """ViT-B/32 with six outlier channels in front of every product."""
+    check(made, precision, "clip ViT-B/32", factor)
+
+
+@pytest.mark.parametrize("precision", LEAST)
+@pytest.mark.parametrize("factor", [20, 100])
+def test_planted_outliers(isa, made, precision, factor):
+    check(made, precision, "siglip", factor)
+
+
+@pytest.mark.parametrize("precision", LEAST)
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "clip ViT-B/32"] + ["efficientnet_lite"])
+def test_rows_threads_and_batches(isa, made, name, precision, tmp_path):
+    """Row i is bitwise the row alone, at any number of threads."""
+    if name == "efficientnet_lite":
+        folder = models.write(tmp_path / "model", CONVNET)
+        given = inputs(bvl.AutoModel.from_pretrained(folder))
+    else:
+        folder, given, _ = made(name)
+    given = {m: {k: v[:7] for k, v in arrays.items()} for m, arrays in given.items()}
+    whole = None
+    for threads in (1, 2, 3, 4):
+        model = bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=threads)
+        found = embeddings(model, given)
+        whole = whole or found
+        for modality, arrays in given.items():
+            np.testing.assert_array_equal(found[modality], whole[modality])
+            for i in (0, 3, 6):
+                one = {k: v[i : i + 1] for k, v in arrays.items()}
+                alone = embeddings(model, {modality: one})
+                np.testing.assert_array_equal(alone[modality][0], whole[modality][i])
+
+
+def test_weights_take_less_memory(made):
+    folder = made("clip ViT-B/32")[0]
+    sizes = {p: bvl.AutoModel.from_pretrained(folder, dtype=p).packed_bytes for p in _C.PRECISIONS}
+    assert sizes["bfloat16"] < 0.52 * sizes["float32"] and sizes["int8"] < 0.29 * sizes["float32"], sizes
+
+
+def test_names_of_dtypes(made, tmp_path):
+    folder, _, _ = made("clip odd")
+    assert bvl.AutoModel.from_pretrained(folder).dtype == "float32"
+    fastest = bvl.AutoModel.from_pretrained(folder, dtype="fastest").dtype
+    assert fastest == ("float32" if _C.config()["isa"] == "base" else "int8")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["clip odd"] | {"dtype": "bfloat16"}))
+    assert bvl.AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == "bfloat16"
+    with pytest.raises(ValueError, match="dtype: found 'float16', expected one of float32, bfloat16, int8"):
+        bvl.AutoModel.from_pretrained(folder, dtype="float16")
+
+
+def test_openblas_is_float32_only(made, monkeypatch):
+    monkeypatch.setenv("BEYONDVL_GEMM", "openblas")
+    with pytest.raises(ValueError, match="precision: found 'int8', expected float32 on OpenBLAS"):
+        bvl.AutoModel.from_pretrained(made("clip odd")[0], dtype="int8")
