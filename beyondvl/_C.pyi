@@ -42,14 +42,13 @@ def usable_isas() -> tuple[str, ...]:
 def set_isa(name: str | None = None, /) -> None: ...
 def default_threads() -> int: ...
 def preprocess(
-    jobs: list[tuple[NDArray[np.uint8], int, int, int, int, int]],
-    out_height: int,
-    out_width: int,
-    table: NDArray[np.float32],
-    num_threads: int,
-    /,
-) -> NDArray[np.float32]:
-    """(image [H, W, C], resized height, width, filter, top, left) each -> (B, C, out_height, out_width)."""
+    out: NDArray[np.float32], job: tuple[NDArray[np.uint8], int, int, int, int, int], table: NDArray[np.float32], /
+) -> None:
+    """(image [H, W, >= C], resized height, width, filter, top, left) and a (C, 256) table into out (C, out_height,
+    out_width), on the calling thread, without the GIL."""
+
+def arrow_pixels(capsule: Any, height: int, width: int, /) -> NDArray[np.uint8]:
+    """The memory of a PIL image of four bytes a pixel, from its `__arrow_c_array__`: (height, width, 4)."""
 
 def resize(
     image: NDArray[np.uint8], height: int, width: int, filter: int, top: int, left: int, /

@@ -14,7 +14,7 @@ import beyondvl.config
 import pictures
 from beyondvl import _C
 from beyondvl.processing.image import ImageProcessor
-from beyondvl.processing.loading import MAX_PIXELS, load_image
+from beyondvl.processing.loading import MAX_PIXELS, load_image, load_pixels
 
 CONFIGS = {
     "clip": ("CLIPImageProcessorPil", {}),
@@ -208,3 +208,31 @@ def test_same_pixels_as_pillow():
     """simplejpeg and Pillow decode to the same bytes."""
     for name in ("jpeg.jpg", "jpeg444.jpg", "jpeg422.jpg", "progressive.jpg", "gray.jpg", "odd.jpg", "tiny.jpg"):
         np.testing.assert_array_equal(load_image(FILES[name]), load_image(FILES[name], "pillow"))
+
+
+def test_fast_decoding_is_close_and_says_so():
+    """`fast=True` shrinks large JPEGs while decoding: close to the exact pixels, but not them; small ones are untouched."""
+    exact, fast = (bvl.AutoImageProcessor.from_pretrained("beyond-vl-model", fast=f) for f in (False, True))
+    large = [pictures.encoded(pictures.photo(1920, 1080, seed), "JPEG", quality=85) for seed in range(4)]
+    a, b = (p(large)["pixel_values"].reshape(4, -1) for p in (exact, fast))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() > 0.999 and (a != b).any()
+    small = [pictures.encoded(pictures.photo(500, 400), "JPEG")]
+    np.testing.assert_array_equal(exact(small)["pixel_values"], fast(small)["pixel_values"])
+
+
+def test_a_pil_image_is_read_in_place():
+    """Its own memory, four bytes a pixel, kept alive by the array; equal to a copy, and to an image in several blocks."""
+    image = pictures.photo(640, 480)
+    pixels = load_pixels(image)
+    assert pixels.shape == (480, 640, 4) and not pixels.flags.writeable
+    expected = np.asarray(image).copy()
+    del image
+    np.testing.assert_array_equal(pixels[:, :, :3], expected)
+
+    huge = Image.fromarray(np.tile(expected, (6, 6, 1)))
+    assert load_pixels(huge).shape == (2880, 3840, 3)
+    processor = bvl.AutoImageProcessor.from_pretrained("beyond-vl-model")
+    np.testing.assert_array_equal(processor(huge)["pixel_values"], processor(np.asarray(huge))["pixel_values"])
+    with pytest.raises(ValueError, match="arrow_pixels: expected 7 pixels"):
+        _C.arrow_pixels(Image.new("RGB", (3, 2)).__arrow_c_array__()[1], 7, 1)

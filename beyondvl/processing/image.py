@@ -7,8 +7,10 @@ pixel_values agree to the last bit. Only what the crop keeps is computed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..config import Config, read_json
 from ..errors import ConfigError, ImageError
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
-from .loading import load_image
+from .loading import Scratch, load_pixels
 
 __all__ = ["AutoImageProcessor", "ImageProcessor"]
 
@@ -55,6 +57,9 @@ class ImageProcessor:
 
     Fields as in preprocessor_config.json: do_resize, size ({"shortest_edge"} or {"height", "width"}), resample
     (Pillow's numbers), do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std.
+    `decoder`: see `load_image`. `fast=True` lets the JPEG decoder shrink large pictures by 2, 4 or 8 while their sides
+    stay at least twice what the resize makes of them: pixel_values are then no longer bit-equal (cosine to the exact
+    ones of photographs above 0.999), everything else stays as it is.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class ImageProcessor:
         image_mean: Any = None,
         image_std: Any = None,
         decoder: str = "auto",
+        fast: bool = False,
         num_threads: int | None = None,
     ):
         self.do_resize, self.size, self.resample = do_resize, _size(size, "size"), resample
@@ -79,7 +85,7 @@ class ImageProcessor:
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
         self.do_normalize = do_normalize
         self.image_mean, self.image_std = _three(image_mean, 0.0), _three(image_std, 1.0)
-        self.decoder = decoder
+        self.decoder, self.fast = decoder, fast
         self.num_threads = num_threads or _C.default_threads()
         if type(resample) is not int or resample not in range(6):
             raise ConfigError(f"resample: found {resample!r}, expected Pillow's 0 to 5")
@@ -97,7 +103,7 @@ class ImageProcessor:
         if kind == "Siglip2":  # at its own square grid
             side = config.integer("patch_size", 16) * math.isqrt(config.integer("max_num_patches", 256))
             return cls(**(fields | {"size": {"height": side, "width": side}} | overrides))
-        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "num_threads"}
+        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "fast", "num_threads"}
         fields |= {name: config.get(name) for name in names if config.get(name) is not None}
         fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
         return cls(**(fields | overrides))
@@ -125,40 +131,66 @@ class ImageProcessor:
         batch = list(images) if isinstance(images, list | tuple) else _as_batch(images)
         if not batch:
             raise ValueError("images: the list is empty, expected at least one picture")
-        pixels = self._process(self._load(batch, positions or range(len(batch))))
+        pixels = self._pipeline(batch, positions or range(len(batch)))
         tensors = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
         return BatchFeature(pixel_values=tensors)
 
     preprocess = __call__
 
-    def _load(self, batch: list[Any], positions: Any) -> list[np.ndarray]:
-        def load(item: tuple[int, Any]) -> np.ndarray:
-            index, source = item
-            try:
-                return load_image(source, self.decoder)
-            except ImageError as error:
-                raise ImageError(f"image {index}: {error}", index) from error
+    def _pipeline(self, batch: list[Any], positions: Any) -> np.ndarray:
+        """Each picture from source to pixel_values on one thread, so that its pixels are resized while in the cache."""
+        workers = min(self.num_threads, len(batch))
+        with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
+            run = pool.map if pool else map
+            shape = self._output_shape()
+            if shape is None:  # it depends on the pictures, which must agree
+                images = list(run(self._load, batch, positions))
+                shape = self._common_shape(images)
+                out = np.empty((len(batch), 3, *shape), np.float32)
+                list(run(self._fill, out, images))
+                return out
+            out = np.empty((len(batch), 3, *shape), np.float32)
+            local = threading.local()
 
-        if len(batch) == 1 or self.num_threads == 1:
-            return [load(item) for item in zip(positions, batch, strict=True)]
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            return list(pool.map(load, zip(positions, batch, strict=True)))
+            def work(index: int) -> None:
+                if not hasattr(local, "scratch"):
+                    local.scratch = Scratch(self._least if self.fast else None)
+                self._fill(out[index], self._load(batch[index], positions[index], local.scratch))
 
-    def _process(self, images: list[np.ndarray]) -> np.ndarray:
-        if any(image.dtype != np.uint8 for image in images) or self.resample == NEAREST:
-            return np.stack([self._process_floats(image) for image in images])
-        targets = [self._geometry(*image.shape[:2]) for image in images]
-        shapes = {target[2:4] for target in targets}
+            list(run(work, range(len(batch))))
+            return out
+
+    def _fill(self, out: np.ndarray, image: np.ndarray) -> None:
+        """pixel_values (3, H, W) of loaded pixels."""
+        if image.dtype != np.uint8 or self.resample == NEAREST:
+            out[...] = self._process_floats(image[:, :, :3])
+            return
+        target = self._geometry(*image.shape[:2])
+        _C.preprocess(out, (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:]), self.table)
+
+    def _common_shape(self, images: list[np.ndarray]) -> tuple[int, int]:
+        shapes = {self._geometry(*image.shape[:2])[2:4] for image in images}
         if len(shapes) > 1:
             raise ValueError(
                 f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes"
             )
-        height, width = shapes.pop()
-        jobs = [
-            (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:])
-            for image, target in zip(images, targets, strict=True)
-        ]
-        return _C.preprocess(jobs, height, width, self.table, self.num_threads)
+        return shapes.pop()
+
+    def _load(self, source: Any, position: int, scratch: Scratch | None = None) -> np.ndarray:
+        try:
+            return load_pixels(source, self.decoder, scratch=scratch)
+        except ImageError as error:
+            raise ImageError(f"image {position}: {error}", position) from error
+
+    def _output_shape(self) -> tuple[int, int] | None:
+        """Height and width of every result, None where they depend on the picture."""
+        size = self.crop_size if self.do_center_crop else self.size if self.do_resize else {}
+        return (size["height"], size["width"]) if "height" in size else None
+
+    def _least(self, height: int, width: int) -> tuple[int, int]:
+        """Smallest decoded size that `fast` accepts."""
+        new_height, new_width = self._resized(height, width)
+        return 2 * new_height, 2 * new_width
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if not self.do_resize:

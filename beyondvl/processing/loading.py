@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FO
 
     Raises ImageError (a ValueError) when it cannot be read, is larger than MAX_PIXELS, or is a URL.
     """
+    return load_pixels(source, decoder, formats)[:, :, :3]
+
+
+def load_pixels(
+    source: Any, decoder: str = "auto", formats: tuple[str, ...] = FORMATS, scratch: Scratch | None = None
+) -> np.ndarray:
+    """As `load_image`; PIL images may come as their own memory with a fourth, unused byte a pixel. With `scratch` the
+    pixels of a JPEG lie in its buffer until the next call, and may be fewer than the picture's when it says so."""
     if decoder not in DECODERS:
         raise ValueError(f"decoder: found {decoder!r}, expected one of {', '.join(DECODERS)}")
     if is_torch(source):
@@ -49,9 +58,23 @@ def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FO
     else:
         return pil_to_rgb(source)
     try:
-        return _decode(data, decoder, formats)
+        return _decode(data, decoder, formats, scratch)
     except (ValueError, OSError, SyntaxError, EOFError, OverflowError, RuntimeError) as error:
         raise ImageError(f"{name}: cannot be decoded: {error}") from error
+
+
+class Scratch:
+    """What one thread reuses from picture to picture: the decoder's output, whose pages cost as much as a tenth of
+    decoding. `least(height, width)`, when given, names the smallest decoded height and width that will do."""
+
+    def __init__(self, least: Callable[[int, int], tuple[int, int]] | None = None):
+        self.least = least
+        self.buffer = bytearray()
+
+    def room(self, count: int) -> bytearray:
+        if len(self.buffer) < count:
+            self.buffer = bytearray(count)
+        return self.buffer
 
 
 def _read_file(path: str | os.PathLike) -> bytes:
@@ -64,7 +87,7 @@ def _read_file(path: str | os.PathLike) -> bytes:
         raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
 
 
-def _decode(data: bytes, decoder: str, formats: tuple[str, ...]) -> np.ndarray:
+def _decode(data: bytes, decoder: str, formats: tuple[str, ...], scratch: Scratch | None) -> np.ndarray:
     if not data:
         raise ValueError("the file is empty")
     if decoder == "stb":
@@ -72,14 +95,14 @@ def _decode(data: bytes, decoder: str, formats: tuple[str, ...]) -> np.ndarray:
     if decoder == "auto" and data[:3] == b"\xff\xd8\xff" and "JPEG" in formats:
         # any warning of libjpeg-turbo is an error there; Pillow then has the last word, as in transformers
         with contextlib.suppress(ValueError):
-            pixels = _decode_jpeg(data)
+            pixels = _decode_jpeg(data, scratch)
             if pixels is not None:
                 return pixels
     # a transparent colour survives the conversion to RGB as a note, which pil_to_rgb then honours
     return pil_to_rgb(open_image(data, formats).convert("RGB"))
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, scratch: Scratch | None) -> np.ndarray | None:
     """Pixels of an RGB or gray JPEG without EXIF; None sends the others to Pillow."""
     import simplejpeg
 
@@ -89,9 +112,14 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     if space not in ("YCbCr", "Gray", "RGB"):
         return None
     check_pixels(height, width)
+    options: dict[str, Any] = {}
+    if scratch and scratch.least:
+        options["min_height"], options["min_width"] = scratch.least(height, width)
     if space == "Gray":
-        return np.repeat(simplejpeg.decode_jpeg(data, "GRAY"), 3, axis=2)
-    return simplejpeg.decode_jpeg(data, "RGB")
+        return np.repeat(simplejpeg.decode_jpeg(data, "GRAY", **options), 3, axis=2)
+    if scratch:
+        options["buffer"] = scratch.room(height * width * 3)
+    return simplejpeg.decode_jpeg(data, "RGB", **options)
 
 
 def check_pixels(height: int, width: int) -> None:
@@ -127,9 +155,19 @@ def pil_to_rgb(image: Any) -> np.ndarray:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.asarray(image.convert("RGB"))
+        return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
     except (ValueError, OSError, SyntaxError) as error:
         raise ImageError(f"PIL image {image.mode} {image.size}: {error}") from error
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """The memory of an RGB image, four bytes a pixel, where Pillow holds it in one piece; else a copy of three."""
+    image.load()
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except (AttributeError, ValueError):
+        return np.asarray(image)
+    return _C.arrow_pixels(capsule, image.height, image.width)
 
 
 def array_to_rgb(image: np.ndarray) -> np.ndarray:

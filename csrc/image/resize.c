@@ -61,79 +61,53 @@ static const struct {
                [BVL_BOX] = {box, 0.5},
                [BVL_HAMMING] = {hamming, 1.0}};
 
-/* Weights of output samples [first, first + count) along one axis. */
-typedef struct {
-    int32_t *weights; /* [count, taps] */
-    int64_t *begin;   /* [count] first input sample */
-    int64_t *length;  /* [count] samples used */
-    int64_t taps;
-} axis;
-
-static void axis_free(axis *a) {
-    bvl_free(a->weights);
+static void taps_free(bvl_taps *a) {
+    bvl_free(a->words);
     bvl_free(a->begin);
     bvl_free(a->length);
 }
 
-static bool axis_init(axis *a, int64_t in, int64_t out, bvl_filter filter, int64_t first, int64_t count) {
+/* Weights of one output sample, rounded to whole numbers, zeros after them; Pillow's arithmetic in double. */
+static void sample_weights(int32_t *weights, double *exact, double center, double inverse, bvl_filter filter,
+                           int64_t begin, int64_t length) {
+    double sum = 0.0;
+    for (int64_t x = 0; x < length; x++) {
+        exact[x] = filters[filter].weight(((double)(x + begin) - center + 0.5) * inverse);
+        sum += exact[x];
+    }
+    for (int64_t x = 0; x < length; x++) {
+        const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << FRACTION_BITS);
+        weights[x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
+    }
+}
+
+/* Taps of output samples [first, first + count) along one axis. */
+static bool taps_init(bvl_taps *a, const bvl_kernels *kernels, int64_t in, int64_t out, bvl_filter filter,
+                      int64_t first, int64_t count) {
     const double scale = (double)in / (double)out, wider = scale < 1.0 ? 1.0 : scale;
     const double support = filters[filter].support * wider, inverse = 1.0 / wider;
-    a->taps = (int64_t)ceil(support) * 2 + 1;
-    double *exact = bvl_alloc_array((size_t)a->taps, sizeof *exact);
-    a->weights = bvl_alloc_array((size_t)(count * a->taps), sizeof *a->weights);
+    a->groups = ((int64_t)ceil(support) * 2 + 1 + 3) / 4;
+    double *exact = bvl_alloc_array((size_t)(4 * a->groups), sizeof *exact);
+    int32_t *weights = bvl_alloc_array((size_t)(4 * a->groups), sizeof *weights);
+    a->words = bvl_alloc_array((size_t)(count * a->groups), 4 * sizeof *a->words);
     a->begin = bvl_alloc_array((size_t)count, sizeof *a->begin);
     a->length = bvl_alloc_array((size_t)count, sizeof *a->length);
-    if (!exact || !a->weights || !a->begin || !a->length) {
-        bvl_free(exact);
-        axis_free(a);
-        return false;
-    }
-    for (int64_t i = 0; i < count; i++) {
+    const bool ok = exact && weights && a->words && a->begin && a->length;
+    for (int64_t i = 0; ok && i < count; i++) {
         const double center = ((double)(first + i) + 0.5) * scale;
         const int64_t begin = BVL_MAX(0, (int64_t)(center - support + 0.5));
         const int64_t length = BVL_MIN(in, (int64_t)(center + support + 0.5)) - begin;
-        double sum = 0.0;
-        for (int64_t x = 0; x < length; x++) {
-            exact[x] = filters[filter].weight(((double)(x + begin) - center + 0.5) * inverse);
-            sum += exact[x];
-        }
-        for (int64_t x = 0; x < length; x++) {
-            const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << FRACTION_BITS);
-            a->weights[i * a->taps + x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
-        }
+        memset(weights, 0, (size_t)(4 * a->groups) * sizeof *weights);
+        sample_weights(weights, exact, center, inverse, filter, begin, length);
+        for (int64_t g = 0; g < a->groups; g++)
+            kernels->resample_pack(a->words + (i * a->groups + g) * 4, weights + 4 * g);
         a->begin[i] = begin;
         a->length[i] = length;
     }
     bvl_free(exact);
-    return true;
-}
-
-static uint8_t clamp_byte(int32_t sum) {
-    const int32_t v = sum >> FRACTION_BITS;
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-/* One line of the horizontal pass, channels a constant at each call. */
-BVL_INLINE void resample_line(uint8_t *out, const uint8_t *line, const axis *a, int64_t count,
-                              const int channels) {
-    for (int64_t i = 0; i < count; i++) {
-        const uint8_t *x = line + a->begin[i] * channels;
-        const int32_t *w = a->weights + i * a->taps;
-        int32_t sum[4];
-        for (int c = 0; c < channels; c++) sum[c] = 1 << (FRACTION_BITS - 1);
-        for (int64_t t = 0; t < a->length[i]; t++)
-            for (int c = 0; c < channels; c++) sum[c] += x[t * channels + c] * w[t];
-        for (int c = 0; c < channels; c++) out[i * channels + c] = clamp_byte(sum[c]);
-    }
-}
-
-static void horizontal(uint8_t *out, const uint8_t *line, const axis *a, int64_t count, int64_t channels) {
-    switch (channels) {
-        case 1: resample_line(out, line, a, count, 1); break;
-        case 2: resample_line(out, line, a, count, 2); break;
-        case 3: resample_line(out, line, a, count, 3); break;
-        default: resample_line(out, line, a, count, 4); break;
-    }
+    bvl_free(weights);
+    if (!ok) taps_free(a);
+    return ok;
 }
 
 /* What of the window lies inside the resized picture, and where it goes in the output. */
@@ -149,10 +123,32 @@ static inside clip_window(const bvl_geometry *g) {
     return in;
 }
 
+enum { PAST_THE_END = 16 + 3 * 4 }; /* bytes the horizontal kernel may read after a line */
+
+/* Lines [first, first + count) resampled by `a`; the picture's last ones go through a copy with room after
+ * it. */
+static bool resample_lines(uint8_t *lines, const bvl_kernels *kernels, const bvl_picture *p,
+                           const bvl_taps *a, int64_t width, int64_t first, int64_t count) {
+    const int64_t bytes = p->width * p->channels, ld = width * p->channels;
+    const int64_t unsafe = (PAST_THE_END + p->stride - 1) / p->stride;
+    const int64_t safe = BVL_MAX(0, BVL_MIN(count, p->height - unsafe - first));
+    kernels->resample_horizontal(lines, ld, p->pixels + first * p->stride, p->stride, safe, a, width,
+                                 p->channels);
+    if (safe == count) return true;
+    uint8_t *copy = bvl_alloc_array(1, (size_t)bytes + PAST_THE_END);
+    for (int64_t i = safe; copy && i < count; i++) {
+        memcpy(copy, p->pixels + (first + i) * p->stride, (size_t)bytes);
+        kernels->resample_horizontal(lines + i * ld, ld, copy, bytes, 1, a, width, p->channels);
+    }
+    bvl_free(copy);
+    return copy != NULL;
+}
+
 /* A pass over lines [first, first + count) of the picture: columns [in->left, + in->width) of the result,
  * resampled horizontally or only cropped. */
 static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width, bvl_filter filter,
                             const inside *in, int64_t first, int64_t count) {
+    const bvl_kernels *kernels = bvl_kernels_active();
     const int64_t bytes = in->width * p->channels;
     if (width == p->width) {
         for (int64_t i = 0; i < count; i++)
@@ -160,23 +156,24 @@ static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width,
                    (size_t)bytes);
         return true;
     }
-    axis a = {0};
-    if (!axis_init(&a, p->width, width, filter, in->left, in->width)) return false;
-    for (int64_t i = 0; i < count; i++)
-        horizontal(lines + i * bytes, p->pixels + (first + i) * p->stride, &a, in->width, p->channels);
-    axis_free(&a);
-    return true;
+    bvl_taps a = {0};
+    if (!taps_init(&a, kernels, p->width, width, filter, in->left, in->width)) return false;
+    const bool ok = resample_lines(lines, kernels, p, &a, in->width, first, count);
+    taps_free(&a);
+    return ok;
 }
 
 /* Output lines of a vertical pass: line i of y (ld apart, `bytes` wide) from the lines of x that `a` names,
  * the first of which is number `first`. */
-static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stride, const axis *a,
+static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stride, const bvl_taps *a,
                           int64_t first, int64_t count, int64_t bytes) {
-    const uint8_t **rows = bvl_alloc_array((size_t)a->taps, sizeof *rows);
+    const uint8_t **rows = bvl_alloc_array((size_t)(4 * a->groups), sizeof *rows);
     if (!rows) return false;
     for (int64_t i = 0; i < count; i++) {
-        for (int64_t t = 0; t < a->length[i]; t++) rows[t] = x + (a->begin[i] - first + t) * stride;
-        bvl_kernels_active()->resample_vertical(y + i * ld, rows, a->weights + i * a->taps, a->length[i],
+        const int64_t groups = (a->length[i] + 3) / 4;
+        for (int64_t t = 0; t < 4 * groups; t++) /* past the last tap weights are zero: any line will do */
+            rows[t] = x + (a->begin[i] - first + BVL_MIN(t, a->length[i] - 1)) * stride;
+        bvl_kernels_active()->resample_vertical(y + i * ld, rows, a->words + i * a->groups * 4, groups,
                                                 bytes);
     }
     bvl_free((void *)rows);
@@ -193,8 +190,9 @@ static bool resample(uint8_t *y, int64_t ld, const bvl_picture *p, const bvl_geo
         bvl_free(lines);
         return ok;
     }
-    axis a = {0};
-    if (!axis_init(&a, p->height, g->height, g->filter, in->top, in->height)) return false;
+    bvl_taps a = {0};
+    if (!taps_init(&a, bvl_kernels_active(), p->height, g->height, g->filter, in->top, in->height))
+        return false;
     const int64_t first = a.begin[0], last = a.begin[in->height - 1] + a.length[in->height - 1];
     const bool vertical_first = g->height < p->height && p->height - g->height > 2 * (p->width - g->width);
     const int64_t whole = p->width * p->channels;
@@ -213,7 +211,7 @@ static bool resample(uint8_t *y, int64_t ld, const bvl_picture *p, const bvl_geo
              vertical_pass(y, ld, lines, bytes, &a, first, in->height, bytes);
     }
     bvl_free(lines);
-    axis_free(&a);
+    taps_free(&a);
     return ok;
 }
 
@@ -227,12 +225,12 @@ bvl_status bvl_resize(uint8_t *out, const bvl_picture *p, const bvl_geometry *g,
 }
 
 bvl_status bvl_preprocess(float *out, const bvl_picture *p, const bvl_geometry *g, const float *table,
-                          bvl_error *err) {
+                          int64_t channels, bvl_error *err) {
     const int64_t pixels = g->out_height * g->out_width, C = p->channels;
     uint8_t *bytes = bvl_alloc_array((size_t)pixels, (size_t)C);
     if (!bytes) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld pixels", (long long)pixels);
     const bvl_status status = bvl_resize(bytes, p, g, err);
-    for (int64_t c = 0; status == BVL_OK && c < C; c++)
+    for (int64_t c = 0; status == BVL_OK && c < channels; c++)
         for (int64_t i = 0; i < pixels; i++) out[c * pixels + i] = table[c * 256 + bytes[i * C + c]];
     bvl_free(bytes);
     return status;

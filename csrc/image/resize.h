@@ -25,9 +25,10 @@ typedef struct {
 /* The window as bytes, out [out_height, out_width, channels]. Bit-equal to Pillow's resize and crop. */
 bvl_status bvl_resize(uint8_t *out, const bvl_picture *picture, const bvl_geometry *geometry, bvl_error *err);
 
-/* The window as floats, out [channels, out_height, out_width] = table[channel][byte]; the 256-entry tables
- * hold rescale and normalise, so the result is bit-equal to whatever formula filled them. */
+/* The window as floats, out [channels, out_height, out_width] = table[channel][byte] of the picture's first
+ * channels; the 256-entry tables hold rescale and normalise, so the result is bit-equal to whatever formula
+ * filled them. */
 bvl_status bvl_preprocess(float *out, const bvl_picture *picture, const bvl_geometry *geometry,
-                          const float *table, bvl_error *err);
+                          const float *table, int64_t channels, bvl_error *err);
 
 #endif

@@ -11,7 +11,7 @@
  * Every element of C is one chain over k whatever the tile's height, so a row's result does not depend on M.
  * Compiled once per instruction set.
  */
-#include "gemm.h"
+#include "level.h"
 
 #include "activations.h"
 #include "dot.h"

@@ -4,7 +4,7 @@
 
 #include "activations.h"
 #include "dot.h"
-#include "gemm.h"
+#include "level.h"
 #include "vec.h"
 
 /* The sum of f(x) over a row: full vectors first, then the tail, then across the lanes. */
@@ -139,28 +139,6 @@ static void depthwise(float *y, const float *x, const float *w, const float *bia
         }
 }
 
-#define RESAMPLE_BITS 22 /* fraction bits of a weight: 32 - 8 - 2 */
-
-static void resample_vertical(uint8_t *y, const uint8_t *const *rows, const int32_t *weights, int64_t taps,
-                              int64_t n) {
-    enum { BLOCK = 128 };
-    int32_t sum[BLOCK];
-    for (int64_t j = 0; j < n; j += BLOCK) {
-        const int64_t width = BVL_MIN(BLOCK, n - j);
-        for (int64_t i = 0; i < width; i++) sum[i] = 1 << (RESAMPLE_BITS - 1);
-        for (int64_t t = 0; t < taps; t++) {
-            const uint8_t *row = rows[t] + j;
-            const int32_t weight = weights[t];
-            for (int64_t i = 0; i < width; i++) sum[i] += row[i] * weight;
-        }
-        for (int64_t i = 0; i < width; i++) {
-            const int32_t v = sum[i] >> RESAMPLE_BITS;
-            y[j + i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-        }
-    }
-}
-
-#define BVL_STRING2(x) #x
 extern const bvl_kernels BVL_NAME(bvl_kernels);
 const bvl_kernels BVL_NAME(bvl_kernels) = {
     .isa = BVL_ISA_CODE,
@@ -176,5 +154,7 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .add = add,
     .scale = scale,
     .depthwise = depthwise,
-    .resample_vertical = resample_vertical,
+    .resample_pack = BVL_NAME(bvl_resample_pack),
+    .resample_horizontal = BVL_NAME(bvl_resample_horizontal),
+    .resample_vertical = BVL_NAME(bvl_resample_vertical),
 };

@@ -67,6 +67,14 @@ typedef struct {
     int64_t ld_in, ld_out; /* floats between two pixels */
 } bvl_conv_shape;
 
+/* The taps of output samples along one axis of a picture, in groups of four. */
+typedef struct {
+    int32_t *words;  /* [count, groups, 4], made by resample_pack */
+    int64_t *begin;  /* [count] first input sample */
+    int64_t *length; /* [count] input samples used */
+    int64_t groups;
+} bvl_taps;
+
 typedef struct {
     bvl_isa isa;
     int mr, nr;     /* float32 microkernel tile; weights are packed in panels of nr columns */
@@ -92,8 +100,13 @@ typedef struct {
     /* output rows [r0, r1) of a depthwise convolution, w [kernel * kernel, channels] */
     void (*depthwise)(float *y, const float *x, const float *w, const float *bias, bvl_activation act,
                       const bvl_conv_shape *shape, int64_t r0, int64_t r1);
-    /* one row of Pillow's 8-bit resampling; see image/resize.c */
-    void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *weights, int64_t taps,
+    /* Pillow's 8-bit resampling (resample.c). Four weights as the four words the level multiplies by */
+    void (*resample_pack)(int32_t *words, const int32_t *weights);
+    /* `rows` lines at once; up to 16 bytes past a line's last tap are read */
+    void (*resample_horizontal)(uint8_t *y, int64_t ldy, const uint8_t *x, int64_t ldx, int64_t rows,
+                                const bvl_taps *taps, int64_t count, int64_t channels);
+    /* one line of n bytes from 4 * groups lines; those past the last tap may be any */
+    void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words, int64_t groups,
                               int64_t n);
 } bvl_kernels;
 

@@ -8,7 +8,7 @@
  * these are depends on the row alone.
  */
 #include "dot.h"
-#include "gemm.h"
+#include "level.h"
 #include "vec.h"
 
 void BVL_NAME(bvl_pack_float32)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,

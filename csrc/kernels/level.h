@@ -1,6 +1,7 @@
-/* gemm.h: the product's kernels of the level this file is compiled for; gemm.c and pack.c. */
-#ifndef BVL_GEMM_H
-#define BVL_GEMM_H
+/* level.h: what the files of one level, each compiled with that level's flags, give the table in kernels.c.
+ */
+#ifndef BVL_LEVEL_H
+#define BVL_LEVEL_H
 
 #include "kernels.h"
 
@@ -22,6 +23,13 @@ BVL_LOAD(bvl_load_bfloat16);
 BVL_LOAD(bvl_load_int8);
 void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
                              bool transposed);
+
+/* resample.c */
+void BVL_NAME(bvl_resample_pack)(int32_t *words, const int32_t *weights);
+void BVL_NAME(bvl_resample_horizontal)(uint8_t *y, int64_t ldy, const uint8_t *x, int64_t ldx, int64_t rows,
+                                       const bvl_taps *taps, int64_t count, int64_t channels);
+void BVL_NAME(bvl_resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words,
+                                     int64_t groups, int64_t n);
 
 extern const bvl_product BVL_NAME(bvl_products)[BVL_PRECISION_COUNT];
 

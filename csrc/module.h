@@ -1,0 +1,35 @@
+/* module.h: what the files of the CPython face share; each includes Python.h through here. */
+#ifndef BVL_MODULE_H
+#define BVL_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_25_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL bvl_numpy_api
+#if !defined(BVL_IMPORTS_NUMPY)
+#define NO_IMPORT_ARRAY
+#endif
+#include <Python.h>
+#include <numpy/arrayobject.h>
+
+#include "core.h"
+
+/* Sets the Python exception of a status; returns NULL. */
+PyObject *bvl_raise(const bvl_error *err);
+/* A C-contiguous array of the given type and rank (-1: any up to 4), borrowed; NULL and ValueError. */
+PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank);
+/* A new array and its memory. */
+PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data);
+
+/* module_image.c */
+PyObject *bvl_py_preprocess(PyObject *module, PyObject *args);
+PyObject *bvl_py_resize(PyObject *module, PyObject *args);
+PyObject *bvl_py_arrow_pixels(PyObject *module, PyObject *args);
+PyObject *bvl_py_stb_decode(PyObject *module, PyObject *args);
+/* module_test.c: reach single kernels and the allocator's fault hook */
+PyObject *bvl_py_alloc_fail_at(PyObject *module, PyObject *args);
+PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused);
+PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args);
+PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args);
+
+#endif

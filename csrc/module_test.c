@@ -1,0 +1,110 @@
+/* module_test.c: single kernels of the active level and the allocator's fault hook, for tests. */
+#include "module.h"
+
+#include <string.h>
+
+#include "arena.h"
+#include "kernels/kernels.h"
+#include "ops/attention.h"
+
+PyObject *bvl_py_alloc_fail_at(PyObject *module, PyObject *args) {
+    long n;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "l", &n)) return NULL;
+    bvl_alloc_fail_at(n);
+    Py_RETURN_NONE;
+}
+
+PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(bvl_alloc_live());
+}
+
+/* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL; n: M N K act precision
+ * bf16. Operand rows are as far apart as they are long; with bf16 set, rows of `out` hold N bfloat16 in N
+ * words. */
+static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *const *x, const double *n) {
+    const int64_t M = (int64_t)n[0], N = (int64_t)n[1], K = (int64_t)n[2], panels = bvl_panels(k, N);
+    const bvl_product *product = &k->product[(int)n[4]];
+    const bvl_epilogue e = {x[2], x[3], N, (bvl_activation)n[3], n[5] != 0};
+    const int64_t words = product->load ? product->operand_words(K) : K;
+    product->pack(x[4], x[1], transposed ? N : K, N, K, transposed, 0, panels);
+    if (product->load) product->load(x[5], words, x[0], K, M, K);
+    product->gemm(out, N, product->load ? x[5] : x[0], words, x[4], M, N, K, 0, panels, &e);
+}
+
+/* _test_kernel(name, out, arrays, numbers): runs one kernel of the active table in place on flat buffers;
+ * tests/kernels.py holds the argument order beside each NumPy reference. */
+static bool run_kernel(const char *name, float *out, float *const *x, const double *n) {
+    const bvl_kernels *k = bvl_kernels_active();
+    const int64_t i0 = (int64_t)n[0], i1 = (int64_t)n[1], i2 = (int64_t)n[2];
+    if (strncmp(name, "gemm", 4) == 0) {
+        run_gemm(k, strcmp(name, "gemm_transposed") == 0, out, x, n);
+    } else if (strcmp(name, "layer_norm") == 0) { /* x: x, gamma, beta; n: rows D eps */
+        k->layer_norm(out, i1, x[0], i1, x[1], x[2], (float)n[2], i0, i1);
+    } else if (strcmp(name, "softmax") == 0) { /* out in place; x: bias; n: n scale */
+        k->softmax(out, i0, (float)n[1], x[0]);
+    } else if (strcmp(name, "activate") == 0) { /* x: x, bias; n: act n */
+        k->activate(out, x[0], x[1], (bvl_activation)i0, i1);
+    } else if (strcmp(name, "l2_normalize") == 0) {
+        k->l2_normalize(out, x[0], i0);
+    } else if (strcmp(name, "add") == 0) {
+        k->add(out, x[0], i0);
+    } else if (strcmp(name, "scale") == 0) { /* n: n s */
+        k->scale(out, (float)n[1], i0);
+    } else if (strcmp(name, "depthwise") ==
+               0) { /* x: x, w, bias; n: C H W kernel stride pad out_h out_w act */
+        const bvl_conv_shape s = {i0,
+                                  i1,
+                                  i2,
+                                  (int64_t)n[6],
+                                  (int64_t)n[7],
+                                  (int64_t)n[3],
+                                  (int64_t)n[4],
+                                  (int64_t)n[5],
+                                  (int64_t)n[5],
+                                  i0,
+                                  i0};
+        k->depthwise(out, x[0], x[1], x[2], (bvl_activation)n[8], &s, 0, s.out_height);
+    } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale bf16 */
+        const bool bf16 = n[5] != 0;             /* q, k and v are rows of bfloat16 */
+        const int64_t ld = bf16 ? i2 / 2 : i2;
+        const bvl_attention_shape s = {i0, i1, i2, ld, ld, i2, (float)n[4], n[3] != 0, x[3], bf16, false};
+        bvl_attention(k, out, x[0], x[1], x[2], &s, x[4]);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args) {
+    const char *name;
+    PyObject *out, *arrays, *numbers;
+    float *x[6] = {NULL};
+    double n[9] = {0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "sOO!O!", &name, &out, &PyTuple_Type, &arrays, &PyTuple_Type, &numbers))
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 6; i++)
+        if (PyTuple_GetItem(arrays, i) != Py_None)
+            x[i] = PyArray_DATA((PyArrayObject *)PyTuple_GetItem(arrays, i));
+    for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++)
+        n[i] = PyFloat_AsDouble(PyTuple_GetItem(numbers, i));
+    if (PyErr_Occurred()) return NULL;
+    if (!run_kernel(name, PyArray_DATA((PyArrayObject *)out), x, n))
+        return PyErr_Format(PyExc_ValueError, "no kernel '%s'", name);
+    Py_RETURN_NONE;
+}
+
+PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args) {
+    const bvl_kernels *k = bvl_kernels_active();
+    long long N, K;
+    int p = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "LL|i", &N, &K, &p)) return NULL;
+    const bvl_product *product = &k->product[p];
+    return Py_BuildValue("{s:L,s:L,s:L,s:i,s:i,s:O}", "packed", (long long)product->packed_words(N, K),
+                         "operand", (long long)product->operand_words(K), "attention",
+                         (long long)bvl_attention_scratch(k, N, K), "mr", k->mr, "nr", k->nr, "bf16_rows",
+                         k->bf16_rows ? Py_True : Py_False);
+}
