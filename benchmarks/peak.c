@@ -1,25 +1,21 @@
-/* peak.c: what this machine can do: float32 fused multiply-adds per second on all its threads, from a loop that
- * touches registers only. Build and run: gcc -O2 -fopenmp -march=native peak.c -o peak && ./peak THREADS
+/* peak.c: what this machine can do on all its threads, from loops that touch registers only: one line per
+ * unit with its rate in GFLOP/s (int8: GOP/s) and the operations per cycle and core, then the rate of reading
+ * memory in GB/s. Cycles are counted by a chain of additions, one cycle each, run on the same threads. Build
+ * and run: gcc -O2 -fopenmp -march=native peak.c -o peak && ./peak THREADS
  */
+#define _GNU_SOURCE
 #include <immintrin.h>
 #include <omp.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
-#if defined(__AVX512F__)
-typedef __m512 vec;
-#define WIDTH 16
-#define SET _mm512_set1_ps
-#define FMA _mm512_fmadd_ps
-#define CHAINS 28
-#elif defined(__AVX2__)
-typedef __m256 vec;
-#define WIDTH 8
-#define SET _mm256_set1_ps
-#define FMA _mm256_fmadd_ps
-#define CHAINS 12
-#endif
+static int threads;
+static double sink;
 
 static double now(void) {
     struct timespec t;
@@ -27,27 +23,126 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-int main(int argc, char **argv) {
-    const int threads = argc > 1 ? atoi(argv[1]) : omp_get_max_threads();
-    const long rounds = 20000000;
-    double best = 0;
+/* Seconds of `loop` on all threads, the best of three. */
+static double best_time(void (*loop)(long), long rounds) {
+    double best = 1e30;
     for (int attempt = 0; attempt < 3; attempt++) {
-        float sink = 0;
         const double start = now();
-#pragma omp parallel num_threads(threads) reduction(+ : sink)
-        {
-            vec c[CHAINS], a = SET(0.999f), b = SET(1e-3f);
-            for (int i = 0; i < CHAINS; i++) c[i] = SET((float)i);
-            for (long r = 0; r < rounds; r++) {
-#pragma GCC unroll 32
-                for (int i = 0; i < CHAINS; i++) c[i] = FMA(c[i], a, b);
-                __asm__ volatile("" : "+x"(a));
-            }
-            for (int i = 0; i < CHAINS; i++) sink += ((float *)&c[i])[0];
-        }
-        const double gflops = 2e-9 * WIDTH * CHAINS * (double)rounds * threads / (now() - start);
-        if (gflops > best && sink != 1) best = gflops;
+#pragma omp parallel num_threads(threads)
+        loop(rounds);
+        const double seconds = now() - start;
+        if (seconds < best) best = seconds;
     }
-    printf("%.1f\n", best);
-    return 0;
+    return best;
+}
+
+static void clock_loop(long rounds) {
+    uint64_t x = 1, y = (uint64_t)rounds;
+    for (long r = 0; r < rounds; r++)
+        __asm__ volatile(
+            "add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n"
+            "add %1, %0"
+            : "+r"(x)
+            : "r"(y));
+    if (x == 42) sink += 1;
+}
+
+static double hertz(void) {
+    const long rounds = 50000000;
+    return 8.0 * (double)rounds / best_time(clock_loop, rounds);
+}
+
+static void report(const char *name, double ops_per_round, void (*loop)(long), long rounds) {
+    const double rate = ops_per_round * (double)rounds * threads / best_time(loop, rounds);
+    printf("%s %.1f %.1f\n", name, rate * 1e-9, rate / threads / hertz());
+}
+
+/* Independent accumulators, enough to hide the latency; OP on registers 14, 15 and each of 0 .. 11. */
+#define TWELVE(OP, R)                                                                                    \
+    OP " %%" R "14, %%" R "15, %%" R "0\n" OP " %%" R "14, %%" R "15, %%" R "1\n" OP " %%" R "14, %%" R  \
+       "15, %%" R "2\n" OP " %%" R "14, %%" R "15, %%" R "3\n" OP " %%" R "14, %%" R "15, %%" R "4\n" OP \
+       " %%" R "14, %%" R "15, %%" R "5\n" OP " %%" R "14, %%" R "15, %%" R "6\n" OP " %%" R "14, %%" R  \
+       "15, %%" R "7\n" OP " %%" R "14, %%" R "15, %%" R "8\n" OP " %%" R "14, %%" R "15, %%" R "9\n" OP \
+       " %%" R "14, %%" R "15, %%" R "10\n" OP " %%" R "14, %%" R "15, %%" R "11\n"
+#define LOOP(NAME, OP, R)                                                                              \
+    static void NAME(long rounds) {                                                                    \
+        for (long r = 0; r < rounds; r++)                                                              \
+            __asm__ volatile(TWELVE(OP, R)                                                             \
+                             :                                                                         \
+                             :                                                                         \
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
+                               "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");                            \
+    }
+
+#if defined(__AVX512F__)
+LOOP(float32, "vfmadd231ps", "zmm")
+#elif defined(__AVX2__)
+LOOP(float32, "vfmadd231ps", "ymm")
+#endif
+#if defined(__AVX512BF16__)
+LOOP(bfloat16, "vdpbf16ps", "zmm")
+#endif
+#if defined(__AVX512VNNI__)
+LOOP(int8, "vpdpbusd", "zmm")
+#endif
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+/* 64 bytes as ldtilecfg reads them: eight tiles of 16 rows x 64 bytes */
+static void tiles(void) {
+    uint8_t config[64] = {1};
+    for (int t = 0; t < 8; t++) config[16 + 2 * t] = 64, config[48 + t] = 16;
+    __asm__ volatile("ldtilecfg %0" : : "m"(*(uint8_t(*)[64])config) : "memory");
+}
+static void amx_bfloat16(long rounds) {
+    tiles();
+    for (long r = 0; r < rounds; r++)
+        __asm__ volatile(
+            "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+            "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::);
+    __asm__ volatile("tilerelease");
+}
+static void amx_int8(long rounds) {
+    tiles();
+    for (long r = 0; r < rounds; r++)
+        __asm__ volatile(
+            "tdpbsud %%tmm6, %%tmm4, %%tmm0\n tdpbsud %%tmm7, %%tmm4, %%tmm1\n"
+            "tdpbsud %%tmm6, %%tmm5, %%tmm2\n tdpbsud %%tmm7, %%tmm5, %%tmm3" ::);
+    __asm__ volatile("tilerelease");
+}
+#endif
+
+static uint64_t *area;
+enum { AREA_WORDS = 1 << 26 }; /* 512 MiB */
+
+static void read_loop(long rounds) {
+    const long share = AREA_WORDS / threads, begin = omp_get_thread_num() * share;
+    uint64_t sum = 0;
+    for (long r = 0; r < rounds; r++)
+        for (long i = begin; i < begin + share; i += 8) sum += area[i];
+    if (sum == 42) sink += 1;
+}
+
+int main(int argc, char **argv) {
+    threads = argc > 1 ? atoi(argv[1]) : omp_get_max_threads();
+#if defined(__AVX512F__)
+    report("float32", 2.0 * 16 * 12, float32, 20000000);
+#elif defined(__AVX2__)
+    report("float32", 2.0 * 8 * 12, float32, 20000000);
+#endif
+#if defined(__AVX512BF16__)
+    report("bfloat16", 4.0 * 16 * 12, bfloat16, 20000000);
+#endif
+#if defined(__AVX512VNNI__)
+    report("int8", 8.0 * 16 * 12, int8, 20000000);
+#endif
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+    if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) {
+        report("amx_bfloat16", 4.0 * 16384, amx_bfloat16, 2000000);
+        report("amx_int8", 4.0 * 32768, amx_int8, 2000000);
+    }
+#endif
+    if (!(area = malloc(AREA_WORDS * sizeof *area))) return 1;
+    memset(area, 1, AREA_WORDS * sizeof *area);
+    printf("memory %.1f 0\n", 8e-9 * AREA_WORDS * 2 / best_time(read_loop, 2));
+    return sink == 0.123;
 }

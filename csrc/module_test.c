@@ -69,7 +69,16 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
     } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale bf16 */
         const bool bf16 = n[5] != 0;             /* q, k and v are rows of bfloat16 */
         const int64_t ld = bf16 ? i2 / 2 : i2;
-        const bvl_attention_shape s = {i0, i1, i2, ld, ld, i2, (float)n[4], n[3] != 0, x[3], bf16, false};
+        const bvl_attention_shape s = {.Tq = i0,
+                                       .Tk = i1,
+                                       .hd = i2,
+                                       .ldq = ld,
+                                       .ldkv = ld,
+                                       .ldo = i2,
+                                       .scale = (float)n[4],
+                                       .causal = n[3] != 0,
+                                       .bias = x[3],
+                                       .bf16 = bf16};
         bvl_attention(k, out, x[0], x[1], x[2], &s, x[4]);
     } else {
         return false;

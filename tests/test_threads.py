@@ -93,6 +93,20 @@ def test_threads_do_not_change_a_bit(isa, folders, name):
         expected = found
 
 
+@pytest.mark.parametrize("dtype", _C.PRECISIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_leaving_rows_out_changes_no_bit(isa, folders, name, dtype):
+    """Outputs are the same whatever else is asked for: alone, the last block computes the pooled row only."""
+    model = bvl.AutoModel.from_pretrained(folders[name], dtype=dtype, num_threads=2)
+    inputs = given(name, 5)
+    for modality, tower in model.towers.items():
+        given_here = {k: v for k, v in inputs.items() if (k == "pixel_values") == (modality == "vision")}
+        outputs = [n for n in tower.outputs if n != "hidden"]
+        together = tower.run(given_here, outputs, 2)
+        for output in outputs:
+            np.testing.assert_array_equal(tower.run(given_here, [output], 2)[output], together[output], err_msg=output)
+
+
 def test_a_program_that_has_run_is_immutable(folders):
     model = bvl.AutoModel.from_pretrained(folders["clip"])
     model(**models.inputs())

@@ -147,10 +147,11 @@ static int64_t block_local(const bvl_program *p, const bvl_record *r, int64_t L)
                    bvl_padded(s->D));
 }
 
-/* out[count * T, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. */
+/* out[rows, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. Rows are all
+ * tokens, or the one that run->pool takes of each item. */
 static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
-    bvl_attention_shape shape = {.Tq = T,
+    bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,
                                  .Tk = T,
                                  .hd = s->hd,
                                  .ldq = ld,
@@ -167,51 +168,43 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
     bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
-        const float *q = qkv + item * T * ld + head * s->hd / in;
+        const float *first = qkv + item * T * ld + head * s->hd / in;
+        shape.first = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
         shape.bias = text && run->key_bias ? run->key_bias + item * T : NULL;
-        bvl_attention(run->kernels, out + item * T * ldo + head * s->hd / to, q, q + s->inner / in,
-                      q + 2 * s->inner / in, &shape, run->local);
+        bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * s->hd / to, first + shape.first * ld,
+                      first + s->inner / in, first + 2 * s->inner / in, &shape, run->local);
     }
 }
 
-static void block_run(const bvl_record *r, const bvl_run *run) {
-    const block *s = r->state;
+/* Moves the row that run->pool takes to row 0 of its item. */
+static void keep_pooled(const bvl_run *run, float *x, int64_t ldx, int64_t T, int64_t D) {
+    int64_t begin, end;
+    bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t row = run->pool->op->row(run->pool, run, i);
+        if (row > 0) memcpy(x + i * T * ldx, x + (i * T + row) * ldx, (size_t)D * sizeof(float));
+    }
+    bvl_barrier(run->team);
+}
+
+/* x += fc2(act(fc1(in))) with in = norm2(x), or x itself after norm1; the second half of a block on `rows`
+ * rows. */
+static void feed_forward(const block *s, const bvl_run *run, float *x, int64_t ldx, int64_t rows, float *h,
+                         float *wide, float *z) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
-    const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), rows = run->count * T;
-    const int64_t ldx = run->program->slots[r->src].ld, ldq = block_ld(3 * s->inner, s->bf16);
-    int64_t narrow, most, operand, ld = ldx;
-    block_parts(s, &narrow, &most, &operand);
-    float *x = run->slots[r->src], *h = run->shared, *wide = h + rows * narrow, *z = wide + rows * most;
-    const float *a;
-
-    if (s->pre_norm) {
-        bvl_norm_load(&s->norm1, k, &s->qkv, h, x, ldx, rows, run->local, team);
-        bvl_barrier(team);
-        a = h, ld = bvl_norm_operand(&s->norm1, &s->qkv);
-    } else {
-        a = bvl_linear_load(&s->qkv, z, x, &ld, rows, team);
-    }
-    bvl_linear_run(&s->qkv, k, wide, ldq, a, ld, rows, (bvl_epilogue){.bf16 = s->bf16}, team);
-    bvl_barrier(team);
-    ld = block_ld(s->inner, s->direct_out);
-    self_attention(s, run, r->src, h, ld, wide, ldq, T);
-    bvl_barrier(team);
-    a = s->direct_out ? h : bvl_linear_load(&s->out, z, h, &ld, rows, team);
-    bvl_linear_run(&s->out, k, x, ldx, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldx}, team);
-    bvl_barrier(team);
-
+    const int64_t ldm = block_ld(s->intermediate, s->direct_fc2);
+    const float *a = h;
+    int64_t ld = bvl_norm_operand(&s->norm2, &s->fc1);
     if (s->pre_norm) {
         bvl_norm_load(&s->norm2, k, &s->fc1, h, x, ldx, rows, run->local, team);
         bvl_barrier(team);
-        a = h, ld = bvl_norm_operand(&s->norm2, &s->fc1);
     } else {
         bvl_norm_run(&s->norm1, k, x, ldx, x, ldx, rows, team);
         bvl_barrier(team);
         ld = ldx;
         a = bvl_linear_load(&s->fc1, z, x, &ld, rows, team);
     }
-    const int64_t ldm = block_ld(s->intermediate, s->direct_fc2);
     bvl_linear_run(&s->fc1, k, wide, ldm, a, ld, rows, (bvl_epilogue){.act = s->act, .bf16 = s->direct_fc2},
                    team);
     bvl_barrier(team);
@@ -225,6 +218,37 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     }
 }
 
+static void block_run(const bvl_record *r, const bvl_run *run) {
+    const block *s = r->state;
+    const bvl_kernels *k = run->kernels;
+    const bvl_team team = run->team;
+    const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), tokens = run->count * T;
+    const int64_t ldx = run->program->slots[r->src].ld, ldq = block_ld(3 * s->inner, s->bf16);
+    int64_t narrow, most, operand, ld = ldx, ldr;
+    block_parts(s, &narrow, &most, &operand);
+    float *x = run->slots[r->src], *h = run->shared, *wide = h + tokens * narrow, *z = wide + tokens * most;
+    const float *a = h;
+
+    if (s->pre_norm) {
+        bvl_norm_load(&s->norm1, k, &s->qkv, h, x, ldx, tokens, run->local, team);
+        bvl_barrier(team);
+        ld = bvl_norm_operand(&s->norm1, &s->qkv);
+    } else {
+        a = bvl_linear_load(&s->qkv, z, x, &ld, tokens, team);
+    }
+    bvl_linear_run(&s->qkv, k, wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16}, team);
+    bvl_barrier(team);
+    ld = block_ld(s->inner, s->direct_out);
+    self_attention(s, run, r->src, h, ld, wide, ldq, T);
+    bvl_barrier(team);
+    if (run->pool) keep_pooled(run, x, ldx, T, s->D);
+    const int64_t rows = bvl_run_rows(run, r->src, &ldr); /* from here on, perhaps one row an item */
+    a = s->direct_out ? h : bvl_linear_load(&s->out, z, h, &ld, rows, team);
+    bvl_linear_run(&s->out, k, x, ldr, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldr}, team);
+    bvl_barrier(team);
+    feed_forward(s, run, x, ldr, rows, h, wide, z);
+}
+
 const bvl_op bvl_op_transformer_block = {
     .name = "transformer_block",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm", NULL},
@@ -235,6 +259,7 @@ const bvl_op bvl_op_transformer_block = {
     .shared = block_shared,
     .local = block_local,
     .run = block_run,
+    .prunes = true,
 };
 
 static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {

@@ -33,9 +33,10 @@ static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
 }
 
 static void norm_run(const bvl_record *r, const bvl_run *run) {
-    const bvl_slot *src = &run->program->slots[r->src];
-    bvl_norm_run(r->state, run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld,
-                 run->slots[r->src], src->ld, run->count * bvl_slot_rows(src, run->inputs->L), run->team);
+    int64_t ldx, ldy;
+    const int64_t rows = bvl_run_rows(run, r->src, &ldx);
+    bvl_run_rows(run, r->dst, &ldy);
+    bvl_norm_run(r->state, run->kernels, run->slots[r->dst], ldy, run->slots[r->src], ldx, rows, run->team);
     bvl_barrier(run->team);
 }
 
@@ -46,6 +47,7 @@ const bvl_op bvl_op_norm = {
     .build = norm_build,
     .release = norm_release,
     .run = norm_run,
+    .row_wise = true,
 };
 
 typedef struct {
@@ -153,6 +155,15 @@ static int64_t pooled_row(const pool_state *s, const int64_t *ids, int64_t T) {
     }
 }
 
+static int64_t pool_row(const bvl_record *r, const bvl_run *run, int64_t item) {
+    const pool_state *s = r->state;
+    const bvl_inputs *in = run->inputs;
+    const bvl_slot *src = &run->program->slots[r->src];
+    if (s->kind == POOL_MEAN) return -1;
+    return pooled_row(s, src->rows == BVL_ROWS_TEXT ? in->input_ids + (run->first + item) * in->L : NULL,
+                      bvl_slot_rows(src, in->L));
+}
+
 static void pool_run(const bvl_record *r, const bvl_run *run) {
     const pool_state *s = r->state;
     const bvl_inputs *in = run->inputs;
@@ -169,8 +180,7 @@ static void pool_run(const bvl_record *r, const bvl_run *run) {
             bvl_mean_rows(run->kernels, y, x, src->ld, T, src->cols,
                           text && in->attention_mask ? in->attention_mask + at : NULL);
         else
-            memcpy(y, x + pooled_row(s, text ? in->input_ids + at : NULL, T) * src->ld,
-                   (size_t)src->cols * sizeof(float));
+            memcpy(y, x + (run->pool ? 0 : pool_row(r, run, i)) * src->ld, (size_t)src->cols * sizeof(float));
     }
     bvl_barrier(run->team);
 }
@@ -182,6 +192,7 @@ const bvl_op bvl_op_pool = {
     .build = pool_build,
     .release = bvl_free,
     .run = pool_run,
+    .row = pool_row,
 };
 
 /* Operations without weights: both slots have one shape. */

@@ -3,6 +3,9 @@
  * A call of B items on nt threads: while there are at least nt items, each worker takes micro-batches of
  * whole items and runs every record on them alone, with no barrier; the last B mod nt items are run by the
  * whole team together, each operation split over it. Which way an item goes does not change its numbers.
+ *
+ * Records whose results nobody asked for are left out; and where all that is asked of the last block is the
+ * one row a pooling takes, that block and what follows compute that row alone. Neither changes a bit.
  */
 #include "program.h"
 
@@ -81,6 +84,8 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
     bvl_record record = {op, src, dst, NULL};
     if (program->sealed)
         return bvl_fail(err, BVL_INVALID, "%s: the program has run, it is immutable", op->name);
+    if (program->record_count == BVL_MAX_RECORDS)
+        return bvl_fail(err, BVL_INVALID, "%s: more than %d records", op->name, BVL_MAX_RECORDS);
     if (reserve_record(program, err) != BVL_OK) return err->status;
     if (op->build(program, &record, build, err) != BVL_OK) {
         if (record.state) op->release(record.state);
@@ -156,6 +161,8 @@ typedef struct {
     layout own, together; /* a worker's layout, the team's */
     float *memory;
     int nt;
+    bool live[BVL_MAX_RECORDS]; /* records that some wanted output needs */
+    int last_block, pool;       /* records between which one row an item is enough, or -1 */
     atomic_llong next;
     atomic_bool cancelled;
 } job;
@@ -181,16 +188,14 @@ static void write_outputs(const bvl_run *run, const bvl_call *call) {
 static void run_micro_batch(job *j, const layout *l, float *memory, int64_t first, int64_t count,
                             bvl_team team) {
     const bvl_program *p = j->program;
-    bvl_run run = {p,
-                   p->kernels,
-                   j->inputs,
-                   team,
-                   first,
-                   count,
-                   {0},
-                   NULL,
-                   memory + l->shared,
-                   memory + l->local + (size_t)team.tid * l->local_size};
+    bvl_run run = {.program = p,
+                   .kernels = p->kernels,
+                   .inputs = j->inputs,
+                   .team = team,
+                   .first = first,
+                   .count = count,
+                   .shared = memory + l->shared,
+                   .local = memory + l->local + (size_t)team.tid * l->local_size};
     for (int i = 0; i < p->slot_count; i++) run.slots[i] = memory + l->slots[i];
     if (j->inputs->attention_mask) {
         run.key_bias = memory + l->key_bias;
@@ -200,7 +205,10 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
     for (int i = 0; i < p->record_count; i++) {
         /* a team must agree on stopping, so it stops only between micro-batches */
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
+        if (!j->live[i]) continue;
+        if (i == j->last_block) run.pool = &p->records[j->pool];
         p->records[i].op->run(&p->records[i], &run);
+        if (i == j->pool) run.pool = NULL;
     }
     if (team.tid == 0) write_outputs(&run, j->call);
     bvl_barrier(team);
@@ -256,11 +264,52 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     return BVL_OK;
 }
 
+/* Marks the records that wanted outputs need: backwards, a record is live when its dst is needed. */
+static void find_live(job *j) {
+    const bvl_program *p = j->program;
+    bool needed[BVL_MAX_SLOTS];
+    for (int s = 0; s < p->slot_count; s++) needed[s] = j->call->outputs[s] != NULL;
+    for (int i = p->record_count - 1; i >= 0; i--) {
+        const bvl_record *r = &p->records[i];
+        j->live[i] = needed[r->dst];
+        if (j->live[i]) needed[r->src] = true;
+    }
+}
+
+/* Finds the last block and the pooling, when all between them is row by row and nobody else reads those rows.
+ */
+static void find_pooling(job *j) {
+    const bvl_program *p = j->program;
+    bool touched[BVL_MAX_SLOTS] = {false}; /* slots that will hold one row an item */
+    int slot = -1;
+    j->last_block = j->pool = -1;
+    for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
+        if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
+    if (slot < 0) return;
+    touched[slot] = true;
+    for (int i = j->last_block + 1; i < p->record_count; i++) {
+        const bvl_record *r = &p->records[i];
+        if (!j->live[i] || !touched[r->src]) continue;
+        if (j->pool < 0 && r->src == slot && r->op->row_wise)
+            touched[slot = r->dst] = true;
+        else if (j->pool < 0 && r->src == slot && r->op->row &&
+                 r->op->row(r, &(bvl_run){.program = j->program, .inputs = j->inputs}, 0) >= 0)
+            j->pool = i;
+        else
+            j->pool = p->record_count; /* somebody else reads these rows */
+    }
+    for (int s = 0; s < p->slot_count; s++)
+        if (touched[s] && j->call->outputs[s]) j->pool = p->record_count;
+    if (j->pool < 0 || j->pool == p->record_count) j->last_block = j->pool = -1;
+}
+
 /* Decides the split and lays out the memory; false when sizes overflow. */
 static bool prepare(job *j, int threads) {
     const bvl_program *p = j->program;
     const int64_t B = j->inputs->B, L = j->inputs->L;
     int64_t rows = 1;
+    find_live(j);
+    find_pooling(j);
     for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], L));
     j->nt = threads;
     j->whole = B - B % threads;

@@ -10,7 +10,13 @@
 #include "../kernels/kernels.h"
 #include "../parallel.h"
 
-enum { BVL_ROWS_TEXT = 0, BVL_MAX_SLOTS = 32, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 20 };
+enum {
+    BVL_ROWS_TEXT = 0,
+    BVL_MAX_SLOTS = 32,
+    BVL_MAX_RECORDS = 512,
+    BVL_MAX_PARAMS = 16,
+    BVL_MAX_WEIGHTS = 20
+};
 
 typedef struct {
     char name[48];
@@ -59,6 +65,9 @@ typedef struct {
     const float *key_bias;       /* [count, L] 0 or -inf from attention_mask, or NULL */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
+    /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is
+     * computed, and it lies in row 0 of its item */
+    const bvl_record *pool;
 } bvl_run;
 
 typedef struct {
@@ -79,6 +88,10 @@ typedef struct bvl_op {
     int64_t (*local)(const bvl_program *program, const bvl_record *record, int64_t L);
     /* One worker's share, with the barriers inside; ends with a barrier if others read dst. */
     void (*run)(const bvl_record *record, const bvl_run *run);
+    /* What pruning asks: run knows run->pool; and row i of dst comes from row i of src alone. */
+    bool prunes, row_wise;
+    /* The row of src that is all a pooling takes of an item, -1 when it takes more; NULL: no pooling. */
+    int64_t (*row)(const bvl_record *record, const bvl_run *run, int64_t item);
 } bvl_op;
 
 /* All operations, NULL at the end; their names and fields are exported to Python. */
@@ -116,6 +129,15 @@ BVL_INLINE bvl_precision bvl_outer_precision(const bvl_program *p, int64_t rows)
 
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {
     return slot->rows == BVL_ROWS_TEXT ? L : slot->rows;
+}
+
+/* The rows of a slot an operation works on, and the words between them: all, or one of each item (run->pool).
+ */
+BVL_INLINE int64_t bvl_run_rows(const bvl_run *run, int slot, int64_t *ld) {
+    const bvl_slot *s = &run->program->slots[slot];
+    const int64_t T = bvl_slot_rows(s, run->inputs->L);
+    *ld = run->pool ? T * s->ld : s->ld;
+    return run->pool ? run->count : run->count * T;
 }
 
 /* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */

@@ -9,6 +9,7 @@ typedef struct {
     int64_t ldq, ldkv, ldo; /* words of 32 bits between two tokens */
     float scale;
     bool causal;       /* token i sees keys 0 .. i */
+    int64_t first;     /* number of the first query */
     const float *bias; /* [Tk], 0 or -inf per key, or NULL */
     bool bf16;         /* q, k, v are rows of bfloat16, and so is every product */
     bool out_bf16;     /* out is rows of bfloat16 */
