@@ -143,10 +143,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import peers
     import torch
 
     import beyondvl as bvl
-    import peers
 
     torch.set_num_threads(options.threads)
     found = ceilings(options.threads)

@@ -33,6 +33,10 @@ class Program:
         self, inputs: dict[str, NDArray[Any]], outputs: list[str], num_threads: int, /
     ) -> dict[str, NDArray[np.float32]]:
         """Named slots as arrays (B, cols) or (B, rows, cols). ValueError names the input, found, expected."""
+    def map(self, buffer: Any, /) -> None:
+        """Weights lie in `buffer`, which the program holds on to; add() then takes shapes (lists) for arrays."""
+    def blocks(self) -> list[NDArray[np.uint8]]:
+        """The weights in order, as read-only arrays that keep the program alive."""
     def info(self) -> dict[str, Any]: ...
 
 def config() -> dict[str, Any]: ...
@@ -40,6 +44,9 @@ def usable_isas() -> tuple[str, ...]:
     """Levels this machine runs, lowest first."""
 
 def set_isa(name: str | None = None, /) -> None: ...
+def checksum(buffer: Any, num_threads: int, /) -> int:
+    """64 bits over a multiple of 64 bytes."""
+
 def default_threads() -> int: ...
 def preprocess(
     out: NDArray[np.float32], job: tuple[NDArray[np.uint8], int, int, int, int, int], table: NDArray[np.float32], /

@@ -113,9 +113,8 @@ def info(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
-    import shutil
-
     from .hub import resolve
+    from .packed import copy_companions
     from .weights import open_checkpoint, save_safetensors
 
     source, target = resolve(options.model), Path(options.output)
@@ -128,12 +127,7 @@ def convert(options: argparse.Namespace) -> None:
     names = [n for n in checkpoint.names() if n not in skipped | scales]
     tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
     save_safetensors(target / "model.safetensors", tensors, {"format": "pt"})
-    for path in source.iterdir():
-        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, target / path.name)
-        elif (path / "config.json").exists():  # a sentence encoder's modules, such as 1_Pooling
-            (target / path.name).mkdir(exist_ok=True)
-            shutil.copyfile(path / "config.json", target / path.name / "config.json")
+    copy_companions(source, target)
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
 
 

@@ -5,6 +5,8 @@ At no time is more than one record's weights held beside the packed ones.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from . import _C
@@ -96,6 +98,21 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
     weights[f"{norm}_weight"], weights[f"{norm}_bias"] = smooth, np.zeros_like(smooth)
 
 
+@dataclass
+class Compiled:
+    """A program and what its caller must know of it.
+
+    `outputs` maps an output's name to its slot, `sizes` to its columns. `slots` [name, rows, cols] and `records`
+    [operation, src, dst, params, {weight: shape}] say how it was built, for packed.py.
+    """
+
+    program: _C.Program
+    outputs: dict[str, str]
+    sizes: dict[str, int]
+    slots: list[list]
+    records: list[list]
+
+
 class Builder:
     """Appends records to one program; slots go by name."""
 
@@ -103,6 +120,7 @@ class Builder:
         self.encoder, self.read, self.num_threads, self.precision = encoder, reader, num_threads, precision
         self.program = _C.Program(gemm=gemm, precision=precision)
         self.slots: dict[str, int] = {}
+        self.records: list[list] = []
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def slot(self, name: str, rows: int, cols: int) -> str:
@@ -112,6 +130,8 @@ class Builder:
 
     def add(self, op: str, src: str, dst: str, params: dict | None = None, **weights) -> None:
         given = {name: array for name, array in weights.items() if array is not None}
+        shapes = {name: list(array.shape) for name, array in given.items()}
+        self.records.append([op, self.slots[src], self.slots[dst], params or {}, shapes])
         self.program.add(op, self.slots[src], self.slots[dst], params or {}, given, self.num_threads)
 
     def affine(self, layer: Linear | Norm | BatchNormConv, prefix: str = "") -> dict[str, np.ndarray | None]:
@@ -234,7 +254,7 @@ class Builder:
             case Softmax():
                 self.add("softmax", src, dst)
 
-    def build(self) -> tuple[_C.Program, dict[str, str], dict[str, int]]:
+    def build(self) -> Compiled:
         hidden = self.stem()
         if self.encoder.stem_norm:
             self.step(hidden, hidden, self.encoder.stem_norm)
@@ -247,13 +267,14 @@ class Builder:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
         # the last hidden state is the last layer's slot, unless a step makes it
         outputs = {"last_hidden_state": hidden} | {name: name for name in self.slots}
-        return self.program, outputs, {name: self.sizes[slot][1] for name, slot in outputs.items()}
+        sizes = {name: self.sizes[slot][1] for name, slot in outputs.items()}
+        return Compiled(self.program, outputs, sizes, [[n, *self.sizes[n]] for n in self.slots], self.records)
 
 
 def compile_encoder(
     encoder: Encoder, reader: Reader, num_threads: int, gemm: str = "own", precision: str = "float32"
-) -> tuple[_C.Program, dict[str, str], dict[str, int]]:
-    """The program of one encoder, its outputs (name -> slot) and their sizes (name -> columns).
+) -> Compiled:
+    """The program of one encoder.
 
     Weights are read through `reader` and packed on `num_threads` threads, in one of _C.PRECISIONS.
     """

@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _C
-from .compile import Reader, compile_encoder
+from .compile import Compiled, Reader, compile_encoder
 from .config import Config, read_json, read_json_list
 from .encode import EncodeMixin
 from .errors import CheckpointError, ConfigError
 from .families.registry import Family, families, find_family
 from .hub import resolve
 from .outputs import Features, ModelOutput, check_device, from_numpy, is_torch, to_numpy
+from .packed import is_packed, load_packed
 from .spec import Encoder
 from .weights import Checkpoint, open_checkpoint
 
@@ -39,9 +40,9 @@ NEUTRAL = {
 class Tower:
     """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns."""
 
-    def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str, precision: str):
-        self.encoder = encoder
-        self.program, self.outputs, self.sizes = compile_encoder(encoder, reader, num_threads, gemm, precision)
+    def __init__(self, encoder: Encoder, compiled: Compiled):
+        self.encoder, self.compiled = encoder, compiled
+        self.program, self.outputs, self.sizes = compiled.program, compiled.outputs, compiled.sizes
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
         found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
@@ -72,6 +73,7 @@ class PreTrainedModel(EncodeMixin):
         self.config, self.towers, self.folder = config, towers, folder
         self.logit_scale, self.logit_bias = scale, bias
         self.num_threads, self.dtype = num_threads, dtype
+        self.isa = _C.config()["isa"]
         self._family = family
         self._processor = None
 
@@ -80,7 +82,7 @@ class PreTrainedModel(EncodeMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
-        dtype: Any = "float32",
+        dtype: Any = None,
         num_threads: int | None = None,
         strict: bool = False,
         revision: str | None = None,
@@ -93,10 +95,10 @@ class PreTrainedModel(EncodeMixin):
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id, or "beyond-vl-model".
-            dtype: what products compute in: "float32"; "bfloat16"; "int8" (weights with one scale per output,
-                activations with one per token); "fastest" (int8, or float32 below AVX2); or "auto" (bfloat16 where the
-                config says so, else float32; float16 computes in float32). torch's dtypes are taken too. Results are
-                float32 in every case.
+            dtype: what products compute in: "float32" (the default; of a folder written by `save_packed`, its own);
+                "bfloat16"; "int8" (weights with one scale per output, activations with one per token); "fastest"
+                (int8, or float32 below AVX2); or "auto" (bfloat16 where the config says so, else float32; float16
+                computes in float32). torch's dtypes are taken too. Results are float32 in every case.
             num_threads: threads of one call; default: the processors this process may use.
             strict: raise instead of warning when the checkpoint holds weights the model does not use.
 
@@ -109,6 +111,8 @@ class PreTrainedModel(EncodeMixin):
         options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         folder = resolve(pretrained_model_name_or_path, **options)
         config = load_config(folder)
+        if is_packed(folder):
+            return load_packed(cls, folder, config, dtype, num_threads or _C.default_threads())
         family = find_family(config)
         if cls is PreTrainedModel:
             cls = _class_for(config, family)
@@ -119,14 +123,15 @@ class PreTrainedModel(EncodeMixin):
     @classmethod
     def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool, precision: str) -> PreTrainedModel:
         family = cls.family
-        encoders = {name: family.towers[name](config) for name in cls.modalities}
-        if cls.__name__ in family.bare:
-            encoders = {name: encoder.without_projection() for name, encoder in encoders.items()}
+        encoders = cls.encoders(config)
         checkpoint = _named(open_checkpoint(folder, family.weight_files), cls)
         reader = Reader(checkpoint)
         gemm = os.environ.get("BEYONDVL_GEMM") or "own"
         try:
-            towers = {name: Tower(encoder, reader, num_threads, gemm, precision) for name, encoder in encoders.items()}
+            towers = {
+                name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm, precision))
+                for name, encoder in encoders.items()
+            }
             both = len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
             if len(sizes) > 1:
@@ -138,6 +143,26 @@ class PreTrainedModel(EncodeMixin):
                 source.close()
         _report_surplus(checkpoint, reader, family, cls.modalities, strict)
         return cls(config, family, towers, scale, bias, folder, num_threads, precision)
+
+    @classmethod
+    def encoders(cls, config: Config) -> dict[str, Encoder]:
+        """What each tower of this class is made of."""
+        found = {name: cls.family.towers[name](config) for name in cls.modalities}
+        if cls.__name__ in cls.family.bare:
+            found = {name: encoder.without_projection() for name, encoder in found.items()}
+        return found
+
+    def save_packed(self, folder: str | os.PathLike) -> None:
+        """Writes the packed weights, as this machine's instruction set reads them, and the checkpoint's other files.
+
+        `from_pretrained(folder)` then maps them read-only: nothing is converted, and processes share one copy in
+        memory. Another instruction set or a damaged file is refused when it is loaded.
+
+        Raises ValueError when the folder is the checkpoint's own.
+        """
+        from .packed import save
+
+        save(self, Path(folder))
 
     def eval(self) -> PreTrainedModel:
         """Nothing to switch: models only ever infer."""
@@ -313,7 +338,9 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
     """The dtype's name; every other option is checked."""
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
-    if name not in DTYPES:
+    if dtype is None:
+        name = "default"
+    elif name not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if num_threads is not None and not (isinstance(num_threads, int) and 1 <= num_threads <= 1024):
         raise ValueError(f"num_threads: found {num_threads!r}, expected 1 to 1024")
@@ -329,6 +356,8 @@ def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) 
 
 def _precision(dtype: str, config: Config) -> str:
     """One of _C.PRECISIONS for a dtype's name."""
+    if dtype == "default":
+        return "float32"
     if dtype == "fastest":
         return "float32" if _C.config()["isa"] == "base" else "int8"
     if dtype == "auto":

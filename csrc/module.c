@@ -66,6 +66,7 @@ PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data) {
 
 typedef struct {
     PyObject_HEAD bvl_program *program;
+    Py_buffer mapping; /* the file its weights lie in, when they were not packed here; obj NULL otherwise */
 } ProgramObject;
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -100,6 +101,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static void program_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     bvl_program_free(((ProgramObject *)self)->program);
+    PyBuffer_Release(&((ProgramObject *)self)->mapping);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
@@ -136,12 +138,35 @@ static bool parse_params(const bvl_op *op, PyObject *dict, double *params) {
     return false;
 }
 
-static bool parse_weights(const bvl_op *op, PyObject *dict, bvl_array *weights) {
+/* A shape instead of an array: its contents are in the mapping already. */
+static bool parse_shape(PyObject *value, const char *name, const uint8_t *mapped, bvl_array *weight) {
+    weight->data = (const float *)(const void *)mapped; /* there, and never read */
+    weight->rank = (int)PySequence_Size(value);
+    if (!PyList_Check(value) || weight->rank < 1 || weight->rank > BVL_MAX_RANK) {
+        PyErr_Format(PyExc_ValueError, "%s: found %R, expected a shape of 1 to %d sizes", name, value,
+                     BVL_MAX_RANK);
+        return false;
+    }
+    for (int d = 0; d < weight->rank; d++) {
+        weight->shape[d] = PyLong_AsLongLong(PyList_GetItem(value, d));
+        if (weight->shape[d] >= 1 && weight->shape[d] <= 1 << 24) continue;
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "%s: found shape %R, expected sizes up to 2^24", name, value);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_weights(const bvl_op *op, PyObject *dict, const uint8_t *mapped, bvl_array *weights) {
     Py_ssize_t found = 0;
     for (int i = 0; op->weights[i]; i++) {
         PyObject *value = PyDict_GetItemString(dict, op->weights[i]);
         if (!value) continue;
         found++;
+        if (mapped) {
+            if (!parse_shape(value, op->weights[i], mapped, &weights[i])) return false;
+            continue;
+        }
         PyArrayObject *a = bvl_borrow(value, op->weights[i], NPY_FLOAT32, -1);
         if (!a) return false;
         weights[i].data = PyArray_DATA(a);
@@ -170,7 +195,8 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
     }
     double values[BVL_MAX_PARAMS] = {0};
     bvl_array arrays[BVL_MAX_WEIGHTS] = {{0}};
-    if (!parse_params(op, params, values) || !parse_weights(op, weights, arrays)) return NULL;
+    if (!parse_params(op, params, values) || !parse_weights(op, weights, program->store.mapped, arrays))
+        return NULL;
     const bvl_build build = {arrays, values, threads};
     bvl_error err;
     if (bvl_program_add(program, op, src, dst, &build, &err) != BVL_OK) return bvl_raise(&err);
@@ -295,11 +321,48 @@ static PyObject *program_run(PyObject *self, PyObject *args) {
     return bvl_raise(&err);
 }
 
+/* From now on weights are taken from `buffer`, in the order an earlier program took them. */
+static PyObject *program_map(PyObject *self, PyObject *args) {
+    ProgramObject *object = (ProgramObject *)self;
+    PyObject *buffer;
+    if (!PyArg_ParseTuple(args, "O", &buffer)) return NULL;
+    if (object->program->store.count || object->mapping.obj)
+        return PyErr_Format(PyExc_ValueError, "map: the program has weights already");
+    if (PyObject_GetBuffer(buffer, &object->mapping, PyBUF_SIMPLE) < 0) return NULL;
+    if ((uintptr_t)object->mapping.buf % BVL_ALIGNMENT || object->mapping.len < BVL_ALIGNMENT) {
+        PyBuffer_Release(&object->mapping);
+        return PyErr_Format(PyExc_ValueError, "map: expected memory aligned to %d bytes", BVL_ALIGNMENT);
+    }
+    object->program->store.mapped = object->mapping.buf;
+    object->program->store.mapped_bytes = (size_t)object->mapping.len;
+    Py_RETURN_NONE;
+}
+
+/* The weights as read-only arrays of bytes, in order; each keeps the program alive. */
+static PyObject *program_blocks(PyObject *self, PyObject *unused) {
+    const bvl_store *store = &((ProgramObject *)self)->program->store;
+    PyObject *list = PyList_New(store->count);
+    (void)unused;
+    for (int i = 0; list && i < store->count; i++) {
+        npy_intp bytes = (npy_intp)store->blocks[i].bytes;
+        PyObject *array = PyArray_SimpleNewFromData(1, &bytes, NPY_UINT8, store->blocks[i].memory);
+        if (!array) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
+        Py_INCREF(self);
+        if (PyArray_SetBaseObject((PyArrayObject *)array, self) < 0 || PyList_SetItem(list, i, array) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
 static PyObject *program_info(PyObject *self, PyObject *unused) {
     const bvl_program *p = ((ProgramObject *)self)->program;
     (void)unused;
-    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL)}", "packed_bytes", (long long)p->packed_bytes, "records",
-                         p->record_count, "vocab_size", (long long)p->vocab, "max_positions",
+    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL)}", "packed_bytes", (long long)bvl_store_bytes(&p->store),
+                         "records", p->record_count, "vocab_size", (long long)p->vocab, "max_positions",
                          (long long)p->max_positions, "image", (long long)p->channels, (long long)p->height,
                          (long long)p->width);
 }
@@ -308,6 +371,9 @@ static PyMethodDef program_methods[] = {
     {"slot", program_slot, METH_VARARGS, "slot(name, rows, cols) -> index; rows 0 means the text's length"},
     {"add", program_add, METH_VARARGS, "add(op, src, dst, params, weights, num_threads): append a record"},
     {"run", program_run, METH_VARARGS, "run(inputs, outputs, num_threads) -> dict of float32 arrays"},
+    {"map", program_map, METH_VARARGS,
+     "map(buffer): weights lie there; add() then takes shapes (lists) for arrays"},
+    {"blocks", program_blocks, METH_NOARGS, "blocks() -> the weights as read-only arrays of bytes"},
     {"info", program_info, METH_NOARGS, "info() -> dict of what was built"},
     {NULL, NULL, 0, NULL}};
 
@@ -358,6 +424,22 @@ static PyObject *set_isa(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *checksum(PyObject *module, PyObject *args) {
+    Py_buffer buffer;
+    int threads;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*i", &buffer, &threads)) return NULL;
+    if (buffer.len % BVL_ALIGNMENT) {
+        PyBuffer_Release(&buffer);
+        return PyErr_Format(PyExc_ValueError, "checksum: expected a multiple of %d bytes", BVL_ALIGNMENT);
+    }
+    PyThreadState *state = PyEval_SaveThread();
+    const uint64_t sum = bvl_checksum(buffer.buf, (size_t)buffer.len, BVL_MAX(1, BVL_MIN(threads, 256)));
+    PyEval_RestoreThread(state);
+    PyBuffer_Release(&buffer);
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
 static PyObject *default_threads(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     return PyLong_FromLong(bvl_default_threads());
@@ -401,6 +483,7 @@ static PyMethodDef functions[] = {
      "config() -> dict: processor, level in use and why, threads, optional parts"},
     {"usable_isas", usable_isas, METH_NOARGS, "usable_isas() -> names of the levels this machine runs"},
     {"set_isa", set_isa, METH_VARARGS, "set_isa(name=None): level of programs built from now on"},
+    {"checksum", checksum, METH_VARARGS, "checksum(buffer, num_threads) -> 64 bits"},
     {"default_threads", default_threads, METH_NOARGS, "default_threads() -> int"},
     {"preprocess", bvl_py_preprocess, METH_VARARGS,
      "preprocess(out, (image, height, width, filter, top, left), table): on this thread, without the GIL"},

@@ -25,7 +25,8 @@
 #define MOST_ROWS V_MR
 #endif
 
-#define ROW_BLOCK_BYTES (384 * 1024) /* of A kept in the second-level cache */
+#define ROW_BLOCK_BYTES (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
+                                       */
 
 /* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
  * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */

@@ -35,18 +35,6 @@ typedef struct {
 enum { P_HEADS, P_ACT, P_EPS, P_CAUSAL, P_PRE_NORM };
 enum { QKV_W, QKV_B, OUT_W, OUT_B, FC1_W, FC1_B, FC2_W, FC2_B, NORM1_W, NORM1_B, NORM2_W, NORM2_B, QUERY };
 
-static void block_release(void *state) {
-    block *s = state;
-    bvl_linear_free(&s->qkv);
-    bvl_linear_free(&s->out);
-    bvl_linear_free(&s->fc1);
-    bvl_linear_free(&s->fc2);
-    bvl_norm_free(&s->norm1);
-    bvl_norm_free(&s->norm2);
-    bvl_free(s->query);
-    bvl_free(s);
-}
-
 static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n,
                               bvl_error *err) {
     return b->weights[weight].data ? bvl_expect(r->op, b, weight, 1, n, 0, 0, 0, err) : BVL_OK;
@@ -89,16 +77,16 @@ static bvl_status block_fill(bvl_program *p, bvl_record *r, const bvl_build *b, 
     bvl_linear *linears[] = {&s->qkv, &s->out, &s->fc1, &s->fc2};
     for (int i = 0; i < 4; i++) {
         const bvl_precision precision = parts == 3 || i == 0 ? p->precision : BVL_FLOAT32;
-        if (bvl_linear_init(linears[i], p->kernels, precision, &w[QKV_W + 2 * i], &w[QKV_B + 2 * i],
-                            b->threads, err) != BVL_OK)
+        if (bvl_linear_init(linears[i], &p->store, p->kernels, precision, &w[QKV_W + 2 * i],
+                            &w[QKV_B + 2 * i], b->threads, err) != BVL_OK)
             return err->status;
-        p->packed_bytes += bvl_linear_bytes(linears[i]);
     }
-    if (parts == 3 && bvl_norm_init(&s->norm1, &w[NORM1_W], &w[NORM1_B], b->params[P_EPS], err) != BVL_OK)
+    if (parts == 3 &&
+        bvl_norm_init(&s->norm1, &p->store, &w[NORM1_W], &w[NORM1_B], b->params[P_EPS], err) != BVL_OK)
         return err->status;
-    if (bvl_norm_init(&s->norm2, &w[NORM2_W], &w[NORM2_B], b->params[P_EPS], err) != BVL_OK)
+    if (bvl_norm_init(&s->norm2, &p->store, &w[NORM2_W], &w[NORM2_B], b->params[P_EPS], err) != BVL_OK)
         return err->status;
-    return parts == 3 ? BVL_OK : bvl_copy_vector(&s->query, &w[QUERY], err);
+    return parts == 3 ? BVL_OK : bvl_copy_vector(&s->query, &p->store, &w[QUERY], err);
 }
 
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
@@ -255,7 +243,6 @@ const bvl_op bvl_op_transformer_block = {
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
                 "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", NULL},
     .build = block_build,
-    .release = block_release,
     .shared = block_shared,
     .local = block_local,
     .run = block_run,
@@ -324,7 +311,6 @@ const bvl_op bvl_op_attention_pool = {
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
                 "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "query", NULL},
     .build = attention_pool_build,
-    .release = block_release,
     .shared = attention_pool_shared,
     .local = block_local,
     .run = attention_pool_run,

@@ -32,15 +32,6 @@ enum {
 };
 enum { EXPAND_W, EXPAND_B, DEPTHWISE_W, DEPTHWISE_B, PROJECT_W, PROJECT_B };
 
-static void inverted_residual_release(void *state) {
-    inverted_residual *s = state;
-    bvl_linear_free(&s->expand);
-    bvl_linear_free(&s->project);
-    bvl_free(s->depthwise);
-    bvl_free(s->bias);
-    bvl_free(s);
-}
-
 static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
                                           bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
@@ -86,17 +77,15 @@ static bvl_status inverted_residual_build(bvl_program *p, bvl_record *r, const b
                                 bvl_padded(channels)};
     const bvl_precision precision = bvl_outer_precision(p, p->slots[r->dst].rows);
     if (w[EXPAND_W].data) {
-        if (bvl_linear_init(&s->expand, p->kernels, precision, &w[EXPAND_W], &w[EXPAND_B], b->threads, err) !=
-            BVL_OK)
+        if (bvl_linear_init(&s->expand, &p->store, p->kernels, precision, &w[EXPAND_W], &w[EXPAND_B],
+                            b->threads, err) != BVL_OK)
             return err->status;
-        p->packed_bytes += bvl_linear_bytes(&s->expand);
     }
-    if (bvl_linear_init(&s->project, p->kernels, precision, &w[PROJECT_W], &w[PROJECT_B], b->threads, err) !=
-            BVL_OK ||
-        bvl_copy_vector(&s->depthwise, &w[DEPTHWISE_W], err) != BVL_OK)
+    if (bvl_linear_init(&s->project, &p->store, p->kernels, precision, &w[PROJECT_W], &w[PROJECT_B],
+                        b->threads, err) != BVL_OK ||
+        bvl_copy_vector(&s->depthwise, &p->store, &w[DEPTHWISE_W], err) != BVL_OK)
         return err->status;
-    p->packed_bytes += bvl_linear_bytes(&s->project) + 4 * channels * (w[DEPTHWISE_W].shape[0] + 1);
-    return bvl_copy_vector(&s->bias, &w[DEPTHWISE_B], err);
+    return bvl_copy_vector(&s->bias, &p->store, &w[DEPTHWISE_B], err);
 }
 
 /* Words of operand rows: of the expansion's input, later of the projection's. */
@@ -146,7 +135,6 @@ const bvl_op bvl_op_inverted_residual = {
     .weights = {"expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias", "project_weight",
                 "project_bias", NULL},
     .build = inverted_residual_build,
-    .release = inverted_residual_release,
     .shared = inverted_residual_shared,
     .run = inverted_residual_run,
 };

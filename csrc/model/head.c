@@ -18,18 +18,13 @@ static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same
                     dst->name);
 }
 
-static void norm_release(void *state) {
-    bvl_norm_free(state);
-    bvl_free(state);
-}
-
 static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->src].cols;
     if (same_rows(p, r, true, err) != BVL_OK || bvl_expect(r->op, b, 0, 1, D, 0, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, 1, 1, D, 0, 0, 0, err) != BVL_OK)
         return err->status;
     if (!(r->state = bvl_alloc(sizeof(bvl_norm)))) return bvl_fail(err, BVL_NO_MEMORY, "no memory for norm");
-    return bvl_norm_init(r->state, &b->weights[0], &b->weights[1], b->params[0], err);
+    return bvl_norm_init(r->state, &p->store, &b->weights[0], &b->weights[1], b->params[0], err);
 }
 
 static void norm_run(const bvl_record *r, const bvl_run *run) {
@@ -45,7 +40,6 @@ const bvl_op bvl_op_norm = {
     .params = {"layer_norm_eps", NULL},
     .weights = {"weight", "bias", NULL},
     .build = norm_build,
-    .release = norm_release,
     .run = norm_run,
     .row_wise = true,
 };
@@ -55,11 +49,6 @@ typedef struct {
     bvl_activation act;
     bool accumulate;
 } linear_state;
-
-static void linear_release(void *state) {
-    bvl_linear_free(&((linear_state *)state)->linear);
-    bvl_free(state);
-}
 
 static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t K = p->slots[r->src].cols, N = p->slots[r->dst].cols;
@@ -74,10 +63,9 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
     if (s->accumulate && s->act != BVL_ACT_NONE)
         return bvl_fail(err, BVL_INVALID, "linear: an activation and accumulate do not go together");
     const bvl_precision precision = bvl_outer_precision(p, p->slots[r->src].rows);
-    if (bvl_linear_init(&s->linear, p->kernels, precision, &b->weights[0], &b->weights[1], b->threads, err) !=
-        BVL_OK)
+    if (bvl_linear_init(&s->linear, &p->store, p->kernels, precision, &b->weights[0], &b->weights[1],
+                        b->threads, err) != BVL_OK)
         return err->status;
-    p->packed_bytes += bvl_linear_bytes(&s->linear);
     return BVL_OK;
 }
 
@@ -103,7 +91,6 @@ const bvl_op bvl_op_linear = {
     .params = {"activation", "accumulate", NULL},
     .weights = {"weight", "bias", NULL},
     .build = linear_build,
-    .release = linear_release,
     .shared = linear_shared,
     .run = linear_run,
 };
@@ -190,7 +177,6 @@ const bvl_op bvl_op_pool = {
     .params = {"kind", "token", NULL},
     .weights = {NULL},
     .build = pool_build,
-    .release = bvl_free,
     .run = pool_run,
     .row = pool_row,
 };
@@ -213,7 +199,6 @@ const bvl_op bvl_op_l2_normalize = {
     .params = {NULL},
     .weights = {NULL},
     .build = same_shape_build,
-    .release = bvl_free,
     .run = l2_normalize_run,
 };
 
@@ -234,7 +219,6 @@ const bvl_op bvl_op_softmax = {
     .params = {NULL},
     .weights = {NULL},
     .build = same_shape_build,
-    .release = bvl_free,
     .run = softmax_run,
 };
 

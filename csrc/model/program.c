@@ -28,8 +28,8 @@ bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision
 
 void bvl_program_free(bvl_program *program) {
     if (!program) return;
-    for (int i = 0; i < program->record_count; i++)
-        program->records[i].op->release(program->records[i].state);
+    for (int i = 0; i < program->record_count; i++) bvl_free(program->records[i].state);
+    bvl_store_free(&program->store);
     bvl_free(program->records);
     bvl_free(program->spare);
     bvl_free(program);
@@ -88,7 +88,7 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
         return bvl_fail(err, BVL_INVALID, "%s: more than %d records", op->name, BVL_MAX_RECORDS);
     if (reserve_record(program, err) != BVL_OK) return err->status;
     if (op->build(program, &record, build, err) != BVL_OK) {
-        if (record.state) op->release(record.state);
+        bvl_free(record.state);
         return err->status;
     }
     program->records[program->record_count++] = record;

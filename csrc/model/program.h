@@ -9,6 +9,7 @@
 
 #include "../kernels/kernels.h"
 #include "../parallel.h"
+#include "../store.h"
 
 enum {
     BVL_ROWS_TEXT = 0,
@@ -49,7 +50,7 @@ typedef struct {
     int record_count, record_capacity;
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
-    int64_t packed_bytes;                /* memory of all weights */
+    bvl_store store;                     /* all weights */
     bool sealed;                         /* set by the first run: nothing is added afterwards */
     float *spare;                        /* scratch kept between calls, swapped atomically */
 } bvl_program;
@@ -80,9 +81,8 @@ typedef struct bvl_op {
     const char *name;
     const char *params[BVL_MAX_PARAMS + 1];   /* all are required */
     const char *weights[BVL_MAX_WEIGHTS + 1]; /* which may be absent is the build function's matter */
-    /* Checks, copies, packs; on failure the record is released by `release`. */
+    /* Checks, copies, packs into the program's store; record->state is freed with the program. */
     bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build, bvl_error *err);
-    void (*release)(void *state);
     /* Floats of scratch for `count` items of L tokens: shared by the team, and per worker. */
     int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count, int64_t L);
     int64_t (*local)(const bvl_program *program, const bvl_record *record, int64_t L);

@@ -20,15 +20,6 @@ typedef struct {
 
 enum { WORD, POSITION, TYPE };
 
-static void embed_tokens_release(void *state) {
-    embed_tokens *s = state;
-    bvl_free(s->word);
-    bvl_free(s->half);
-    bvl_free(s->position);
-    bvl_free(s->type);
-    bvl_free(s);
-}
-
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
     if (p->vocab || p->slots[r->dst].rows != BVL_ROWS_TEXT)
@@ -45,12 +36,11 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     p->max_positions = b->weights[POSITION].shape[0];
     p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
     const bool whole = p->precision == BVL_FLOAT32;
-    p->packed_bytes += D * ((whole ? 4 : 2) * p->vocab + 4 * (p->max_positions + p->types));
-    if ((whole ? bvl_copy_vector(&s->word, &b->weights[WORD], err)
-               : bvl_copy_bfloat16(&s->half, &b->weights[WORD], err)) != BVL_OK ||
-        bvl_copy_vector(&s->position, &b->weights[POSITION], err) != BVL_OK)
+    if ((whole ? bvl_copy_vector(&s->word, &p->store, &b->weights[WORD], err)
+               : bvl_copy_bfloat16(&s->half, &p->store, &b->weights[WORD], err)) != BVL_OK ||
+        bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err) != BVL_OK)
         return err->status;
-    return p->types ? bvl_copy_vector(&s->type, &b->weights[TYPE], err) : BVL_OK;
+    return p->types ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
 }
 
 static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
@@ -81,7 +71,6 @@ const bvl_op bvl_op_embed_tokens = {
     .params = {NULL},
     .weights = {"word", "position", "type", NULL},
     .build = embed_tokens_build,
-    .release = embed_tokens_release,
     .run = embed_tokens_run,
 };
 
@@ -96,14 +85,6 @@ typedef struct {
 
 enum { P_CHANNELS, P_HEIGHT, P_WIDTH, P_STRIDE, P_PAD_TOP, P_PAD_LEFT, P_OUT_HEIGHT, P_OUT_WIDTH, P_ACT };
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
-
-static void patch_embed_release(void *state) {
-    patch_embed *s = state;
-    bvl_linear_free(&s->linear);
-    bvl_free(s->class_token);
-    bvl_free(s->position);
-    bvl_free(s);
-}
 
 static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
                                     bvl_error *err) {
@@ -141,16 +122,15 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     p->channels = s->patches.channels;
     p->height = s->patches.height;
     p->width = s->patches.width;
-    if (bvl_linear_init(&s->linear, p->kernels, bvl_outer_precision(p, s->tokens), &b->weights[W_WEIGHT],
-                        &b->weights[W_BIAS], b->threads, err) != BVL_OK)
+    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, s->tokens),
+                        &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;
     s->ld = bvl_padded(s->linear.K);
-    p->packed_bytes += bvl_linear_bytes(&s->linear);
-    if (b->weights[W_CLASS].data && bvl_copy_vector(&s->class_token, &b->weights[W_CLASS], err) != BVL_OK)
+    if (b->weights[W_CLASS].data &&
+        bvl_copy_vector(&s->class_token, &p->store, &b->weights[W_CLASS], err) != BVL_OK)
         return err->status;
     if (!b->weights[W_POSITION].data) return BVL_OK;
-    p->packed_bytes += 4 * p->slots[r->dst].rows * p->slots[r->dst].cols;
-    return bvl_copy_vector(&s->position, &b->weights[W_POSITION], err);
+    return bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err);
 }
 
 static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
@@ -190,7 +170,6 @@ const bvl_op bvl_op_patch_embed = {
                "activation", NULL},
     .weights = {"weight", "bias", "class_token", "position", NULL},
     .build = patch_embed_build,
-    .release = patch_embed_release,
     .shared = patch_embed_shared,
     .run = patch_embed_run,
 };

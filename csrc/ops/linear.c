@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-#include "../arena.h"
-
 enum { INT8_MOST_K = 65536 }; /* 255 x 127 x K fits in an int32 */
 
 typedef struct {
@@ -31,19 +29,23 @@ static size_t element_count(const bvl_array *a) {
     return count;
 }
 
-bvl_status bvl_copy_vector(float **out, const bvl_array *source, bvl_error *err) {
+bvl_status bvl_copy_vector(float **out, bvl_store *store, const bvl_array *source, bvl_error *err) {
     const size_t count = element_count(source);
-    if (!(*out = bvl_alloc_array(count, sizeof(float))))
-        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu floats", count);
-    memcpy(*out, source->data, count * sizeof(float));
+    void *memory;
+    bool filled;
+    if (bvl_store_take(store, count * sizeof **out, &memory, &filled, err) != BVL_OK) return err->status;
+    *out = memory;
+    if (!filled) memcpy(*out, source->data, count * sizeof **out);
     return BVL_OK;
 }
 
-bvl_status bvl_copy_bfloat16(uint16_t **out, const bvl_array *source, bvl_error *err) {
+bvl_status bvl_copy_bfloat16(uint16_t **out, bvl_store *store, const bvl_array *source, bvl_error *err) {
     const size_t count = element_count(source);
-    if (!(*out = bvl_alloc_array(count, sizeof(uint16_t))))
-        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu values", count);
-    for (size_t i = 0; i < count; i++) (*out)[i] = bvl_to_bf16(source->data[i]);
+    void *memory;
+    bool filled;
+    if (bvl_store_take(store, count * sizeof **out, &memory, &filled, err) != BVL_OK) return err->status;
+    *out = memory;
+    for (size_t i = 0; i < count && !filled; i++) (*out)[i] = bvl_to_bf16(source->data[i]);
     return BVL_OK;
 }
 
@@ -54,8 +56,11 @@ void bvl_widen(float *y, const uint16_t *x, int64_t n) {
     }
 }
 
-bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, bvl_precision precision,
-                           const bvl_array *weight, const bvl_array *bias, int nt, bvl_error *err) {
+bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
+                           bvl_precision precision, const bvl_array *weight, const bvl_array *bias, int nt,
+                           bvl_error *err) {
+    void *memory;
+    bool filled;
     linear->N = weight->shape[0];
     linear->K = 1;
     for (int i = 1; i < weight->rank; i++) linear->K *= weight->shape[i];
@@ -64,21 +69,11 @@ bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, bvl_p
         return bvl_fail(err, BVL_INVALID, "a product over %lld inputs, expected at most %d in int8",
                         (long long)linear->K, INT8_MOST_K);
     const int64_t words = linear->product->packed_words(linear->N, linear->K);
-    if (!(linear->packed = bvl_alloc_array((size_t)words, sizeof(float))))
-        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld packed words", (long long)words);
-    bvl_parallel(nt, pack_share, &(pack_job){linear, kernels, weight->data});
-    return bias->data ? bvl_copy_vector(&linear->bias, bias, err) : BVL_OK;
-}
-
-void bvl_linear_free(bvl_linear *linear) {
-    bvl_free(linear->packed);
-    bvl_free(linear->bias);
-    linear->packed = linear->bias = NULL;
-}
-
-int64_t bvl_linear_bytes(const bvl_linear *linear) {
-    return (int64_t)sizeof(float) *
-           (linear->product->packed_words(linear->N, linear->K) + (linear->bias ? linear->N : 0));
+    if (bvl_store_take(store, (size_t)words * sizeof(float), &memory, &filled, err) != BVL_OK)
+        return err->status;
+    linear->packed = memory;
+    if (!filled) bvl_parallel(nt, pack_share, &(pack_job){linear, kernels, weight->data});
+    return bias->data ? bvl_copy_vector(&linear->bias, store, bias, err) : BVL_OK;
 }
 
 int64_t bvl_linear_operand(const bvl_linear *linear) {

@@ -4,6 +4,7 @@
 
 #include "../kernels/kernels.h"
 #include "../parallel.h"
+#include "../store.h"
 
 typedef struct {
     float *packed; /* W [N, K] in the layout of `product` */
@@ -12,11 +13,10 @@ typedef struct {
     const bvl_product *product;
 } bvl_linear;
 
-/* Packs weight [N, K] (or [N, ...] flattened to K) and copies bias, on nt threads. */
-bvl_status bvl_linear_init(bvl_linear *linear, const bvl_kernels *kernels, bvl_precision precision,
-                           const bvl_array *weight, const bvl_array *bias, int nt, bvl_error *err);
-void bvl_linear_free(bvl_linear *linear);
-int64_t bvl_linear_bytes(const bvl_linear *linear);
+/* Packs weight [N, K] (or [N, ...] flattened to K) and copies bias into the store, on nt threads. */
+bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
+                           bvl_precision precision, const bvl_array *weight, const bvl_array *bias, int nt,
+                           bvl_error *err);
 
 /* Words between two operand rows of this product; 0 where it reads float32 rows as they are. */
 int64_t bvl_linear_operand(const bvl_linear *linear);
@@ -30,9 +30,9 @@ const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const flo
 void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
                     const float *a, int64_t lda, int64_t M, bvl_epilogue epilogue, bvl_team team);
 
-/* A copy of a parameter, through the core's allocator; the second rounds it to bfloat16. */
-bvl_status bvl_copy_vector(float **out, const bvl_array *source, bvl_error *err);
-bvl_status bvl_copy_bfloat16(uint16_t **out, const bvl_array *source, bvl_error *err);
+/* A copy of a parameter in the store; the second rounds it to bfloat16. */
+bvl_status bvl_copy_vector(float **out, bvl_store *store, const bvl_array *source, bvl_error *err);
+bvl_status bvl_copy_bfloat16(uint16_t **out, bvl_store *store, const bvl_array *source, bvl_error *err);
 /* y[n] = x[n] */
 void bvl_widen(float *y, const uint16_t *x, int64_t n);
 

@@ -3,21 +3,14 @@
 
 #include <string.h>
 
-#include "../arena.h"
 #include "linear.h"
 
-bvl_status bvl_norm_init(bvl_norm *norm, const bvl_array *gamma, const bvl_array *beta, double eps,
-                         bvl_error *err) {
+bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamma, const bvl_array *beta,
+                         double eps, bvl_error *err) {
     norm->D = gamma->shape[0];
     norm->eps = (float)eps;
-    if (bvl_copy_vector(&norm->gamma, gamma, err) != BVL_OK) return err->status;
-    return bvl_copy_vector(&norm->beta, beta, err);
-}
-
-void bvl_norm_free(bvl_norm *norm) {
-    bvl_free(norm->gamma);
-    bvl_free(norm->beta);
-    norm->gamma = norm->beta = NULL;
+    if (bvl_copy_vector(&norm->gamma, store, gamma, err) != BVL_OK) return err->status;
+    return bvl_copy_vector(&norm->beta, store, beta, err);
 }
 
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,

@@ -12,9 +12,8 @@ typedef struct {
     int64_t D;
 } bvl_norm;
 
-bvl_status bvl_norm_init(bvl_norm *norm, const bvl_array *gamma, const bvl_array *beta, double eps,
-                         bvl_error *err);
-void bvl_norm_free(bvl_norm *norm);
+bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamma, const bvl_array *beta,
+                         double eps, bvl_error *err);
 /* y[rows, D] = layer_norm(x[rows, D]); y may be x */
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team);

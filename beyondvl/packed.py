@@ -1,0 +1,152 @@
+"""Packed weights on disk: written once by `save_packed`, then mapped read-only and shared by all that load them.
+
+packed.bin holds the blocks of each program in the order it took them, each at a multiple of 64 bytes; packed.json says
+how the programs were built (operations, parameters, shapes), for which instruction set, and the checksum. A file that
+is cut while it is mapped ends the process, as with any mapping: write a new folder instead of changing one in use.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .compile import Compiled
+from .config import Config, read_json
+from .errors import CheckpointError, ConfigError
+
+__all__ = ["is_packed", "load_packed", "save"]
+
+FORMAT = 1  # of both files, and of the layouts in csrc/kernels/dot.h
+ALIGNMENT = 64
+PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
+
+
+def is_packed(folder: Path) -> bool:
+    return (folder / "packed.json").exists()
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """The configuration, tokenizer and processor files of a checkpoint, and the modules of a sentence encoder."""
+    for path in source.iterdir():
+        skipped = path.name.endswith(".index.json") or path.name == "packed.json"
+        if path.suffix in (".json", ".txt", ".model") and not skipped:
+            shutil.copyfile(path, target / path.name)
+        elif (path / "config.json").exists():  # such as 1_Pooling
+            (target / path.name).mkdir(exist_ok=True)
+            shutil.copyfile(path / "config.json", target / path.name / "config.json")
+
+
+def save(model: Any, folder: Path) -> None:
+    """See `PreTrainedModel.save_packed`."""
+    if os.environ.get("BEYONDVL_GEMM") == "openblas":
+        raise ValueError("save_packed: found BEYONDVL_GEMM=openblas, expected beyondvl's own products")
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() == model.folder.resolve():
+        raise ValueError(f"{folder}: the checkpoint's own folder, expected another one")
+    copy_companions(model.folder, folder)
+    temporary = folder / f".packed.bin.{os.getpid()}.tmp"
+    towers: dict[str, dict[str, Any]] = {}
+    try:
+        with open(temporary, "wb") as file:
+            for name, tower in model.towers.items():
+                begin = file.tell()
+                for block in tower.program.blocks():
+                    file.write(block.data)
+                    file.write(bytes(-len(block) % ALIGNMENT))
+                built = {field: getattr(tower.compiled, field) for field in ("outputs", "sizes", "slots", "records")}
+                towers[name] = {"begin": begin, "bytes": file.tell() - begin, **built}
+            file.write(PADDING)
+            file.flush()
+            os.fsync(file.fileno())
+        record = {
+            "format": FORMAT,
+            "isa": model.isa,
+            "dtype": model.dtype,
+            "class": type(model).__name__,
+            "logit_scale": model.logit_scale,
+            "logit_bias": model.logit_bias,
+            "bytes": temporary.stat().st_size,
+            "checksum": f"{_C.checksum(_map(temporary), model.num_threads):016x}",
+            "towers": towers,
+        }
+        os.replace(temporary, folder / "packed.bin")
+    finally:
+        temporary.unlink(missing_ok=True)
+    (folder / "packed.json").write_text(json.dumps(record))
+
+
+def _map(path: Path) -> mmap.mmap:
+    """The whole file, read-only; its pages are shared by all processes that map it."""
+    with open(path, "rb") as file:
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
+
+
+def _checked(record: Config, path: Path, dtype: str, num_threads: int) -> mmap.mmap:
+    """The mapping of packed.bin, after everything that packed.json says of it was compared."""
+    active = _C.config()["isa"]
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"packed.json: format {record.get('format')!r}, expected {FORMAT}: save it again")
+    if record.get("isa") != active:
+        raise CheckpointError(
+            f"packed.json: packed for instruction set {record.get('isa')}, this process runs {active}: load the "
+            "checkpoint it was made of, or set BEYONDVL_ISA"
+        )
+    if dtype not in ("default", "auto", record.get("dtype")):
+        raise CheckpointError(f"packed.json: packed as {record.get('dtype')}, found dtype {dtype!r}")
+    size = path.stat().st_size if path.exists() else 0
+    if size != record.get("bytes") or size < len(PADDING):
+        raise CheckpointError(f"packed.bin: {size} bytes, expected {record.get('bytes')}: truncated or replaced")
+    mapping = _map(path)
+    found = f"{_C.checksum(mapping, num_threads):016x}"
+    if found != record.get("checksum"):
+        raise CheckpointError(f"packed.bin: checksum {found}, expected {record.get('checksum')}: the file is damaged")
+    return mapping
+
+
+def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: int) -> Compiled:
+    begin, size = section.integer("begin", 0, 0, 1 << 48), section.integer("bytes", 0, 0, 1 << 48)
+    if begin % ALIGNMENT or begin + size + len(PADDING) > len(mapping):
+        raise CheckpointError(f"packed.json: bytes {begin} to {begin + size} of a file of {len(mapping)}")
+    program = _C.Program(precision=precision)
+    if size:
+        program.map(memoryview(mapping)[begin : begin + size])
+    fields = section.to_dict()
+    try:
+        for name, rows, cols in fields["slots"]:
+            program.slot(name, rows, cols)
+        for op, src, dst, params, shapes in fields["records"]:
+            program.add(op, src, dst, params, shapes, num_threads)
+        return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"packed.json: the program cannot be built: {error}") from error
+
+
+def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads: int) -> Any:
+    """The model that `save` wrote, its weights mapped. Raises CheckpointError when it does not fit this process."""
+    from .modeling import PreTrainedModel, Tower, model_class
+
+    record = Config(read_json(folder / "packed.json"), "packed.json")
+    name = str(record.get("class"))
+    try:
+        saved = model_class(name)
+    except KeyError:
+        raise CheckpointError(f"packed.json: class {name!r} is unknown") from None
+    if cls not in (PreTrainedModel, saved):
+        raise ConfigError(f"{cls.__name__} cannot load a packed {name}; use AutoModel")
+    mapping = _checked(record, folder / "packed.bin", dtype, num_threads)
+    precision = record.choice("dtype", "float32", _C.PRECISIONS)
+    sections = record.section("towers")
+    towers = {
+        modality: Tower(encoder, _program(sections.section(modality), mapping, precision, num_threads))
+        for modality, encoder in saved.encoders(config).items()
+    }
+    scale, bias = (float(np.float64(record.get(n, 0.0))) for n in ("logit_scale", "logit_bias"))
+    return saved(config, saved.family, towers, scale, bias, folder, num_threads, precision)

@@ -1,0 +1,105 @@
+/* store.c: the list of a program's weight blocks, and the checksum of a saved one.
+ *
+ * checksum: eight lanes h = (h ^ x) * p over the words of each MiB (FNV-1a on 64-bit words), then the same
+ * over lanes and MiBs in order.
+ */
+#include "store.h"
+
+#include <string.h>
+
+#include "arena.h"
+#include "parallel.h"
+
+static bvl_status remember(bvl_store *store, void *memory, size_t bytes, bvl_error *err) {
+    if (store->count == store->capacity) {
+        const int capacity = store->capacity ? 2 * store->capacity : 64;
+        bvl_block *grown = bvl_alloc_array((size_t)capacity, sizeof *grown);
+        if (!grown) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %d blocks", capacity);
+        if (store->count) memcpy(grown, store->blocks, (size_t)store->count * sizeof *grown);
+        bvl_free(store->blocks);
+        store->blocks = grown;
+        store->capacity = capacity;
+    }
+    store->blocks[store->count++] = (bvl_block){memory, bytes};
+    return BVL_OK;
+}
+
+bvl_status bvl_store_take(bvl_store *store, size_t bytes, void **memory, bool *filled, bvl_error *err) {
+    *filled = store->mapped != NULL;
+    if (store->mapped) {
+        const size_t aligned = (bytes + BVL_ALIGNMENT - 1) / BVL_ALIGNMENT * BVL_ALIGNMENT;
+        if (aligned > store->mapped_bytes - store->used)
+            return bvl_fail(err, BVL_INVALID, "packed weights: found %zu bytes, expected %zu and more",
+                            store->mapped_bytes, store->used + aligned);
+        *memory = (void *)(store->mapped + store->used);
+        store->used += aligned;
+    } else if (!(*memory = bvl_alloc(bytes))) {
+        return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
+    }
+    if (remember(store, *memory, bytes, err) == BVL_OK) return BVL_OK;
+    if (!store->mapped) bvl_free(*memory);
+    return err->status;
+}
+
+void bvl_store_free(bvl_store *store) {
+    for (int i = 0; i < store->count && !store->mapped; i++) bvl_free(store->blocks[i].memory);
+    bvl_free(store->blocks);
+    store->blocks = NULL;
+    store->count = 0;
+}
+
+int64_t bvl_store_bytes(const bvl_store *store) {
+    int64_t bytes = 0;
+    for (int i = 0; i < store->count; i++) bytes += (int64_t)store->blocks[i].bytes;
+    return bytes;
+}
+
+enum { LANES = 8, PIECE = 1 << 20 };
+static const uint64_t prime = 0x100000001b3, basis = 0xcbf29ce484222325;
+
+static uint64_t piece_sum(const uint8_t *data, size_t bytes) {
+    uint64_t lanes[LANES], sum = basis;
+    for (int i = 0; i < LANES; i++) lanes[i] = basis + (uint64_t)i;
+    for (size_t at = 0; at < bytes; at += sizeof lanes) {
+        uint64_t words[LANES];
+        memcpy(words, data + at, sizeof words);
+        for (int i = 0; i < LANES; i++) {
+            lanes[i] = (lanes[i] ^ words[i]) * prime;
+            lanes[i] ^= lanes[i] >> 29; /* high bits reach the low ones */
+        }
+    }
+    for (int i = 0; i < LANES; i++) sum = (sum ^ lanes[i]) * prime;
+    return sum;
+}
+
+typedef struct {
+    const uint8_t *data;
+    size_t bytes;
+    uint64_t *sums; /* one per piece */
+} sum_job;
+
+static void sum_share(void *context, bvl_team team) {
+    const sum_job *job = context;
+    int64_t begin, end;
+    bvl_share((int64_t)((job->bytes + PIECE - 1) / PIECE), team.tid, team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const size_t at = (size_t)i * PIECE;
+        job->sums[i] = piece_sum(job->data + at, BVL_MIN((size_t)PIECE, job->bytes - at));
+    }
+}
+
+uint64_t bvl_checksum(const void *data, size_t bytes, int nt) {
+    const size_t pieces = (bytes + PIECE - 1) / PIECE;
+    uint64_t sum = basis ^ bytes;
+    sum_job job = {data, bytes, bvl_alloc_array(pieces + 1, sizeof(uint64_t))};
+    if (job.sums) bvl_parallel(nt, sum_share, &job);
+    for (size_t i = 0; i < pieces; i++) {
+        const size_t at = i * PIECE;
+        const uint64_t piece =
+            job.sums ? job.sums[i]
+                     : piece_sum((const uint8_t *)data + at, BVL_MIN((size_t)PIECE, bytes - at));
+        sum = (sum ^ piece) * prime;
+    }
+    bvl_free(job.sums);
+    return sum;
+}

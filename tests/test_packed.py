@@ -1,0 +1,152 @@
+"""Packed weights on disk: the same numbers, refused on another level, in another precision, or when damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+from beyondvl import _C
+from test_threads import CONFIGS, arrays, given, same
+
+ROOT = Path(bvl.__file__).parent.parent
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A saved int8 CLIP, and the model it was saved from."""
+    model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model"), dtype="int8")
+    model.save_packed(tmp_path / "packed")
+    return tmp_path / "packed", model
+
+
+@pytest.mark.parametrize("dtype", _C.PRECISIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_numbers(isa, tmp_path, name, dtype):
+    model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model", CONFIGS[name]), dtype=dtype)
+    model.save_packed(tmp_path / "packed")
+    loaded = bvl.AutoModel.from_pretrained(tmp_path / "packed")
+    assert (type(loaded), loaded.dtype, loaded.packed_bytes) == (type(model), dtype, model.packed_bytes)
+    inputs = given(name, 5)
+    same(arrays(loaded(**inputs)), arrays(model(**inputs)))
+    if "logits_per_image" in (out := loaded(**inputs)):
+        np.testing.assert_array_equal(out.logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_the_default_with_its_processor(tmp_path):
+    model = bvl.AutoModel.from_pretrained("beyond-vl-model", dtype="int8")
+    model.save_packed(tmp_path)
+    loaded = bvl.AutoModel.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded.encode(["a red car", "a cat"]), model.encode(["a red car", "a cat"]))
+    again = tmp_path / "again"
+    loaded.save_packed(again)
+    assert (again / "packed.bin").read_bytes() == (tmp_path / "packed.bin").read_bytes()
+
+
+def test_weights_are_not_copied(packed):
+    """They lie in the mapping: loading allocates no block for them."""
+    folder, _ = packed
+    before = _C.alloc_live()
+    loaded = bvl.AutoModel.from_pretrained(folder)
+    blocks = sum(len(t.program.blocks()) for t in loaded.towers.values())
+    assert _C.alloc_live() - before < blocks
+    address = loaded.towers["text"].program.blocks()[0].__array_interface__["data"][0]
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "packed.bin" in line]
+    ranges = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in maps]
+    assert all("r--s" in line for line in maps) and any(a <= address < b for a, b in ranges)
+
+
+def test_blocks_outlive_their_program(packed):
+    blocks = bvl.AutoModel.from_pretrained(packed[0]).towers["vision"].program.blocks()
+    expected = packed[1].towers["vision"].program.blocks()
+    for a, b in zip(blocks, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not a.flags.writeable
+
+
+def test_another_level_is_refused(packed):
+    for isa in _C.usable_isas():
+        if isa == _C.config()["isa"]:
+            continue
+        code = f"import beyondvl; beyondvl.AutoModel.from_pretrained({str(packed[0])!r})"
+        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "BEYONDVL_ISA": isa}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+        assert "packed for instruction set" in done.stderr and f"this process runs {isa}" in done.stderr
+
+
+def test_another_precision_or_class_is_refused(packed):
+    folder, _ = packed
+    for dtype in ("int8", "auto", None):
+        assert bvl.AutoModel.from_pretrained(folder, dtype=dtype).dtype == "int8"
+    with pytest.raises(bvl.CheckpointError, match="packed as int8, found dtype 'float32'"):
+        bvl.AutoModel.from_pretrained(folder, dtype="float32")
+    with pytest.raises(bvl.ConfigError, match="SiglipModel cannot load a packed CLIPModel"):
+        bvl.SiglipModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("at", [0, 1000, -300])
+def test_a_changed_byte_is_found(packed, at):
+    path = packed[0] / "packed.bin"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(bvl.CheckpointError, match=r"checksum .* the file is damaged"):
+        bvl.AutoModel.from_pretrained(packed[0])
+
+
+@pytest.mark.parametrize("keep", [0, 64, 0.5, -64])
+def test_a_cut_file_is_found(packed, keep):
+    path = packed[0] / "packed.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(bvl.CheckpointError, match=r"packed\.bin: .* bytes, expected"):
+        bvl.AutoModel.from_pretrained(packed[0])
+
+
+def broken(record):
+    text = record["towers"]["text"]
+    yield "format", lambda: record.update(format=2)
+    yield "class 'Model' is unknown", lambda: record.update({"class": "Model"})
+    yield "bytes 64 to", lambda: text.update(begin=64, bytes=1 << 40)
+    yield "cannot be built", lambda: text["records"][0].pop()
+    yield "cannot be built", lambda: text["records"][1][4].update(qkv_weight=[144, 99])
+    yield "cannot be built: packed weights", lambda: text["records"][0][4].update(word=[1 << 24, 48])
+    yield "cannot be built", lambda: text["slots"].pop()
+    yield "cannot be built", lambda: text["records"][1][3].update(num_attention_heads=0)
+    yield "cannot be built", lambda: text["records"][0].__setitem__(0, "no_such_operation")
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_a_lying_record_is_refused(packed, case):
+    path = packed[0] / "packed.json"
+    record = json.loads(path.read_text())
+    message, change = list(broken(record))[case]
+    change()
+    path.write_text(json.dumps(record))
+    with pytest.raises(bvl.CheckpointError, match=message):
+        bvl.AutoModel.from_pretrained(packed[0])
+
+
+def test_saving_over_the_checkpoint_is_refused(tmp_path):
+    model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model"))
+    with pytest.raises(ValueError, match="own folder"):
+        model.save_packed(tmp_path / "model")
+
+
+def test_checksum():
+    """The same for any number of threads; every single changed bit changes it."""
+    data = np.random.default_rng(0).integers(0, 256, (3 << 20) + 64, dtype=np.uint8)
+    expected = _C.checksum(data, 1)
+    assert [_C.checksum(data, n) for n in (2, 3, 4)] == [expected] * 3
+    for at in range(0, data.size, 65537):
+        data[at] ^= 1 << at % 8
+        assert _C.checksum(data, 2) != expected
+        data[at] ^= 1 << at % 8
+    with pytest.raises(ValueError, match="multiple of 64"):
+        _C.checksum(data[:-1], 1)
