@@ -2,15 +2,17 @@
 
     python benchmarks/footprint.py MODEL_FOLDER
 
-Each figure is taken in fresh processes, median of five: `import beyondvl` over `import numpy`; loading the folder with a
-warm disk cache; the peak resident memory of loading against packed weights + largest tensor + 85 MB; the installed
-size of the run-time dependencies and of the package itself without weights.
+Each figure is taken in fresh processes, median of five: `import beyondvl` over `import numpy`; loading the folder in each
+precision with a warm disk cache, and once with its files flushed from it; the same from packed weights; the peak resident
+memory of loading against packed weights + largest tensor + 85 MB, and what stays resident of model and processor
+against packed weights + 85 MB; the installed size of the run-time dependencies and of the package without weights.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,13 +25,17 @@ import json, resource, sys, time
 import beyondvl as bvl
 from beyondvl.weights import open_checkpoint
 from pathlib import Path
+folder, dtype = Path(sys.argv[1]), sys.argv[2]
 start = time.perf_counter()
-model = bvl.AutoModel.from_pretrained(sys.argv[1])
+model = bvl.AutoModel.from_pretrained(folder, dtype=None if dtype == "packed" else dtype)
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-largest = max(4 * entry.count for entry in checkpoint.entries.values())
-print(json.dumps({"seconds": seconds, "peak": peak, "packed": model.packed_bytes, "largest": largest}))
+processor = bvl.AutoImageProcessor.from_pretrained(folder)
+resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+files = [folder / "packed.bin"] if dtype == "packed" else []
+largest = 0 if files else max(4 * entry.count for entry in open_checkpoint(folder).entries.values())
+print(json.dumps({"seconds": seconds, "peak": peak, "resident": resident, "packed": model.packed_bytes,
+                  "largest": largest}))
 """
 RUN_TIME = ("numpy", "pillow", "simplejpeg", "tokenizers", "tqdm")
 
@@ -62,15 +68,39 @@ def installed_bytes(name: str) -> int:
     return sum(p.stat().st_size for file in files if (p := Path(file.locate())).is_file() and p.suffix != ".pyc")
 
 
-def main() -> None:
-    imports = [float(run(IMPORT)) for _ in range(5)]
-    loads = [json.loads(run(LOAD, sys.argv[1])) for _ in range(5)]
+def flush(folder: Path) -> None:
+    """Drops a folder's files from the disk cache."""
+    for path in folder.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def loading(folder: Path, dtype: str) -> None:
+    loads = [json.loads(run(LOAD, str(folder), dtype)) for _ in range(5)]
+    flush(folder)
+    cold = json.loads(run(LOAD, str(folder), dtype))["seconds"]
     load = loads[0]
-    bound = load["packed"] + load["largest"] + 85e6
+    peak, resident = (max(r[name] for r in loads) / 1e6 for name in ("peak", "resident"))
+    print(
+        f"{dtype}: loaded in {1e3 * statistics.median(r['seconds'] for r in loads):.0f} ms ({1e3 * cold:.0f} with flushed "
+        f"files); peak {peak:.0f} MB, bound {(load['packed'] + load['largest']) / 1e6 + 85:.0f}; "
+        f"resident {resident:.0f} MB, packed + 85 = {load['packed'] / 1e6 + 85:.0f}"
+    )
+
+
+def main() -> None:
+    import beyondvl as bvl
+
+    imports = [float(run(IMPORT)) for _ in range(5)]
     print(f"import beyondvl over numpy: {1e3 * statistics.median(imports):.1f} ms")
-    print(f"loading: {statistics.median(r['seconds'] for r in loads):.2f} s")
-    peak = max(r["peak"] for r in loads)
-    print(f"peak memory: {peak / 1e6:.0f} MB, packed + largest tensor + 85 MB = {bound / 1e6:.0f} MB")
+    for dtype in ("float32", "bfloat16", "int8"):
+        loading(Path(sys.argv[1]), dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            bvl.AutoModel.from_pretrained(sys.argv[1], dtype=dtype).save_packed(folder)
+            print(f"  {dtype} ", end="")
+            loading(Path(folder), "packed")
     names = closure(RUN_TIME)
     print(f"run-time dependencies: {sum(map(installed_bytes, names)) / 1e6:.1f} MB ({', '.join(sorted(names))})")
     own = importlib.metadata.files("beyondvl") or []

@@ -97,7 +97,8 @@ class PreTrainedModel(EncodeMixin):
             pretrained_model_name_or_path: a folder, a hub id, or "beyond-vl-model".
             dtype: what products compute in: "float32" (the default; of a folder written by `save_packed`, its own);
                 "bfloat16"; "int8" (weights with one scale per output, activations with one per token); "fastest"
-                (int8, or float32 below AVX2); or "auto" (bfloat16 where the config says so, else float32; float16
+                (int8, or float32 below AVX2); "bfloat16x3" (float32 as sums of two bfloat16, on AMX alone: within
+                2e-5 of float32); or "auto" (bfloat16 where the config says so, else float32; float16
                 computes in float32). torch's dtypes are taken too. Results are float32 in every case.
             num_threads: threads of one call; default: the processors this process may use.
             strict: raise instead of warning when the checkpoint holds weights the model does not use.

@@ -38,7 +38,7 @@ enum {
 /* Whether tiles may be used: the system saves them, and Linux hands them out on request, which then holds for
  * the process and its children. */
 static bool tiles_granted(unsigned features, uint64_t xcr0) {
-#if defined(BVL_AMX_EMULATED)
+#if defined(BVL_EMULATED)
     (void)features, (void)xcr0;
     return true;
 #elif defined(__linux__)
@@ -65,6 +65,9 @@ static int read_features(void) {
     int found = HAS_AVX2 | (a1 & (1u << 4) ? HAS_AVX_VNNI : 0);
     if ((b & wanted) != wanted || (xcr0 & 0xe6) != 0xe6) return found;
     found |= HAS_AVX512 | (c & (1u << 11) ? HAS_AVX512_VNNI : 0) | (a1 & (1u << 5) ? HAS_AVX512_BF16 : 0);
+#if defined(BVL_EMULATED)
+    if (found & HAS_AVX512_VNNI) found |= HAS_AVX_VNNI; /* built in AVX-512's encoding then */
+#endif
     return found | (tiles_granted(d, xcr0) ? HAS_AMX : 0);
 }
 

@@ -86,7 +86,9 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     if (p == BVL_PRECISION_COUNT || !kernels->product[p].gemm) {
         PyErr_Format(PyExc_ValueError, "precision: found '%s', expected %s", precision,
-                     p == BVL_PRECISION_COUNT ? "float32, bfloat16 or int8" : "float32 on OpenBLAS");
+                     p == BVL_PRECISION_COUNT ? "float32, bfloat16, int8 or bfloat16x3"
+                     : p == BVL_BFLOAT16X3    ? "one that runs without AMX"
+                                              : "float32 on OpenBLAS");
         return NULL;
     }
     const allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);

@@ -111,7 +111,9 @@ PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args) {
     int p = 0;
     (void)module;
     if (!PyArg_ParseTuple(args, "LL|i", &N, &K, &p)) return NULL;
-    const bvl_product *product = &k->product[p];
+    const bvl_product *product = &k->product[BVL_MAX(0, BVL_MIN(p, BVL_PRECISION_COUNT - 1))];
+    if (!product->gemm)
+        return PyErr_Format(PyExc_ValueError, "%s: not at this level", bvl_precision_names[p]);
     return Py_BuildValue("{s:L,s:L,s:L,s:i,s:i,s:O}", "packed", (long long)product->packed_words(N, K),
                          "operand", (long long)product->operand_words(K), "attention",
                          (long long)bvl_attention_scratch(k, N, K), "mr", k->mr, "nr", k->nr, "bf16_rows",

@@ -60,10 +60,17 @@ def int8_rows(a, most=6):
     return out
 
 
+def bfloat16_sum(x):
+    """The sum of two bfloat16: 16 bits of every element."""
+    lead = to_bfloat16(x)
+    return lead + to_bfloat16(x - lead)
+
+
 # precision -> what the kernel sees of a and w; bfloat16 rounds a only where it is native
 OPERANDS = {
     1: lambda a, w, native: (to_bfloat16(a) if native else a, to_bfloat16(w)),
     2: lambda a, w, native: (int8_rows(a), int8_weights(w)),
+    3: lambda a, w, native: (bfloat16_sum(a), bfloat16_sum(w)),  # but for the product of the rests, below 2^-16
 }
 
 

@@ -26,7 +26,7 @@ def packed(tmp_path):
     return tmp_path / "packed", model
 
 
-@pytest.mark.parametrize("dtype", _C.PRECISIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_same_numbers(isa, tmp_path, name, dtype):
     model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model", CONFIGS[name]), dtype=dtype)

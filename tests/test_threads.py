@@ -93,7 +93,7 @@ def test_threads_do_not_change_a_bit(isa, folders, name):
         expected = found
 
 
-@pytest.mark.parametrize("dtype", _C.PRECISIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_leaving_rows_out_changes_no_bit(isa, folders, name, dtype):
     """Outputs are the same whatever else is asked for: alone, the last block computes the pooled row only."""

@@ -6,7 +6,7 @@
  * lines of a panel. All tile instructions are behind six names: gcc's own headers give loads no memory
  * operand, so a compiler barrier stands before them, and the configuration is one operand of 64 bytes.
  *
- * BVL_AMX_EMULATED builds the same names in C, so that the rest is tested on machines without AMX.
+ * BVL_EMULATED builds the same names in C, so that the rest is tested on machines without AMX.
  */
 #ifndef BVL_AMX_H
 #define BVL_AMX_H
@@ -23,7 +23,7 @@ typedef struct {
 
 _Static_assert(sizeof(amx_config) == 64, "ldtilecfg reads 64 bytes");
 
-#if defined(BVL_AMX_EMULATED)
+#if defined(BVL_EMULATED)
 static _Thread_local struct {
     amx_config config;
     uint8_t tile[8][16][64];
@@ -105,39 +105,44 @@ static void amx_configure(int mr) {
     tile_configure(&config);
 }
 
-/* t[mr, V_NR] = A[mr] x panel over all words, a multiple of 16. */
+/* C += A's 16 words at `a` times W's 16 lines at `w`, all four tiles or the upper two. */
+#define AMX_STEP(p, mr, a, lda, w)                     \
+    do {                                               \
+        tile_load(6, w, 128);                          \
+        tile_load(4, a, (lda) * 4);                    \
+        tile_load(7, (w) + 64, 128);                   \
+        tile_dot(p, 0, 4, 6);                          \
+        tile_dot(p, 1, 4, 7);                          \
+        if ((mr) > 16) {                               \
+            tile_load(5, (a) + 16 * (lda), (lda) * 4); \
+            tile_dot(p, 2, 5, 6);                      \
+            tile_dot(p, 3, 5, 7);                      \
+        }                                              \
+    } while (0)
+
+/* t[mr, V_NR] = A[mr] x panel over all words, a multiple of 16. bfloat16x3: (A + a)(W + w) without a w. */
 BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words) {
-    const float *lower = a + 16 * lda;
     __asm__ volatile("" : : : "memory");
     tile_clear(0);
     tile_clear(1);
-    if (mr <= 16) {
-        for (int64_t k = 0; k < words; k += 16, panel += 16 * 128) {
-            tile_load(4, a + k, lda * 4);
-            tile_load(6, panel, 128);
-            tile_load(7, panel + 64, 128);
-            tile_dot(p, 0, 4, 6);
-            tile_dot(p, 1, 4, 7);
-        }
-    } else {
+    if (mr > 16) {
         tile_clear(2);
         tile_clear(3);
-        for (int64_t k = 0; k < words; k += 16, panel += 16 * 128) {
-            tile_load(6, panel, 128);
-            tile_load(4, a + k, lda * 4);
-            tile_load(7, panel + 64, 128);
-            tile_load(5, lower + k, lda * 4);
-            tile_dot(p, 0, 4, 6);
-            tile_dot(p, 1, 4, 7);
-            tile_dot(p, 2, 5, 6);
-            tile_dot(p, 3, 5, 7);
-        }
-        tile_store(2, t + 16 * V_NR, 4 * V_NR);
-        tile_store(3, t + 16 * V_NR + 16, 4 * V_NR);
+    }
+    for (int64_t k = 0; k < words; k += 16) {
+        const uint8_t *w = panel + k * 128;
+        AMX_STEP(p, mr, a + k, lda, w);
+        if (p != BVL_BFLOAT16X3) continue;
+        AMX_STEP(p, mr, a + words + k, lda, w);
+        AMX_STEP(p, mr, a + k, lda, w + words * 128);
     }
     tile_store(0, t, 4 * V_NR);
     tile_store(1, t + 16, 4 * V_NR);
+    if (mr > 16) {
+        tile_store(2, t + 16 * V_NR, 4 * V_NR);
+        tile_store(3, t + 16 * V_NR + 16, 4 * V_NR);
+    }
 }
 
 #endif

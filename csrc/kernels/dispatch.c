@@ -9,7 +9,7 @@
 const char *const bvl_activation_names[BVL_ACT_COUNT] = {"none", "quick_gelu", "gelu", "gelu_pytorch_tanh",
                                                          "relu", "relu6",      "tanh", "silu"};
 
-const char *const bvl_precision_names[BVL_PRECISION_COUNT] = {"float32", "bfloat16", "int8"};
+const char *const bvl_precision_names[BVL_PRECISION_COUNT] = {"float32", "bfloat16", "int8", "bfloat16x3"};
 
 /* BVL_LEVELS is LEVEL(avx2, AVX2) ... for each level that was built; setup.py gives it. */
 #define LEVEL(name, NAME) extern const bvl_kernels bvl_kernels_##name;

@@ -6,6 +6,7 @@
  *   bfloat16   native: two bfloat16; else one   the same number of bfloat16
  *              float
  *   int8       VNNI: four int8; else two int16  as many bytes, 128 added: the products are u8 x s8
+ *   bfloat16x3 as bfloat16; rows and panels hold the leading parts, then as many words of the rests
  *
  * Accumulators are vf in all three; for int8 their bits are int32. The constant 128 is taken off at the end,
  * by means of the row's sum that the operand carries.
@@ -49,7 +50,7 @@ typedef struct {
 _Static_assert(sizeof(bvl_int8_head) == INT8_HEAD * 4, "the head of an int8 row is one cache line");
 
 BVL_INLINE int64_t k_step(const bvl_precision p) {
-    return p == BVL_FLOAT32 ? 1 : p == BVL_BFLOAT16 ? BF16_STEP : INT8_STEP;
+    return p == BVL_FLOAT32 ? 1 : p == BVL_INT8 ? INT8_STEP : BF16_STEP;
 }
 
 /* Words of K values, without a head; float32 operands are never padded. */
@@ -60,12 +61,13 @@ BVL_INLINE int64_t k_words(const bvl_precision p, int64_t K) {
 
 /* Bytes of one word's weights for V_WIDTH columns. */
 BVL_INLINE int64_t w_bytes(const bvl_precision p) {
-    return V_WIDTH * (p == BVL_FLOAT32 ? 4 : p == BVL_BFLOAT16 ? 2 * BF16_STEP : INT8_STEP);
+    return V_WIDTH * (p == BVL_FLOAT32 ? 4 : p == BVL_INT8 ? INT8_STEP : 2 * BF16_STEP);
 }
 
 /* Bytes of a panel; int8 panels end with the scales of their columns. */
 BVL_INLINE int64_t panel_bytes(const bvl_precision p, int64_t K) {
-    return k_words(p, K) * 2 * w_bytes(p) + (p == BVL_INT8 ? 4 * V_NR : 0);
+    const int64_t bytes = k_words(p, K) * 2 * w_bytes(p);
+    return p == BVL_BFLOAT16X3 ? 2 * bytes : bytes + (p == BVL_INT8 ? 4 * V_NR : 0);
 }
 
 BVL_INLINE vf load_w(const bvl_precision p, const uint8_t *w) {

@@ -1,7 +1,7 @@
 /* gemm.c: C[M, N] = act(A[M, K] W[N, K]^T + bias), or A W^T + bias + residual, in each precision.
  *
  * W is packed once into panels of V_NR columns, [panel][word of K][V_NR]; A is read as operand rows (dot.h).
- * For each block of rows that stays in the second-level cache, each panel is streamed once per tile of up to
+ * For each block of rows that stays in the nearer caches, each panel is streamed once per tile of up to
  * V_MR rows; a tile is V_MR x V_NR accumulators in registers: per word of K, two vectors of W and one
  * broadcast of A per row. With AMX, the tiles of bfloat16 and int8 are amx.h's.
  *
@@ -25,8 +25,9 @@
 #define MOST_ROWS V_MR
 #endif
 
-#define ROW_BLOCK_BYTES (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
-                                       */
+#define ROW_BLOCK_BYTES                                                                \
+    (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
+                   */
 
 /* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
  * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */
@@ -164,24 +165,32 @@ BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const flo
 }
 
 /* The functions of one precision. */
-#define PRECISION(P, name)                                                                           \
-    static int64_t packed_##name(int64_t N, int64_t K) {                                             \
-        return (N + V_NR - 1) / V_NR * panel_bytes(P, K) / 4;                                        \
-    }                                                                                                \
-    static int64_t operand_##name(int64_t K) {                                                       \
-        return k_words(P, K) + (P == BVL_INT8 ? INT8_HEAD : 0);                                      \
-    }                                                                                                \
-    static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, \
-                            int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                 \
-                            const bvl_epilogue *epilogue) {                                          \
-        multiply(P, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                              \
+#define PRECISION(P, name)                                                                                \
+    static int64_t packed_##name(int64_t N, int64_t K) {                                                  \
+        return (N + V_NR - 1) / V_NR * panel_bytes(P, K) / 4;                                             \
+    }                                                                                                     \
+    static int64_t operand_##name(int64_t K) {                                                            \
+        return P == BVL_BFLOAT16X3 ? 2 * k_words(P, K) : k_words(P, K) + (P == BVL_INT8 ? INT8_HEAD : 0); \
+    }                                                                                                     \
+    static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed,      \
+                            int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                      \
+                            const bvl_epilogue *epilogue) {                                               \
+        multiply(P, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                                   \
     }
 PRECISION(BVL_FLOAT32, float32)
 PRECISION(BVL_BFLOAT16, bfloat16)
 PRECISION(BVL_INT8, int8)
+#if defined(BVL_LEVEL_AMX)
+PRECISION(BVL_BFLOAT16X3, bfloat16x3)
+#endif
 
 const bvl_product BVL_NAME(bvl_products)[BVL_PRECISION_COUNT] = {
     [BVL_FLOAT32] = {packed_float32, operand_float32, BVL_NAME(bvl_pack_float32), NULL, gemm_float32},
     [BVL_BFLOAT16] = {packed_bfloat16, operand_bfloat16, BVL_NAME(bvl_pack_bfloat16),
                       BF16_STEP == 2 ? BVL_NAME(bvl_load_bfloat16) : NULL, gemm_bfloat16},
-    [BVL_INT8] = {packed_int8, operand_int8, BVL_NAME(bvl_pack_int8), BVL_NAME(bvl_load_int8), gemm_int8}};
+    [BVL_INT8] = {packed_int8, operand_int8, BVL_NAME(bvl_pack_int8), BVL_NAME(bvl_load_int8), gemm_int8},
+#if defined(BVL_LEVEL_AMX)
+    [BVL_BFLOAT16X3] = {packed_bfloat16x3, operand_bfloat16x3, BVL_NAME(bvl_pack_bfloat16x3),
+                        BVL_NAME(bvl_load_bfloat16x3), gemm_bfloat16x3},
+#endif
+};

@@ -37,7 +37,13 @@ typedef struct {
 } bvl_epilogue;
 
 /* What a product's weights are stored as; the names are exported to Python as _C.PRECISIONS. */
-typedef enum { BVL_FLOAT32 = 0, BVL_BFLOAT16, BVL_INT8, BVL_PRECISION_COUNT } bvl_precision;
+typedef enum {
+    BVL_FLOAT32 = 0,
+    BVL_BFLOAT16,
+    BVL_INT8,
+    BVL_BFLOAT16X3, /* float32 as the sum of two bfloat16 on each side, three products; AMX alone */
+    BVL_PRECISION_COUNT
+} bvl_precision;
 
 extern const char *const bvl_precision_names[BVL_PRECISION_COUNT];
 
@@ -127,6 +133,13 @@ BVL_INLINE uint16_t bvl_to_bf16(float x) {
     memcpy(&bits, &x, sizeof bits);
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 64 : rounded);
+}
+
+BVL_INLINE float bvl_from_bf16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
 }
 
 BVL_INLINE int64_t bvl_panels(const bvl_kernels *k, int64_t N) {

@@ -19,8 +19,10 @@
 BVL_PACK(bvl_pack_float32);
 BVL_PACK(bvl_pack_bfloat16);
 BVL_PACK(bvl_pack_int8);
+BVL_PACK(bvl_pack_bfloat16x3);
 BVL_LOAD(bvl_load_bfloat16);
 BVL_LOAD(bvl_load_int8);
+BVL_LOAD(bvl_load_bfloat16x3);
 void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
                              bool transposed);
 

@@ -39,18 +39,36 @@ BVL_INLINE float weight(const float *w, int64_t ld, int64_t N, bool transposed, 
     return n >= N ? 0.0f : transposed ? w[k * ld + n] : w[n * ld + k];
 }
 
+/* Weights of one panel as bfloat16; `rest`: what their rounding left, instead. */
+static void bfloat16_panel(uint16_t *panel, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed,
+                           int64_t n0, bool rest) {
+    for (int64_t k0 = 0; k0 < K; k0 += 16)
+        for (int64_t j = 0; j < V_NR; j++)
+            for (int64_t k = k0; k < BVL_MIN(k0 + 16, K); k++) {
+                const float x = weight(w, ld, N, transposed, n0 + j, k);
+                const uint16_t lead = bvl_to_bf16(x);
+                panel[(k / BF16_STEP * V_NR + j) * BF16_STEP + k % BF16_STEP] =
+                    rest ? bvl_to_bf16(x - bvl_from_bf16(lead)) : lead;
+            }
+}
+
 void BVL_NAME(bvl_pack_bfloat16)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K,
                                  bool transposed, int64_t p0, int64_t p1) {
     const int64_t bytes = panel_bytes(BVL_BFLOAT16, K);
-    for (int64_t p = p0; p < p1; p++) {
-        uint16_t *panel = (uint16_t *)(void *)((uint8_t *)dst + p * bytes);
-        memset(panel, 0, (size_t)bytes);
-        for (int64_t k0 = 0; k0 < K; k0 += 16)
-            for (int64_t j = 0; j < V_NR; j++)
-                for (int64_t k = k0; k < BVL_MIN(k0 + 16, K); k++)
-                    panel[(k / BF16_STEP * V_NR + j) * BF16_STEP + k % BF16_STEP] =
-                        bvl_to_bf16(weight(w, ld, N, transposed, p * V_NR + j, k));
-    }
+    memset((uint8_t *)dst + p0 * bytes, 0, (size_t)((p1 - p0) * bytes));
+    for (int64_t p = p0; p < p1; p++)
+        bfloat16_panel((uint16_t *)(void *)((uint8_t *)dst + p * bytes), w, ld, N, K, transposed, p * V_NR,
+                       false);
+}
+
+void BVL_NAME(bvl_pack_bfloat16x3)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K,
+                                   bool transposed, int64_t p0, int64_t p1) {
+    const int64_t bytes = panel_bytes(BVL_BFLOAT16X3, K);
+    memset((uint8_t *)dst + p0 * bytes, 0, (size_t)((p1 - p0) * bytes));
+    for (int64_t p = p0; p < p1; p++)
+        for (int rest = 0; rest < 2; rest++)
+            bfloat16_panel((uint16_t *)(void *)((uint8_t *)dst + p * bytes + rest * bytes / 2), w, ld, N, K,
+                           transposed, p * V_NR, rest);
 }
 
 /* One scale per column: the largest weight becomes 127. */
@@ -62,10 +80,14 @@ void BVL_NAME(bvl_pack_int8)(float *dst, const float *w, int64_t ld, int64_t N, 
         float *scales = (float *)(void *)(panel + bytes) - V_NR;
         memset(panel, 128, (size_t)bytes - 4 * V_NR);
         for (int64_t j = 0; j < V_NR; j++) {
-            float most = 0;
-            for (int64_t k = 0; k < K; k++)
-                most = BVL_MAX(most, fabsf(weight(w, ld, N, transposed, p * V_NR + j, k)));
-            scales[j] = most / 127.0f;
+            float most = 0,
+                  check = 0; /* check: NaN where a weight is not finite, and then so is the column */
+            for (int64_t k = 0; k < K; k++) {
+                const float x = weight(w, ld, N, transposed, p * V_NR + j, k);
+                most = BVL_MAX(most, fabsf(x));
+                check += x * 0.0f;
+            }
+            scales[j] = most / 127.0f + check;
             const float inverse = most > 0 ? 127.0f / most : 0.0f;
             for (int64_t k = 0; k < K; k++)
                 panel[(k / INT8_STEP * V_NR + j) * INT8_STEP + k % INT8_STEP] =
@@ -108,6 +130,19 @@ void BVL_NAME(bvl_load_bfloat16)(float *dst, int64_t ldd, const float *x, int64_
         for (int64_t k = 0; k < K; k += V_WIDTH)
             v_store_bf16(y + k, v_load_first(x + k, K - k), BVL_MIN(V_WIDTH, K - k));
         memset(y + K, 0, (size_t)(words * BF16_STEP - K) * 2);
+    }
+}
+
+void BVL_NAME(bvl_load_bfloat16x3)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows,
+                                   int64_t K) {
+    const int64_t words = k_words(BVL_BFLOAT16X3, K);
+    for (int64_t r = 0; r < rows; r++, dst += ldd, x += ldx) {
+        uint16_t *lead = (uint16_t *)(void *)dst, *rest = (uint16_t *)(void *)(dst + words);
+        memset(dst, 0, (size_t)words * 8);
+        for (int64_t k = 0; k < K; k++) {
+            lead[k] = bvl_to_bf16(x[k]);
+            rest[k] = bvl_to_bf16(x[k] - bvl_from_bf16(lead[k]));
+        }
     }
 }
 

@@ -24,8 +24,8 @@ BVL_INLINE BVL_UNUSED uint8_t to_byte(int32_t sum) {
 
 #if INT8_STEP == 4 /* VNNI, here in 256 bits */
 BVL_INLINE __m256i dot4(__m256i acc, __m256i u, __m256i s) {
-#if defined(__AVXVNNI__) && !defined(__AVX512VNNI__)
-    return _mm256_dpbusd_avx_epi32(acc, u, s);
+#if defined(V_DPBUSD)
+    return V_DPBUSD(acc, u, s);
 #else
     return _mm256_dpbusd_epi32(acc, u, s);
 #endif

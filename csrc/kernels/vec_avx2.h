@@ -1,6 +1,12 @@
 /* vec_avx2.h: 8 floats, AVX2 + FMA. 16 registers: 12 accumulators, 2 of W, 1 broadcast. */
 #include <immintrin.h>
 
+#if defined(BVL_EMULATED)
+#define V_DPBUSD _mm256_dpbusd_epi32 /* AVX-512's encoding of the same, for machines without AVX-VNNI */
+#else
+#define V_DPBUSD _mm256_dpbusd_avx_epi32
+#endif
+
 typedef __m256 vf;
 #define V_WIDTH 8
 #define V_MR 6
@@ -73,7 +79,7 @@ BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
 BVL_INLINE vf v_dot_int8(vf acc, vf w, vf x) {
     const __m256i a = _mm256_castps_si256(acc), u = _mm256_castps_si256(w), s = _mm256_castps_si256(x);
 #if defined(__AVXVNNI__)
-    return _mm256_castsi256_ps(_mm256_dpbusd_avx_epi32(a, u, s));
+    return _mm256_castsi256_ps(V_DPBUSD(a, u, s));
 #else
     return _mm256_castsi256_ps(_mm256_add_epi32(a, _mm256_madd_epi16(u, s)));
 #endif

@@ -124,7 +124,7 @@ bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const
 /* The precision of stems, convolutions and what stands between blocks: in int8 programs bfloat16, for these
  * products are short and see pictures at first hand. What sees one row an item stays in float32. */
 BVL_INLINE bvl_precision bvl_outer_precision(const bvl_program *p, int64_t rows) {
-    return rows == 1 ? BVL_FLOAT32 : BVL_MIN(p->precision, BVL_BFLOAT16);
+    return rows == 1 ? BVL_FLOAT32 : p->precision == BVL_INT8 ? BVL_BFLOAT16 : p->precision;
 }
 
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {

@@ -35,7 +35,7 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     p->vocab = b->weights[WORD].shape[0];
     p->max_positions = b->weights[POSITION].shape[0];
     p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
-    const bool whole = p->precision == BVL_FLOAT32;
+    const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
     if ((whole ? bvl_copy_vector(&s->word, &p->store, &b->weights[WORD], err)
                : bvl_copy_bfloat16(&s->half, &p->store, &b->weights[WORD], err)) != BVL_OK ||
         bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err) != BVL_OK)
@@ -79,7 +79,7 @@ typedef struct {
     bvl_linear linear;
     float *class_token; /* [D] or NULL */
     float *position;    /* [T, D], class token first, or NULL */
-    int64_t tokens, ld; /* windows of one picture; floats between two rows of windows */
+    int64_t ld;         /* floats between two rows of windows */
     bvl_activation act;
 } patch_embed;
 
@@ -118,11 +118,10 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
         (int64_t)b->params[P_OUT_HEIGHT], (int64_t)b->params[P_OUT_WIDTH], b->weights[W_WEIGHT].shape[2],
         (int64_t)b->params[P_STRIDE],     (int64_t)b->params[P_PAD_TOP],   (int64_t)b->params[P_PAD_LEFT]};
     s->act = (bvl_activation)b->params[P_ACT];
-    s->tokens = s->patches.out_height * s->patches.out_width;
     p->channels = s->patches.channels;
     p->height = s->patches.height;
     p->width = s->patches.width;
-    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, s->tokens),
+    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, p->slots[r->dst].rows),
                         &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;
     s->ld = bvl_padded(s->linear.K);
@@ -133,34 +132,59 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     return bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err);
 }
 
-static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
-    const patch_embed *s = r->state;
-    (void)p, (void)count, (void)L;
-    return s->tokens * (s->ld + bvl_linear_operand(&s->linear)); /* one picture at a time */
+enum {
+    ROWS_AT_ONCE = 512
+}; /* windows of pictures taken together, so that the weights are read once for them */
+
+static int64_t pictures_at_once(const bvl_slot *dst, int64_t count) {
+    return BVL_MIN(count, BVL_MAX(1, ROWS_AT_ONCE / dst->rows));
 }
 
+static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+    const patch_embed *s = r->state;
+    const bvl_slot *dst = &p->slots[r->dst];
+    (void)L;
+    return pictures_at_once(dst, count) * dst->rows * (s->ld + bvl_linear_operand(&s->linear));
+}
+
+/* Rows of x [pictures * T, D]: the class token in the first of each picture, positions added to all. */
+static void finish_rows(const patch_embed *s, const bvl_run *run, float *x, const bvl_slot *dst,
+                        int64_t pictures) {
+    int64_t begin, end;
+    bvl_share(pictures * dst->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t t = i % dst->rows;
+        if (s->class_token && t == 0)
+            memcpy(x + i * dst->ld, s->class_token, (size_t)dst->cols * sizeof(float));
+        if (s->position) run->kernels->add(x + i * dst->ld, s->position + t * dst->cols, dst->cols);
+    }
+    bvl_barrier(run->team);
+}
+
+/* The class token's row goes through the product as zeros, so that the rows of several pictures are one
+ * matrix. */
 static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
     const patch_embed *s = r->state;
     const bvl_slot *dst = &run->program->slots[r->dst];
-    const int64_t D = dst->cols, skip = s->class_token ? 1 : 0;
+    const int64_t T = dst->rows, skip = s->class_token ? 1 : 0, most = pictures_at_once(dst, run->count);
     const int64_t pixels = s->patches.channels * s->patches.height * s->patches.width;
-    for (int64_t i = 0; i < run->count; i++) {
-        float *x = run->slots[r->dst] + i * dst->rows * dst->ld;
-        bvl_patch_rows(run->shared, s->ld, run->inputs->pixel_values + (run->first + i) * pixels, &s->patches,
-                       run->team);
-        bvl_barrier(run->team);
+    float *windows = run->shared, *operand = windows + most * T * s->ld;
+    for (int64_t i = 0; i < run->count; i += most) {
+        const int64_t pictures = BVL_MIN(most, run->count - i);
+        float *x = run->slots[r->dst] + i * T * dst->ld;
         int64_t ld = s->ld;
-        const float *a = bvl_linear_load(&s->linear, run->shared + s->tokens * s->ld, run->shared, &ld,
-                                         s->tokens, run->team);
-        const bvl_epilogue epilogue = {
-            .act = s->act, .residual = s->position ? s->position + skip * D : NULL, .ldr = D};
-        bvl_linear_run(&s->linear, run->kernels, x + skip * dst->ld, dst->ld, a, ld, s->tokens, epilogue,
-                       run->team);
-        if (skip && run->team.tid == 0) {
-            memcpy(x, s->class_token, (size_t)D * sizeof(float));
-            if (s->position) run->kernels->add(x, s->position, D);
+        for (int64_t n = 0; n < pictures; n++) {
+            float *rows = windows + n * T * s->ld;
+            if (skip && run->team.tid == 0) memset(rows, 0, (size_t)s->linear.K * sizeof(float));
+            bvl_patch_rows(rows + skip * s->ld, s->ld,
+                           run->inputs->pixel_values + (run->first + i + n) * pixels, &s->patches, run->team);
         }
         bvl_barrier(run->team);
+        const float *a = bvl_linear_load(&s->linear, operand, windows, &ld, pictures * T, run->team);
+        bvl_linear_run(&s->linear, run->kernels, x, dst->ld, a, ld, pictures * T,
+                       (bvl_epilogue){.act = s->act}, run->team);
+        bvl_barrier(run->team);
+        if (s->class_token || s->position) finish_rows(s, run, x, dst, pictures);
     }
 }
 

@@ -11,7 +11,7 @@
 #define QUERY_BLOCK 56 /* a multiple of every level's tile height but avx2's, where it is 9.3 tiles */
 
 bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int64_t hd) {
-    return precision != BVL_FLOAT32 && kernels->bf16_rows &&
+    return (precision == BVL_BFLOAT16 || precision == BVL_INT8) && kernels->bf16_rows &&
            hd % 2 == 0; /* a row's pairs do not straddle heads */
 }
 

@@ -50,10 +50,7 @@ bvl_status bvl_copy_bfloat16(uint16_t **out, bvl_store *store, const bvl_array *
 }
 
 void bvl_widen(float *y, const uint16_t *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)x[i] << 16;
-        memcpy(y + i, &bits, sizeof bits);
-    }
+    for (int64_t i = 0; i < n; i++) y[i] = bvl_from_bf16(x[i]);
 }
 
 bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,

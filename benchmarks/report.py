@@ -1,0 +1,109 @@
+"""results.json -> the table in README.md and the plot docs/speed.svg.
+
+    python benchmarks/report.py benchmarks/results.json
+
+The table stands between two comment lines of the README and names the machine; the plot needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def best_by_library(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """precision -> library -> milliseconds, the best of its modes."""
+    found: dict[str, dict[str, float]] = {precision: {} for precision in PRECISIONS}
+    for name, row in rows.items():
+        precision = next(p for p in PRECISIONS if p in name)
+        library = name.split(f" {precision}")[0].replace("torch.compile", "transformers")
+        best = found[precision].get(library, float("inf"))
+        found[precision][library] = min(best, row["ms_per_item"])
+    return found
+
+
+def share(record: dict, precision: str, row: dict[str, float]) -> str:
+    ceilings = record["ceilings"]
+    name = next((n for n in (f"amx_{precision}", precision, "float32") if n in ceilings), None)
+    return f" ({100 * row['gflops'] / ceilings[name]:.0f} %)" if name else ""
+
+
+def table(record: dict) -> str:
+    works = list(record["work"])
+    found = {work: best_by_library(record["work"][work]) for work in works}
+    names = sorted({(p, lib) for w in works for p in PRECISIONS for lib in found[w][p]},
+                   key=lambda n: (PRECISIONS.index(n[0]), n[1] != "beyondvl", n[1]))  # fmt: skip
+    lines = ["| milliseconds an item | " + " | ".join(w.replace(" image", "<br>image,").replace(" text", "<br>text,")
+                                                      for w in works) + " |",
+             "|---|" + "---|" * len(works)]  # fmt: skip
+    for precision, library in names:
+        cells = []
+        for work in works:
+            ms = found[work][precision].get(library)
+            text = f"{ms:.2f}" if ms else "-"
+            if library == "beyondvl":
+                text = f"**{text}**" + share(record, precision, record["work"][work][f"beyondvl {precision}"])
+            cells.append(text)
+        lines.append(f"| {library} {precision} | " + " | ".join(cells) + " |")
+    for precision in PRECISIONS:
+        ratios = []
+        for work in works:
+            rows = found[work][precision]
+            peers = [ms for library, ms in rows.items() if library != "beyondvl"]
+            ratios.append(f"{min(peers) / rows['beyondvl']:.2f}" if peers else "-")
+        lines.append(f"| fastest {precision} peer / beyondvl {precision} | " + " | ".join(ratios) + " |")
+    pipeline = [
+        f"\n| from files, ViT-B/32 | {' | '.join(('beyondvl', 'fastest peer', 'ratio'))} |",
+        "|---|---|---|---|",
+    ]
+    for title, rows in record.get("pipeline", {}).items():
+        mine_name, mine = next(iter(rows.items()))
+        peer_name, peer = min(((n, ms) for n, ms in rows.items() if not n.startswith("beyondvl")), key=lambda r: r[1])
+        pipeline.append(f"| {title} | {mine:.2f} ms ({mine_name}) | {peer:.2f} ms ({peer_name}) | {peer / mine:.2f} |")
+    ceilings = ", ".join(f"{n.replace('_', ' ')} {rate:.0f}" for n, rate in record["ceilings"].items() if n != "memory")
+    machine = f"{record['cpu']}, {record['threads']} threads, instruction set `{record['isa']}`; ceilings of register-only loops in GFLOP/s: {ceilings}. In brackets the share of the ceiling."
+    return "\n".join([machine, "", *lines, *(pipeline if len(pipeline) > 2 else [])])
+
+
+def plot(record: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    works = list(record["work"])
+    fig, axes = plt.subplots(1, len(works), figsize=(3.2 * len(works), 4.2), squeeze=False)
+    colors = dict(zip(PRECISIONS, ("#4c72b0", "#55a868", "#c44e52"), strict=True))
+    for ax, work in zip(axes[0], works, strict=True):
+        found = best_by_library(record["work"][work])
+        bars = sorted(((ms, f"{lib} {p}", colors[p]) for p in PRECISIONS for lib, ms in found[p].items()), reverse=True)
+        ax.barh([b[1] for b in bars], [b[0] for b in bars], color=[b[2] for b in bars])
+        for label in ax.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text().startswith("beyondvl") else "normal")
+        ax.set_title(work, fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.set_xlabel("ms an item", fontsize=8)
+    fig.suptitle(f"{record['cpu']}, {record['threads']} threads", fontsize=9)
+    fig.tight_layout()
+    fig.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    record = json.loads(Path(sys.argv[1]).read_text())
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    block = f"{BEGIN}\n{table(record)}\n{END}"
+    if BEGIN not in text:
+        raise SystemExit(f"README.md lacks the line {BEGIN}")
+    readme.write_text(re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.S))
+    plot(record, ROOT / "docs" / "speed.svg")
+
+
+if __name__ == "__main__":
+    main()
