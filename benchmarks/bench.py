@@ -151,9 +151,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = ceilings(options.threads)
     config = bvl._C.config()
-    record = {"cpu": config["cpu"], "isa": config["isa"], "threads": options.threads, "ceilings": found, "work": {}}
-    if options.json and options.json.exists():
-        record["work"] = json.loads(options.json.read_text())["work"]
+    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {"work": {}}
+    record |= {"cpu": config["cpu"], "isa": config["isa"], "threads": options.threads, "ceilings": found}
     print(f"{config['cpu']}, {options.threads} threads, level {config['isa']}; ceilings {found}")
     for name in dict.fromkeys(work.split()[0] for work in options.work):
         with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ def similarity(options: argparse.Namespace) -> None:
     from .modeling import AutoModel
 
     pictures = _pictures(options.images)
-    model = AutoModel.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     images = model.encode(pictures, normalize_embeddings=True, show_progress_bar=options.progress, modality="image")
     texts = model.encode([{"text": t} for t in options.text], normalize_embeddings=True)
     scores = model.similarity(images, texts)
@@ -76,7 +76,7 @@ def embed(options: argparse.Namespace) -> None:
     from .errors import ImageError
     from .modeling import AutoModel
 
-    model = AutoModel.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     failed = False
     for item in options.inputs:
         try:
@@ -95,10 +95,11 @@ def info(options: argparse.Namespace) -> None:
     from .modeling import AutoModel
 
     start = time.perf_counter()
-    model = AutoModel.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     facts: dict[str, Any] = {
         "class": type(model).__name__,
         "model_type": model.config.get("model_type"),
+        "dtype": model.dtype,
         "packed_bytes": model.packed_bytes,
         "load_seconds": round(time.perf_counter() - start, 3),
     }
@@ -131,6 +132,15 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
 
 
+def pack(options: argparse.Namespace) -> None:
+    """Writes packed weights, which load in milliseconds and are shared by all processes, beside the other files."""
+    from .modeling import AutoModel
+
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
+    model.save_packed(options.output)
+    print(f"{model.packed_bytes / 1e6:.0f} MB of {model.dtype} for {model.isa} in {options.output}", file=sys.stderr)
+
+
 def verify(options: argparse.Namespace) -> None:
     """Every output beside transformers' on the spot, with speeds; needs torch and transformers."""
     from .verify import verify_model
@@ -160,12 +170,16 @@ def _parser() -> argparse.ArgumentParser:
     def add(function: Any, **kwargs: Any) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0], **kwargs)
         sub.set_defaults(run=function)
-        if function not in (embed, convert):
+        if function not in (embed, convert, pack):
             sub.add_argument("--json", action="store_true", help="JSON lines instead of a table")
         return sub
 
     def model_option(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id, or the shipped default")
+        dtype_option(sub)
+
+    def dtype_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--dtype", help="float32 (default), bfloat16, int8, fastest or auto")
 
     sub = add(similarity)
     sub.add_argument("images", nargs="+", help="picture files or folders of them")
@@ -178,9 +192,14 @@ def _parser() -> argparse.ArgumentParser:
     model_option(sub)
     sub = add(info)
     sub.add_argument("model", help="folder, hub id, or the shipped default")
+    dtype_option(sub)
     sub = add(convert)
     sub.add_argument("model", help="folder or hub id")
     sub.add_argument("output", help="folder to write")
+    sub = add(pack)
+    sub.add_argument("model", help="folder, hub id, or the shipped default")
+    sub.add_argument("output", help="folder to write")
+    dtype_option(sub)
     sub = add(verify)
     sub.add_argument("model", help="folder or hub id")
     add(doctor)

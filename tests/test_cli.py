@@ -54,6 +54,16 @@ def test_embed(tmp_path):
     assert done.returncode == 1 and "error" in rows[1] and "embedding" in rows[2]
 
 
+def test_dtype_and_pack(tmp_path):
+    folder = models.write(tmp_path / "clip")
+    assert json.loads(cli("info", "--json", "--dtype", "int8", folder).stdout)["dtype"] == "int8"
+    done = cli("pack", folder, tmp_path / "packed", "--dtype", "bfloat16")
+    assert done.returncode == 0 and "MB of bfloat16" in done.stderr
+    assert json.loads(cli("info", "--json", tmp_path / "packed").stdout)["dtype"] == "bfloat16"
+    done = cli("info", "--dtype", "float16", folder)
+    assert done.returncode == 1 and "found 'float16', expected one of" in done.stderr
+
+
 def test_info_and_convert(tmp_path):
     folder = models.write(tmp_path / "clip")
     facts = json.loads(cli("info", "--json", folder).stdout)

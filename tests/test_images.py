@@ -229,6 +229,8 @@ def test_a_pil_image_is_read_in_place():
     expected = np.asarray(image).copy()
     del image
     np.testing.assert_array_equal(pixels[:, :, :3], expected)
+    public = load_image(Image.fromarray(expected))
+    assert public.flags.c_contiguous and public.flags.writeable and public.shape == (480, 640, 3)
 
     huge = Image.fromarray(np.tile(expected, (6, 6, 1)))
     assert load_pixels(huge).shape == (2880, 3840, 3)

@@ -37,7 +37,8 @@ def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FO
 
     Raises ImageError (a ValueError) when it cannot be read, is larger than MAX_PIXELS, or is a URL.
     """
-    return load_pixels(source, decoder, formats)[:, :, :3]
+    pixels = load_pixels(source, decoder, formats)
+    return pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[:, :, :3])
 
 
 def load_pixels(
