@@ -100,7 +100,7 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
 
 @dataclass
 class Compiled:
-    """A program and what its caller must know of it.
+    """A program and what its caller must know of it. `gemm` says whose products it runs: "own" or "openblas".
 
     `outputs` maps an output's name to its slot, `sizes` to its columns. `slots` [name, rows, cols] and `records`
     [operation, src, dst, params, {weight: shape}] say how it was built, for packed.py.
@@ -111,6 +111,7 @@ class Compiled:
     sizes: dict[str, int]
     slots: list[list]
     records: list[list]
+    gemm: str = "own"
 
 
 class Builder:
@@ -118,6 +119,7 @@ class Builder:
 
     def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str, precision: str):
         self.encoder, self.read, self.num_threads, self.precision = encoder, reader, num_threads, precision
+        self.gemm = gemm
         self.program = _C.Program(gemm=gemm, precision=precision)
         self.slots: dict[str, int] = {}
         self.records: list[list] = []
@@ -268,7 +270,9 @@ class Builder:
         # the last hidden state is the last layer's slot, unless a step makes it
         outputs = {"last_hidden_state": hidden} | {name: name for name in self.slots}
         sizes = {name: self.sizes[slot][1] for name, slot in outputs.items()}
-        return Compiled(self.program, outputs, sizes, [[n, *self.sizes[n]] for n in self.slots], self.records)
+        return Compiled(
+            self.program, outputs, sizes, [[n, *self.sizes[n]] for n in self.slots], self.records, self.gemm
+        )
 
 
 def compile_encoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -140,6 +141,8 @@ def _read_ahead(items: Iterable[Any]) -> None:
     for item in items:
         if isinstance(item, str | os.PathLike) and hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # what is wrong with the file is said when its turn comes
+                if not stat.S_ISREG(os.stat(item).st_mode):
+                    continue
                 fd = os.open(item, os.O_RDONLY | os.O_NONBLOCK)
                 try:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)

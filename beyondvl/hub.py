@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["DEFAULT_MODEL", "hub_options", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "packed.bin"]
 NESTED = ["*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]  # of subfolders only small configs are wanted
 TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
 

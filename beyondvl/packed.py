@@ -14,8 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import _C
 from .compile import Compiled
 from .config import Config, read_json
@@ -45,8 +43,10 @@ def copy_companions(source: Path, target: Path) -> None:
 
 def save(model: Any, folder: Path) -> None:
     """See `PreTrainedModel.save_packed`."""
-    if os.environ.get("BEYONDVL_GEMM") == "openblas":
-        raise ValueError("save_packed: found BEYONDVL_GEMM=openblas, expected beyondvl's own products")
+    if any(tower.compiled.gemm != "own" for tower in model.towers.values()):
+        raise ValueError(
+            "save_packed: found a model loaded with BEYONDVL_GEMM=openblas, expected beyondvl's own products"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() == model.folder.resolve():
         raise ValueError(f"{folder}: the checkpoint's own folder, expected another one")
@@ -99,7 +99,7 @@ def _checked(record: Config, path: Path, dtype: str, num_threads: int) -> mmap.m
             f"packed.json: packed for instruction set {record.get('isa')}, this process runs {active}: load the "
             "checkpoint it was made of, or set BEYONDVL_ISA"
         )
-    if dtype not in ("default", "auto", record.get("dtype")):
+    if dtype not in ("default", "auto", "fastest", record.get("dtype")):
         raise CheckpointError(f"packed.json: packed as {record.get('dtype')}, found dtype {dtype!r}")
     size = path.stat().st_size if path.exists() else 0
     if size != record.get("bytes") or size < len(PADDING):
@@ -119,14 +119,11 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
     if size:
         program.map(memoryview(mapping)[begin : begin + size])
     fields = section.to_dict()
-    try:
-        for name, rows, cols in fields["slots"]:
-            program.slot(name, rows, cols)
-        for op, src, dst, params, shapes in fields["records"]:
-            program.add(op, src, dst, params, shapes, num_threads)
-        return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"packed.json: the program cannot be built: {error}") from error
+    for name, rows, cols in fields["slots"]:
+        program.slot(name, rows, cols)
+    for op, src, dst, params, shapes in fields["records"]:
+        program.add(op, src, dst, params, shapes, num_threads)
+    return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
 
 
 def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads: int) -> Any:
@@ -141,12 +138,17 @@ def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads:
         raise CheckpointError(f"packed.json: class {name!r} is unknown") from None
     if cls not in (PreTrainedModel, saved):
         raise ConfigError(f"{cls.__name__} cannot load a packed {name}; use AutoModel")
-    mapping = _checked(record, folder / "packed.bin", dtype, num_threads)
-    precision = record.choice("dtype", "float32", _C.PRECISIONS)
-    sections = record.section("towers")
-    towers = {
-        modality: Tower(encoder, _program(sections.section(modality), mapping, precision, num_threads))
-        for modality, encoder in saved.encoders(config).items()
-    }
-    scale, bias = (float(np.float64(record.get(n, 0.0))) for n in ("logit_scale", "logit_bias"))
+    try:
+        mapping = _checked(record, folder / "packed.bin", dtype, num_threads)
+        precision = record.choice("dtype", "float32", _C.PRECISIONS)
+        sections = record.section("towers")
+        towers = {
+            modality: Tower(encoder, _program(sections.section(modality), mapping, precision, num_threads))
+            for modality, encoder in saved.encoders(config).items()
+        }
+        scale, bias = (record.number(n, 0.0, -1e30, 1e30) for n in ("logit_scale", "logit_bias"))
+    except (CheckpointError, ConfigError):
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"packed.json: the programs cannot be built: {error}") from error
     return saved(config, saved.family, towers, scale, bias, folder, num_threads, precision)

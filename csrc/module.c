@@ -141,32 +141,35 @@ static bool parse_params(const bvl_op *op, PyObject *dict, double *params) {
 }
 
 /* A shape instead of an array: its contents are in the mapping already. */
-static bool parse_shape(PyObject *value, const char *name, const uint8_t *mapped, bvl_array *weight) {
-    weight->data = (const float *)(const void *)mapped; /* there, and never read */
-    weight->rank = (int)PySequence_Size(value);
-    if (!PyList_Check(value) || weight->rank < 1 || weight->rank > BVL_MAX_RANK) {
+static bool parse_shape(PyObject *value, const char *name, const bvl_store *store, bvl_array *weight) {
+    int64_t count = 1; /* an element takes a byte or more, which bounds every product of sizes */
+    weight->data = (const float *)(const void *)store->mapped; /* there, and never read */
+    weight->rank = PyList_Check(value) ? (int)PyList_Size(value) : 0;
+    if (weight->rank < 1 || weight->rank > BVL_MAX_RANK) {
         PyErr_Format(PyExc_ValueError, "%s: found %R, expected a shape of 1 to %d sizes", name, value,
                      BVL_MAX_RANK);
         return false;
     }
     for (int d = 0; d < weight->rank; d++) {
-        weight->shape[d] = PyLong_AsLongLong(PyList_GetItem(value, d));
-        if (weight->shape[d] >= 1 && weight->shape[d] <= 1 << 24) continue;
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "%s: found shape %R, expected sizes up to 2^24", name, value);
-        return false;
+        const int64_t size = weight->shape[d] = PyLong_AsLongLong(PyList_GetItem(value, d));
+        if (size == -1 && PyErr_Occurred()) return false;
+        if (size < 1 || __builtin_mul_overflow(count, size, &count) || count > (int64_t)store->mapped_bytes) {
+            PyErr_Format(PyExc_ValueError, "%s: found shape %R, expected at most the %zd elements packed",
+                         name, value, (Py_ssize_t)store->mapped_bytes);
+            return false;
+        }
     }
     return true;
 }
 
-static bool parse_weights(const bvl_op *op, PyObject *dict, const uint8_t *mapped, bvl_array *weights) {
+static bool parse_weights(const bvl_op *op, PyObject *dict, const bvl_store *store, bvl_array *weights) {
     Py_ssize_t found = 0;
     for (int i = 0; op->weights[i]; i++) {
         PyObject *value = PyDict_GetItemString(dict, op->weights[i]);
         if (!value) continue;
         found++;
-        if (mapped) {
-            if (!parse_shape(value, op->weights[i], mapped, &weights[i])) return false;
+        if (store->mapped) {
+            if (!parse_shape(value, op->weights[i], store, &weights[i])) return false;
             continue;
         }
         PyArrayObject *a = bvl_borrow(value, op->weights[i], NPY_FLOAT32, -1);
@@ -197,7 +200,7 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
     }
     double values[BVL_MAX_PARAMS] = {0};
     bvl_array arrays[BVL_MAX_WEIGHTS] = {{0}};
-    if (!parse_params(op, params, values) || !parse_weights(op, weights, program->store.mapped, arrays))
+    if (!parse_params(op, params, values) || !parse_weights(op, weights, &program->store, arrays))
         return NULL;
     const bvl_build build = {arrays, values, threads};
     bvl_error err;

@@ -26,6 +26,7 @@ static bvl_status remember(bvl_store *store, void *memory, size_t bytes, bvl_err
 
 bvl_status bvl_store_take(bvl_store *store, size_t bytes, void **memory, bool *filled, bvl_error *err) {
     *filled = store->mapped != NULL;
+    if (bytes > SIZE_MAX / 2) return bvl_fail(err, BVL_INVALID, "weights of %zu bytes", bytes);
     if (store->mapped) {
         const size_t aligned = (bytes + BVL_ALIGNMENT - 1) / BVL_ALIGNMENT * BVL_ALIGNMENT;
         if (aligned > store->mapped_bytes - store->used)

@@ -114,21 +114,54 @@ def broken(record):
     yield "bytes 64 to", lambda: text.update(begin=64, bytes=1 << 40)
     yield "cannot be built", lambda: text["records"][0].pop()
     yield "cannot be built", lambda: text["records"][1][4].update(qkv_weight=[144, 99])
-    yield "cannot be built: packed weights", lambda: text["records"][0][4].update(word=[1 << 24, 48])
+    yield "elements packed", lambda: text["records"][0][4].update(word=[1 << 24, 48])
     yield "cannot be built", lambda: text["slots"].pop()
     yield "cannot be built", lambda: text["records"][1][3].update(num_attention_heads=0)
     yield "cannot be built", lambda: text["records"][0].__setitem__(0, "no_such_operation")
+    yield "cannot be built", lambda: text["slots"][0].__setitem__(1, 10**30)
+    yield "cannot be built", lambda: text["records"][0].__setitem__(1, 1 << 40)
+    yield "cannot be built", lambda: text["records"][0][4].update(word=[1 << 100, 48])
+    yield (
+        "elements packed",
+        lambda: record["towers"]["vision"]["records"][0][4].update(weight=[64, 3, 1 << 24, 1 << 24]),
+    )
+    yield "cannot be built", lambda: text.update(bytes=32)
+    yield "logit_scale", lambda: record.update(logit_scale="x")
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(15))
 def test_a_lying_record_is_refused(packed, case):
     path = packed[0] / "packed.json"
     record = json.loads(path.read_text())
     message, change = list(broken(record))[case]
     change()
     path.write_text(json.dumps(record))
-    with pytest.raises(bvl.CheckpointError, match=message):
+    with pytest.raises((bvl.CheckpointError, bvl.ConfigError), match=message):
         bvl.AutoModel.from_pretrained(packed[0])
+
+
+def test_a_model_on_openblas_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEYONDVL_GEMM", "openblas")
+    model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model"))
+    monkeypatch.delenv("BEYONDVL_GEMM")
+    with pytest.raises(ValueError, match="BEYONDVL_GEMM=openblas"):
+        model.save_packed(tmp_path / "packed")
+
+
+def test_slots_that_nothing_fills_are_refused():
+    """Programs that no family builds: a text's rows without a text, a stem of no rows."""
+    program = _C.Program()
+    program.slot("text", 0, 8), program.slot("hidden", 16, 8), program.slot("out", 1, 8)
+    weight = np.ones((8, 3, 2, 2), np.float32)
+    params = dict(zip(_C.OPS["patch_embed"][0], (3, 8, 8, 2, 0, 0, 4, 4, 0), strict=True))
+    program.add("patch_embed", 1, 1, params, {"weight": weight}, 1)
+    program.add("pool", 0, 2, {"kind": 1, "token": 0}, {}, 1)
+    with pytest.raises(ValueError, match="takes no text"):
+        program.run({"pixel_values": np.ones((1, 3, 8, 8), np.float32)}, ["out"], 1)
+    other = _C.Program()
+    other.slot("hidden", 0, 8)
+    with pytest.raises(ValueError, match="patch_embed: 0 rows"):
+        other.add("patch_embed", 0, 0, params | {"out_height": 0}, {"weight": weight}, 1)
 
 
 def test_saving_over_the_checkpoint_is_refused(tmp_path):

@@ -146,9 +146,8 @@ static bool resample_lines(uint8_t *lines, const bvl_kernels *kernels, const bvl
 
 /* A pass over lines [first, first + count) of the picture: columns [in->left, + in->width) of the result,
  * resampled horizontally or only cropped. */
-static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width, bvl_filter filter,
-                            const inside *in, int64_t first, int64_t count) {
-    const bvl_kernels *kernels = bvl_kernels_active();
+static bool horizontal_pass(uint8_t *lines, const bvl_kernels *kernels, const bvl_picture *p, int64_t width,
+                            bvl_filter filter, const inside *in, int64_t first, int64_t count) {
     const int64_t bytes = in->width * p->channels;
     if (width == p->width) {
         for (int64_t i = 0; i < count; i++)
@@ -165,16 +164,15 @@ static bool horizontal_pass(uint8_t *lines, const bvl_picture *p, int64_t width,
 
 /* Output lines of a vertical pass: line i of y (ld apart, `bytes` wide) from the lines of x that `a` names,
  * the first of which is number `first`. */
-static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stride, const bvl_taps *a,
-                          int64_t first, int64_t count, int64_t bytes) {
+static bool vertical_pass(uint8_t *y, int64_t ld, const bvl_kernels *kernels, const uint8_t *x,
+                          int64_t stride, const bvl_taps *a, int64_t first, int64_t count, int64_t bytes) {
     const uint8_t **rows = bvl_alloc_array((size_t)(4 * a->groups), sizeof *rows);
     if (!rows) return false;
     for (int64_t i = 0; i < count; i++) {
         const int64_t groups = (a->length[i] + 3) / 4;
         for (int64_t t = 0; t < 4 * groups; t++) /* past the last tap weights are zero: any line will do */
             rows[t] = x + (a->begin[i] - first + BVL_MIN(t, a->length[i] - 1)) * stride;
-        bvl_kernels_active()->resample_vertical(y + i * ld, rows, a->words + i * a->groups * 4, groups,
-                                                bytes);
+        kernels->resample_vertical(y + i * ld, rows, a->words + i * a->groups * 4, groups, bytes);
     }
     bvl_free((void *)rows);
     return true;
@@ -182,17 +180,18 @@ static bool vertical_pass(uint8_t *y, int64_t ld, const uint8_t *x, int64_t stri
 
 /* The part of the window that lies in the resized picture, both passes; y has lines ld apart. */
 static bool resample(uint8_t *y, int64_t ld, const bvl_picture *p, const bvl_geometry *g, const inside *in) {
+    const bvl_kernels *kernels = bvl_kernels_active(); /* asked once: taps are in the form of a level */
     const int64_t bytes = in->width * p->channels;
     if (g->height == p->height) {
         uint8_t *lines = bvl_alloc_array((size_t)in->height, (size_t)bytes);
-        const bool ok = lines && horizontal_pass(lines, p, g->width, g->filter, in, in->top, in->height);
+        const bool ok =
+            lines && horizontal_pass(lines, kernels, p, g->width, g->filter, in, in->top, in->height);
         for (int64_t i = 0; ok && i < in->height; i++) memcpy(y + i * ld, lines + i * bytes, (size_t)bytes);
         bvl_free(lines);
         return ok;
     }
     bvl_taps a = {0};
-    if (!taps_init(&a, bvl_kernels_active(), p->height, g->height, g->filter, in->top, in->height))
-        return false;
+    if (!taps_init(&a, kernels, p->height, g->height, g->filter, in->top, in->height)) return false;
     const int64_t first = a.begin[0], last = a.begin[in->height - 1] + a.length[in->height - 1];
     const bool vertical_first = g->height < p->height && p->height - g->height > 2 * (p->width - g->width);
     const int64_t whole = p->width * p->channels;
@@ -202,13 +201,13 @@ static bool resample(uint8_t *y, int64_t ld, const bvl_picture *p, const bvl_geo
     if (ok && vertical_first) {
         const bvl_picture shrunk = {lines, in->height, p->width, p->channels, whole};
         uint8_t *narrow = bvl_alloc_array((size_t)in->height, (size_t)bytes);
-        ok = narrow && vertical_pass(lines, whole, p->pixels, p->stride, &a, 0, in->height, whole) &&
-             horizontal_pass(narrow, &shrunk, g->width, g->filter, in, 0, in->height);
+        ok = narrow && vertical_pass(lines, whole, kernels, p->pixels, p->stride, &a, 0, in->height, whole) &&
+             horizontal_pass(narrow, kernels, &shrunk, g->width, g->filter, in, 0, in->height);
         for (int64_t i = 0; ok && i < in->height; i++) memcpy(y + i * ld, narrow + i * bytes, (size_t)bytes);
         bvl_free(narrow);
     } else if (ok) {
-        ok = horizontal_pass(lines, p, g->width, g->filter, in, first, last - first) &&
-             vertical_pass(y, ld, lines, bytes, &a, first, in->height, bytes);
+        ok = horizontal_pass(lines, kernels, p, g->width, g->filter, in, first, last - first) &&
+             vertical_pass(y, ld, kernels, lines, bytes, &a, first, in->height, bytes);
     }
     bvl_free(lines);
     taps_free(&a);

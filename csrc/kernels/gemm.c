@@ -100,8 +100,9 @@ static void dequantize(float *t, int mr, const float *a, int64_t lda, const uint
     for (int i = 0; i < mr; i++, a += lda, t += V_NR) {
         const bvl_int8_head *head = (const bvl_int8_head *)(const void *)a;
         const vf r = v_set1(head->scale);
-        vf x0 = v_from_int(v_sub_int(v_load(t), 128 * head->sum)) * r;
-        vf x1 = v_from_int(v_sub_int(v_load(t + V_WIDTH), 128 * head->sum)) * r;
+        const int32_t offset = (int32_t)(128u * (uint32_t)head->sum); /* rows that are not finite may wrap */
+        vf x0 = v_from_int(v_sub_int(v_load(t), offset)) * r;
+        vf x1 = v_from_int(v_sub_int(v_load(t + V_WIDTH), offset)) * r;
         for (int o = 0; o < head->outliers; o++) {
             const int64_t k = head->index[o];
             const uint8_t *w = panel + k / INT8_STEP * 2 * w_bytes(BVL_INT8);

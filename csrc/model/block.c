@@ -101,8 +101,10 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
-    s->bf16 = bvl_attention_bf16(p->kernels, p->precision, s->hd);
-    s->direct_out = writes_operand(p, &s->out);
+    /* a product's operand may reach past the last head's query, but only into keys and values */
+    s->bf16 = bvl_attention_bf16(p->kernels, p->precision, s->hd) &&
+              2 * p->kernels->product[BVL_BFLOAT16].operand_words(s->hd) - s->hd <= 2 * s->inner;
+    s->direct_out = s->bf16 && writes_operand(p, &s->out);
     s->direct_fc2 = writes_operand(p, &s->fc2);
     return BVL_OK;
 }

@@ -245,6 +245,10 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (p->channels && !in->pixel_values)
         return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
                         (long long)p->channels, (long long)p->height, (long long)p->width);
+    for (int s = 0; s < p->slot_count && !p->vocab; s++)
+        if (p->slots[s].rows == BVL_ROWS_TEXT)
+            return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
+                            p->slots[s].name);
     if (!p->vocab) return BVL_OK;
     if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
     if (in->L < 1 || in->L > p->max_positions)
@@ -289,14 +293,14 @@ static void find_pooling(job *j) {
     touched[slot] = true;
     for (int i = j->last_block + 1; i < p->record_count; i++) {
         const bvl_record *r = &p->records[i];
-        if (!j->live[i] || !touched[r->src]) continue;
+        if (!j->live[i] || (j->pool >= 0 && !touched[r->src])) continue;
         if (j->pool < 0 && r->src == slot && r->op->row_wise)
             touched[slot = r->dst] = true;
         else if (j->pool < 0 && r->src == slot && r->op->row &&
                  r->op->row(r, &(bvl_run){.program = j->program, .inputs = j->inputs}, 0) >= 0)
             j->pool = i;
         else
-            j->pool = p->record_count; /* somebody else reads these rows */
+            j->pool = p->record_count; /* somebody else reads these rows, or works in between */
     }
     for (int s = 0; s < p->slot_count; s++)
         if (touched[s] && j->call->outputs[s]) j->pool = p->record_count;

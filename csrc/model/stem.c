@@ -95,7 +95,7 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     if (p->channels || (b->weights[W_POSITION].data && b->params[P_ACT] != BVL_ACT_NONE))
         return bvl_fail(err, BVL_INVALID,
                         "patch_embed: expected one per program, an activation or positions");
-    if (dst->rows != total)
+    if (dst->rows != total || total < 1)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)total);
     if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
