@@ -47,6 +47,9 @@ def set_isa(name: str | None = None, /) -> None: ...
 def checksum(buffer: Any, num_threads: int, /) -> int:
     """64 bits over a multiple of 64 bytes."""
 
+def trim() -> None:
+    """Gives memory that nobody uses back to the system."""
+
 def default_threads() -> int: ...
 def preprocess(
     out: NDArray[np.float32], job: tuple[NDArray[np.uint8], int, int, int, int, int], table: NDArray[np.float32], /

@@ -142,6 +142,7 @@ class PreTrainedModel(EncodeMixin):
         finally:
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
+            _C.trim()  # the widened tensors of the checkpoint leave holes as large as the packed weights
         _report_surplus(checkpoint, reader, family, cls.modalities, strict)
         return cls(config, family, towers, scale, bias, folder, num_threads, precision)
 

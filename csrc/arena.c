@@ -2,6 +2,9 @@
 #define _GNU_SOURCE
 #include "arena.h"
 
+#if defined(__linux__)
+#include <malloc.h>
+#endif
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -35,6 +38,12 @@ void *bvl_alloc(size_t bytes) {
     memset(memory, 0, padded);
     atomic_fetch_add(&live, 1);
     return memory;
+}
+
+void bvl_trim(void) {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 void *bvl_alloc_array(size_t count, size_t size) {

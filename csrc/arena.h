@@ -20,6 +20,9 @@ void *bvl_alloc_array(size_t count, size_t size);
 /* Test hook: the n-th allocation from now fails once (1: the next one); 0 switches it off. */
 void bvl_alloc_fail_at(long n);
 
+/* Gives memory that nobody uses back to the system, where the C library knows how. */
+void bvl_trim(void);
+
 /* Allocations that are live now: a leak check for tests. */
 long bvl_alloc_live(void);
 

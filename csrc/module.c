@@ -445,6 +445,14 @@ static PyObject *checksum(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLongLong(sum);
 }
 
+static PyObject *trim(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyThreadState *state = PyEval_SaveThread();
+    bvl_trim();
+    PyEval_RestoreThread(state);
+    Py_RETURN_NONE;
+}
+
 static PyObject *default_threads(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     return PyLong_FromLong(bvl_default_threads());
@@ -489,6 +497,7 @@ static PyMethodDef functions[] = {
     {"usable_isas", usable_isas, METH_NOARGS, "usable_isas() -> names of the levels this machine runs"},
     {"set_isa", set_isa, METH_VARARGS, "set_isa(name=None): level of programs built from now on"},
     {"checksum", checksum, METH_VARARGS, "checksum(buffer, num_threads) -> 64 bits"},
+    {"trim", trim, METH_NOARGS, "trim(): give memory that nobody uses back to the system"},
     {"default_threads", default_threads, METH_NOARGS, "default_threads() -> int"},
     {"preprocess", bvl_py_preprocess, METH_VARARGS,
      "preprocess(out, (image, height, width, filter, top, left), table): on this thread, without the GIL"},
