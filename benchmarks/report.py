@@ -12,9 +12,10 @@ import re
 import sys
 from pathlib import Path
 
+from bench import PRECISIONS, ceiling
+
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
-PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def best_by_library(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -29,9 +30,8 @@ def best_by_library(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, fl
 
 
 def share(record: dict, precision: str, row: dict[str, float]) -> str:
-    ceilings = record["ceilings"]
-    name = next((n for n in (f"amx_{precision}", precision, "float32") if n in ceilings), None)
-    return f" ({100 * row['gflops'] / ceilings[name]:.0f} %)" if name else ""
+    most = ceiling(record["ceilings"], precision)
+    return f" ({100 * row['gflops'] / most:.0f} %)" if most else ""
 
 
 def table(record: dict) -> str:

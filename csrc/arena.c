@@ -51,6 +51,17 @@ void *bvl_alloc_array(size_t count, size_t size) {
     return bvl_size_mul(count, size, &bytes) ? bvl_alloc(bytes) : NULL;
 }
 
+void *bvl_grown(void *array, int count, int *capacity, size_t size) {
+    if (count < *capacity) return array;
+    const int wider = *capacity ? 2 * *capacity : 16;
+    void *grown = bvl_alloc_array((size_t)wider, size);
+    if (!grown) return NULL;
+    if (count) memcpy(grown, array, (size_t)count * size);
+    bvl_free(array);
+    *capacity = wider;
+    return grown;
+}
+
 void bvl_free(void *memory) {
     if (!memory) return;
     atomic_fetch_sub(&live, 1);

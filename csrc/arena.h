@@ -17,6 +17,10 @@ bool bvl_size_mul(size_t a, size_t b, size_t *out);
 /* count * size bytes through bvl_alloc; NULL also when the product overflows. */
 void *bvl_alloc_array(size_t count, size_t size);
 
+/* `array` of count elements with room for one more, moved and *capacity doubled when it was full; NULL when
+ * memory is short, and then the array is as it was. */
+void *bvl_grown(void *array, int count, int *capacity, size_t size);
+
 /* Test hook: the n-th allocation from now fails once (1: the next one); 0 switches it off. */
 void bvl_alloc_fail_at(long n);
 

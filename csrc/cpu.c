@@ -7,6 +7,7 @@
 #include "cpu.h"
 
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,22 +38,22 @@ enum {
 
 /* Whether tiles may be used: the system saves them, and Linux hands them out on request, which then holds for
  * the process and its children. */
-static bool tiles_granted(unsigned features, uint64_t xcr0) {
+static bool tiles_granted(unsigned bits, uint64_t xcr0) {
 #if defined(BVL_EMULATED)
-    (void)features, (void)xcr0;
+    (void)bits, (void)xcr0;
     return true;
 #elif defined(__linux__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     const unsigned wanted = (1u << 22) | (1u << 24) | (1u << 25); /* BF16 TILE INT8 */
-    return (features & wanted) == wanted && (xcr0 & 0x60000) == 0x60000 &&
+    return (bits & wanted) == wanted && (xcr0 & 0x60000) == 0x60000 &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
-    (void)features, (void)xcr0;
+    (void)bits, (void)xcr0;
     return false;
 #endif
 }
 
-static int read_features(void) {
+static int read_cpuid(void) {
     unsigned a, b, c, d, a1 = 0, b1, c1, d1;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
     const bool osxsave = c & (1u << 27), fma = c & (1u << 12), f16c = c & (1u << 29);
@@ -71,6 +72,13 @@ static int read_features(void) {
     return found | (tiles_granted(d, xcr0) ? HAS_AMX : 0);
 }
 
+/* Read once: under a hypervisor every cpuid is an exit to it. */
+static int features(void) {
+    static atomic_int known = -1;
+    if (atomic_load(&known) < 0) atomic_store(&known, read_cpuid());
+    return atomic_load(&known);
+}
+
 bool bvl_cpu_supports(bvl_isa isa) {
     static const int needs[BVL_ISA_COUNT] = {
         [BVL_ISA_AVX2] = HAS_AVX2,
@@ -79,7 +87,7 @@ bool bvl_cpu_supports(bvl_isa isa) {
         [BVL_ISA_AVX512_VNNI] = HAS_AVX512 | HAS_AVX512_VNNI,
         [BVL_ISA_AVX512_BF16] = HAS_AVX512 | HAS_AVX512_VNNI | HAS_AVX512_BF16,
         [BVL_ISA_AMX] = HAS_AVX512 | HAS_AVX512_VNNI | HAS_AVX512_BF16 | HAS_AMX};
-    return (read_features() & needs[isa]) == needs[isa];
+    return (features() & needs[isa]) == needs[isa];
 }
 
 bool bvl_cpu_prefers(bvl_isa isa) {

@@ -357,8 +357,12 @@ static PyObject *program_blocks(PyObject *self, PyObject *unused) {
         }
         PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
         Py_INCREF(self);
-        if (PyArray_SetBaseObject((PyArrayObject *)array, self) < 0 || PyList_SetItem(list, i, array) < 0)
+        if (PyArray_SetBaseObject((PyArrayObject *)array, self) < 0) {
+            Py_DECREF(array);
             Py_CLEAR(list);
+        } else if (PyList_SetItem(list, i, array) < 0) {
+            Py_CLEAR(list);
+        }
     }
     return list;
 }

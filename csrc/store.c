@@ -10,20 +10,6 @@
 #include "arena.h"
 #include "parallel.h"
 
-static bvl_status remember(bvl_store *store, void *memory, size_t bytes, bvl_error *err) {
-    if (store->count == store->capacity) {
-        const int capacity = store->capacity ? 2 * store->capacity : 64;
-        bvl_block *grown = bvl_alloc_array((size_t)capacity, sizeof *grown);
-        if (!grown) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %d blocks", capacity);
-        if (store->count) memcpy(grown, store->blocks, (size_t)store->count * sizeof *grown);
-        bvl_free(store->blocks);
-        store->blocks = grown;
-        store->capacity = capacity;
-    }
-    store->blocks[store->count++] = (bvl_block){memory, bytes};
-    return BVL_OK;
-}
-
 bvl_status bvl_store_take(bvl_store *store, size_t bytes, void **memory, bool *filled, bvl_error *err) {
     *filled = store->mapped != NULL;
     if (bytes > SIZE_MAX / 2) return bvl_fail(err, BVL_INVALID, "weights of %zu bytes", bytes);
@@ -37,9 +23,14 @@ bvl_status bvl_store_take(bvl_store *store, size_t bytes, void **memory, bool *f
     } else if (!(*memory = bvl_alloc(bytes))) {
         return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
     }
-    if (remember(store, *memory, bytes, err) == BVL_OK) return BVL_OK;
-    if (!store->mapped) bvl_free(*memory);
-    return err->status;
+    bvl_block *blocks = bvl_grown(store->blocks, store->count, &store->capacity, sizeof *blocks);
+    if (!blocks) {
+        if (!store->mapped) bvl_free(*memory);
+        return bvl_fail(err, BVL_NO_MEMORY, "no memory for one more block of weights");
+    }
+    store->blocks = blocks;
+    blocks[store->count++] = (bvl_block){*memory, bytes};
+    return BVL_OK;
 }
 
 void bvl_store_free(bvl_store *store) {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import beyondvl as bvl
+import families
 import models
 from beyondvl import _C
 from beyondvl.weights import save_safetensors
@@ -23,8 +24,7 @@ GAINS = (1.5, 1.0, 2.0, 3.0, 0.5, 0.25)
 
 
 def tower(hidden, heads, inner, layers, **more):
-    return {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": inner,
-            "num_hidden_layers": layers} | more  # fmt: skip
+    return families.heads(hidden, heads, inner, layers) | more
 
 
 def clip(text, vision):
@@ -121,11 +121,6 @@ def embeddings(model, given) -> dict[str, np.ndarray]:
     return out
 
 
-def mean_cosine(x):
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return ((unit @ unit.T).sum() - len(x)) / (len(x) * (len(x) - 1))
-
-
 _made: dict = {}
 
 
@@ -146,7 +141,7 @@ def made(tmp_path_factory):
                 model = bvl.AutoModel.from_pretrained(folder)
                 given = inputs(model)
                 expected = embeddings(model, given)
-                alike = [m for m, e in expected.items() if mean_cosine(e) >= 0.5]
+                alike = [m for m, e in expected.items() if families.mean_cosine(e) >= 0.5]
                 if not alike:
                     break
                 for modality in alike:

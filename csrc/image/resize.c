@@ -14,7 +14,6 @@
 #include "../arena.h"
 #include "../kernels/kernels.h"
 
-enum { FRACTION_BITS = 22 };
 static const double pi = 3.14159265358979323846;
 
 static double bilinear(double x) {
@@ -76,7 +75,7 @@ static void sample_weights(int32_t *weights, double *exact, double center, doubl
         sum += exact[x];
     }
     for (int64_t x = 0; x < length; x++) {
-        const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << FRACTION_BITS);
+        const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << BVL_RESAMPLE_BITS);
         weights[x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
     }
 }

@@ -21,6 +21,14 @@
 #define BF16_STEP 2 /* k's in a word */
 #else
 #define BF16_STEP 1
+/* so that code compiles which only runs where bfloat16 is native */
+BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
+    (void)w, (void)x;
+    return acc;
+}
+BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
+    (void)p, (void)x, (void)n;
+}
 #endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define INT8_STEP 4

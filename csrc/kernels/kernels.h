@@ -73,6 +73,8 @@ typedef struct {
     int64_t ld_in, ld_out; /* floats between two pixels */
 } bvl_conv_shape;
 
+enum { BVL_RESAMPLE_BITS = 22 }; /* fraction bits of a resampling weight: 32 - 8 - 2 */
+
 /* The taps of output samples along one axis of a picture, in groups of four. */
 typedef struct {
     int32_t *words;  /* [count, groups, 4], made by resample_pack */

@@ -2,9 +2,13 @@
  *
  * An output byte is clamp((2^21 + sum_t x[t] w[t]) >> 22) with whole weights of 22 fraction bits, in int32.
  * All sums here are exact, so every level gives the same bytes. Taps go in groups of four, the last one
- * padded with zero weights; a group's weights are four words in the form its level multiplies by: VNNI   w =
- * a + 2^8 b + 2^16 c with signed bytes; words a a a a, b b b b, c c c c over the four taps AVX2   w = 2^11 h
- * + l with l in [0, 2^11); words h h, h h, l l, l l of 16 bits base   the weights themselves
+ * padded with zero weights; a group's weights are four words in the form its level multiplies by:
+ *
+ *   VNNI   w = a + 2^8 b + 2^16 c with signed bytes: words aaaa, bbbb, cccc over the four taps
+ *
+ *   AVX2   w = 2^11 h + l with l in [0, 2^11): words hh, hh, ll, ll of 16 bits
+ *
+ *   base   the weights themselves
  */
 #include "level.h"
 
@@ -12,7 +16,7 @@
 
 #include "dot.h"
 
-enum { BITS = 22, HALF = 1 << (BITS - 1) };
+enum { BITS = BVL_RESAMPLE_BITS, HALF = 1 << (BITS - 1) };
 
 BVL_INLINE BVL_UNUSED uint8_t to_byte(int32_t sum) {
     const int32_t v = sum >> BITS;

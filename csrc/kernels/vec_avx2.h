@@ -65,13 +65,6 @@ BVL_INLINE vf v_load_bf16(const uint16_t *p) {
     const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
-BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
-    (void)w, (void)x; /* not native here */
-    return acc;
-}
-BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
-    (void)p, (void)x, (void)n;
-}
 /* 8 x 2 bytes -> 8 x 2 int16 */
 BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
     return _mm256_castsi256_ps(_mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)p)));

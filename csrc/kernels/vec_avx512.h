@@ -54,23 +54,16 @@ BVL_INLINE vf v_load_bf16(const uint16_t *p) {
     const __m256i bits = _mm256_loadu_si256((const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
 #if defined(__AVX512BF16__)
+BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
-#else
-    (void)w, (void)x;
-    return acc;
-#endif
 }
 /* the first n of 16 floats -> bfloat16 */
 BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
-#if defined(__AVX512BF16__)
     const __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
     _mm256_mask_storeu_epi16(p, (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), bits);
-#else
-    (void)p, (void)x, (void)n;
-#endif
 }
+#endif
 /* 16 x 2 bytes -> 16 x 2 int16 */
 BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)p)));

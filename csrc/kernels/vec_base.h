@@ -21,12 +21,7 @@ BVL_INLINE vf v_fma(vf a, vf b, vf c) {
 }
 /* c ? x : y on lanes, c a comparison's result */
 BVL_INLINE vf v_blend(vi c, vf x, vf y) {
-    union {
-        vf f;
-        vi i;
-    } a = {x}, b = {y}, r;
-    r.i = (c & a.i) | (~c & b.i);
-    return r.f;
+    return (vf)((c & (vi)x) | (~c & (vi)y));
 }
 /* like the x86 instructions: the second operand where either is NaN */
 BVL_INLINE vf v_max(vf a, vf b) {
@@ -42,12 +37,7 @@ BVL_INLINE vf v_round(vf x) {
 }
 /* x * 2^n, n whole, the result a normal number */
 BVL_INLINE vf v_scale2(vf x, vf n) {
-    union {
-        vf f;
-        vi i;
-    } r = {x};
-    r.i += (vi){(int)n[0], (int)n[1], (int)n[2], (int)n[3]} << 23;
-    return r.f;
+    return (vf)((vi)x + ((vi){(int)n[0], (int)n[1], (int)n[2], (int)n[3]} << 23));
 }
 /* a < b ? x : y */
 BVL_INLINE vf v_select_lt(vf a, vf b, vf x, vf y) {
@@ -67,52 +57,30 @@ BVL_INLINE float v_sum(vf x) {
 BVL_INLINE float v_hmax(vf x) {
     return fmaxf(fmaxf(x[0], x[2]), fmaxf(x[1], x[3]));
 }
-/* the same bits as whole numbers, and back */
-BVL_INLINE vi v_bits(vf x) {
-    union {
-        vf f;
-        vi i;
-    } u = {x};
-    return u.i;
-}
-BVL_INLINE vf v_from_bits(vi x) {
-    union {
-        vi i;
-        vf f;
-    } u = {x};
-    return u.f;
-}
 /* bfloat16 -> float */
 BVL_INLINE vf v_load_bf16(const uint16_t *p) {
-    return v_from_bits((vi){(int)((uint32_t)p[0] << 16), (int)((uint32_t)p[1] << 16),
-                            (int)((uint32_t)p[2] << 16), (int)((uint32_t)p[3] << 16)});
-}
-BVL_INLINE vf v_dot_bf16(vf acc, vf w, vf x) {
-    (void)w, (void)x; /* not native here */
-    return acc;
-}
-BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
-    (void)p, (void)x, (void)n;
+    return (vf)((vi){(int)((uint32_t)p[0] << 16), (int)((uint32_t)p[1] << 16), (int)((uint32_t)p[2] << 16),
+                     (int)((uint32_t)p[3] << 16)});
 }
 /* 4 x 2 bytes -> 4 x 2 int16 */
 BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
     vi x;
     for (int i = 0; i < 4; i++) x[i] = p[2 * i] | p[2 * i + 1] << 16;
-    return v_from_bits(x);
+    return (vf)(x);
 }
 BVL_INLINE vf v_dot_int8(vf acc, vf w, vf x) {
-    const vi u = v_bits(w), s = v_bits(x);
+    const vi u = (vi)w, s = (vi)x;
     const vi high = (u >> 16) * (s >> 16), low = (u & 0xffff) * ((s << 16) >> 16);
-    return v_from_bits(v_bits(acc) + high + low);
+    return (vf)((vi)acc + high + low);
 }
 /* int32 bits -> floats */
 BVL_INLINE vf v_from_int(vf bits) {
-    const vi x = v_bits(bits);
+    const vi x = (vi)bits;
     return (vf){(float)x[0], (float)x[1], (float)x[2], (float)x[3]};
 }
 /* bits of int32 - s */
 BVL_INLINE vf v_sub_int(vf bits, int32_t s) {
-    return v_from_bits(v_bits(bits) - s);
+    return (vf)((vi)bits - s);
 }
 /* byte `lane` of each of 4 groups, as floats */
 BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
@@ -124,10 +92,10 @@ BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
     vi whole;
     for (int i = 0; i < 4; i++) whole[i] = n[i] = (int16_t)x[i];
     memcpy(p, n, sizeof n);
-    return v_from_bits(v_bits(sum) + whole);
+    return (vf)((vi)sum + whole);
 }
 BVL_INLINE int32_t v_sum_int(vf bits) {
-    const vi x = v_bits(bits);
+    const vi x = (vi)bits;
     return x[0] + x[1] + x[2] + x[3];
 }
 /* how many lanes have a > b */

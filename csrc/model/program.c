@@ -67,18 +67,6 @@ const bvl_op *bvl_find_op(const char *name) {
     return NULL;
 }
 
-static bvl_status reserve_record(bvl_program *program, bvl_error *err) {
-    if (program->record_count < program->record_capacity) return BVL_OK;
-    const int capacity = program->record_capacity ? 2 * program->record_capacity : 16;
-    bvl_record *grown = bvl_alloc_array((size_t)capacity, sizeof *grown);
-    if (!grown) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %d records", capacity);
-    if (program->record_count) memcpy(grown, program->records, (size_t)program->record_count * sizeof *grown);
-    bvl_free(program->records);
-    program->records = grown;
-    program->record_capacity = capacity;
-    return BVL_OK;
-}
-
 bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
                            bvl_error *err) {
     bvl_record record = {op, src, dst, NULL};
@@ -86,7 +74,10 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
         return bvl_fail(err, BVL_INVALID, "%s: the program has run, it is immutable", op->name);
     if (program->record_count == BVL_MAX_RECORDS)
         return bvl_fail(err, BVL_INVALID, "%s: more than %d records", op->name, BVL_MAX_RECORDS);
-    if (reserve_record(program, err) != BVL_OK) return err->status;
+    bvl_record *records =
+        bvl_grown(program->records, program->record_count, &program->record_capacity, sizeof *records);
+    if (!records) return bvl_fail(err, BVL_NO_MEMORY, "no memory for one more record");
+    program->records = records;
     if (op->build(program, &record, build, err) != BVL_OK) {
         bvl_free(record.state);
         return err->status;
