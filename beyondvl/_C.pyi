@@ -29,15 +29,32 @@ class Program:
         /,
     ) -> None:
         """Appends a record: checks shapes, packs weights. ValueError, MemoryError."""
-    def run(
-        self, inputs: dict[str, NDArray[Any]], outputs: list[str], num_threads: int, /
-    ) -> dict[str, NDArray[np.float32]]:
-        """Named slots as arrays (B, cols) or (B, rows, cols). ValueError names the input, found, expected."""
+    def run(self, inputs: dict[str, Any], outputs: list[str], num_threads: int, /) -> dict[str, Any]:
+        """Named slots as arrays (B, cols) or (B, rows, cols); "context" as a list of B Context, without a text's
+        padding ("padded_context": with it). Inputs are arrays, "contexts" a list of B Context, "cache" a Cache, which
+        grows by the tokens given. ValueError names the input, found, expected."""
     def map(self, buffer: Any, /) -> None:
         """Weights lie in `buffer`, which the program holds on to; add() then takes shapes (lists) for arrays."""
     def blocks(self) -> list[NDArray[np.uint8]]:
         """The weights in order, as read-only arrays that keep the program alive."""
     def info(self) -> dict[str, Any]: ...
+
+class Context:
+    """Keys and values of one item for cross-attention of another program; immutable."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Cache:
+    """Keys and values of the tokens so far, for every causal block of a program; one call at a time."""
+
+    def __new__(cls, program: Program, items: int, capacity: int, /) -> Cache: ...
+    @property
+    def length(self) -> int: ...
+    def reorder(self, items: NDArray[np.int64], /) -> None:
+        """Item i becomes what item items[i] was."""
 
 def config() -> dict[str, Any]: ...
 def usable_isas() -> tuple[str, ...]:

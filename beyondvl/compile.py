@@ -46,10 +46,17 @@ class Reader:
         """False for an optional parameter that the checkpoint lacks."""
         return not ref.optional or all(name in self.checkpoint for name in ref.names)
 
+    def stored(self, ref: Ref, name: str) -> str:
+        """The name a parameter is read under; of a tied one that is stored twice, both count as used."""
+        if ref.tied is None:
+            return name
+        self.used |= {twin for twin in (name, ref.tied) if twin in self.checkpoint}
+        return name if name in self.checkpoint else ref.tied
+
     def __call__(self, ref: Ref | None) -> np.ndarray | None:
         if ref is None or not self.has(ref):
             return None
-        parts = [self.part(ref, name) for name in ref.names]
+        parts = [self.part(ref, self.stored(ref, name)) for name in ref.names]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def part(self, ref: Ref, name: str) -> np.ndarray:
@@ -158,7 +165,7 @@ class Builder:
             weight, bias = self.read.folded(stem.weight)
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
-        (height, width), (rows, cols) = stem.size, stem.grid
+        (height, width), (rows, columns) = stem.size, stem.grid
         same = stem.padding == "same"
         params = {
             "channels": stem.channels,
@@ -168,11 +175,14 @@ class Builder:
             "pad_top": same_padding(height, stem.kernel, stem.stride) if same else 0,
             "pad_left": same_padding(width, stem.kernel, stem.stride) if same else 0,
             "out_height": rows,
-            "out_width": cols,
+            "out_width": columns,
             "activation": activation_code(stem.activation),
         }
-        hidden = self.slot("hidden", rows * cols + (stem.class_token is not None), weight.shape[0])
+        cols = weight.shape[0]
+        hidden = self.slot("hidden", rows * columns + (stem.class_token is not None), cols)
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
+        for name, shape in (("class_token", (cols,)), ("position", (-1, cols))):  # some are stored with axes of 1
+            more[name] = None if more[name] is None else more[name].reshape(shape)
         self.add("patch_embed", hidden, hidden, params, weight=weight, bias=bias, **more)
         return hidden
 
@@ -187,9 +197,14 @@ class Builder:
         weights = {}
         for name in ("qkv", "out", "fc1", "fc2", "norm1", "norm2"):
             weights |= self.affine(getattr(block, name), f"{name}_")
+        if block.cross:
+            for name, layer in (("q", block.cross.query), ("out", block.cross.out), ("norm", block.cross.norm)):
+                weights |= self.affine(layer, f"cross_{name}_")
         if self.precision == "int8" and block.pre_norm:
             fold_norm(weights, "norm1", "qkv")
             fold_norm(weights, "norm2", "fc1")
+            if block.cross:
+                fold_norm(weights, "cross_norm", "cross_q")
         self.add("transformer_block", hidden, hidden, params, **weights)
         return hidden
 
@@ -267,9 +282,16 @@ class Builder:
                 hidden = self.inverted_residual(layer, hidden, index)
         for step in self.encoder.steps:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
+        if context := self.encoder.context:
+            src = hidden if context.src == "hidden" else context.src
+            for layer in context.layers:
+                self.add("context", src, src, {"num_attention_heads": context.num_attention_heads},
+                         **self.affine(layer, "kv_"))  # fmt: skip
         # the last hidden state is the last layer's slot, unless a step makes it
         outputs = {"last_hidden_state": hidden} | {name: name for name in self.slots}
         sizes = {name: self.sizes[slot][1] for name, slot in outputs.items()}
+        if self.encoder.context:
+            outputs |= {name: name for name in ("context", "padded_context")}
         return Compiled(
             self.program, outputs, sizes, [[n, *self.sizes[n]] for n in self.slots], self.records, self.gemm
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from .families.registry import Family, families, find_family
 from .hub import resolve
 from .outputs import Features, ModelOutput, check_device, from_numpy, is_torch, to_numpy
 from .packed import is_packed, load_packed
-from .spec import Encoder
+from .spec import Encoder, Ref, refs
 from .weights import Checkpoint, open_checkpoint
 
 __all__ = ["AutoModel", "PreTrainedModel", "model_class"]
@@ -58,6 +59,7 @@ class PreTrainedModel(EncodeMixin):
 
     family: ClassVar[Family | None] = None
     modalities: ClassVar[tuple[str, ...]] = ()
+    builders: ClassVar[Mapping[str, Callable[[Config], Encoder]]] = {}  # of each modality
 
     def __init__(
         self,
@@ -139,6 +141,8 @@ class PreTrainedModel(EncodeMixin):
                 raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
+        except CheckpointError as error:
+            raise _with_advice(error, checkpoint, config, cls) from error
         finally:
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
@@ -149,7 +153,7 @@ class PreTrainedModel(EncodeMixin):
     @classmethod
     def encoders(cls, config: Config) -> dict[str, Encoder]:
         """What each tower of this class is made of."""
-        found = {name: cls.family.towers[name](config) for name in cls.modalities}
+        found = {name: cls.builders[name](config) for name in cls.modalities}
         if cls.__name__ in cls.family.bare:
             found = {name: encoder.without_projection() for name, encoder in found.items()}
         return found
@@ -192,8 +196,8 @@ class PreTrainedModel(EncodeMixin):
 
     def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
         """Named outputs of one tower ("text" or "vision") for prepared inputs, as float32 arrays."""
-        prepared = {name: _prepare(name, value) for name, value in inputs.items() if value is not None}
-        return self.tower(modality).run(prepared, wanted, self.num_threads)
+        arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
+        return self.tower(modality).run(arrays, wanted, self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         output = "embeds" if "embeds" in self.tower(modality).outputs else "pooler_output"
@@ -209,7 +213,7 @@ class PreTrainedModel(EncodeMixin):
     ) -> Any:
         """Projected text embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
         where the inputs are torch tensors."""
-        _check_neutral(kwargs)
+        check_neutral(kwargs)
         return self._features(
             "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         )
@@ -217,7 +221,7 @@ class PreTrainedModel(EncodeMixin):
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
         """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
         where the inputs are torch tensors."""
-        _check_neutral(kwargs)
+        check_neutral(kwargs)
         return self._features("vision", {"pixel_values": pixel_values})
 
     def __call__(
@@ -236,7 +240,7 @@ class PreTrainedModel(EncodeMixin):
 
         Raises ValueError naming the input, what was found and what was expected.
         """
-        _check_neutral(kwargs)
+        check_neutral(kwargs)
         given = {
             "text": {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids},
             "vision": {"pixel_values": pixel_values},
@@ -337,6 +341,18 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
     return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
 
 
+def _with_advice(
+    error: CheckpointError, checkpoint: Checkpoint, config: Config, cls: type[PreTrainedModel]
+) -> CheckpointError:
+    """The error, with the class of the family that the checkpoint has everything for, when there is one."""
+    reader = Reader(checkpoint)
+    for name, head in cls.family.heads.items():
+        wanted = [r for build in head.towers.values() for r in refs(build(config)) if isinstance(r, Ref)]
+        if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names):
+            return CheckpointError(f"{error}; the checkpoint has all that {name} needs: use {name}")
+    return error
+
+
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
     """The dtype's name; every other option is checked."""
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
@@ -368,7 +384,7 @@ def _precision(dtype: str, config: Config) -> str:
     return dtype
 
 
-def _check_neutral(kwargs: dict[str, Any]) -> None:
+def check_neutral(kwargs: dict[str, Any]) -> None:
     for name, value in kwargs.items():
         if name not in NEUTRAL:
             known = [n for names in INPUTS.values() for n in names]
@@ -377,7 +393,7 @@ def _check_neutral(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{name}: found {value!r}, which is not available here")
 
 
-def _prepare(name: str, value: Any) -> np.ndarray:
+def prepared(name: str, value: Any) -> np.ndarray:
     """The array the core borrows: contiguous float32 pixels as they are, a contiguous int64 copy of ids and masks."""
     array = to_numpy(value)
     if name == "pixel_values":
@@ -419,8 +435,12 @@ def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
     """The class a config's `architectures` names, else the one with the most towers."""
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
-        if isinstance(name, str) and name in family.classes:
+        if isinstance(name, str) and (name in family.classes or name in family.heads):
             return model_class(name)
+    if not family.classes:
+        raise ConfigError(
+            f"config.json: architectures: found {architectures!r}, expected one of {', '.join(family.heads)}"
+        )
     model_type = str(config.get("model_type"))
     for name, modalities in family.classes.items():
         if len(modalities) == 1 and model_type.endswith(f"{modalities[0]}_model"):
@@ -434,12 +454,26 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {}
 def model_class(name: str) -> type[PreTrainedModel]:
     """The public class of that name, for example CLIPModel; KeyError when no family has it."""
     if name not in _CLASSES:
-        family = next((f for f in families().values() if name in f.classes), None)
+        family = next((f for f in families().values() if name in f.classes or name in f.heads), None)
         if family is None:
             raise KeyError(name)
+        if name in family.heads:
+            return _task_class(name, family)
         doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(family.classes[name])} tower."
-        members = {"family": family, "modalities": family.classes[name], "__doc__": doc, "__module__": "beyondvl"}
-        _CLASSES[name] = type(name, (PreTrainedModel,), members)
+        members = {"family": family, "modalities": family.classes[name], "builders": family.towers}
+        _CLASSES[name] = type(name, (PreTrainedModel,), {**members, "__doc__": doc, "__module__": "beyondvl"})
+    return _CLASSES[name]
+
+
+def _task_class(name: str, family: Family) -> type[PreTrainedModel]:
+    """A class whose towers are its own."""
+    from .tasks import TASK_MODELS
+
+    head = family.heads[name]
+    base = TASK_MODELS[head.task]
+    members = {"family": family, "head": head, "modalities": tuple(head.towers), "builders": head.towers}
+    doc = f"{name} of transformers. {base.__doc__}"
+    _CLASSES[name] = type(name, (base,), {**members, "__doc__": doc, "__module__": "beyondvl"})
     return _CLASSES[name]
 
 

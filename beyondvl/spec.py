@@ -6,12 +6,14 @@ a transposition (OpenCLIP's projections), or several tensors stacked by rows (se
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 __all__ = [
     "AttentionPool",
     "BatchNormConv",
     "Block",
+    "Context",
+    "Cross",
     "Encoder",
     "InvertedResidual",
     "Linear",
@@ -33,7 +35,7 @@ class Ref:
 
     `names` are stacked along rows when there are several. `rows` = (begin, end) takes part of a packed tensor whose
     full number of rows is `packed_rows`. `transpose` is for tensors stored as [in, out]. `optional` parameters may
-    be absent and are then zero or left out.
+    be absent and are then zero or left out. A `tied` parameter is stored under another name where its own is absent.
     """
 
     names: tuple[str, ...]
@@ -42,6 +44,7 @@ class Ref:
     packed_rows: int | None = None
     transpose: bool = False
     optional: bool = False
+    tied: str | None = None
     patchified: bool = False  # a convolution [D, C, k, k] stored as a linear [D, k * k * C]
 
 
@@ -71,6 +74,25 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Cross:
+    """The part of a block that attends to a context: its queries, its output and its norm."""
+
+    query: Linear
+    out: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an encoder gives to the blocks of another one to attend to: `layers` in their order, each one linear of
+    2 * heads * head_dim rows in the order k, v."""
+
+    src: str
+    layers: tuple[Linear, ...]
+    num_attention_heads: int
+
+
+@dataclass(frozen=True)
 class Block:
     """A transformer block; `qkv` is one linear of 3 * heads * head_dim rows in the order q, k, v."""
 
@@ -84,6 +106,7 @@ class Block:
     activation: str
     causal: bool = False
     pre_norm: bool = True
+    cross: Cross | None = None
 
 
 @dataclass(frozen=True)
@@ -220,7 +243,8 @@ class Step:
 class Encoder:
     """Stem, layers, then steps from "hidden" to the outputs.
 
-    Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised).
+    Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised), logits;
+    "context" where it makes one.
     """
 
     stem: TokenStem | PatchStem
@@ -228,7 +252,17 @@ class Encoder:
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None
+    context: Context | None = None
 
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""
         return replace(self, steps=tuple(step for step in self.steps if step.dst not in ("embeds", "unit_embeds")))
+
+
+def refs(spec: object) -> list[Ref | BatchNormConv]:
+    """Every parameter that a spec mentions."""
+    if isinstance(spec, Ref | BatchNormConv):
+        return [spec]
+    if isinstance(spec, tuple):
+        return [found for item in spec for found in refs(item)]
+    return [found for value in vars(spec).values() for found in refs(value)] if is_dataclass(spec) else []

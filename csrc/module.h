@@ -13,6 +13,7 @@
 #include <numpy/arrayobject.h>
 
 #include "core.h"
+#include "model/program.h"
 
 /* Sets the Python exception of a status; returns NULL. */
 PyObject *bvl_raise(const bvl_error *err);
@@ -21,6 +22,16 @@ PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank
 /* A new array and its memory. */
 PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data);
 
+/* module_program.c; types are made once, when the module is imported */
+PyObject *bvl_program_type(PyObject *module);
+/* What is inside; NULL and TypeError for another object. */
+bvl_program *bvl_program_of(PyObject *object);
+/* module_state.c */
+PyObject *bvl_context_type(PyObject *module);
+PyObject *bvl_cache_type(PyObject *module);
+PyObject *bvl_context_wrap(bvl_context *context); /* takes it over, also when it fails */
+const bvl_context *bvl_context_of(PyObject *object);
+bvl_cache *bvl_cache_of(PyObject *object);
 /* module_image.c */
 PyObject *bvl_py_preprocess(PyObject *module, PyObject *args);
 PyObject *bvl_py_resize(PyObject *module, PyObject *args);

@@ -10,7 +10,7 @@ import numpy as np
 from beyondvl.compile import BATCH_NORM_PARTS
 from beyondvl.config import Config
 from beyondvl.families.registry import find_family
-from beyondvl.spec import BatchNormConv, Ref
+from beyondvl.spec import BatchNormConv, refs
 from beyondvl.weights import save_safetensors
 
 TINY_CLIP = {
@@ -22,15 +22,6 @@ TINY_CLIP = {
     "vision_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                       "image_size": 48, "patch_size": 8},
 }  # fmt: skip
-
-
-def refs(spec) -> list[Ref | BatchNormConv]:
-    """Every parameter a spec mentions."""
-    if isinstance(spec, Ref | BatchNormConv):
-        return [spec]
-    if isinstance(spec, tuple | list):
-        return [r for item in spec for r in refs(item)]
-    return [r for value in vars(spec).values() for r in refs(value)] if hasattr(spec, "__dataclass_fields__") else []
 
 
 def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:

@@ -13,7 +13,10 @@ from .blocks import ACTIVATIONS, linear, norm, stacked
 from .registry import Family, strip_prefixes
 
 
-def post_norm_block(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float) -> Block:
+def post_norm_block(
+    prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float, **more
+) -> Block:
+    """A layer of BERT; `more` are further fields of the block."""
     attention = f"{prefix}.attention"
     return Block(
         qkv=stacked([f"{attention}.self.{part}" for part in ("query", "key", "value")], hidden, hidden),
@@ -25,6 +28,7 @@ def post_norm_block(prefix: str, hidden: int, intermediate: int, heads: int, act
         num_attention_heads=heads,
         activation=activation,
         pre_norm=False,
+        **more,
     )
 
 

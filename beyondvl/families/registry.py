@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from ..config import Config
 from ..errors import ConfigError
@@ -17,7 +18,7 @@ from ..spec import Encoder
 
 __all__ = ["Family", "families", "find_family", "strip_prefixes"]
 
-MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_lite", "open_clip")
+MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_lite", "open_clip", "blip")
 
 # buffers that older versions of the libraries stored: recomputed, never read
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")
@@ -41,12 +42,27 @@ def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A class of a family whose towers are its own.
+
+    `task` names what it does ("matching", "captioning", "answering": see tasks.py), `towers` its programs in the
+    order they are built, `tokens` the ids that generation begins, ends and pads with, `prompt` what it continues:
+    (ids or None, mask or None, batch, tokens) -> (ids, mask or None).
+    """
+
+    task: str
+    towers: Mapping[str, Callable[[Config], Encoder]]
+    tokens: Callable[[Config], dict[str, int]] | None = None
+    prompt: Callable[..., tuple[Any, Any]] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One kind of checkpoint.
 
     `towers` gives the encoders of a config by modality ("text", "vision"), in the order they are built. `rename`
     maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a public
-    class name to the modalities that class loads. `scale` and `bias` name the parameters of
+    class name to the modalities that class loads; `heads` holds the classes that have towers of their own. `scale` and `bias` name the parameters of
     logits = cos * exp(scale) + bias, and `sigmoid` tells how scores become probabilities.
     """
 
@@ -55,6 +71,7 @@ class Family:
     classes: Mapping[str, tuple[str, ...]]
     rename: Callable[[str], str] = keep
     ignored: tuple[str, ...] = ()
+    heads: Mapping[str, Head] = field(default_factory=dict)
     scale: str | None = None
     bias: str | None = None
     sigmoid: bool = False

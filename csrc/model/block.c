@@ -2,9 +2,13 @@
  *
  *   pre-norm (CLIP, SigLIP)                  post-norm (BERT)
  *   x = x + out(attention(norm1(x)))         x = norm1(x + out(attention(x)))
+ *   x = x + cross(norm(x))                   x = norm(x + cross(x))           where it has that part
  *   x = x + fc2(act(fc1(norm2(x))))          x = norm2(x + fc2(act(fc1(x))))
  *
- * attention: softmax(Q K^T / sqrt(hd) + mask) V per head; Q, K, V come from one product.
+ * attention: softmax(Q K^T / sqrt(hd) + mask) V per head; Q, K, V come from one product. A causal block may
+ * find the keys and values of earlier tokens in the call's cache, and appends its own.
+ * cross: the same with the keys and values of the item's context (state.h), which the operation "context"
+ * made in another program.
  * attention_pool (SigLIP's MAP head): y = out(attention(probe Wq, x Wk, x Wv)); y + fc2(act(fc1(norm(y)))).
  * The probe's query does not depend on the input: it is computed when the model is built, and all that
  * follows its one row stays in float32.
@@ -24,6 +28,10 @@
 typedef struct {
     bvl_linear qkv, out, fc1, fc2;             /* attention_pool: qkv holds k and v */
     bvl_norm norm1, norm2;                     /* attention_pool: norm2 alone */
+    bvl_linear cross_q, cross_out;             /* where layer >= 0 */
+    bvl_norm cross_norm;
+    int64_t layer;                             /* of the contexts, or -1 */
+    int64_t cached;                            /* layer of the cache, of causal blocks */
     float *query;                              /* attention_pool: [D] */
     int64_t D, heads, hd, inner, intermediate; /* inner = heads * hd */
     bvl_activation act;
@@ -33,7 +41,27 @@ typedef struct {
 } block;
 
 enum { P_HEADS, P_ACT, P_EPS, P_CAUSAL, P_PRE_NORM };
-enum { QKV_W, QKV_B, OUT_W, OUT_B, FC1_W, FC1_B, FC2_W, FC2_B, NORM1_W, NORM1_B, NORM2_W, NORM2_B, QUERY };
+enum {
+    QKV_W,
+    QKV_B,
+    OUT_W,
+    OUT_B,
+    FC1_W,
+    FC1_B,
+    FC2_W,
+    FC2_B,
+    NORM1_W,
+    NORM1_B,
+    NORM2_W,
+    NORM2_B,
+    QUERY, /* attention_pool's last; what follows is the block's */
+    CROSS_Q_W = QUERY,
+    CROSS_Q_B,
+    CROSS_OUT_W,
+    CROSS_OUT_B,
+    CROSS_NORM_W,
+    CROSS_NORM_B
+};
 
 static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n,
                               bvl_error *err) {
@@ -89,10 +117,46 @@ static bvl_status block_fill(bvl_program *p, bvl_record *r, const bvl_build *b, 
     return parts == 3 ? BVL_OK : bvl_copy_vector(&s->query, &p->store, &w[QUERY], err);
 }
 
+/* The part that attends to a context; block_fill came before. */
+static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_array *w = b->weights;
+    block *s = r->state;
+    s->layer = -1;
+    if (!w[CROSS_Q_W].data) return BVL_OK;
+    if (bvl_expect(r->op, b, CROSS_Q_W, 2, s->inner, s->D, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, CROSS_OUT_W, 2, s->D, s->inner, 0, 0, err) != BVL_OK ||
+        expect_bias(r, b, CROSS_Q_B, s->inner, err) != BVL_OK ||
+        expect_bias(r, b, CROSS_OUT_B, s->D, err) != BVL_OK ||
+        bvl_expect(r->op, b, CROSS_NORM_W, 1, s->D, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, CROSS_NORM_B, 1, s->D, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    s->layer = p->takes.layers;
+    if (bvl_linear_init(&s->cross_q, &p->store, p->kernels, p->precision, &w[CROSS_Q_W], &w[CROSS_Q_B],
+                        b->threads, err) != BVL_OK ||
+        bvl_linear_init(&s->cross_out, &p->store, p->kernels, p->precision, &w[CROSS_OUT_W], &w[CROSS_OUT_B],
+                        b->threads, err) != BVL_OK ||
+        bvl_norm_init(&s->cross_norm, &p->store, &w[CROSS_NORM_W], &w[CROSS_NORM_B], b->params[P_EPS], err) !=
+            BVL_OK)
+        return err->status;
+    return bvl_context_layer(&p->takes, s->heads, s->hd, s->bf16, r->op->name, err);
+}
+
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
 static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
     return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
            2 * next->product->operand_words(next->K) == next->K;
+}
+
+/* Words between rows of q k v, of attention's output, of the MLP's inner activations and of cached k v. */
+static int64_t block_ld(int64_t cols, bool bf16) {
+    return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
+}
+
+bool bvl_block_bf16(const bvl_program *p, int64_t inner, int64_t heads) {
+    const int64_t hd = inner / heads;
+    /* a product's operand may reach past the last head's query, but only into keys and values */
+    return bvl_attention_bf16(p->kernels, p->precision, hd) &&
+           2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * inner;
 }
 
 static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -101,17 +165,15 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
-    /* a product's operand may reach past the last head's query, but only into keys and values */
-    s->bf16 = bvl_attention_bf16(p->kernels, p->precision, s->hd) &&
-              2 * p->kernels->product[BVL_BFLOAT16].operand_words(s->hd) - s->hd <= 2 * s->inner;
+    s->bf16 = bvl_block_bf16(p, s->inner, s->heads);
     s->direct_out = s->bf16 && writes_operand(p, &s->out);
     s->direct_fc2 = writes_operand(p, &s->fc2);
+    if (cross_build(p, r, b, err) != BVL_OK) return err->status;
+    if (s->causal) {
+        s->cached = p->cached_layers;
+        p->cached_words[p->cached_layers++] = block_ld(2 * s->inner, s->bf16);
+    }
     return BVL_OK;
-}
-
-/* Words between rows of q k v, of attention's output and of the MLP's inner activations. */
-static int64_t block_ld(int64_t cols, bool bf16) {
-    return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
 }
 
 /* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's
@@ -123,6 +185,10 @@ static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t 
     *operand = BVL_MAX(bvl_linear_operand(&s->out), bvl_linear_operand(&s->fc2));
     if (!s->pre_norm)
         *operand = BVL_MAX(*operand, BVL_MAX(bvl_linear_operand(&s->qkv), bvl_linear_operand(&s->fc1)));
+    if (s->layer < 0) return;
+    *narrow = BVL_MAX(*narrow, bvl_norm_operand(&s->cross_norm, &s->cross_q));
+    *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_out));
+    if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_q));
 }
 
 static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
@@ -131,39 +197,92 @@ static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t c
     return count * bvl_slot_rows(&p->slots[r->src], L) * (narrow + wide + operand);
 }
 
-static int64_t block_local(const bvl_program *p, const bvl_record *r, int64_t L) {
+static int64_t block_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const block *s = r->state;
-    return BVL_MAX(bvl_attention_scratch(p->kernels, bvl_slot_rows(&p->slots[r->src], L), s->hd),
-                   bvl_padded(s->D));
+    const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(&p->slots[r->src], in->L), in->context_rows);
+    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_padded(s->D));
+}
+
+/* Appends k and v of the new tokens to the cache; nothing without one. */
+static void append_to_cache(const block *s, const bvl_run *run, const float *qkv, int64_t ld, int64_t T) {
+    const bvl_inputs *in = run->inputs;
+    if (!s->causal || !in->cache) return;
+    const int64_t q = s->inner / (s->bf16 ? 2 : 1), words = block_ld(2 * s->inner, s->bf16);
+    int64_t begin, end;
+    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        memcpy(bvl_cache_rows(in->cache, s->cached, run->first + i / T) + (in->past + i % T) * words,
+               qkv + i * ld + q, (size_t)(2 * q) * sizeof(float));
+    bvl_barrier(run->team);
 }
 
 /* out[rows, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. Rows are all
  * tokens, or the one that run->pool takes of each item. */
 static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
+    const bvl_inputs *in = run->inputs;
+    const bool cached = s->causal && in->cache;
+    const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1; /* elements in a word */
+    const int64_t past = cached ? in->past : 0;
     bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,
-                                 .Tk = T,
+                                 .Tk = past + T,
                                  .hd = s->hd,
                                  .ldq = ld,
-                                 .ldkv = ld,
+                                 .ldkv = cached ? block_ld(2 * s->inner, s->bf16) : ld,
                                  .ldo = ldo,
                                  .scale = 1.0f / sqrtf((float)s->hd),
                                  .causal = s->causal,
                                  .bf16 = s->bf16,
                                  .out_bf16 = s->direct_out};
     const bool text =
-        run->program->slots[slot].rows == BVL_ROWS_TEXT;            /* attention_mask is about text alone */
-    const int64_t in = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1; /* elements in a word */
+        run->program->slots[slot].rows == BVL_ROWS_TEXT; /* attention_mask is about text alone */
     int64_t begin, end;
     bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
-        const float *first = qkv + item * T * ld + head * s->hd / in;
-        shape.first = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
-        shape.bias = text && run->key_bias ? run->key_bias + item * T : NULL;
-        bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * s->hd / to, first + shape.first * ld,
-                      first + s->inner / in, first + 2 * s->inner / in, &shape, run->local);
+        const int64_t row = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
+        const float *q = qkv + item * T * ld;
+        const float *k = cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + s->inner / per;
+        k += head * s->hd / per;
+        shape.first = past + row;
+        shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
+        bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * s->hd / to,
+                      q + row * ld + head * s->hd / per, k, k + s->inner / per, &shape, run->local);
     }
+}
+
+/* Zeros behind each row of q, where the operand of the last head reaches past it: stale bits may be NaN. */
+static void clear_tails(const block *s, const bvl_run *run, float *q, int64_t ldq, int64_t rows) {
+    const int64_t reach = run->kernels->product[BVL_BFLOAT16].operand_words(s->hd) - s->hd / 2;
+    int64_t begin, end;
+    if (!s->bf16 || reach <= 0) return;
+    bvl_share(rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        memset(q + i * ldq + s->inner / 2, 0, (size_t)reach * sizeof(float));
+}
+
+/* out[rows, inner] = attention of q[rows, inner] over each item's context, `Tq` rows an item. */
+static void cross_attention(const block *s, const bvl_run *run, float *out, int64_t ldo, const float *q,
+                            int64_t ldq, int64_t Tq) {
+    bvl_attention_shape shape = {.Tq = Tq,
+                                 .hd = s->hd,
+                                 .ldq = ldq,
+                                 .ldo = ldo,
+                                 .scale = 1.0f / sqrtf((float)s->hd),
+                                 .bf16 = s->bf16,
+                                 .out_bf16 = s->direct_out};
+    const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1;
+    int64_t begin, end;
+    bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t item = u / s->heads, head = u % s->heads;
+        const bvl_context *c = run->inputs->contexts[run->first + item];
+        const float *packed = c->memory + s->layer * c->words + head * (c->words / s->heads);
+        shape.Tk = c->rows;
+        bvl_attention_packed(run->kernels, out + item * Tq * ldo + head * s->hd / to,
+                             q + item * Tq * ldq + head * s->hd / per, packed, &shape, run->local);
+    }
+    bvl_barrier(run->team);
 }
 
 /* Moves the row that run->pool takes to row 0 of its item. */
@@ -177,35 +296,34 @@ static void keep_pooled(const bvl_run *run, float *x, int64_t ldx, int64_t T, in
     bvl_barrier(run->team);
 }
 
-/* x += fc2(act(fc1(in))) with in = norm2(x), or x itself after norm1; the second half of a block on `rows`
- * rows. */
-static void feed_forward(const block *s, const bvl_run *run, float *x, int64_t ldx, int64_t rows, float *h,
-                         float *wide, float *z) {
+/* Where a sub-layer works: rows of x, and the scratch of the team (block_parts). */
+typedef struct {
+    float *x, *h, *wide, *z;
+    int64_t ldx, rows;
+} place;
+
+/* The rows a sub-layer's first product reads, *ld apart: of norm(x), or in a post-norm block of x itself. */
+static const float *begin_sublayer(const block *s, const bvl_run *run, const bvl_norm *norm,
+                                   const bvl_linear *first, const place *at, int64_t *ld) {
+    *ld = at->ldx;
+    if (!s->pre_norm) return bvl_linear_load(first, at->z, at->x, ld, at->rows, run->team);
+    bvl_norm_load(norm, run->kernels, first, at->h, at->x, at->ldx, at->rows, run->local, run->team);
+    bvl_barrier(run->team);
+    *ld = bvl_norm_operand(norm, first);
+    return at->h;
+}
+
+/* x += last(y), then the norm of a post-norm block. `direct`: y was written as the operand. */
+static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *norm, const bvl_linear *last,
+                         const place *at, const float *y, int64_t ldy, bool direct) {
     const bvl_kernels *k = run->kernels;
-    const bvl_team team = run->team;
-    const int64_t ldm = block_ld(s->intermediate, s->direct_fc2);
-    const float *a = h;
-    int64_t ld = bvl_norm_operand(&s->norm2, &s->fc1);
-    if (s->pre_norm) {
-        bvl_norm_load(&s->norm2, k, &s->fc1, h, x, ldx, rows, run->local, team);
-        bvl_barrier(team);
-    } else {
-        bvl_norm_run(&s->norm1, k, x, ldx, x, ldx, rows, team);
-        bvl_barrier(team);
-        ld = ldx;
-        a = bvl_linear_load(&s->fc1, z, x, &ld, rows, team);
-    }
-    bvl_linear_run(&s->fc1, k, wide, ldm, a, ld, rows, (bvl_epilogue){.act = s->act, .bf16 = s->direct_fc2},
-                   team);
-    bvl_barrier(team);
-    ld = ldm;
-    a = s->direct_fc2 ? wide : bvl_linear_load(&s->fc2, z, wide, &ld, rows, team);
-    bvl_linear_run(&s->fc2, k, x, ldx, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldx}, team);
-    bvl_barrier(team);
-    if (!s->pre_norm) {
-        bvl_norm_run(&s->norm2, k, x, ldx, x, ldx, rows, team);
-        bvl_barrier(team);
-    }
+    const float *a = direct ? y : bvl_linear_load(last, at->z, y, &ldy, at->rows, run->team);
+    bvl_linear_run(last, k, at->x, at->ldx, a, ldy, at->rows,
+                   (bvl_epilogue){.residual = at->x, .ldr = at->ldx}, run->team);
+    bvl_barrier(run->team);
+    if (s->pre_norm) return;
+    bvl_norm_run(norm, k, at->x, at->ldx, at->x, at->ldx, at->rows, run->team);
+    bvl_barrier(run->team);
 }
 
 static void block_run(const bvl_record *r, const bvl_run *run) {
@@ -213,37 +331,48 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), tokens = run->count * T;
-    const int64_t ldx = run->program->slots[r->src].ld, ldq = block_ld(3 * s->inner, s->bf16);
-    int64_t narrow, most, operand, ld = ldx, ldr;
+    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out),
+                  ldm = block_ld(s->intermediate, s->direct_fc2);
+    int64_t narrow, most, operand, ld;
     block_parts(s, &narrow, &most, &operand);
-    float *x = run->slots[r->src], *h = run->shared, *wide = h + tokens * narrow, *z = wide + tokens * most;
-    const float *a = h;
+    place at = {.x = run->slots[r->src], .h = run->shared, .rows = tokens};
+    at.ldx = run->program->slots[r->src].ld;
+    at.wide = at.h + tokens * narrow;
+    at.z = at.wide + tokens * most;
 
-    if (s->pre_norm) {
-        bvl_norm_load(&s->norm1, k, &s->qkv, h, x, ldx, tokens, run->local, team);
+    const float *a = begin_sublayer(s, run, &s->norm1, &s->qkv, &at, &ld);
+    bvl_linear_run(&s->qkv, k, at.wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16}, team);
+    bvl_barrier(team);
+    append_to_cache(s, run, at.wide, ldq, T);
+    self_attention(s, run, r->src, at.h, ldo, at.wide, ldq, T);
+    bvl_barrier(team);
+    if (run->pool) keep_pooled(run, at.x, at.ldx, T, s->D);
+    at.rows = bvl_run_rows(run, r->src, &at.ldx); /* from here on, perhaps one row an item */
+    end_sublayer(s, run, &s->norm1, &s->out, &at, at.h, ldo, s->direct_out);
+
+    if (s->layer >= 0 && run->inputs->contexts) {
+        a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, &at, &ld);
+        clear_tails(s, run, at.wide, ldq, at.rows);
+        bvl_linear_run(&s->cross_q, k, at.wide, ldq, a, ld, at.rows, (bvl_epilogue){.bf16 = s->bf16}, team);
         bvl_barrier(team);
-        ld = bvl_norm_operand(&s->norm1, &s->qkv);
-    } else {
-        a = bvl_linear_load(&s->qkv, z, x, &ld, tokens, team);
+        cross_attention(s, run, at.h, ldo, at.wide, ldq, at.rows / run->count);
+        end_sublayer(s, run, &s->cross_norm, &s->cross_out, &at, at.h, ldo, s->direct_out);
     }
-    bvl_linear_run(&s->qkv, k, wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16}, team);
+
+    a = begin_sublayer(s, run, &s->norm2, &s->fc1, &at, &ld);
+    bvl_linear_run(&s->fc1, k, at.wide, ldm, a, ld, at.rows,
+                   (bvl_epilogue){.act = s->act, .bf16 = s->direct_fc2}, team);
     bvl_barrier(team);
-    ld = block_ld(s->inner, s->direct_out);
-    self_attention(s, run, r->src, h, ld, wide, ldq, T);
-    bvl_barrier(team);
-    if (run->pool) keep_pooled(run, x, ldx, T, s->D);
-    const int64_t rows = bvl_run_rows(run, r->src, &ldr); /* from here on, perhaps one row an item */
-    a = s->direct_out ? h : bvl_linear_load(&s->out, z, h, &ld, rows, team);
-    bvl_linear_run(&s->out, k, x, ldr, a, ld, rows, (bvl_epilogue){.residual = x, .ldr = ldr}, team);
-    bvl_barrier(team);
-    feed_forward(s, run, x, ldr, rows, h, wide, z);
+    end_sublayer(s, run, &s->norm2, &s->fc2, &at, at.wide, ldm, s->direct_fc2);
 }
 
 const bvl_op bvl_op_transformer_block = {
     .name = "transformer_block",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
-                "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", NULL},
+                "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "cross_q_weight",
+                "cross_q_bias", "cross_out_weight", "cross_out_bias", "cross_norm_weight", "cross_norm_bias",
+                NULL},
     .build = block_build,
     .shared = block_shared,
     .local = block_local,

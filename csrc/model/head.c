@@ -76,10 +76,10 @@ static int64_t linear_shared(const bvl_program *p, const bvl_record *r, int64_t 
 
 static void linear_run(const bvl_record *r, const bvl_run *run) {
     const linear_state *s = r->state;
-    const bvl_slot *src = &run->program->slots[r->src];
-    const int64_t ld = run->program->slots[r->dst].ld, rows = run->count * bvl_slot_rows(src, run->inputs->L);
+    int64_t ld, lda;
+    const int64_t rows = bvl_run_rows(run, r->src, &lda);
+    bvl_run_rows(run, r->dst, &ld);
     float *y = run->slots[r->dst];
-    int64_t lda = src->ld;
     const float *a = bvl_linear_load(&s->linear, run->shared, run->slots[r->src], &lda, rows, run->team);
     const bvl_epilogue epilogue = {.act = s->act, .residual = s->accumulate ? y : NULL, .ldr = ld};
     bvl_linear_run(&s->linear, run->kernels, y, ld, a, lda, rows, epilogue, run->team);
@@ -93,6 +93,7 @@ const bvl_op bvl_op_linear = {
     .build = linear_build,
     .shared = linear_shared,
     .run = linear_run,
+    .row_wise = true,
 };
 
 /* Kinds of pool; the names are exported to Python as _C.POOLS. */
@@ -227,6 +228,7 @@ const bvl_op *const bvl_ops[] = {
     &bvl_op_patch_embed,
     &bvl_op_transformer_block,
     &bvl_op_attention_pool,
+    &bvl_op_context,
     &bvl_op_inverted_residual,
     &bvl_op_norm,
     &bvl_op_linear,

@@ -126,7 +126,8 @@ static bool reserve(size_t *at, size_t *total, int64_t count, int64_t size) {
            !__builtin_add_overflow(*total, (floats + 15) / 16 * 16, total);
 }
 
-static bool plan(layout *l, const bvl_program *p, int64_t count, int64_t L, int workers) {
+static bool plan(layout *l, const bvl_program *p, int64_t count, const bvl_inputs *in, int workers) {
+    const int64_t L = in->L;
     int64_t shared = 0, local = 0;
     bool ok = true;
     l->total = 0;
@@ -137,9 +138,9 @@ static bool plan(layout *l, const bvl_program *p, int64_t count, int64_t L, int 
     for (int i = 0; i < p->record_count; i++) {
         const bvl_record *r = &p->records[i];
         if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, L));
-        if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, L));
+        if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
     }
-    ok = ok && reserve(&l->key_bias, &l->total, count, L) && reserve(&l->shared, &l->total, 1, shared);
+    ok = ok && reserve(&l->key_bias, &l->total, count, in->past + L) && reserve(&l->shared, &l->total, 1, shared);
     l->local_size = (size_t)bvl_round_up(local, 16);
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
 }
@@ -148,7 +149,8 @@ typedef struct {
     bvl_program *program;
     const bvl_inputs *inputs;
     const bvl_call *call;
-    int64_t whole, micro; /* items run whole, items per micro-batch */
+    int64_t whole, micro; /* items that workers take alone, items per micro-batch */
+    int64_t shared;       /* items per micro-batch of the whole team */
     layout own, together; /* a worker's layout, the team's */
     float *memory;
     int nt;
@@ -159,9 +161,9 @@ typedef struct {
 } job;
 
 static void fill_key_bias(float *bias, const bvl_run *run) {
-    const int64_t L = run->inputs->L;
-    const int64_t *mask = run->inputs->attention_mask + run->first * L;
-    for (int64_t i = 0; i < run->count * L; i++) bias[i] = mask[i] ? 0.0f : -INFINITY;
+    const int64_t keys = run->inputs->past + run->inputs->L;
+    const int64_t *mask = run->inputs->attention_mask + run->first * keys;
+    for (int64_t i = 0; i < run->count * keys; i++) bias[i] = mask[i] ? 0.0f : -INFINITY;
 }
 
 static void write_outputs(const bvl_run *run, const bvl_call *call) {
@@ -188,6 +190,10 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
                    .shared = memory + l->shared,
                    .local = memory + l->local + (size_t)team.tid * l->local_size};
     for (int i = 0; i < p->slot_count; i++) run.slots[i] = memory + l->slots[i];
+    if (j->call->contexts) {
+        run.made = j->call->contexts + first;
+        run.padded = j->call->padded_contexts;
+    }
     if (j->inputs->attention_mask) {
         run.key_bias = memory + l->key_bias;
         if (team.tid == 0) fill_key_bias(memory + l->key_bias, &run);
@@ -223,16 +229,51 @@ static void work(void *context, bvl_team team) {
                         BVL_MIN(j->micro, j->whole - first), alone);
     }
     bvl_barrier(team);
-    for (int64_t i = j->whole; i < j->inputs->B; i++) {
+    for (int64_t i = j->whole; i < j->inputs->B; i += j->shared) {
         poll(j, team);
         bvl_barrier(team);
         if (atomic_load(&j->cancelled)) break;
-        run_micro_batch(j, &j->together, j->memory, i, 1, team);
+        run_micro_batch(j, &j->together, j->memory, i, BVL_MIN(j->shared, j->inputs->B - i), team);
     }
+}
+
+int64_t bvl_context_rows(const bvl_program *p, const bvl_inputs *in, bool padded, int64_t i) {
+    const bvl_slot *slot = &p->slots[p->context_slot];
+    int64_t rows = 0;
+    if (slot->rows != BVL_ROWS_TEXT || padded || !in->attention_mask) return bvl_slot_rows(slot, in->L);
+    for (int64_t t = 0; t < in->L; t++) rows += in->attention_mask[i * in->L + t] != 0;
+    return rows;
+}
+
+/* Whether the contexts and the cache of a call are what the program's blocks attend to. */
+static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    const bvl_context_shape *s = &p->takes;
+    for (int64_t i = 0; i < in->B && in->contexts; i++) {
+        const bvl_context *c = in->contexts[i];
+        if (c->kernels != p->kernels || c->shape.layers != s->layers || c->shape.heads != s->heads ||
+            c->shape.hd != s->hd || c->shape.bf16 != s->bf16)
+            return bvl_fail(err, BVL_INVALID,
+                            "contexts[%lld]: %lld layers of %lld heads of %lld, expected %lld of %lld of %lld, "
+                            "made by the same model",
+                            (long long)i, (long long)c->shape.layers, (long long)c->shape.heads,
+                            (long long)c->shape.hd, (long long)s->layers, (long long)s->heads,
+                            (long long)s->hd);
+    }
+    const bvl_cache *cache = in->cache;
+    if (!cache) return BVL_OK;
+    if (cache->program != p || cache->B != in->B)
+        return bvl_fail(err, BVL_INVALID, "cache: of %lld items%s, expected %lld of this model",
+                        (long long)cache->B, cache->program == p ? "" : " of another model",
+                        (long long)in->B);
+    if (in->L > cache->capacity - cache->length)
+        return bvl_fail(err, BVL_INVALID, "cache: room for %lld tokens, found %lld more after %lld",
+                        (long long)cache->capacity, (long long)in->L, (long long)cache->length);
+    return BVL_OK;
 }
 
 static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
     if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
+    if (check_state(p, in, err) != BVL_OK) return err->status;
     if (p->channels && !in->pixel_values)
         return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
                         (long long)p->channels, (long long)p->height, (long long)p->width);
@@ -242,15 +283,19 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
                             p->slots[s].name);
     if (!p->vocab) return BVL_OK;
     if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
-    if (in->L < 1 || in->L > p->max_positions)
+    if (in->L < 1 || in->L > p->max_positions - in->past)
         return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
-                        (long long)in->L, (long long)p->max_positions);
+                        (long long)in->L, (long long)(p->max_positions - in->past));
     for (int64_t i = 0; i < in->B * in->L; i++) {
         if (in->input_ids[i] < 0 || in->input_ids[i] >= p->vocab)
             return bvl_fail(err, BVL_INVALID,
                             "input_ids[%lld, %lld]: %lld, expected 0 to %lld (the vocabulary)",
                             (long long)(i / in->L), (long long)(i % in->L), (long long)in->input_ids[i],
                             (long long)p->vocab - 1);
+        if (in->position_ids && (in->position_ids[i] < 0 || in->position_ids[i] >= p->max_positions))
+            return bvl_fail(err, BVL_INVALID, "position_ids[%lld, %lld]: %lld, expected 0 to %lld",
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->position_ids[i],
+                            (long long)p->max_positions - 1);
         if (in->token_type_ids && (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types))
             return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
                             (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
@@ -266,7 +311,7 @@ static void find_live(job *j) {
     for (int s = 0; s < p->slot_count; s++) needed[s] = j->call->outputs[s] != NULL;
     for (int i = p->record_count - 1; i >= 0; i--) {
         const bvl_record *r = &p->records[i];
-        j->live[i] = needed[r->dst];
+        j->live[i] = r->op->makes_context ? j->call->contexts != NULL : needed[r->dst];
         if (j->live[i]) needed[r->src] = true;
     }
 }
@@ -308,11 +353,17 @@ static bool prepare(job *j, int threads) {
     for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], L));
     j->nt = threads;
     j->whole = B - B % threads;
+    j->shared = 1;
+    if (j->inputs->cache && B * rows <= ROWS_PER_MICRO_BATCH) {
+        /* decoding reads all weights for a few rows: once for all items */
+        j->whole = 0;
+        j->shared = B;
+    }
     /* a worker's share cut into equal micro-batches, so that no worker waits for a last odd one */
     const int64_t share = j->whole / threads, most = BVL_MAX(1, ROWS_PER_MICRO_BATCH / rows);
     const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
     j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
-    return plan(&j->own, p, j->micro, L, 1) && plan(&j->together, p, 1, L, threads);
+    return plan(&j->own, p, j->micro, j->inputs, 1) && plan(&j->together, p, j->shared, j->inputs, threads);
 }
 
 /* The scratch of the last call when it is large enough, else new memory; no lock: the spare is
@@ -330,8 +381,8 @@ static float *take_memory(bvl_program *p, size_t bytes) {
     return memory;
 }
 
-bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
-                           bvl_error *err) {
+static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+                              bvl_error *err) {
     if (check_inputs(program, inputs, err) != BVL_OK) return err->status;
     job j = {.program = program, .inputs = inputs, .call = call};
     size_t floats, bytes;
@@ -346,4 +397,19 @@ bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const
     bvl_free(__atomic_exchange_n(&program->spare, memory, __ATOMIC_ACQ_REL));
     if (atomic_load(&j.cancelled)) return bvl_fail(err, BVL_CANCELLED, "interrupted");
     return BVL_OK;
+}
+
+bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+                           bvl_error *err) {
+    bvl_cache *cache = inputs->cache;
+    if (!cache) return run_checked(program, inputs, call, err);
+    /* inputs->past was read before the cache was taken: another call may have appended since */
+    if (atomic_flag_test_and_set(&cache->busy))
+        return bvl_fail(err, BVL_INVALID, "cache: in use by another call");
+    const bvl_status status = cache->length == inputs->past
+                                  ? run_checked(program, inputs, call, err)
+                                  : bvl_fail(err, BVL_INVALID, "cache: in use by another call");
+    if (status == BVL_OK) cache->length += inputs->L;
+    atomic_flag_clear(&cache->busy);
+    return status;
 }

@@ -10,13 +10,14 @@
 #include "../kernels/kernels.h"
 #include "../parallel.h"
 #include "../store.h"
+#include "state.h"
 
 enum {
     BVL_ROWS_TEXT = 0,
     BVL_MAX_SLOTS = 32,
     BVL_MAX_RECORDS = 512,
     BVL_MAX_PARAMS = 16,
-    BVL_MAX_WEIGHTS = 20
+    BVL_MAX_WEIGHTS = 24
 };
 
 typedef struct {
@@ -30,8 +31,14 @@ typedef struct {
     int64_t B, L;
     const float *pixel_values;     /* [B, channels, height, width] or NULL */
     const int64_t *input_ids;      /* [B, L] or NULL */
-    const int64_t *attention_mask; /* [B, L] or NULL */
+    const int64_t *attention_mask; /* [B, past + L] or NULL */
     const int64_t *token_type_ids; /* [B, L] or NULL */
+    const int64_t *position_ids;   /* [B, L] or NULL: past, past + 1, ... */
+    bvl_cache *cache;              /* of B items, or NULL: the tokens before these */
+    int64_t past;                  /* cache->length, or 0 */
+    /* [B]: what cross-attention of each item sees, and the longest of them; NULL: it is left out */
+    const bvl_context *const *contexts;
+    int64_t context_rows;
 } bvl_inputs;
 
 struct bvl_op;
@@ -50,6 +57,9 @@ typedef struct {
     int record_count, record_capacity;
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
+    bvl_context_shape takes, makes;      /* contexts its blocks attend to, and those it gives other programs */
+    int context_slot;                    /* whose rows those are */
+    int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
     bvl_store store;                     /* all weights */
     bool sealed;                         /* set by the first run: nothing is added afterwards */
     float *spare;                        /* scratch kept between calls, swapped atomically */
@@ -63,12 +73,14 @@ typedef struct {
     bvl_team team;
     int64_t first, count;
     float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
-    const float *key_bias;       /* [count, L] 0 or -inf from attention_mask, or NULL */
+    const float *key_bias;       /* [count, past + L] 0 or -inf from attention_mask, or NULL */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
     /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is
      * computed, and it lies in row 0 of its item */
     const bvl_record *pool;
+    bvl_context *const *made; /* [count] contexts to fill, or NULL */
+    bool padded;              /* with padding */
 } bvl_run;
 
 typedef struct {
@@ -85,11 +97,13 @@ typedef struct bvl_op {
     bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build, bvl_error *err);
     /* Floats of scratch for `count` items of L tokens: shared by the team, and per worker. */
     int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count, int64_t L);
-    int64_t (*local)(const bvl_program *program, const bvl_record *record, int64_t L);
+    int64_t (*local)(const bvl_program *program, const bvl_record *record, const bvl_inputs *inputs);
     /* One worker's share, with the barriers inside; ends with a barrier if others read dst. */
     void (*run)(const bvl_record *record, const bvl_run *run);
     /* What pruning asks: run knows run->pool; and row i of dst comes from row i of src alone. */
     bool prunes, row_wise;
+    /* Its result is a layer of the call's contexts, not dst. */
+    bool makes_context;
     /* The row of src that is all a pooling takes of an item, -1 when it takes more; NULL: no pooling. */
     int64_t (*row)(const bvl_record *record, const bvl_run *run, int64_t item);
 } bvl_op;
@@ -111,13 +125,19 @@ typedef bool (*bvl_poll)(void *context);
 
 typedef struct {
     float *outputs[BVL_MAX_SLOTS]; /* [B, rows, cols] per wanted slot, NULL where not wanted */
+    bvl_context **contexts;        /* [B] to be filled, of program->makes and bvl_context_rows; or NULL */
+    bool padded_contexts;          /* they hold a text's padding too */
     int threads;
     bvl_poll poll;
     void *poll_context;
 } bvl_call;
 
+/* Tokens of item i that a context of this program holds: a picture's, or those of a text that the mask keeps.
+ */
+int64_t bvl_context_rows(const bvl_program *program, const bvl_inputs *inputs, bool padded, int64_t i);
+
 /* Checks the inputs against the program; then computes. Fails with INVALID or NO_MEMORY before
- * anything is computed, with CANCELLED when poll said so. */
+ * anything is computed, with CANCELLED when poll said so. A cache is longer by L after success alone. */
 bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
                            bvl_error *err);
 

@@ -1,6 +1,6 @@
 /* stem.c: from inputs to the first rows.
  *
- * embed_tokens   x[t] = word[ids[t]] + position[t] (+ type[type_ids[t]])
+ * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]])
  * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first. A patch
  *                embedding has stride = kernel; a convolution stem has overlapping, padded windows.
  */
@@ -61,7 +61,8 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
             const int64_t type = in->token_type_ids ? in->token_type_ids[at] : 0;
             k->add(x, s->type + type * s->D, s->D);
         }
-        k->add(x, s->position + i % L * s->D, s->D);
+        const int64_t position = in->position_ids ? in->position_ids[at] : in->past + i % L;
+        k->add(x, s->position + position * s->D, s->D);
     }
     bvl_barrier(run->team);
 }

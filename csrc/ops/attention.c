@@ -15,43 +15,49 @@ bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int
            hd % 2 == 0; /* a row's pairs do not straddle heads */
 }
 
+/* Words of the packed keys alone. */
+static int64_t key_words(const bvl_product *product, int64_t Tk, int64_t hd) {
+    return bvl_round_up(product->packed_words(Tk, hd), 16);
+}
+
+int64_t bvl_attention_words(const bvl_kernels *kernels, bool bf16, int64_t Tk, int64_t hd) {
+    const bvl_product *product = &kernels->product[bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
+    return key_words(product, Tk, hd) + bvl_round_up(product->packed_words(hd, Tk), 16);
+}
+
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd) {
-    int64_t words = 0;
-    for (int p = BVL_FLOAT32; p <= (kernels->bf16_rows ? BVL_BFLOAT16 : BVL_FLOAT32); p++) {
-        const bvl_product *product = &kernels->product[p];
-        words = BVL_MAX(words, bvl_round_up(product->packed_words(Tk, hd), 16) +
-                                   bvl_round_up(product->packed_words(hd, Tk), 16));
+    int64_t words = bvl_attention_words(kernels, false, Tk, hd), padded = bvl_padded(Tk);
+    if (kernels->bf16_rows) {
+        words = BVL_MAX(words, bvl_attention_words(kernels, true, Tk, hd));
+        padded *= 2;
     }
-    const int64_t padded = bvl_padded(Tk) + (kernels->bf16_rows ? bvl_padded(Tk) : 0);
     return words + QUERY_BLOCK * padded;
 }
 
-/* Keys and values packed as the weights of the two products. */
-static void pack_keys_values(const bvl_kernels *kernels, float *keys, float *values, const float *k,
-                             const float *v, const bvl_attention_shape *s) {
+void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *k, const float *v,
+                        const bvl_attention_shape *s) {
+    const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
+    float *values = packed + key_words(product, s->Tk, s->hd);
     if (s->bf16) {
-        kernels->pack_bf16(keys, (const uint16_t *)(const void *)k, 2 * s->ldkv, s->Tk, s->hd, false);
+        kernels->pack_bf16(packed, (const uint16_t *)(const void *)k, 2 * s->ldkv, s->Tk, s->hd, false);
         kernels->pack_bf16(values, (const uint16_t *)(const void *)v, 2 * s->ldkv, s->hd, s->Tk, true);
         return;
     }
-    const bvl_product *product = &kernels->product[BVL_FLOAT32];
-    product->pack(keys, k, s->ldkv, s->Tk, s->hd, false, 0, bvl_panels(kernels, s->Tk));
+    product->pack(packed, k, s->ldkv, s->Tk, s->hd, false, 0, bvl_panels(kernels, s->Tk));
     product->pack(values, v, s->ldkv, s->hd, s->Tk, true, 0, bvl_panels(kernels, s->hd));
 }
 
-void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
-                   const bvl_attention_shape *s, float *scratch) {
+void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q, const float *packed,
+                          const bvl_attention_shape *s, float *scratch) {
     const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
     const bvl_epilogue plain = {0}, finish = {.bf16 = s->out_bf16};
     const int64_t ld = bvl_padded(s->Tk);
-    float *keys = scratch, *values = keys + bvl_round_up(product->packed_words(s->Tk, s->hd), 16);
-    float *scores = values + bvl_round_up(product->packed_words(s->hd, s->Tk), 16);
-    float *weights =
-        s->bf16 ? scores + QUERY_BLOCK * ld : scores; /* the scores as the second product reads them */
-    pack_keys_values(kernels, keys, values, k, v, s);
+    const float *values = packed + key_words(product, s->Tk, s->hd);
+    /* the scores as the second product reads them */
+    float *scores = scratch, *weights = s->bf16 ? scores + QUERY_BLOCK * ld : scores;
     for (int64_t t0 = 0; t0 < s->Tq; t0 += QUERY_BLOCK) {
         const int64_t rows = BVL_MIN(QUERY_BLOCK, s->Tq - t0);
-        product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, keys, rows, s->Tk, s->hd, 0,
+        product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, packed, rows, s->Tk, s->hd, 0,
                       bvl_panels(kernels, s->Tk), &plain);
         for (int64_t i = 0; i < rows; i++) {
             float *row = scores + i * ld;
@@ -63,4 +69,11 @@ void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const
         product->gemm(out + t0 * s->ldo, s->ldo, weights, ld, values, rows, s->hd, s->Tk, 0,
                       bvl_panels(kernels, s->hd), &finish);
     }
+}
+
+void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
+                   const bvl_attention_shape *s, float *scratch) {
+    bvl_attention_pack(kernels, scratch, k, v, s);
+    bvl_attention_packed(kernels, out, q, scratch, s,
+                         scratch + bvl_attention_words(kernels, s->bf16, s->Tk, s->hd));
 }

@@ -8,8 +8,8 @@ typedef struct {
     int64_t Tq, Tk, hd;
     int64_t ldq, ldkv, ldo; /* words of 32 bits between two tokens */
     float scale;
-    bool causal;       /* token i sees keys 0 .. i */
-    int64_t first;     /* number of the first query */
+    bool causal;       /* query i sees keys 0 .. first + i */
+    int64_t first;     /* place of the first query among the keys */
     const float *bias; /* [Tk], 0 or -inf per key, or NULL */
     bool bf16;         /* q, k, v are rows of bfloat16, and so is every product */
     bool out_bf16;     /* out is rows of bfloat16 */
@@ -18,10 +18,19 @@ typedef struct {
 /* Whether attention over heads of that size may run in bfloat16. */
 bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int64_t hd);
 
+/* Words of the keys and values of one head, packed. */
+int64_t bvl_attention_words(const bvl_kernels *kernels, bool bf16, int64_t Tk, int64_t hd);
+/* packed[bvl_attention_words] from k[Tk, hd], v[Tk, hd] */
+void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *k, const float *v,
+                        const bvl_attention_shape *shape);
+
 /* Words of scratch one call needs, in either format. */
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd);
 
-/* out[Tq, hd] from q[Tq, hd], k[Tk, hd], v[Tk, hd]. A row whose keys are all masked gives zeros. */
+/* out[Tq, hd] from q[Tq, hd] and packed keys and values. A row whose keys are all masked gives zeros. */
+void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q, const float *packed,
+                          const bvl_attention_shape *shape, float *scratch);
+/* The same from k[Tk, hd], v[Tk, hd]. */
 void bvl_attention(const bvl_kernels *kernels, float *out, const float *q, const float *k, const float *v,
                    const bvl_attention_shape *shape, float *scratch);
 

@@ -1,0 +1,235 @@
+"""BLIP: a vision transformer and a BERT that attends to it in every layer (Li et al., 2022).
+
+One text stack serves as encoder of a text alone (contrastive), of a text grounded in a picture (matching, questions),
+and, causal, as decoder (captions, answers). Traps: vision's `post_layernorm` is applied to all tokens, and once more to
+the class token for `pooler_output`; the library's default of 8 heads is wrong for every published checkpoint; captions
+drop the prompt's last token and end with [SEP]; answers attend to a question's padding too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import Config
+from ..errors import ConfigError
+from ..spec import Block, Context, Cross, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from .bert import post_norm_block
+from .blocks import ACTIVATIONS, linear, norm, stacked
+from .registry import Family, Head
+
+BOS, SEP, PAD = 30522, 102, 0
+
+
+def vision_sizes(config: Config) -> tuple[Config, int, float]:
+    section = config.section("vision_config")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    return section, hidden, section.number("layer_norm_eps", 1e-5, 0.0, 1.0)
+
+
+def text_sizes(config: Config) -> tuple[Config, int, int, int]:
+    """The text section, hidden_size, num_hidden_layers, heads."""
+    section = config.section("text_config")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    if section.get("is_decoder", True) is not True:
+        raise ConfigError("text_config: is_decoder: found false, expected a text stack with cross-attention")
+    heads = section.integer("num_attention_heads", None, 1, 1024)
+    if hidden % heads:
+        raise ConfigError(f"text_config: hidden_size {hidden} is not a multiple of {heads} heads")
+    return section, hidden, section.integer("num_hidden_layers", 12, 1, 1024), heads
+
+
+def stem(section: Config, hidden: int) -> PatchStem:
+    image, patch = section.integer("image_size", 384, 1, 1 << 13), section.integer("patch_size", 16, 1, 1 << 10)
+    if patch > image:
+        raise ConfigError(f"vision_config: patch_size {patch} is larger than image_size {image}")
+    prefix = "vision_model.embeddings"
+    return PatchStem(
+        weight=ref(f"{prefix}.patch_embedding.weight", hidden, 3, patch, patch),
+        bias=ref(f"{prefix}.patch_embedding.bias", hidden),
+        class_token=ref(f"{prefix}.class_embedding", 1, 1, hidden),
+        position=ref(f"{prefix}.position_embedding", 1, (image // patch) ** 2 + 1, hidden),
+        size=(image, image),
+        stride=patch,
+    )
+
+
+def vision_block(section: Config, prefix: str, hidden: int, eps: float) -> Block:
+    intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
+    return Block(
+        qkv=linear(f"{prefix}.self_attn.qkv", 3 * hidden, hidden),
+        out=linear(f"{prefix}.self_attn.projection", hidden, hidden),
+        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
+        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
+        norm1=norm(f"{prefix}.layer_norm1", hidden, eps),
+        norm2=norm(f"{prefix}.layer_norm2", hidden, eps),
+        num_attention_heads=section.heads(hidden, 768, 12),
+        activation=section.choice("hidden_act", "gelu", ACTIVATIONS),
+    )
+
+
+def cross_layers(config: Config, prefix: str, features: int) -> tuple[Linear, ...]:
+    """Keys and values that each layer of the text stack under `prefix` makes of `features` columns."""
+    _, hidden, layers, _ = text_sizes(config)
+    attention = [f"{prefix}encoder.layer.{i}.crossattention.self" for i in range(layers)]
+    return tuple(stacked([f"{name}.key", f"{name}.value"], hidden, features) for name in attention)
+
+
+def vision(config: Config, text_prefix: str, projection: bool = False) -> Encoder:
+    """The picture tower; its context is for the text stack under `text_prefix`."""
+    section, hidden, eps = vision_sizes(config)
+    steps = [
+        Step("last_hidden_state", "hidden", norm("vision_model.post_layernorm", hidden, eps)),
+        Step("class_token", "last_hidden_state", Pool("first")),
+        Step("pooler_output", "class_token", norm("vision_model.post_layernorm", hidden, eps)),
+    ]
+    if projection:
+        size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)
+        steps += [
+            Step("embeds", "class_token", Project(linear("vision_proj", size, hidden))),
+            Step("unit_embeds", "embeds", Normalize()),
+        ]
+    return Encoder(
+        hidden_size=hidden,
+        stem=stem(section, hidden),
+        layers=tuple(
+            vision_block(section, f"vision_model.encoder.layers.{i}", hidden, eps)
+            for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
+        ),
+        steps=tuple(steps),
+        context=Context("last_hidden_state", cross_layers(config, text_prefix, hidden), text_sizes(config)[3]),
+    )
+
+
+def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bool) -> Block:
+    eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
+    intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    cross = f"{prefix}.crossattention"
+    return post_norm_block(
+        prefix,
+        hidden,
+        intermediate,
+        heads,
+        activation,
+        eps,
+        causal=causal,
+        cross=Cross(
+            query=linear(f"{cross}.self.query", hidden, hidden),
+            out=linear(f"{cross}.output.dense", hidden, hidden),
+            norm=norm(f"{cross}.output.LayerNorm", hidden, eps),
+        ),
+    )
+
+
+def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = False, **more) -> Encoder:
+    """The text stack under `prefix`, with the given steps after its last layer."""
+    section, hidden, layers, heads = text_sizes(config)
+    embeddings = f"{prefix}embeddings"
+    vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
+    return Encoder(
+        hidden_size=hidden,
+        stem=TokenStem(
+            word=ref(f"{embeddings}.word_embeddings.weight", vocab, hidden),
+            position=ref(
+                f"{embeddings}.position_embeddings.weight",
+                section.integer("max_position_embeddings", 512, 1, 1 << 16),
+                hidden,
+            ),
+        ),
+        stem_norm=norm(f"{embeddings}.LayerNorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
+        layers=tuple(
+            text_block(section, f"{prefix}encoder.layer.{i}", hidden, heads, causal) for i in range(layers)
+        ),
+        steps=steps,
+        **more,
+    )
+
+
+def matching_text(config: Config) -> Encoder:
+    _, hidden, _, _ = text_sizes(config)
+    size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)
+    return text(
+        config,
+        "text_encoder.",
+        (
+            Step("class_token", "hidden", Pool("first")),
+            Step("itm_score", "class_token", Project(linear("itm_head", 2, hidden))),
+            Step("embeds", "class_token", Project(linear("text_proj", size, hidden))),
+            Step("unit_embeds", "embeds", Normalize()),
+        ),
+    )
+
+
+def question(config: Config) -> Encoder:
+    """The question grounded in the picture; its context is for the decoder of the answer."""
+    _, hidden, _, heads = text_sizes(config)
+    layers = cross_layers(config, "text_decoder.bert.", hidden)
+    return text(config, "text_encoder.", (), context=Context("hidden", layers, heads))
+
+
+def decoder(config: Config) -> Encoder:
+    section, hidden, _, _ = text_sizes(config)
+    head, eps = "text_decoder.cls.predictions", section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
+    vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
+    words = "text_decoder.bert.embeddings.word_embeddings.weight"
+    logits = Linear(
+        ref(f"{head}.decoder.weight", vocab, hidden, tied=words),
+        ref(f"{head}.decoder.bias", vocab, tied=f"{head}.bias"),
+    )
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    return text(
+        config,
+        "text_decoder.bert.",
+        (
+            Step("transform", "hidden", Project(linear(f"{head}.transform.dense", hidden, hidden), activation)),
+            Step("transform", "transform", norm(f"{head}.transform.LayerNorm", hidden, eps)),
+            Step("logits", "transform", Project(logits)),
+            Step("next_logits", "logits", Pool("last")),
+        ),
+        causal=True,
+    )
+
+
+def tokens(config: Config) -> dict[str, int]:
+    """Ids that generation begins, ends and pads with."""
+    section = config.section("text_config")
+    vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
+    values = {"bos_token_id": ("bos_token_id", BOS), "eos_token_id": ("sep_token_id", SEP),
+              "pad_token_id": ("pad_token_id", PAD)}  # fmt: skip
+    return {name: section.integer(field, default, 0, vocab - 1) for name, (field, default) in values.items()}
+
+
+def prompt(
+    ids: np.ndarray | None, mask: np.ndarray | None, batch: int, tokens: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a caption continues: a prompt whose first token becomes [DEC] and whose last one, [SEP], is dropped.
+
+    Without a mask, padding is told by its id, as transformers does.
+    """
+    if ids is None:
+        return np.full((batch, 1), tokens["bos_token_id"], np.int64), None
+    if ids.shape[1] < 2:
+        raise ValueError(f"input_ids: found {ids.shape[1]} tokens, expected a prompt between [CLS] and [SEP]")
+    ids = ids[:, :-1].copy()
+    ids[:, 0] = tokens["bos_token_id"]
+    return ids, (ids != tokens["pad_token_id"]).astype(np.int64) if mask is None else mask[:, :-1]
+
+
+FAMILY = Family(
+    model_type="blip",
+    towers={},
+    classes={},
+    heads={
+        "BlipForConditionalGeneration": Head(
+            "captioning", {"vision": lambda c: vision(c, "text_decoder.bert."), "decoder": decoder}, tokens, prompt
+        ),
+        "BlipForImageTextRetrieval": Head(
+            "matching", {"vision": lambda c: vision(c, "text_encoder.", projection=True), "text": matching_text}
+        ),
+        "BlipForQuestionAnswering": Head(
+            "answering",
+            {"vision": lambda c: vision(c, "text_encoder."), "text": question, "decoder": decoder},
+            tokens,
+        ),
+    },
+)

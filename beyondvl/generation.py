@@ -1,0 +1,295 @@
+"""Words out: greedy search, sampling and beam search over a decoder, with transformers' names and meanings.
+
+A decoder's program gives the logits of the next token for a batch of sequences; keys and values of the tokens so far
+stay in a `_C.Cache`. Everything here is NumPy on (B, vocabulary) rows: the time goes into the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .config import read_json
+from .errors import ConfigError
+
+__all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
+
+NEVER = np.float32(-1e9)  # the score of what must not win, as transformers' beam search has it
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How tokens are chosen; names and defaults are transformers'.
+
+    Args:
+        max_new_tokens: at most so many tokens after the prompt; None: max_length counts.
+        max_length: tokens in all, the prompt included.
+        min_new_tokens, min_length: no end of text before so many new tokens, or tokens in all.
+        num_beams: 1 is greedy search or sampling; more is beam search.
+        do_sample: draws the next token instead of taking the likeliest (not together with beams).
+        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 change nothing.
+        repetition_penalty: above 1, tokens already there become less likely (Keskar et al., 2019).
+        length_penalty, early_stopping: how finished beams are scored, and when the search ends (True, False, "never").
+        num_return_sequences: the best so many beams of each item.
+        eos_token_id, pad_token_id: what ends a sequence and what fills it up; set by the model.
+        seed: of sampling; None draws a fresh one.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int = 20
+    min_new_tokens: int = 0
+    min_length: int = 0
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    eos_token_id: int = 0
+    pad_token_id: int = 0
+    seed: int | None = None
+
+    def __post_init__(self):
+        whole = {"min_new_tokens": (0, 1 << 20), "min_length": (0, 1 << 20), "num_beams": (1, 1024),
+                 "top_k": (0, 1 << 22), "num_return_sequences": (1, self.num_beams), "max_length": (1, 1 << 20),
+                 "eos_token_id": (0, 1 << 22), "pad_token_id": (0, 1 << 22)}  # fmt: skip
+        if self.max_new_tokens is not None:
+            whole["max_new_tokens"] = (1, 1 << 20)
+        for name, (low, high) in whole.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name}: found {value!r}, expected a whole number from {low} to {high}")
+        for name, high in {"temperature": 1e6, "top_p": 1.0, "repetition_penalty": 1e6}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
+                raise ValueError(f"{name}: found {value!r}, expected a number above 0, at most {high:g}")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
+
+    def updated(self, changes: dict[str, Any]) -> GenerationSettings:
+        """With some settings changed; None leaves one as it is. TypeError names an unknown one."""
+        known = {f.name for f in fields(self)}
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            raise TypeError(f"generate() got unexpected arguments: {', '.join(unknown)}; known: {', '.join(known)}")
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def lengths(self, prompt: int, positions: int) -> tuple[int, int]:
+        """Least and most tokens in all, after a prompt of that many; ValueError beyond the decoder's positions."""
+        most = self.max_length if self.max_new_tokens is None else prompt + self.max_new_tokens
+        least = max(self.min_length, prompt + self.min_new_tokens if self.min_new_tokens else 0)
+        if most <= prompt:
+            raise ValueError(f"max_length: found {most} and a prompt of {prompt} tokens, expected room for one more")
+        if most > positions:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and {most - prompt} new ones: found {most} in all, expected at most "
+                f"{positions} (the position table)"
+            )
+        return least, most
+
+
+def folder_settings(folder: Path, tokens: dict[str, int]) -> GenerationSettings:
+    """Defaults of a checkpoint: its generation_config.json where there is one, and the ids its config names."""
+    settings = GenerationSettings(**{name: tokens[name] for name in ("eos_token_id", "pad_token_id")})
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return settings
+    known = {f.name for f in fields(settings)} - {"eos_token_id", "pad_token_id"}
+    try:
+        return settings.updated({name: value for name, value in read_json(path).items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+
+
+class Decoder:
+    """A decoder's program over a batch of sequences: `next_logits` appends tokens and says what may follow.
+
+    `contexts` holds one `_C.Context` a sequence, or is None for a decoder that attends to nothing else.
+    """
+
+    def __init__(self, tower: Any, contexts: list[Any] | None, batch: int, capacity: int, num_threads: int):
+        self.tower, self.contexts, self.num_threads = tower, contexts, num_threads
+        self.cache = _C.Cache(tower.program, batch, capacity)
+
+    def next_logits(self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None) -> np.ndarray:
+        """(B, vocabulary) float32 after ids (B, T); mask (B, tokens so far + T), positions (B, T)."""
+        inputs = {"input_ids": np.ascontiguousarray(ids, np.int64), "cache": self.cache, "contexts": self.contexts}
+        for name, value in (("attention_mask", mask), ("position_ids", positions)):
+            inputs[name] = None if value is None else np.ascontiguousarray(value, np.int64)
+        return self.tower.run(inputs, ["next_logits"], self.num_threads)["next_logits"]
+
+    def reorder(self, items: np.ndarray) -> None:
+        """Sequence i goes on from where sequence items[i] was."""
+        self.cache.reorder(np.ascontiguousarray(items, np.int64))
+
+
+class Prompt:
+    """Ids, mask and positions of the tokens so far, growing by one a step.
+
+    Positions count the tokens a mask keeps; of a masked token the position is 0, and the next one counts on from the
+    last column, whatever it holds: transformers' rule for padding on the right.
+    """
+
+    def __init__(self, ids: np.ndarray, mask: np.ndarray | None):
+        self.ids, self.fresh = ids, ids
+        self.mask = None if mask is None or mask.all() else mask.astype(np.int64)
+        self.positions = None
+        if self.mask is not None:
+            self.positions = np.where(self.mask == 0, 0, self.mask.cumsum(1) - 1)
+
+    def append(self, tokens: np.ndarray) -> None:
+        self.fresh = tokens[:, None]
+        if self.mask is not None:
+            self.mask = np.concatenate([self.mask, np.ones_like(self.fresh)], axis=1)
+            self.positions = self.positions[:, -1:] + 1
+
+    def repeated(self, times: int) -> Prompt:
+        return Prompt(self.ids.repeat(times, 0), None if self.mask is None else self.mask.repeat(times, 0))
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    shifted = rows - rows.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def processed(scores: np.ndarray, ids: np.ndarray, settings: GenerationSettings, least: int) -> np.ndarray:
+    """Scores (B, vocabulary) after the repetition penalty, and without an end of text before its time."""
+    if settings.repetition_penalty != 1:
+        seen = np.take_along_axis(scores, ids, 1)
+        penalty = np.float32(settings.repetition_penalty)
+        np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+    if ids.shape[1] < least:
+        scores[:, settings.eos_token_id] = -np.inf
+    return scores
+
+
+def drawn(scores: np.ndarray, settings: GenerationSettings, rng: np.random.Generator) -> np.ndarray:
+    """One token a row from the distribution that temperature, top_k and top_p leave."""
+    scores = scores.astype(np.float64) / settings.temperature
+    if 0 < settings.top_k < scores.shape[1]:
+        kth = np.partition(scores, -settings.top_k, 1)[:, -settings.top_k, None]
+        scores[scores < kth] = -np.inf
+    if settings.top_p < 1:
+        order = np.argsort(scores, 1)
+        below = np.exp(log_softmax(np.take_along_axis(scores, order, 1))).cumsum(1) <= 1 - settings.top_p
+        below[:, -1] = False
+        np.put_along_axis(scores, order, np.where(below, -np.inf, np.take_along_axis(scores, order, 1)), 1)
+    shares = np.exp(log_softmax(scores)).cumsum(1)
+    at = (shares < rng.random((len(shares), 1)) * shares[:, -1:]).sum(1)
+    return np.minimum(at, scores.shape[1] - 1)
+
+
+def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, positions: int) -> Iterator[np.ndarray]:
+    """Tokens (B,) one step after the other, by greedy search or sampling; a finished row gives the pad id."""
+    least, most = settings.lengths(prompt.ids.shape[1], positions)
+    rng = np.random.default_rng(settings.seed)
+    ids, running = prompt.ids, np.ones(len(prompt.ids), bool)
+    while ids.shape[1] < most and running.any():
+        scores = processed(decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions), ids, settings, least)
+        tokens = drawn(scores, settings, rng) if settings.do_sample else scores.argmax(1)
+        tokens = np.where(running, tokens, settings.pad_token_id)
+        running &= tokens != settings.eos_token_id
+        ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        prompt.append(tokens)
+        yield tokens
+
+
+def take(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """rows[b, at[b, i]] for rows (B, n, ...) and at (B, k)."""
+    return np.take_along_axis(rows, at.reshape(*at.shape, *[1] * (rows.ndim - 2)), 1)
+
+
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` largest of each row, largest first; the first of equals comes first."""
+    if count < scores.shape[1]:
+        few = np.sort(np.argpartition(-scores, count - 1, 1)[:, :count], 1)
+        return np.take_along_axis(few, np.argsort(-np.take_along_axis(scores, few, 1), 1, kind="stable"), 1)
+    return np.argsort(-scores, 1, kind="stable")[:, :count]
+
+
+def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, positions: int) -> np.ndarray:
+    """The best sequences of a beam search, (B * num_return_sequences, length), padded.
+
+    Twice as many continuations as beams are kept each step, so that enough unfinished ones remain when some end. A
+    finished sequence scores its log-probability / length ** length_penalty; the search of an item is over when its best
+    running beam can no longer beat its worst finished one.
+    """
+    beams = settings.num_beams
+    B, start = len(prompt.ids) // beams, prompt.ids.shape[1]
+    least, most = settings.lengths(start, positions)
+    # transformers fills with the end of text where the pad id is 0
+    running = np.full((B, beams, most), settings.pad_token_id or settings.eos_token_id, np.int64)
+    running[:, :, :start] = prompt.ids.reshape(B, beams, start)
+    finished, scores = running.copy(), np.zeros((B, beams), np.float32)
+    scores[:, 1:] = NEVER  # all beams are alike at first: only one may go on
+    finished_scores = np.full((B, beams), NEVER, np.float32)
+    done, improvable = np.zeros((B, beams), bool), np.ones((B, 1), bool)
+    lengths = np.zeros((B, beams), np.int64)
+    length = start
+    while True:
+        logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
+        ids = running[:, :, :length].reshape(B * beams, length)
+        step = processed(log_softmax(logits), ids, settings, least).reshape(B, beams, -1) + scores[:, :, None]
+        vocabulary = step.shape[2]
+        places = best(step.reshape(B, -1), 2 * beams)
+        found = np.take_along_axis(step.reshape(B, -1), places, 1)
+        source, tokens = places // vocabulary, places % vocabulary
+        grown = take(running, source)
+        grown[:, :, length] = tokens
+        ends = (tokens == settings.eos_token_id) | (length + 1 >= most)
+
+        kept = best(found + ends * NEVER, beams)
+        running, scores = take(grown, kept), take(found + ends * NEVER, kept)
+
+        just = ends & (np.arange(2 * beams) < beams)
+        value = found / np.float32((length + 1 - start) ** settings.length_penalty)
+        value += (done.all(1, keepdims=True) & (settings.early_stopping is True)) * NEVER
+        value += ~improvable * NEVER + ~just * NEVER
+        merged = np.concatenate([finished_scores, value.astype(np.float32)], 1)
+        chosen = best(merged, beams)
+        finished = take(np.concatenate([finished, grown], 1), chosen)
+        lengths = take(np.concatenate([lengths, np.full(just.shape, length + 1 - start)], 1), chosen)
+        done, finished_scores = take(np.concatenate([done, just], 1), chosen), take(merged, chosen)
+
+        length += 1
+        hope = most - start if settings.early_stopping == "never" and settings.length_penalty > 0 else length - start
+        worst = np.where(done, finished_scores.min(1, keepdims=True), NEVER)
+        improvable &= (scores[:, :1] / hope**settings.length_penalty > worst).any(1, keepdims=True)
+        full = done.all() and settings.early_stopping is True
+        if not improvable.any() or full or ends.all():
+            break
+        decoder.reorder((take(source, kept) + np.arange(B)[:, None] * beams).reshape(-1))
+        prompt.append(running[:, :, length - 1].reshape(-1))
+    wanted = settings.num_return_sequences
+    return finished[:, :wanted, : start + lengths[:, :wanted].max()].reshape(B * wanted, -1)
+
+
+def generate(
+    tower: Any,
+    contexts: list[Any] | None,
+    ids: np.ndarray,
+    mask: np.ndarray | None,
+    settings: GenerationSettings,
+    num_threads: int,
+) -> np.ndarray:
+    """Prompts and what follows them, (B * num_return_sequences, length) int64; a sequence that ended early is padded."""
+    positions = tower.program.info()["max_positions"]
+    _, most = settings.lengths(ids.shape[1], positions)
+    prompt = Prompt(ids, mask)
+    if settings.num_beams == 1:
+        decoder = Decoder(tower, contexts, len(ids), most, num_threads)
+        steps = list(stream(decoder, prompt, settings, positions))
+        return np.concatenate([ids, np.stack(steps, 1)], axis=1)
+    repeated = [c for c in contexts for _ in range(settings.num_beams)] if contexts else None
+    decoder = Decoder(tower, repeated, len(ids) * settings.num_beams, most, num_threads)
+    return beam_search(decoder, prompt.repeated(settings.num_beams), settings, positions)

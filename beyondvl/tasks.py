@@ -1,0 +1,335 @@
+"""Models that read text together with pictures: matching, captions, answers. What their towers are is in families/.
+
+A picture is run once: `encode_image` returns an `EncodedImages`, the keys and values that the text side attends to, and
+every method below takes it in place of `pixel_values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .families.registry import Head
+from .generation import Decoder, GenerationSettings, Prompt, folder_settings, generate, stream
+from .modeling import PreTrainedModel, check_neutral, prepared
+from .outputs import ModelOutput, from_numpy, is_torch
+
+__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel"]
+
+
+@dataclass(frozen=True)
+class EncodedImages(Sequence):
+    """Pictures after the vision tower: immutable, and good for any number of questions.
+
+    `contexts` holds the keys and values of each picture, `embeds` (n, D) their unit-norm embeddings where the model has
+    such. Indexing gives EncodedImages again.
+    """
+
+    contexts: tuple[Any, ...]
+    embeds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def __getitem__(self, index: Any) -> EncodedImages:
+        at = np.atleast_1d(np.arange(len(self))[index])
+        return EncodedImages(tuple(self.contexts[i] for i in at), None if self.embeds is None else self.embeds[at])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(context.nbytes for context in self.contexts)
+
+    def repeated(self, count: int, what: str) -> list[Any]:
+        """A context for each of `count` texts: one picture serves all of them. ValueError names `what` does not fit."""
+        if len(self) not in (1, count):
+            raise ValueError(f"{what}: found {count} texts and {len(self)} pictures, expected as many, or one picture")
+        return list(self.contexts) * (count if len(self) == 1 else 1)
+
+
+class TaskModel(PreTrainedModel):
+    """What the models below share."""
+
+    head: ClassVar[Head | None] = None
+
+    def encode_image(self, images: Any = None, *, pixel_values: Any = None, batch_size: int = 8) -> EncodedImages:
+        """Runs the vision tower over pictures (as `load_image` takes them; one or a list), or over pixel_values."""
+        if pixel_values is None:
+            items = list(images) if isinstance(images, list | tuple) else [images]
+            processor = getattr(self.processor, "image_processor", self.processor)
+            starts = range(0, len(items), batch_size)
+            batches = [processor(items[s : s + batch_size])["pixel_values"] for s in starts]
+        else:
+            batches = [prepared("pixel_values", pixel_values)]
+        wanted = ["context"] + (["unit_embeds"] if "unit_embeds" in self.tower("vision").outputs else [])
+        found = [self.run_tower("vision", {"pixel_values": batch}, wanted) for batch in batches]
+        embeds = np.concatenate([f["unit_embeds"] for f in found]) if len(wanted) == 2 else None
+        return EncodedImages(tuple(c for f in found for c in f["context"]), embeds)
+
+    def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
+        if (images is None) == (pixel_values is None):
+            raise ValueError("expected either pixel_values or images (what encode_image returned, or pictures)")
+        if isinstance(images, EncodedImages):
+            return images
+        return self.encode_image(images, pixel_values=pixel_values)
+
+    def _texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        inputs = tokenizer([texts] if isinstance(texts, str) else list(texts), padding=True, return_tensors="np")
+        return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+
+    def _decoded(self, ids: np.ndarray) -> list[str]:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Ids that generation begins, ends and pads with."""
+        return self.head.tokens(self.config)
+
+    @cached_property
+    def generation_settings(self) -> GenerationSettings:
+        """The defaults of `generate`: the checkpoint's own, then transformers'."""
+        return folder_settings(self.folder, self.tokens)
+
+
+def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+    if input_ids is None:
+        raise ValueError("input_ids: not given, expected (B, L) integers")
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {name: prepared(name, value) for name, value in given.items() if value is not None}
+
+
+class MatchingModel(TaskModel):
+    """Tells whether a text fits a picture: a text encoder that attends to the picture, with a matching head, and
+    embeddings of both sides for a first selection (`encode`, `similarity`)."""
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        use_itm_head: bool = True,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' BlipForImageTextRetrieval.
+
+        With `use_itm_head` texts and pictures are pairs: `itm_score` (B, 2), logits of "does not match" and "matches".
+        Without: `itm_score` (pictures, texts), cosines. Also `last_hidden_state` of the pictures and `question_embeds`
+        of the texts. Raises ValueError where pairs are required and the numbers differ.
+        """
+        check_neutral(kwargs)
+        pixels, text = prepared("pixel_values", pixel_values), text_inputs(input_ids, attention_mask)
+        if use_itm_head and len(pixels) != len(text["input_ids"]):
+            raise ValueError(
+                f"pixel_values, input_ids: found {len(pixels)} pictures and {len(text['input_ids'])} texts, expected "
+                "pairs; `match` takes one picture and many texts"
+            )
+        wanted = ["last_hidden_state", "context" if use_itm_head else "unit_embeds"]
+        vision = self.run_tower("vision", {"pixel_values": pixels}, wanted)
+        output = "itm_score" if use_itm_head else "unit_embeds"
+        found = self.tower("text").run(
+            text | {"contexts": vision.get("context")}, [output, "last_hidden_state"], self.num_threads
+        )
+        score = found["itm_score"] if use_itm_head else vision["unit_embeds"] @ found["unit_embeds"].T
+        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        fields = {"itm_score": score, "last_hidden_state": vision["last_hidden_state"],
+                  "question_embeds": found["last_hidden_state"]}  # fmt: skip
+        return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
+
+    def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
+        """Probability (n,) float32 that each text fits its picture; one picture may serve all texts."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        contexts = self._encoded(images, None).repeated(len(texts), "match")
+        scores = []
+        for start in range(0, len(texts), batch_size):
+            inputs = self._texts(texts[start : start + batch_size])
+            inputs["contexts"] = contexts[start : start + batch_size]
+            logits = self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
+            scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
+        return np.concatenate(scores)
+
+    def rerank(self, query: Any, candidates: Any, top_k: int = 10, shortlist: int = 32) -> list[dict[str, float]]:
+        """The best candidates for a query: a shortlist by embeddings, then matching on it alone.
+
+        Args:
+            query: a text, with pictures (EncodedImages, or what encode_image takes) as candidates; or one picture, with
+                a list of texts.
+            candidates: see above.
+            top_k: how many to return.
+            shortlist: how many of the nearest by cosine are matched.
+
+        Returns {"corpus_id", "score" (probability of a match), "similarity" (cosine)}, best first.
+        """
+        if isinstance(query, str):
+            pictures = self._encoded(candidates, None)
+            text = self.encode({"text": query}, normalize_embeddings=True)
+            cosines = pictures.embeds @ text
+            few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
+            scores = self.match(pictures[few], [query] * len(few))
+        else:
+            picture = self._encoded(query, None)
+            if len(picture) != 1:
+                raise ValueError(f"query: found {len(picture)} pictures, expected one, or a text")
+            embeds = self.encode([{"text": text} for text in candidates], normalize_embeddings=True)
+            cosines = embeds @ picture.embeds[0]
+            few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
+            scores = self.match(picture, [candidates[i] for i in few])
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"corpus_id": int(few[i]), "score": float(scores[i]), "similarity": float(cosines[few[i]])}
+                for i in order]  # fmt: skip
+
+
+class CaptioningModel(TaskModel):
+    """Says what a picture shows: a decoder that attends to the picture, from a prompt or from nothing."""
+
+    def __call__(
+        self, pixel_values: Any = None, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> ModelOutput:
+        """transformers' BlipForConditionalGeneration: `logits` (B, L, vocabulary) of the token after each, and
+        `image_embeds`, `last_hidden_state` of the pictures."""
+        check_neutral(kwargs)
+        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
+        text = text_inputs(input_ids, attention_mask) | {"contexts": vision["context"]}
+        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
+        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        states = from_numpy(vision["last_hidden_state"], kind)
+        return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
+
+    def _prompted(
+        self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any
+    ) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
+        """Contexts, ids and mask to generate from: the family's rule for a prompt."""
+        encoded = self._encoded(images, pixel_values)
+        if input_ids is None:
+            return list(encoded.contexts), *self.head.prompt(None, None, len(encoded), self.tokens)
+        text = text_inputs(input_ids, attention_mask)
+        contexts = encoded.repeated(len(text["input_ids"]), "input_ids")
+        return contexts, *self.head.prompt(text["input_ids"], text.get("attention_mask"), len(contexts), self.tokens)
+
+    def generate(
+        self,
+        pixel_values: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        images: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Token ids (B, length) int64: the prompt and its continuation.
+
+        Args:
+            pixel_values: (B, 3, H, W); or `images`: pictures, or what encode_image returned.
+            input_ids, attention_mask: prompts (B, L); one picture may serve all of them.
+            settings: see GenerationSettings: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, ...
+        """
+        contexts, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
+        chosen = self.generation_settings.updated(settings)
+        found = generate(self.tower("decoder"), contexts, ids, mask, chosen, self.num_threads)
+        return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
+
+    def stream(
+        self,
+        pixel_values: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        images: Any = None,
+        **settings: Any,
+    ) -> Iterator[np.ndarray]:
+        """As `generate`, giving the tokens (B,) of each step as they come; greedy or sampled, no beams."""
+        chosen = self.generation_settings.updated(settings)
+        if chosen.num_beams > 1:
+            raise ValueError("stream: found num_beams above 1, expected greedy search or sampling")
+        contexts, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
+        tower = self.tower("decoder")
+        positions = tower.program.info()["max_positions"]
+        most = chosen.lengths(ids.shape[1], positions)[1]
+        decoder = Decoder(tower, contexts, len(ids), most, self.num_threads)
+        return stream(decoder, Prompt(ids, mask), chosen, positions)
+
+    def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
+        """Captions of pictures, a string for one picture; a prompt is continued, and is part of the caption."""
+        single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
+        encoded = self._encoded(images, None)
+        inputs = {}
+        if prompt is not None:
+            inputs = self._texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
+        texts = self._decoded(self.generate(images=encoded, **inputs, **settings))
+        return texts[0] if single else texts
+
+
+class AnsweringModel(TaskModel):
+    """Answers questions about pictures: an encoder of the question that attends to the picture, and a decoder that
+    attends to the question."""
+
+    def _asked(self, text: dict, contexts: list[Any], ignore_padding: bool) -> list[Any]:
+        wanted = "context" if ignore_padding else "padded_context"
+        return self.tower("text").run(text | {"contexts": contexts}, [wanted], self.num_threads)[wanted]
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """`logits` (B, L, vocabulary) of the answer's next tokens, `image_embeds`, `last_hidden_state`.
+
+        As transformers' BlipForQuestionAnswering, whose output lacks the logits. Padding of questions is left out here
+        (there: by the mask); `generate` is another matter.
+        """
+        check_neutral(kwargs)
+        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
+        asked = self._asked(text_inputs(input_ids, attention_mask), vision["context"], True)
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
+        text = text_inputs(decoder_input_ids, decoder_attention_mask) | {"contexts": asked}
+        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
+        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        states = from_numpy(vision["last_hidden_state"], kind)
+        return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        attention_mask: Any = None,
+        *,
+        images: Any = None,
+        ignore_padding: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Token ids (B, length) int64 of the answers.
+
+        Args:
+            input_ids, attention_mask: questions (B, L); one picture may serve all of them.
+            pixel_values: (B, 3, H, W); or `images`: pictures, or what encode_image returned.
+            ignore_padding: transformers lets the decoder attend to a question's padding, so that answers depend on the
+                batch; True leaves the padding out.
+            settings: see GenerationSettings.
+        """
+        text = text_inputs(input_ids, attention_mask)
+        contexts = self._encoded(images, pixel_values).repeated(len(text["input_ids"]), "input_ids")
+        asked = self._asked(text, contexts, ignore_padding)
+        ids = np.full((len(asked), 1), self.tokens["bos_token_id"], np.int64)
+        chosen = self.generation_settings.updated(settings)
+        found = generate(self.tower("decoder"), asked, ids, None, chosen, self.num_threads)
+        return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
+
+    def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
+        """The answer to a question about a picture, or a list for a list; padding never counts here."""
+        encoded = self._encoded(images, None)
+        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
+        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
+        texts = self._decoded(self.generate(images=encoded, ignore_padding=True, **self._texts(asked), **settings))
+        return texts[0] if single else texts
+
+
+TASK_MODELS = {"matching": MatchingModel, "captioning": CaptioningModel, "answering": AnsweringModel}
