@@ -15,6 +15,7 @@ from .spec import (
     BatchNormConv,
     Block,
     Encoder,
+    FirstRows,
     InvertedResidual,
     Linear,
     Norm,
@@ -22,12 +23,12 @@ from .spec import (
     PatchStem,
     Pool,
     Project,
+    QueryStem,
     Ref,
     Softmax,
     same_padding,
 )
 
-TEXT_ROWS = 0  # a slot whose number of rows is the padded length of the call
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -130,11 +131,12 @@ class Builder:
         self.program = _C.Program(gemm=gemm, precision=precision)
         self.slots: dict[str, int] = {}
         self.records: list[list] = []
-        self.sizes: dict[str, tuple[int, int]] = {}
+        self.sizes: dict[str, tuple[int, int, bool]] = {}
 
-    def slot(self, name: str, rows: int, cols: int) -> str:
+    def slot(self, name: str, rows: int, cols: int, text: bool = False) -> str:
         if name not in self.slots:
-            self.slots[name], self.sizes[name] = self.program.slot(name, rows, cols), (rows, cols)
+            self.slots[name] = self.program.slot(name, rows, cols, text)
+            self.sizes[name] = (rows, cols, text)
         return name
 
     def add(self, op: str, src: str, dst: str, params: dict | None = None, **weights) -> None:
@@ -155,9 +157,17 @@ class Builder:
         stem = self.encoder.stem
         if isinstance(stem, PatchStem):
             return self.patch_stem(stem)
-        hidden = self.slot("hidden", TEXT_ROWS, self.encoder.hidden_size)
-        weights = {name: self.read(getattr(stem, name)) for name in ("word", "position", "type")}
-        self.add("embed_tokens", hidden, hidden, **weights)
+        tokens, queries = stem, 0
+        if isinstance(stem, QueryStem):
+            tokens, query = stem.tokens, self.read(stem.query)
+            query = query.reshape(-1, query.shape[-1])  # stored with an axis of 1
+            queries = len(query)
+        hidden = self.slot("hidden", queries, self.encoder.hidden_size, tokens is not None)
+        if queries:
+            self.add("query_tokens", hidden, hidden, query=query)
+        if tokens:
+            weights = {name: self.read(getattr(tokens, name)) for name in ("word", "position", "type")}
+            self.add("embed_tokens", hidden, hidden, **weights)
         return hidden
 
     def patch_stem(self, stem: PatchStem) -> str:
@@ -195,14 +205,23 @@ class Builder:
             "pre_norm": block.pre_norm,
         }
         weights = {}
-        for name in ("qkv", "out", "fc1", "fc2", "norm1", "norm2"):
+        for name in ("qkv", "out", "norm1"):
             weights |= self.affine(getattr(block, name), f"{name}_")
+        if block.ffn:
+            for name, layer in (("fc1", block.ffn.fc1), ("fc2", block.ffn.fc2), ("norm2", block.ffn.norm)):
+                weights |= self.affine(layer, f"{name}_")
+        if block.query_ffn:
+            for name in ("fc1", "fc2", "norm"):
+                weights |= self.affine(getattr(block.query_ffn, name), f"query_{name}_")
         if block.cross:
             for name, layer in (("q", block.cross.query), ("out", block.cross.out), ("norm", block.cross.norm)):
                 weights |= self.affine(layer, f"cross_{name}_")
         if self.precision == "int8" and block.pre_norm:
             fold_norm(weights, "norm1", "qkv")
-            fold_norm(weights, "norm2", "fc1")
+            if block.ffn:
+                fold_norm(weights, "norm2", "fc1")
+            if block.query_ffn:
+                fold_norm(weights, "query_norm", "query_fc1")
             if block.cross:
                 fold_norm(weights, "cross_norm", "cross_q")
         self.add("transformer_block", hidden, hidden, params, **weights)
@@ -247,15 +266,17 @@ class Builder:
             weights |= self.affine(getattr(pool, name), f"{name}_")
         self.add("attention_pool", src, dst, params, query=query.astype(np.float32), **weights)
 
-    def step(self, dst: str, src: str, what: Pool | AttentionPool | Project | Norm | Normalize | Softmax) -> None:
-        rows, cols = self.sizes[src]
+    def step(self, dst: str, src: str, what: object) -> None:
+        rows, cols, text = self.sizes[src]
         if isinstance(what, Project) and not self.read.has(what.linear.weight):
             return
         if isinstance(what, Pool | AttentionPool):
-            rows = 1
+            rows, text = 1, False
+        if isinstance(what, FirstRows):
+            rows, text = what.count, False
         if isinstance(what, Project):
             cols = what.linear.out_features
-        self.slot(dst, rows, cols)
+        self.slot(dst, rows, cols, text)
         match what:
             case Pool():
                 self.add("pool", src, dst, {"kind": _C.POOLS.index(what.kind), "token": what.token})
@@ -270,6 +291,8 @@ class Builder:
                 self.add("l2_normalize", src, dst)
             case Softmax():
                 self.add("softmax", src, dst)
+            case FirstRows():
+                self.add("first_rows", src, dst)
 
     def build(self) -> Compiled:
         hidden = self.stem()

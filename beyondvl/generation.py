@@ -282,7 +282,7 @@ def generate(
     settings: GenerationSettings,
     num_threads: int,
 ) -> np.ndarray:
-    """Prompts and what follows them, (B * num_return_sequences, length) int64; a sequence that ended early is padded."""
+    """Prompts and what follows them, (B * num_return_sequences, length) int64; what ended early is padded."""
     positions = tower.program.info()["max_positions"]
     _, most = settings.lengths(ids.shape[1], positions)
     prompt = Prompt(ids, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -135,7 +136,7 @@ class PreTrainedModel(EncodeMixin):
                 name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm, precision))
                 for name, encoder in encoders.items()
             }
-            both = len(towers) == 2
+            both = cls.__name__ in family.classes and len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
             if len(sizes) > 1:
                 raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes, key=str)}")
@@ -147,7 +148,7 @@ class PreTrainedModel(EncodeMixin):
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
             _C.trim()  # the widened tensors of the checkpoint leave holes as large as the packed weights
-        _report_surplus(checkpoint, reader, family, cls.modalities, strict)
+        _report_surplus(checkpoint, reader, config, cls, strict)
         return cls(config, family, towers, scale, bias, folder, num_threads, precision)
 
     @classmethod
@@ -341,13 +342,21 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
     return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
 
 
+def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
+    """What each class with towers of its own reads; those the config does not fit are left out."""
+    found = {}
+    for name, head in family.heads.items():
+        with contextlib.suppress(ConfigError):
+            found[name] = [r for build in head.towers.values() for r in refs(build(config)) if isinstance(r, Ref)]
+    return found
+
+
 def _with_advice(
     error: CheckpointError, checkpoint: Checkpoint, config: Config, cls: type[PreTrainedModel]
 ) -> CheckpointError:
     """The error, with the class of the family that the checkpoint has everything for, when there is one."""
     reader = Reader(checkpoint)
-    for name, head in cls.family.heads.items():
-        wanted = [r for build in head.towers.values() for r in refs(build(config)) if isinstance(r, Ref)]
+    for name, wanted in _head_parameters(cls.family, config).items():
         if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names):
             return CheckpointError(f"{error}; the checkpoint has all that {name} needs: use {name}")
     return error
@@ -416,11 +425,15 @@ def _scalar(reader: Reader, name: str | None, required: bool) -> float:
 
 
 def _report_surplus(
-    checkpoint: Checkpoint, reader: Reader, family: Family, modalities: tuple[str, ...], strict: bool
+    checkpoint: Checkpoint, reader: Reader, config: Config, cls: type[PreTrainedModel], strict: bool
 ) -> None:
     """Warns once about weights nobody used; those of a tower the class leaves out do not count."""
+    family, modalities = cls.family, cls.modalities
     used = reader.used | checkpoint.companions(reader.used)
     surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]
+    if surplus:  # what another class of the family reads is no surprise
+        others = {name for wanted in _head_parameters(family, config).values() for r in wanted for name in r.names}
+        surplus = [name for name in surplus if name not in others]
     if len(modalities) < len(family.towers):
         surplus = [name for name in surplus if not family.belongs_elsewhere(name, modalities)]
     if not surplus:

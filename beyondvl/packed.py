@@ -21,7 +21,7 @@ from .errors import CheckpointError, ConfigError
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 1  # of both files, and of the layouts in csrc/kernels/dot.h
+FORMAT = 2  # of both files, and of the layouts in csrc/kernels/dot.h
 ALIGNMENT = 64
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
 
@@ -119,8 +119,8 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
     if size:
         program.map(memoryview(mapping)[begin : begin + size])
     fields = section.to_dict()
-    for name, rows, cols in fields["slots"]:
-        program.slot(name, rows, cols)
+    for name, rows, cols, text in fields["slots"]:
+        program.slot(name, rows, cols, text)
     for op, src, dst, params, shapes in fields["records"]:
         program.add(op, src, dst, params, shapes, num_threads)
     return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])

@@ -15,6 +15,8 @@ __all__ = [
     "Context",
     "Cross",
     "Encoder",
+    "FeedForward",
+    "FirstRows",
     "InvertedResidual",
     "Linear",
     "Norm",
@@ -22,6 +24,7 @@ __all__ = [
     "PatchStem",
     "Pool",
     "Project",
+    "QueryStem",
     "Ref",
     "Softmax",
     "Step",
@@ -83,6 +86,15 @@ class Cross:
 
 
 @dataclass(frozen=True)
+class FeedForward:
+    """fc2(act(fc1(x))) and the norm before or after it."""
+
+    fc1: Linear
+    fc2: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True)
 class Context:
     """What an encoder gives to the blocks of another one to attend to: `layers` in their order, each one linear of
     2 * heads * head_dim rows in the order k, v."""
@@ -94,19 +106,22 @@ class Context:
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block; `qkv` is one linear of 3 * heads * head_dim rows in the order q, k, v."""
+    """A transformer block; `qkv` is one linear of 3 * heads * head_dim rows in the order q, k, v.
+
+    In a Q-Former query tokens have a feed-forward of their own, `query_ffn`, and they alone attend to the context;
+    `ffn` is the text's, None where there is no text.
+    """
 
     qkv: Linear
     out: Linear
-    fc1: Linear
-    fc2: Linear
     norm1: Norm
-    norm2: Norm
+    ffn: FeedForward | None
     num_attention_heads: int
     activation: str
     causal: bool = False
     pre_norm: bool = True
     cross: Cross | None = None
+    query_ffn: FeedForward | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,17 @@ class TokenStem:
     word: Ref
     position: Ref
     type: Ref | None = None
+
+
+@dataclass(frozen=True)
+class QueryStem:
+    """Learned query tokens [queries, hidden_size], then the tokens of a text where one is given.
+
+    A call that gives contexts runs the queries, with or without a text; one that gives none runs the text alone.
+    """
+
+    query: Ref
+    tokens: TokenStem | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +247,13 @@ class Project:
 
 
 @dataclass(frozen=True)
+class FirstRows:
+    """The first `count` rows: what the query tokens drew."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class Softmax:
     """Probabilities of each row."""
 
@@ -236,7 +269,7 @@ class Step:
 
     dst: str
     src: str
-    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax
+    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows
 
 
 @dataclass(frozen=True)
@@ -247,7 +280,7 @@ class Encoder:
     "context" where it makes one.
     """
 
-    stem: TokenStem | PatchStem
+    stem: TokenStem | PatchStem | QueryStem
     layers: tuple[Block | InvertedResidual, ...]
     steps: tuple[Step, ...]
     hidden_size: int

@@ -25,8 +25,8 @@ __all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", 
 class EncodedImages(Sequence):
     """Pictures after the vision tower: immutable, and good for any number of questions.
 
-    `contexts` holds the keys and values of each picture, `embeds` (n, D) their unit-norm embeddings where the model has
-    such. Indexing gives EncodedImages again.
+    `contexts` holds the keys and values of each picture, `embeds` (n, queries, D) their unit-norm embeddings where the
+    model has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
     """
 
     contexts: tuple[Any, ...]
@@ -65,10 +65,13 @@ class TaskModel(PreTrainedModel):
             batches = [processor(items[s : s + batch_size])["pixel_values"] for s in starts]
         else:
             batches = [prepared("pixel_values", pixel_values)]
-        wanted = ["context"] + (["unit_embeds"] if "unit_embeds" in self.tower("vision").outputs else [])
-        found = [self.run_tower("vision", {"pixel_values": batch}, wanted) for batch in batches]
-        embeds = np.concatenate([f["unit_embeds"] for f in found]) if len(wanted) == 2 else None
-        return EncodedImages(tuple(c for f in found for c in f["context"]), embeds)
+        found = [self._encode_pixels(batch) for batch in batches]
+        embeds = None if found[0][1] is None else np.concatenate([embeds for _, embeds in found])
+        return EncodedImages(tuple(c for contexts, _ in found for c in contexts), embeds)
+
+    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+        """Contexts of pictures, and their embeddings (n, queries, D) where the model has such."""
+        return self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"], None
 
     def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
         if (images is None) == (pixel_values is None):
@@ -104,6 +107,14 @@ def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
     return {name: prepared(name, value) for name, value in given.items() if value is not None}
 
 
+def require_pairs(pixels: np.ndarray, text: dict[str, np.ndarray]) -> None:
+    if len(pixels) != len(text["input_ids"]):
+        raise ValueError(
+            f"pixel_values, input_ids: found {len(pixels)} pictures and {len(text['input_ids'])} texts, expected "
+            "pairs; `match` takes one picture and many texts"
+        )
+
+
 class MatchingModel(TaskModel):
     """Tells whether a text fits a picture: a text encoder that attends to the picture, with a matching head, and
     embeddings of both sides for a first selection (`encode`, `similarity`)."""
@@ -124,11 +135,8 @@ class MatchingModel(TaskModel):
         """
         check_neutral(kwargs)
         pixels, text = prepared("pixel_values", pixel_values), text_inputs(input_ids, attention_mask)
-        if use_itm_head and len(pixels) != len(text["input_ids"]):
-            raise ValueError(
-                f"pixel_values, input_ids: found {len(pixels)} pictures and {len(text['input_ids'])} texts, expected "
-                "pairs; `match` takes one picture and many texts"
-            )
+        if use_itm_head:
+            require_pairs(pixels, text)
         wanted = ["last_hidden_state", "context" if use_itm_head else "unit_embeds"]
         vision = self.run_tower("vision", {"pixel_values": pixels}, wanted)
         output = "itm_score" if use_itm_head else "unit_embeds"
@@ -141,13 +149,17 @@ class MatchingModel(TaskModel):
                   "question_embeds": found["last_hidden_state"]}  # fmt: skip
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
 
+    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+        found = self.run_tower("vision", {"pixel_values": pixels}, ["context", "unit_embeds"])
+        return found["context"], found["unit_embeds"][:, None]
+
     def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
         """Probability (n,) float32 that each text fits its picture; one picture may serve all texts."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         contexts = self._encoded(images, None).repeated(len(texts), "match")
         scores = []
         for start in range(0, len(texts), batch_size):
-            inputs = self._texts(texts[start : start + batch_size])
+            inputs: dict[str, Any] = self._texts(texts[start : start + batch_size])
             inputs["contexts"] = contexts[start : start + batch_size]
             logits = self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
             scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
@@ -168,7 +180,7 @@ class MatchingModel(TaskModel):
         if isinstance(query, str):
             pictures = self._encoded(candidates, None)
             text = self.encode({"text": query}, normalize_embeddings=True)
-            cosines = pictures.embeds @ text
+            cosines = (pictures.embeds @ text).max(1)
             few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
             scores = self.match(pictures[few], [query] * len(few))
         else:
@@ -176,12 +188,91 @@ class MatchingModel(TaskModel):
             if len(picture) != 1:
                 raise ValueError(f"query: found {len(picture)} pictures, expected one, or a text")
             embeds = self.encode([{"text": text} for text in candidates], normalize_embeddings=True)
-            cosines = embeds @ picture.embeds[0]
+            cosines = (embeds @ picture.embeds[0].T).max(1)
             few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
             scores = self.match(picture, [candidates[i] for i in few])
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"corpus_id": int(few[i]), "score": float(scores[i]), "similarity": float(cosines[few[i]])}
                 for i in order]  # fmt: skip
+
+
+class QueryMatchingModel(MatchingModel):
+    """As MatchingModel, through a Q-Former: query tokens draw from the picture, alone or together with the text.
+
+    A picture has an embedding for each query; its similarity to a text is the largest over them.
+    """
+
+    def _text_inputs(self, input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+        """Ids and mask without the placeholders that texts begin with where the config names an image token."""
+        text = text_inputs(input_ids, attention_mask)
+        if self.config.get("image_token_index") is None:
+            return text
+        skip = self.config.integer("num_query_tokens", 32)
+        return {name: np.ascontiguousarray(array[:, skip:]) for name, array in text.items()}
+
+    def __call__(
+        self,
+        pixel_values: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        use_image_text_matching_head: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' Blip2ForImageTextRetrieval.
+
+        `logits_per_image`: (pictures, texts) cosines, the largest over the queries; with `use_image_text_matching_head`
+        texts and pictures are pairs, and it is (B, 2), logits of "does not match" and "matches". Also
+        `logits_per_text`, `text_embeds` and `image_embeds`: unit-norm embeddings (n, D) and (n, queries, D), or the
+        hidden states where the head is used.
+        """
+        check_neutral(kwargs)
+        pixels, text = prepared("pixel_values", pixel_values), self._text_inputs(input_ids, attention_mask)
+        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        if use_image_text_matching_head:
+            require_pairs(pixels, text)
+            vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", "last_hidden_state"])
+            wanted = ["itm_score", "last_hidden_state"]
+            found = self.tower("text").run(text | {"contexts": vision["context"]}, wanted, self.num_threads)
+            scores, texts, images = found["itm_score"], found["last_hidden_state"], vision["last_hidden_state"]
+        else:
+            images = self._encode_pixels(pixels)[1]
+            texts = self.tower("text").run(text, ["unit_embeds"], self.num_threads)["unit_embeds"]
+            scores = (images @ texts.T).max(1)
+        fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}
+        return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
+
+    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+        contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+        found = self.tower("text").run({"contexts": contexts}, ["image_embeds"], self.num_threads)
+        return contexts, found["image_embeds"]
+
+
+class ImageQueriesModel(TaskModel):
+    """What the query tokens of a Q-Former draw from a picture."""
+
+    def __call__(self, pixel_values: Any = None, **kwargs: Any) -> ModelOutput:
+        """transformers' Blip2VisionModelWithProjection: `image_embeds` (B, queries, D) of unit norm,
+        `last_hidden_state` of the picture, and `query_output` (B, queries, hidden_size) before the projection."""
+        check_neutral(kwargs)
+        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["context", "last_hidden_state"])
+        found = self.tower("queries").run(
+            {"contexts": vision["context"]}, ["image_embeds", "query_output"], self.num_threads
+        )
+        kind = "pt" if is_torch(pixel_values) else "np"
+        fields = {"image_embeds": found["image_embeds"], "last_hidden_state": vision["last_hidden_state"],
+                  "query_output": found["query_output"]}  # fmt: skip
+        return ModelOutput({name: from_numpy(array, kind) for name, array in fields.items()})
+
+
+class TextTokensModel(TaskModel):
+    """The text side of a Q-Former alone."""
+
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> ModelOutput:
+        """transformers' Blip2TextModelWithProjection: `text_embeds` (B, L, D) of unit norm, `last_hidden_state`."""
+        check_neutral(kwargs)
+        wanted = ["text_embeds", "last_hidden_state"]
+        found = self.tower("text").run(text_inputs(input_ids, attention_mask), wanted, self.num_threads)
+        return ModelOutput({name: from_numpy(a, "pt" if is_torch(input_ids) else "np") for name, a in found.items()})
 
 
 class CaptioningModel(TaskModel):
@@ -332,4 +423,11 @@ class AnsweringModel(TaskModel):
         return texts[0] if single else texts
 
 
-TASK_MODELS = {"matching": MatchingModel, "captioning": CaptioningModel, "answering": AnsweringModel}
+TASK_MODELS = {
+    "matching": MatchingModel,
+    "query_matching": QueryMatchingModel,
+    "image_queries": ImageQueriesModel,
+    "text_tokens": TextTokensModel,
+    "captioning": CaptioningModel,
+    "answering": AnsweringModel,
+}

@@ -1,7 +1,7 @@
 /* module.c: the CPython face of the core: parse, borrow arrays, release the GIL, map errors.
  *
- * Every computation is a call into model/, image/ or kernels/; what is here and in the module_*.c beside it is
- * translation.
+ * Every computation is a call into model/, image/ or kernels/; what is here and in the module_*.c beside it
+ * is translation.
  */
 #define BVL_IMPORTS_NUMPY
 #include "module.h"

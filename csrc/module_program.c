@@ -58,9 +58,10 @@ static void program_dealloc(PyObject *self) {
 static PyObject *program_slot(PyObject *self, PyObject *args) {
     const char *name;
     long long rows, cols;
+    int text = 0;
     bvl_error err;
-    if (!PyArg_ParseTuple(args, "sLL", &name, &rows, &cols)) return NULL;
-    const int slot = bvl_program_slot(((ProgramObject *)self)->program, name, rows, cols, &err);
+    if (!PyArg_ParseTuple(args, "sLL|p", &name, &rows, &cols, &text)) return NULL;
+    const int slot = bvl_program_slot(((ProgramObject *)self)->program, name, rows, cols, text != 0, &err);
     return slot < 0 ? bvl_raise(&err) : PyLong_FromLong(slot);
 }
 
@@ -256,8 +257,9 @@ static PyObject *new_output(const bvl_program *p, const char *name, const bvl_in
     const int s = bvl_program_find_slot(p, name);
     if (s < 0) return PyErr_Format(PyExc_ValueError, "output '%s': the program has no such slot", name);
     const bvl_slot *slot = &p->slots[s];
-    const int64_t shape[3] = {in->B, slot->rows == 1 ? slot->cols : bvl_slot_rows(slot, in->L), slot->cols};
-    return bvl_new_array(slot->rows == 1 ? 2 : 3, shape, NPY_FLOAT32, (void **)&call->outputs[s]);
+    const bool single = slot->rows == 1 && !slot->text;
+    const int64_t shape[3] = {in->B, single ? slot->cols : bvl_slot_rows(slot, in), slot->cols};
+    return bvl_new_array(single ? 2 : 3, shape, NPY_FLOAT32, (void **)&call->outputs[s]);
 }
 
 /* The contexts of a call as a list of Context; call->contexts is memory for PyMem_Free. */
@@ -391,7 +393,8 @@ static PyObject *program_info(PyObject *self, PyObject *unused) {
 }
 
 static PyMethodDef program_methods[] = {
-    {"slot", program_slot, METH_VARARGS, "slot(name, rows, cols) -> index; rows 0 means the text's length"},
+    {"slot", program_slot, METH_VARARGS,
+     "slot(name, rows, cols, text=False) -> index; text: and the text's length"},
     {"add", program_add, METH_VARARGS, "add(op, src, dst, params, weights, num_threads): append a record"},
     {"run", program_run, METH_VARARGS, "run(inputs, outputs, num_threads) -> dict of float32 arrays"},
     {"map", program_map, METH_VARARGS,

@@ -55,10 +55,11 @@ static PyObject *context_nbytes(PyObject *self, void *unused) {
 static PyGetSetDef context_fields[] = {{"rows", context_rows, NULL, "tokens attended to", NULL},
                                        {"nbytes", context_nbytes, NULL, "memory of keys and values", NULL},
                                        {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot context_slots[] = {{Py_tp_dealloc, context_dealloc},
-                                      {Py_tp_getset, context_fields},
-                                      {Py_tp_doc, "Keys and values of one item for cross-attention; immutable."},
-                                      {0, NULL}};
+static PyType_Slot context_slots[] = {
+    {Py_tp_dealloc, context_dealloc},
+    {Py_tp_getset, context_fields},
+    {Py_tp_doc, "Keys and values of one item for cross-attention; immutable."},
+    {0, NULL}};
 static PyType_Spec context_spec = {"beyondvl._C.Context", sizeof(ContextObject), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, context_slots};
 
@@ -135,13 +136,15 @@ static PyMethodDef cache_methods[] = {
     {NULL, NULL, 0, NULL}};
 static PyGetSetDef cache_fields[] = {{"length", cache_length, NULL, "tokens so far", NULL},
                                      {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot cache_slots[] = {{Py_tp_new, cache_new},
-                                    {Py_tp_dealloc, cache_dealloc},
-                                    {Py_tp_methods, cache_methods},
-                                    {Py_tp_getset, cache_fields},
-                                    {Py_tp_doc, "Cache(program, items, capacity): a decoder's keys and values."},
-                                    {0, NULL}};
-static PyType_Spec cache_spec = {"beyondvl._C.Cache", sizeof(CacheObject), 0, Py_TPFLAGS_DEFAULT, cache_slots};
+static PyType_Slot cache_slots[] = {
+    {Py_tp_new, cache_new},
+    {Py_tp_dealloc, cache_dealloc},
+    {Py_tp_methods, cache_methods},
+    {Py_tp_getset, cache_fields},
+    {Py_tp_doc, "Cache(program, items, capacity): a decoder's keys and values."},
+    {0, NULL}};
+static PyType_Spec cache_spec = {"beyondvl._C.Cache", sizeof(CacheObject), 0, Py_TPFLAGS_DEFAULT,
+                                 cache_slots};
 
 PyObject *bvl_cache_type(PyObject *module) {
     PyObject *type = PyType_FromModuleAndSpec(module, &cache_spec, NULL);

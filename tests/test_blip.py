@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import blips
 import numpy as np
 import pytest
 
 import beyondvl as bvl
-import blips
 from beyondvl import _C
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
@@ -150,7 +150,9 @@ def test_the_suite_would_notice(made, tmp_path, part):
     """Without what ties text to picture the texts change: equality above means something."""
     model, _, pixels, ids = made(CAPTION)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    broken = [k for k in weights if ("crossattention.output.dense" in k if part == "cross-attention" else "vision" in k)]
+    broken = [
+        k for k in weights if ("crossattention.output.dense" in k if part == "cross-attention" else "vision" in k)
+    ]
     for name in broken:
         weights[name].zero_()
     model.save_pretrained(tmp_path, state_dict=weights)
@@ -182,12 +184,13 @@ def test_rows_and_threads(isa, made, dtype):
     """An item of a batch is bitwise the item alone, for pictures, matching and decoding, at 1 to 3 threads."""
     _, folder, pixels, _ = made(MATCH)
     ids, mask = (x.numpy() for x in blips.prompts(300))
+    first = None
     for threads in (1, 2, 3):
         ours = bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
         found = ours(ids, pixels.numpy(), attention_mask=mask).itm_score
         alone = [ours(ids[i : i + 1], pixels.numpy()[i : i + 1], attention_mask=mask[i : i + 1]) for i in range(3)]
         assert np.array_equal(found, np.concatenate([a.itm_score for a in alone]))
-        assert threads == 1 or np.array_equal(found, first)
+        assert first is None or np.array_equal(found, first)
         first = found
 
 
@@ -217,7 +220,7 @@ def test_one_picture_many_questions(made, monkeypatch):
     expected = ours.generate(pixels.numpy()[[0, 0, 0]], ids, mask, max_new_tokens=9)
     assert calls
     same_text(found, expected)
-    assert list(ours.stream(images=encoded, max_new_tokens=4))[0].shape == (1,)
+    assert next(ours.stream(images=encoded, max_new_tokens=4)).shape == (1,)
     steps = np.stack(list(ours.stream(images=encoded, max_new_tokens=9)), 1)
     same_text(steps, ours.generate(images=encoded, max_new_tokens=9)[:, 1:])
     assert encoded.nbytes > 0 and len(ours.encode_image(pixel_values=pixels)[1:]) == 2
@@ -352,7 +355,7 @@ def test_ten_threads_share_a_picture(made):
 
 def test_every_allocation_of_a_search_may_fail(made):
     """The n-th allocation fails: MemoryError, nothing leaks, and the next call works."""
-    _, folder, pixels, ids = made(CAPTION)
+    _, folder, pixels, _ = made(CAPTION)
     ours = bvl.AutoModel.from_pretrained(folder)
     pixels = pixels.numpy()
     expected = ours.generate(pixels, num_beams=2, max_new_tokens=6)
@@ -363,8 +366,9 @@ def test_every_allocation_of_a_search_may_fail(made):
             found = ours.generate(pixels, num_beams=2, max_new_tokens=6)
             break
         except MemoryError:
-            assert _C.alloc_live() <= live
+            pass
         finally:
             _C.alloc_fail_at(0)
+        assert _C.alloc_live() <= live  # the exception, and what its frames held, is gone by now
     assert n > 5
     same_text(found, expected)

@@ -109,7 +109,7 @@ def test_a_cut_file_is_found(packed, keep):
 
 def broken(record):
     text = record["towers"]["text"]
-    yield "format", lambda: record.update(format=2)
+    yield "format", lambda: record.update(format=1)
     yield "class 'Model' is unknown", lambda: record.update({"class": "Model"})
     yield "bytes 64 to", lambda: text.update(begin=64, bytes=1 << 40)
     yield "cannot be built", lambda: text["records"][0].pop()
@@ -151,7 +151,7 @@ def test_a_model_on_openblas_is_not_saved(tmp_path, monkeypatch):
 def test_slots_that_nothing_fills_are_refused():
     """Programs that no family builds: a text's rows without a text, a stem of no rows."""
     program = _C.Program()
-    program.slot("text", 0, 8), program.slot("hidden", 16, 8), program.slot("out", 1, 8)
+    program.slot("text", 0, 8, True), program.slot("hidden", 16, 8), program.slot("out", 1, 8)
     weight = np.ones((8, 3, 2, 2), np.float32)
     params = dict(zip(_C.OPS["patch_embed"][0], (3, 8, 8, 2, 0, 0, 4, 4, 0), strict=True))
     program.add("patch_embed", 1, 1, params, {"weight": weight}, 1)
@@ -159,7 +159,9 @@ def test_slots_that_nothing_fills_are_refused():
     with pytest.raises(ValueError, match="takes no text"):
         program.run({"pixel_values": np.ones((1, 3, 8, 8), np.float32)}, ["out"], 1)
     other = _C.Program()
-    other.slot("hidden", 0, 8)
+    with pytest.raises(ValueError, match="slot 'hidden': 0 x 8"):
+        other.slot("hidden", 0, 8)
+    other.slot("text", 0, 8, True)
     with pytest.raises(ValueError, match="patch_embed: 0 rows"):
         other.add("patch_embed", 0, 0, params | {"out_height": 0}, {"weight": weight}, 1)
 

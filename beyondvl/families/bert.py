@@ -8,27 +8,49 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, Linear, Normalize, Pool, Project, Step, TokenStem, ref
+from ..spec import Block, Cross, Encoder, FeedForward, Linear, Normalize, Pool, Project, Step, TokenStem, ref
 from .blocks import ACTIVATIONS, linear, norm, stacked
 from .registry import Family, strip_prefixes
 
 
+def feed_forward(prefix: str, hidden: int, intermediate: int, eps: float, suffix: str = "") -> FeedForward:
+    """`prefix`.intermediate and `prefix`.output; with a suffix, those of another input of the layer."""
+    return FeedForward(
+        linear(f"{prefix}.intermediate{suffix}.dense", intermediate, hidden),
+        linear(f"{prefix}.output{suffix}.dense", hidden, intermediate),
+        norm(f"{prefix}.output{suffix}.LayerNorm", hidden, eps),
+    )
+
+
 def post_norm_block(
-    prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float, **more
+    prefix: str,
+    hidden: int,
+    heads: int,
+    activation: str,
+    eps: float,
+    ffn: FeedForward | None,
+    part: str = "attention.self",
+    **more,
 ) -> Block:
-    """A layer of BERT; `more` are further fields of the block."""
-    attention = f"{prefix}.attention"
+    """A layer of BERT; `part` holds its query, key and value, `more` are further fields of the block."""
     return Block(
-        qkv=stacked([f"{attention}.self.{part}" for part in ("query", "key", "value")], hidden, hidden),
-        out=linear(f"{attention}.output.dense", hidden, hidden),
-        fc1=linear(f"{prefix}.intermediate.dense", intermediate, hidden),
-        fc2=linear(f"{prefix}.output.dense", hidden, intermediate),
-        norm1=norm(f"{attention}.output.LayerNorm", hidden, eps),
-        norm2=norm(f"{prefix}.output.LayerNorm", hidden, eps),
+        qkv=stacked([f"{prefix}.{part}.{name}" for name in ("query", "key", "value")], hidden, hidden),
+        out=linear(f"{prefix}.attention.output.dense", hidden, hidden),
+        norm1=norm(f"{prefix}.attention.output.LayerNorm", hidden, eps),
+        ffn=ffn,
         num_attention_heads=heads,
         activation=activation,
         pre_norm=False,
         **more,
+    )
+
+
+def cross_part(prefix: str, hidden: int, eps: float, part: str = "self") -> Cross:
+    """What `prefix`, a layer's crossattention, asks a context with."""
+    return Cross(
+        query=linear(f"{prefix}.{part}.query", hidden, hidden),
+        out=linear(f"{prefix}.output.dense", hidden, hidden),
+        norm=norm(f"{prefix}.output.LayerNorm", hidden, eps),
     )
 
 
@@ -54,8 +76,10 @@ def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...]) -> Encod
         ),
         stem_norm=norm(f"{embeddings}.LayerNorm", hidden, eps),
         layers=tuple(
-            post_norm_block(f"{prefix}encoder.layer.{i}", hidden, intermediate, heads, activation, eps)
-            for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
+            post_norm_block(layer, hidden, heads, activation, eps, feed_forward(layer, hidden, intermediate, eps))
+            for layer in (
+                f"{prefix}encoder.layer.{i}" for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
+            )
         ),
         steps=steps,
     )

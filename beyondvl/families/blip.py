@@ -12,9 +12,9 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Context, Cross, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
-from .bert import post_norm_block
-from .blocks import ACTIVATIONS, linear, norm, stacked
+from ..spec import Block, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from .bert import cross_part, feed_forward, post_norm_block
+from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, stacked
 from .registry import Family, Head
 
 BOS, SEP, PAD = 30522, 102, 0
@@ -38,8 +38,8 @@ def text_sizes(config: Config) -> tuple[Config, int, int, int]:
     return section, hidden, section.integer("num_hidden_layers", 12, 1, 1024), heads
 
 
-def stem(section: Config, hidden: int) -> PatchStem:
-    image, patch = section.integer("image_size", 384, 1, 1 << 13), section.integer("patch_size", 16, 1, 1 << 10)
+def stem(section: Config, hidden: int, patch: int, image: int) -> PatchStem:
+    image, patch = section.integer("image_size", image, 1, 1 << 13), section.integer("patch_size", patch, 1, 1 << 10)
     if patch > image:
         raise ConfigError(f"vision_config: patch_size {patch} is larger than image_size {image}")
     prefix = "vision_model.embeddings"
@@ -53,17 +53,22 @@ def stem(section: Config, hidden: int) -> PatchStem:
     )
 
 
-def vision_block(section: Config, prefix: str, hidden: int, eps: float) -> Block:
-    intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
-    return Block(
-        qkv=linear(f"{prefix}.self_attn.qkv", 3 * hidden, hidden),
-        out=linear(f"{prefix}.self_attn.projection", hidden, hidden),
-        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
-        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
-        norm1=norm(f"{prefix}.layer_norm1", hidden, eps),
-        norm2=norm(f"{prefix}.layer_norm2", hidden, eps),
-        num_attention_heads=section.heads(hidden, 768, 12),
-        activation=section.choice("hidden_act", "gelu", ACTIVATIONS),
+def vision_layers(section: Config, hidden: int, defaults: tuple[int, int, int, int], eps: float) -> tuple[Block, ...]:
+    """The picture tower's blocks; `defaults`: hidden_size, intermediate_size, num_hidden_layers, heads of the class."""
+    intermediate = section.integer("intermediate_size", defaults[1], 1, 1 << 18)
+    heads = section.heads(hidden, defaults[0], defaults[3])
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    return tuple(
+        pre_norm_block(f"vision_model.encoder.layers.{i}", hidden, intermediate, heads, activation, eps, packed=True)
+        for i in range(section.integer("num_hidden_layers", defaults[2], 1, 1024))
+    )
+
+
+def vision_steps(hidden: int, eps: float) -> tuple[Step, ...]:
+    return (
+        Step("last_hidden_state", "hidden", norm("vision_model.post_layernorm", hidden, eps)),
+        Step("class_token", "last_hidden_state", Pool("first")),
+        Step("pooler_output", "class_token", norm("vision_model.post_layernorm", hidden, eps)),
     )
 
 
@@ -77,25 +82,18 @@ def cross_layers(config: Config, prefix: str, features: int) -> tuple[Linear, ..
 def vision(config: Config, text_prefix: str, projection: bool = False) -> Encoder:
     """The picture tower; its context is for the text stack under `text_prefix`."""
     section, hidden, eps = vision_sizes(config)
-    steps = [
-        Step("last_hidden_state", "hidden", norm("vision_model.post_layernorm", hidden, eps)),
-        Step("class_token", "last_hidden_state", Pool("first")),
-        Step("pooler_output", "class_token", norm("vision_model.post_layernorm", hidden, eps)),
-    ]
+    steps = vision_steps(hidden, eps)
     if projection:
         size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)
-        steps += [
+        steps += (
             Step("embeds", "class_token", Project(linear("vision_proj", size, hidden))),
             Step("unit_embeds", "embeds", Normalize()),
-        ]
+        )
     return Encoder(
         hidden_size=hidden,
-        stem=stem(section, hidden),
-        layers=tuple(
-            vision_block(section, f"vision_model.encoder.layers.{i}", hidden, eps)
-            for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
-        ),
-        steps=tuple(steps),
+        stem=stem(section, hidden, patch=16, image=384),
+        layers=vision_layers(section, hidden, (768, 3072, 12, 12), eps),
+        steps=steps,
         context=Context("last_hidden_state", cross_layers(config, text_prefix, hidden), text_sizes(config)[3]),
     )
 
@@ -104,20 +102,15 @@ def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bo
     eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
     intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
     activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
-    cross = f"{prefix}.crossattention"
     return post_norm_block(
         prefix,
         hidden,
-        intermediate,
         heads,
         activation,
         eps,
+        feed_forward(prefix, hidden, intermediate, eps),
         causal=causal,
-        cross=Cross(
-            query=linear(f"{cross}.self.query", hidden, hidden),
-            out=linear(f"{cross}.output.dense", hidden, hidden),
-            norm=norm(f"{cross}.output.LayerNorm", hidden, eps),
-        ),
+        cross=cross_part(f"{prefix}.crossattention", hidden, eps),
     )
 
 
@@ -137,9 +130,7 @@ def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = Fa
             ),
         ),
         stem_norm=norm(f"{embeddings}.LayerNorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
-        layers=tuple(
-            text_block(section, f"{prefix}encoder.layer.{i}", hidden, heads, causal) for i in range(layers)
-        ),
+        layers=tuple(text_block(section, f"{prefix}encoder.layer.{i}", hidden, heads, causal) for i in range(layers)),
         steps=steps,
         **more,
     )

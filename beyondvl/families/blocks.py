@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..spec import Block, Linear, Norm, Ref, ref
+from ..spec import Block, FeedForward, Linear, Norm, Ref, ref
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -31,17 +31,27 @@ def packed_rows(name: str, size: int, first: int, parts: int, in_features: int |
 
 
 def pre_norm_block(
-    prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float, causal: bool = False
+    prefix: str,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    activation: str,
+    eps: float,
+    causal: bool = False,
+    packed: bool = False,
 ) -> Block:
-    """A layer of CLIP's and SigLIP's towers."""
+    """A layer of CLIP's and SigLIP's towers; `packed`: of BLIP's and BLIP-2's, with q, k, v in one parameter."""
     attention = f"{prefix}.self_attn"
+    separate = [f"{attention}.{part}_proj" for part in "qkv"]
     return Block(
-        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], hidden, hidden),
-        out=linear(f"{attention}.out_proj", hidden, hidden),
-        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
-        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
+        qkv=linear(f"{attention}.qkv", 3 * hidden, hidden) if packed else stacked(separate, hidden, hidden),
+        out=linear(f"{attention}.projection" if packed else f"{attention}.out_proj", hidden, hidden),
         norm1=norm(f"{prefix}.layer_norm1", hidden, eps),
-        norm2=norm(f"{prefix}.layer_norm2", hidden, eps),
+        ffn=FeedForward(
+            linear(f"{prefix}.mlp.fc1", intermediate, hidden),
+            linear(f"{prefix}.mlp.fc2", hidden, intermediate),
+            norm(f"{prefix}.layer_norm2", hidden, eps),
+        ),
         num_attention_heads=heads,
         activation=activation,
         causal=causal,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..spec import Block, Encoder, FeedForward, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .blocks import linear, norm
 from .registry import Family, strip_prefixes
 
@@ -47,10 +47,12 @@ def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal
     return Block(
         qkv=Linear(ref(f"{attention}.in_proj_weight", 3 * width, width), ref(f"{attention}.in_proj_bias", 3 * width)),
         out=linear(f"{attention}.out_proj", width, width),
-        fc1=linear(f"{prefix}.mlp.c_fc", mlp, width),
-        fc2=linear(f"{prefix}.mlp.c_proj", width, mlp),
         norm1=norm(f"{prefix}.ln_1", width, EPS),
-        norm2=norm(f"{prefix}.ln_2", width, EPS),
+        ffn=FeedForward(
+            linear(f"{prefix}.mlp.c_fc", mlp, width),
+            linear(f"{prefix}.mlp.c_proj", width, mlp),
+            norm(f"{prefix}.ln_2", width, EPS),
+        ),
         num_attention_heads=heads,
         activation=activation,
         causal=causal,

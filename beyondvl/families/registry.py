@@ -18,7 +18,7 @@ from ..spec import Encoder
 
 __all__ = ["Family", "families", "find_family", "strip_prefixes"]
 
-MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_lite", "open_clip", "blip")
+MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_lite", "open_clip", "blip", "blip_2")
 
 # buffers that older versions of the libraries stored: recomputed, never read
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")
@@ -62,8 +62,9 @@ class Family:
 
     `towers` gives the encoders of a config by modality ("text", "vision"), in the order they are built. `rename`
     maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a public
-    class name to the modalities that class loads; `heads` holds the classes that have towers of their own. `scale` and `bias` name the parameters of
-    logits = cos * exp(scale) + bias, and `sigmoid` tells how scores become probabilities.
+    class name to the modalities that class loads; `heads` holds the classes that have towers of their own. `scale`
+    and `bias` name the parameters of logits = cos * exp(scale) + bias, and `sigmoid` tells how scores become
+    probabilities.
     """
 
     model_type: str

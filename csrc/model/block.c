@@ -7,6 +7,11 @@
  *
  * attention: softmax(Q K^T / sqrt(hd) + mask) V per head; Q, K, V come from one product. A causal block may
  * find the keys and values of earlier tokens in the call's cache, and appends its own.
+ *
+ * Where the first rows of an item are query tokens, they and the text attend to each other (causal: the
+ * queries to themselves, the text to the queries and to what came before); then the queries alone attend to
+ * the context, and each side has its own fc1, fc2 and norm.
+ *
  * cross: the same with the keys and values of the item's context (state.h), which the operation "context"
  * made in another program.
  * attention_pool (SigLIP's MAP head): y = out(attention(probe Wq, x Wk, x Wv)); y + fc2(act(fc1(norm(y)))).
@@ -26,18 +31,27 @@
 #include "ops.h"
 
 typedef struct {
-    bvl_linear qkv, out, fc1, fc2;             /* attention_pool: qkv holds k and v */
-    bvl_norm norm1, norm2;                     /* attention_pool: norm2 alone */
-    bvl_linear cross_q, cross_out;             /* where layer >= 0 */
+    bvl_linear fc1, fc2;
+    bvl_norm norm;
+    int64_t intermediate;
+    bool direct; /* fc1 writes fc2's operand itself */
+} feed_forward;
+
+typedef struct {
+    bvl_linear qkv, out; /* attention_pool: qkv holds k and v */
+    bvl_norm norm1;      /* attention_pool: none */
+    feed_forward ffn;    /* intermediate 0: there is one for queries alone */
+    feed_forward query_ffn;
+    bvl_linear cross_q, cross_out; /* where layer >= 0 */
     bvl_norm cross_norm;
-    int64_t layer;                             /* of the contexts, or -1 */
-    int64_t cached;                            /* layer of the cache, of causal blocks */
-    float *query;                              /* attention_pool: [D] */
-    int64_t D, heads, hd, inner, intermediate; /* inner = heads * hd */
+    int64_t layer;               /* of the contexts, or -1 */
+    int64_t cached;              /* layer of the cache, of causal blocks */
+    float *query;                /* attention_pool: [D] */
+    int64_t D, heads, hd, inner; /* inner = heads * hd */
     bvl_activation act;
     bool causal, pre_norm;
-    bool bf16;                   /* q, k, v and attention are bfloat16 */
-    bool direct_out, direct_fc2; /* what comes before writes that product's operand itself */
+    bool bf16;       /* q, k, v and attention are bfloat16 */
+    bool direct_out; /* attention writes out's operand itself */
 } block;
 
 enum { P_HEADS, P_ACT, P_EPS, P_CAUSAL, P_PRE_NORM };
@@ -46,31 +60,55 @@ enum {
     QKV_B,
     OUT_W,
     OUT_B,
-    FC1_W,
-    FC1_B,
-    FC2_W,
-    FC2_B,
     NORM1_W,
     NORM1_B,
-    NORM2_W,
-    NORM2_B,
-    QUERY, /* attention_pool's last; what follows is the block's */
+    FFN,             /* fc1, fc2 and norm2, six parameters */
+    QUERY = FFN + 6, /* attention_pool's last; what follows is the block's */
     CROSS_Q_W = QUERY,
     CROSS_Q_B,
     CROSS_OUT_W,
     CROSS_OUT_B,
     CROSS_NORM_W,
-    CROSS_NORM_B
+    CROSS_NORM_B,
+    QUERY_FFN
 };
+enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* within a feed-forward */
 
 static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n,
                               bvl_error *err) {
     return b->weights[weight].data ? bvl_expect(r->op, b, weight, 1, n, 0, 0, 0, err) : BVL_OK;
 }
 
-/* `parts`: 3 for q, k, v; 2 for k, v. */
-static bvl_status block_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, int parts,
-                              bvl_error *err) {
+/* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
+static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
+    return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
+           2 * next->product->operand_words(next->K) == next->K;
+}
+
+/* The six parameters from `at` on; act is the block's. */
+static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
+                                     bvl_precision precision, feed_forward *f, bvl_error *err) {
+    const bvl_array *w = b->weights + at;
+    const int64_t D = p->slots[r->src].cols;
+    if (bvl_expect(r->op, b, at + FC1_W, 2, -1, D, 0, 0, err) != BVL_OK) return err->status;
+    f->intermediate = w[FC1_W].shape[0];
+    if (bvl_expect(r->op, b, at + FC2_W, 2, D, f->intermediate, 0, 0, err) != BVL_OK ||
+        expect_bias(r, b, at + FC1_B, f->intermediate, err) != BVL_OK ||
+        expect_bias(r, b, at + FC2_B, D, err) != BVL_OK ||
+        bvl_expect(r->op, b, at + NORM_W, 1, D, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, at + NORM_B, 1, D, 0, 0, 0, err) != BVL_OK ||
+        bvl_linear_init(&f->fc1, &p->store, p->kernels, precision, &w[FC1_W], &w[FC1_B], b->threads, err) !=
+            BVL_OK ||
+        bvl_linear_init(&f->fc2, &p->store, p->kernels, precision, &w[FC2_W], &w[FC2_B], b->threads, err) !=
+            BVL_OK)
+        return err->status;
+    f->direct = precision == p->precision && writes_operand(p, &f->fc2);
+    return bvl_norm_init(&f->norm, &p->store, &w[NORM_W], &w[NORM_B], b->params[P_EPS], err);
+}
+
+/* `parts`: 3 for q, k, v; 2 for k, v of an attention pool, whose other products are float32. */
+static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, int parts,
+                                  bvl_error *err) {
     const bvl_array *w = b->weights;
     const int64_t D = p->slots[r->src].cols, heads = (int64_t)b->params[P_HEADS];
     if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK) return err->status;
@@ -79,49 +117,25 @@ static bvl_status block_check(const bvl_program *p, const bvl_record *r, const b
         return bvl_fail(err, BVL_INVALID, "%s: %lld rows of qkv_weight do not split over %lld heads",
                         r->op->name, (long long)w[QKV_W].shape[0], (long long)heads);
     if (bvl_expect(r->op, b, OUT_W, 2, D, inner, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, FC1_W, 2, -1, D, 0, 0, err) != BVL_OK)
+        expect_bias(r, b, QKV_B, parts * inner, err) != BVL_OK || expect_bias(r, b, OUT_B, D, err) != BVL_OK)
         return err->status;
-    const int64_t intermediate = w[FC1_W].shape[0];
-    if (bvl_expect(r->op, b, FC2_W, 2, D, intermediate, 0, 0, err) != BVL_OK ||
-        expect_bias(r, b, QKV_B, parts * inner, err) != BVL_OK ||
-        expect_bias(r, b, OUT_B, D, err) != BVL_OK || expect_bias(r, b, FC1_B, intermediate, err) != BVL_OK ||
-        expect_bias(r, b, FC2_B, D, err) != BVL_OK)
-        return err->status;
-    for (int i = parts == 3 ? NORM1_W : NORM2_W; i <= NORM2_B; i++)
-        if (bvl_expect(r->op, b, i, 1, D, 0, 0, 0, err) != BVL_OK) return err->status;
-    return parts == 3 ? BVL_OK : bvl_expect(r->op, b, QUERY, 1, inner, 0, 0, 0, err);
-}
-
-static bvl_status block_fill(bvl_program *p, bvl_record *r, const bvl_build *b, int parts, bvl_error *err) {
-    const bvl_array *w = b->weights;
     block *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    s->D = p->slots[r->src].cols;
-    s->heads = (int64_t)b->params[P_HEADS];
-    s->inner = w[QKV_W].shape[0] / parts;
-    s->hd = s->inner / s->heads;
-    s->intermediate = w[FC1_W].shape[0];
+    *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1};
     s->act = (bvl_activation)b->params[P_ACT];
-    bvl_linear *linears[] = {&s->qkv, &s->out, &s->fc1, &s->fc2};
-    for (int i = 0; i < 4; i++) {
-        const bvl_precision precision = parts == 3 || i == 0 ? p->precision : BVL_FLOAT32;
-        if (bvl_linear_init(linears[i], &p->store, p->kernels, precision, &w[QKV_W + 2 * i],
-                            &w[QKV_B + 2 * i], b->threads, err) != BVL_OK)
-            return err->status;
-    }
-    if (parts == 3 &&
-        bvl_norm_init(&s->norm1, &p->store, &w[NORM1_W], &w[NORM1_B], b->params[P_EPS], err) != BVL_OK)
+    const bvl_precision rest = parts == 3 ? p->precision : BVL_FLOAT32;
+    if (bvl_linear_init(&s->qkv, &p->store, p->kernels, p->precision, &w[QKV_W], &w[QKV_B], b->threads,
+                        err) != BVL_OK ||
+        bvl_linear_init(&s->out, &p->store, p->kernels, rest, &w[OUT_W], &w[OUT_B], b->threads, err) !=
+            BVL_OK)
         return err->status;
-    if (bvl_norm_init(&s->norm2, &p->store, &w[NORM2_W], &w[NORM2_B], b->params[P_EPS], err) != BVL_OK)
-        return err->status;
-    return parts == 3 ? BVL_OK : bvl_copy_vector(&s->query, &p->store, &w[QUERY], err);
+    return BVL_OK;
 }
 
-/* The part that attends to a context; block_fill came before. */
+/* The part that attends to a context. */
 static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_array *w = b->weights;
     block *s = r->state;
-    s->layer = -1;
     if (!w[CROSS_Q_W].data) return BVL_OK;
     if (bvl_expect(r->op, b, CROSS_Q_W, 2, s->inner, s->D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, CROSS_OUT_W, 2, s->D, s->inner, 0, 0, err) != BVL_OK ||
@@ -141,12 +155,6 @@ static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     return bvl_context_layer(&p->takes, s->heads, s->hd, s->bf16, r->op->name, err);
 }
 
-/* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
-static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
-    return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
-           2 * next->product->operand_words(next->K) == next->K;
-}
-
 /* Words between rows of q k v, of attention's output, of the MLP's inner activations and of cached k v. */
 static int64_t block_ld(int64_t cols, bool bf16) {
     return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
@@ -160,14 +168,31 @@ bool bvl_block_bf16(const bvl_program *p, int64_t inner, int64_t heads) {
 }
 
 static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *slot = &p->slots[r->src];
+    const bool queries = b->weights[QUERY_FFN].data != NULL;
     if (r->src != r->dst) return bvl_fail(err, BVL_INVALID, "transformer_block: expected src == dst");
-    if (block_check(p, r, b, 3, err) != BVL_OK || block_fill(p, r, b, 3, err) != BVL_OK) return err->status;
+    if (queries != (p->queries != 0) || ((slot->text || queries) && slot->rows != p->queries))
+        return bvl_fail(err, BVL_INVALID,
+                        "transformer_block: slot %s of %lld rows, %lld query tokens, weights for %s",
+                        slot->name, (long long)slot->rows, (long long)p->queries, queries ? "some" : "none");
+    if (attention_build(p, r, b, 3, err) != BVL_OK) return err->status;
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
+    if (bvl_expect(r->op, b, NORM1_W, 1, s->D, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, NORM1_B, 1, s->D, 0, 0, 0, err) != BVL_OK ||
+        bvl_norm_init(&s->norm1, &p->store, &b->weights[NORM1_W], &b->weights[NORM1_B], b->params[P_EPS],
+                      err) != BVL_OK)
+        return err->status;
+    if ((b->weights[FFN].data || slot->text) &&
+        feed_forward_build(p, r, b, FFN, p->precision, &s->ffn, err) != BVL_OK)
+        return err->status;
+    if (queries && feed_forward_build(p, r, b, QUERY_FFN, p->precision, &s->query_ffn, err) != BVL_OK)
+        return err->status;
+    if (!queries && !s->ffn.intermediate)
+        return bvl_expect(r->op, b, FFN, 2, -1, s->D, 0, 0, err); /* says that it is missing */
     s->bf16 = bvl_block_bf16(p, s->inner, s->heads);
     s->direct_out = s->bf16 && writes_operand(p, &s->out);
-    s->direct_fc2 = writes_operand(p, &s->fc2);
     if (cross_build(p, r, b, err) != BVL_OK) return err->status;
     if (s->causal) {
         s->cached = p->cached_layers;
@@ -179,27 +204,32 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
 /* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's
  * inner rows; operand rows. */
 static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t *operand) {
-    *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)),
-                      BVL_MAX(bvl_norm_operand(&s->norm1, &s->qkv), bvl_norm_operand(&s->norm2, &s->fc1)));
-    *wide = BVL_MAX(block_ld(3 * s->inner, s->bf16), block_ld(s->intermediate, s->direct_fc2));
-    *operand = BVL_MAX(bvl_linear_operand(&s->out), bvl_linear_operand(&s->fc2));
-    if (!s->pre_norm)
-        *operand = BVL_MAX(*operand, BVL_MAX(bvl_linear_operand(&s->qkv), bvl_linear_operand(&s->fc1)));
+    *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)), bvl_norm_operand(&s->norm1, &s->qkv));
+    *wide = block_ld(3 * s->inner, s->bf16);
+    *operand = BVL_MAX(bvl_linear_operand(&s->out), s->pre_norm ? 0 : bvl_linear_operand(&s->qkv));
+    for (int i = 0; i < 2; i++) {
+        const feed_forward *f = i ? &s->query_ffn : &s->ffn;
+        if (!f->intermediate) continue;
+        *narrow = BVL_MAX(*narrow, bvl_norm_operand(&f->norm, &f->fc1));
+        *wide = BVL_MAX(*wide, block_ld(f->intermediate, f->direct));
+        *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc2));
+        if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc1));
+    }
     if (s->layer < 0) return;
     *narrow = BVL_MAX(*narrow, bvl_norm_operand(&s->cross_norm, &s->cross_q));
     *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_out));
     if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_q));
 }
 
-static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in) {
     int64_t narrow, wide, operand;
     block_parts(r->state, &narrow, &wide, &operand);
-    return count * bvl_slot_rows(&p->slots[r->src], L) * (narrow + wide + operand);
+    return count * bvl_slot_rows(&p->slots[r->src], in) * (narrow + wide + operand);
 }
 
 static int64_t block_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const block *s = r->state;
-    const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(&p->slots[r->src], in->L), in->context_rows);
+    const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(&p->slots[r->src], in), in->context_rows);
     return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_padded(s->D));
 }
 
@@ -223,7 +253,7 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
     const bvl_inputs *in = run->inputs;
     const bool cached = s->causal && in->cache;
     const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1; /* elements in a word */
-    const int64_t past = cached ? in->past : 0;
+    const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
     bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,
                                  .Tk = past + T,
                                  .hd = s->hd,
@@ -232,17 +262,18 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
                                  .ldo = ldo,
                                  .scale = 1.0f / sqrtf((float)s->hd),
                                  .causal = s->causal,
+                                 .prefix = queries,
                                  .bf16 = s->bf16,
                                  .out_bf16 = s->direct_out};
-    const bool text =
-        run->program->slots[slot].rows == BVL_ROWS_TEXT; /* attention_mask is about text alone */
+    const bool text = run->program->slots[slot].text; /* attention_mask is about text alone */
     int64_t begin, end;
     bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
         const int64_t row = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
         const float *q = qkv + item * T * ld;
-        const float *k = cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + s->inner / per;
+        const float *k =
+            cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + s->inner / per;
         k += head * s->hd / per;
         shape.first = past + row;
         shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
@@ -261,9 +292,10 @@ static void clear_tails(const block *s, const bvl_run *run, float *q, int64_t ld
         memset(q + i * ldq + s->inner / 2, 0, (size_t)reach * sizeof(float));
 }
 
-/* out[rows, inner] = attention of q[rows, inner] over each item's context, `Tq` rows an item. */
-static void cross_attention(const block *s, const bvl_run *run, float *out, int64_t ldo, const float *q,
-                            int64_t ldq, int64_t Tq) {
+/* out[rows, inner] = attention of q[rows, inner] over the contexts of `count` items from `first` of the call
+ * on, Tq rows an item. */
+static void cross_attention(const block *s, const bvl_run *run, int64_t first, int64_t count, float *out,
+                            int64_t ldo, const float *q, int64_t ldq, int64_t Tq) {
     bvl_attention_shape shape = {.Tq = Tq,
                                  .hd = s->hd,
                                  .ldq = ldq,
@@ -273,10 +305,10 @@ static void cross_attention(const block *s, const bvl_run *run, float *out, int6
                                  .out_bf16 = s->direct_out};
     const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1;
     int64_t begin, end;
-    bvl_share(run->count * s->heads, run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(count * s->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / s->heads, head = u % s->heads;
-        const bvl_context *c = run->inputs->contexts[run->first + item];
+        const bvl_context *c = run->inputs->contexts[first + item];
         const float *packed = c->memory + s->layer * c->words + head * (c->words / s->heads);
         shape.Tk = c->rows;
         bvl_attention_packed(run->kernels, out + item * Tq * ldo + head * s->hd / to,
@@ -326,53 +358,86 @@ static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *nor
     bvl_barrier(run->team);
 }
 
+/* The sub-layer over the contexts of `count` items from `first` of the call on, at their rows. */
+static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, int64_t count,
+                           const place *at) {
+    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    int64_t ld;
+    const float *a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, at, &ld);
+    clear_tails(s, run, at->wide, ldq, at->rows);
+    bvl_linear_run(&s->cross_q, run->kernels, at->wide, ldq, a, ld, at->rows, (bvl_epilogue){.bf16 = s->bf16},
+                   run->team);
+    bvl_barrier(run->team);
+    cross_attention(s, run, first, count, at->h, ldo, at->wide, ldq, at->rows / count);
+    end_sublayer(s, run, &s->cross_norm, &s->cross_out, at, at->h, ldo, s->direct_out);
+}
+
+static void feed_forward_sublayer(const block *s, const bvl_run *run, const feed_forward *f,
+                                  const place *at) {
+    const int64_t ldm = block_ld(f->intermediate, f->direct);
+    int64_t ld;
+    const float *a = begin_sublayer(s, run, &f->norm, &f->fc1, at, &ld);
+    bvl_linear_run(&f->fc1, run->kernels, at->wide, ldm, a, ld, at->rows,
+                   (bvl_epilogue){.act = s->act, .bf16 = f->direct}, run->team);
+    bvl_barrier(run->team);
+    end_sublayer(s, run, &f->norm, &f->fc2, at, at->wide, ldm, f->direct);
+}
+
+/* What follows self-attention where queries and text part ways: item by item, for the rows of one side lie
+ * apart. */
+static void part_ways(const block *s, const bvl_run *run, const place *all, int64_t queries, int64_t T) {
+    place at = *all;
+    for (int64_t i = 0; i < run->count; i++) {
+        at.x = all->x + i * T * at.ldx;
+        at.rows = queries;
+        if (s->layer >= 0) cross_sublayer(s, run, run->first + i, 1, &at);
+        feed_forward_sublayer(s, run, &s->query_ffn, &at);
+        at.x += queries * at.ldx;
+        at.rows = T - queries;
+        if (at.rows) feed_forward_sublayer(s, run, &s->ffn, &at);
+    }
+}
+
 static void block_run(const bvl_record *r, const bvl_run *run) {
     const block *s = r->state;
-    const bvl_kernels *k = run->kernels;
-    const bvl_team team = run->team;
-    const int64_t T = bvl_slot_rows(&run->program->slots[r->src], run->inputs->L), tokens = run->count * T;
-    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out),
-                  ldm = block_ld(s->intermediate, s->direct_fc2);
-    int64_t narrow, most, operand, ld;
-    block_parts(s, &narrow, &most, &operand);
-    place at = {.x = run->slots[r->src], .h = run->shared, .rows = tokens};
-    at.ldx = run->program->slots[r->src].ld;
+    const bvl_slot *slot = &run->program->slots[r->src];
+    const int64_t T = bvl_slot_rows(slot, run->inputs), tokens = run->count * T;
+    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    int64_t narrow, wide, operand, ld;
+    block_parts(s, &narrow, &wide, &operand);
+    place at = {.x = run->slots[r->src], .h = run->shared, .ldx = slot->ld, .rows = tokens};
     at.wide = at.h + tokens * narrow;
-    at.z = at.wide + tokens * most;
+    at.z = at.wide + tokens * wide;
 
     const float *a = begin_sublayer(s, run, &s->norm1, &s->qkv, &at, &ld);
-    bvl_linear_run(&s->qkv, k, at.wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16}, team);
-    bvl_barrier(team);
+    bvl_linear_run(&s->qkv, run->kernels, at.wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16},
+                   run->team);
+    bvl_barrier(run->team);
     append_to_cache(s, run, at.wide, ldq, T);
     self_attention(s, run, r->src, at.h, ldo, at.wide, ldq, T);
-    bvl_barrier(team);
+    bvl_barrier(run->team);
     if (run->pool) keep_pooled(run, at.x, at.ldx, T, s->D);
     at.rows = bvl_run_rows(run, r->src, &at.ldx); /* from here on, perhaps one row an item */
     end_sublayer(s, run, &s->norm1, &s->out, &at, at.h, ldo, s->direct_out);
 
-    if (s->layer >= 0 && run->inputs->contexts) {
-        a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, &at, &ld);
-        clear_tails(s, run, at.wide, ldq, at.rows);
-        bvl_linear_run(&s->cross_q, k, at.wide, ldq, a, ld, at.rows, (bvl_epilogue){.bf16 = s->bf16}, team);
-        bvl_barrier(team);
-        cross_attention(s, run, at.h, ldo, at.wide, ldq, at.rows / run->count);
-        end_sublayer(s, run, &s->cross_norm, &s->cross_out, &at, at.h, ldo, s->direct_out);
+    const bool queries = s->query_ffn.intermediate && run->inputs->contexts;
+    if (queries) {
+        part_ways(s, run, &at, run->program->queries, T);
+        return;
     }
-
-    a = begin_sublayer(s, run, &s->norm2, &s->fc1, &at, &ld);
-    bvl_linear_run(&s->fc1, k, at.wide, ldm, a, ld, at.rows,
-                   (bvl_epilogue){.act = s->act, .bf16 = s->direct_fc2}, team);
-    bvl_barrier(team);
-    end_sublayer(s, run, &s->norm2, &s->fc2, &at, at.wide, ldm, s->direct_fc2);
+    if (s->layer >= 0 && run->inputs->contexts) cross_sublayer(s, run, run->first, run->count, &at);
+    feed_forward_sublayer(s, run, &s->ffn, &at);
 }
 
 const bvl_op bvl_op_transformer_block = {
     .name = "transformer_block",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm", NULL},
-    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
-                "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "cross_q_weight",
-                "cross_q_bias", "cross_out_weight", "cross_out_bias", "cross_norm_weight", "cross_norm_bias",
-                NULL},
+    .weights =
+        {"qkv_weight",       "qkv_bias",          "out_weight",        "out_bias",         "norm1_weight",
+         "norm1_bias",       "fc1_weight",        "fc1_bias",          "fc2_weight",       "fc2_bias",
+         "norm2_weight",     "norm2_bias",        "cross_q_weight",    "cross_q_bias",     "cross_out_weight",
+         "cross_out_bias",   "cross_norm_weight", "cross_norm_bias",   "query_fc1_weight", "query_fc1_bias",
+         "query_fc2_weight", "query_fc2_bias",    "query_norm_weight", "query_norm_bias",  NULL},
     .build = block_build,
     .shared = block_shared,
     .local = block_local,
@@ -381,18 +446,23 @@ const bvl_op bvl_op_transformer_block = {
 };
 
 static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    if (p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
+    if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
         return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
                         (long long)p->slots[r->src].cols);
-    if (block_check(p, r, b, 2, err) != BVL_OK) return err->status;
-    return block_fill(p, r, b, 2, err);
+    if (attention_build(p, r, b, 2, err) != BVL_OK) return err->status;
+    block *s = r->state;
+    if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
+        feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
+        return err->status;
+    return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
 }
 
-static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                                     const bvl_inputs *in) {
     const block *s = r->state;
-    const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], L);
+    const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], in);
     return rows * (bvl_padded(2 * s->inner) + bvl_linear_operand(&s->qkv)) +
-           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->intermediate));
+           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->ffn.intermediate));
 }
 
 static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
@@ -400,10 +470,9 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const bvl_slot *src = &run->program->slots[r->src];
-    const int64_t T = bvl_slot_rows(src, run->inputs->L), n = run->count,
-                  ldy = run->program->slots[r->dst].ld;
+    const int64_t T = bvl_slot_rows(src, run->inputs), n = run->count, ldy = run->program->slots[r->dst].ld;
     const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
-                  ldm = bvl_padded(s->intermediate);
+                  ldm = bvl_padded(s->ffn.intermediate);
     float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
     float *y = run->slots[r->dst];
     int64_t ld = src->ld;
@@ -428,19 +497,20 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     bvl_barrier(team);
     bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    bvl_norm_run(&s->norm2, k, h, ldh, y, ldy, n, team);
+    bvl_norm_run(&s->ffn.norm, k, h, ldh, y, ldy, n, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
+    bvl_linear_run(&s->ffn.fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
+    bvl_linear_run(&s->ffn.fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
     bvl_barrier(team);
 }
 
 const bvl_op bvl_op_attention_pool = {
     .name = "attention_pool",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", NULL},
-    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
-                "fc2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "query", NULL},
+    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm1_weight", "norm1_bias",
+                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias", "query",
+                NULL},
     .build = attention_pool_build,
     .shared = attention_pool_shared,
     .local = block_local,

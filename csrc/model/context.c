@@ -26,6 +26,9 @@ static bvl_status context_build(bvl_program *p, bvl_record *r, const bvl_build *
                         (long long)b->weights[0].shape[0], (long long)heads);
     if (b->weights[1].data && bvl_expect(r->op, b, 1, 1, 2 * inner, 0, 0, 0, err) != BVL_OK)
         return err->status;
+    if (p->slots[r->src].text && p->slots[r->src].rows)
+        return bvl_fail(err, BVL_INVALID,
+                        "context: of query tokens and text in one slot, expected one of them");
     if (p->makes.layers && p->context_slot != r->src)
         return bvl_fail(err, BVL_INVALID, "context: of slot %s, expected %s as before", p->slots[r->src].name,
                         p->slots[p->context_slot].name);
@@ -45,9 +48,10 @@ static int64_t row_words(const context_state *s) {
     return bvl_padded(s->bf16 ? s->inner : 2 * s->inner);
 }
 
-static int64_t context_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t context_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                              const bvl_inputs *in) {
     const context_state *s = r->state;
-    return count * bvl_slot_rows(&p->slots[r->src], L) * (row_words(s) + bvl_linear_operand(&s->kv));
+    return count * bvl_slot_rows(&p->slots[r->src], in) * (row_words(s) + bvl_linear_operand(&s->kv));
 }
 
 /* Moves the rows of an item that the mask keeps to its front. */
@@ -65,14 +69,14 @@ static void context_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src];
     const bvl_inputs *in = run->inputs;
     const bvl_context_shape *shape = &run->program->makes;
-    const int64_t T = bvl_slot_rows(src, in->L), rows = run->count * T, ld = row_words(s);
+    const int64_t T = bvl_slot_rows(src, in), rows = run->count * T, ld = row_words(s);
     const int64_t per = s->bf16 ? 2 : 1;
     float *kv = run->shared;
     int64_t lda = src->ld, begin, end;
     const float *a = bvl_linear_load(&s->kv, kv + rows * ld, run->slots[r->src], &lda, rows, run->team);
     bvl_linear_run(&s->kv, run->kernels, kv, ld, a, lda, rows, (bvl_epilogue){.bf16 = s->bf16}, run->team);
     bvl_barrier(run->team);
-    if (src->rows == BVL_ROWS_TEXT && in->attention_mask && !run->padded) {
+    if (src->text && in->attention_mask && !run->padded) {
         bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
         for (int64_t i = begin; i < end; i++)
             keep_unmasked(kv + i * T * ld, ld, in->attention_mask + (run->first + i) * T, T);
@@ -83,9 +87,10 @@ static void context_run(const bvl_record *r, const bvl_run *run) {
         const int64_t item = u / shape->heads, head = u % shape->heads;
         bvl_context *c = run->made[item];
         const float *k = kv + item * T * ld + head * shape->hd / per;
-        bvl_attention_pack(run->kernels, c->memory + s->layer * c->words + head * (c->words / shape->heads), k,
-                           k + s->inner / per,
-                           &(bvl_attention_shape){.Tk = c->rows, .hd = shape->hd, .ldkv = ld, .bf16 = s->bf16});
+        bvl_attention_pack(
+            run->kernels, c->memory + s->layer * c->words + head * (c->words / shape->heads), k,
+            k + s->inner / per,
+            &(bvl_attention_shape){.Tk = c->rows, .hd = shape->hd, .ldkv = ld, .bf16 = s->bf16});
     }
     bvl_barrier(run->team);
 }

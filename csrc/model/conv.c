@@ -37,7 +37,7 @@ static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const double *q = b->params;
     int64_t channels = src->cols;
-    if (src->rows != (int64_t)(q[P_HEIGHT] * q[P_WIDTH]) ||
+    if (src->text || dst->text || src->rows != (int64_t)(q[P_HEIGHT] * q[P_WIDTH]) ||
         dst->rows != (int64_t)(q[P_OUT_HEIGHT] * q[P_OUT_WIDTH]))
         return bvl_fail(err, BVL_INVALID, "inverted_residual: rows do not match height x width");
     if (q[P_RESIDUAL] != 0 && (src->rows != dst->rows || src->cols != dst->cols))
@@ -94,10 +94,11 @@ static int64_t operand_size(const inverted_residual *s, int64_t rows, int64_t ou
     return BVL_MAX(rows * expand, out_rows * bvl_linear_operand(&s->project));
 }
 
-static int64_t inverted_residual_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t inverted_residual_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                                        const bvl_inputs *in) {
     const inverted_residual *s = r->state;
     const int64_t rows = p->slots[r->src].rows, out_rows = p->slots[r->dst].rows;
-    (void)count, (void)L; /* one picture at a time */
+    (void)count, (void)in; /* one picture at a time */
     return rows * s->shape.ld_in + out_rows * s->shape.ld_out + operand_size(s, rows, out_rows);
 }
 

@@ -3,6 +3,7 @@
  * norm           y = layer_norm(x), every row      linear         y = act(x W^T + b), or y += x W^T + b
  * l2_normalize   y = x / |x|, every row            softmax        y = softmax(x), every row
  * pool           y = one row of x, or a mean over its rows
+ * first_rows     y = the first rows of x: what the query tokens drew
  */
 #include <string.h>
 
@@ -13,7 +14,8 @@
 
 static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same_cols, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    if (src->rows == dst->rows && (!same_cols || src->cols == dst->cols)) return BVL_OK;
+    if (src->rows == dst->rows && src->text == dst->text && (!same_cols || src->cols == dst->cols))
+        return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name,
                     dst->name);
 }
@@ -69,9 +71,9 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
     return BVL_OK;
 }
 
-static int64_t linear_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t linear_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in) {
     const linear_state *s = r->state;
-    return count * bvl_slot_rows(&p->slots[r->src], L) * bvl_linear_operand(&s->linear);
+    return count * bvl_slot_rows(&p->slots[r->src], in) * bvl_linear_operand(&s->linear);
 }
 
 static void linear_run(const bvl_record *r, const bvl_run *run) {
@@ -116,8 +118,9 @@ typedef struct {
 static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const int kind = (int)b->params[0];
-    if (kind < 0 || kind >= POOL_COUNT || dst->rows != 1 || dst->cols != src->cols ||
-        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && src->rows != BVL_ROWS_TEXT))
+    if (kind < 0 || kind >= POOL_COUNT || dst->text || dst->rows != 1 || dst->cols != src->cols ||
+        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && !src->text) ||
+        (kind != POOL_FIRST && src->text && src->rows)) /* which rows are text changes from call to call */
         return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name,
                         dst->name);
     pool_state *s = r->state = bvl_alloc(sizeof *s);
@@ -148,16 +151,16 @@ static int64_t pool_row(const bvl_record *r, const bvl_run *run, int64_t item) {
     const bvl_inputs *in = run->inputs;
     const bvl_slot *src = &run->program->slots[r->src];
     if (s->kind == POOL_MEAN) return -1;
-    return pooled_row(s, src->rows == BVL_ROWS_TEXT ? in->input_ids + (run->first + item) * in->L : NULL,
-                      bvl_slot_rows(src, in->L));
+    return pooled_row(s, src->text ? in->input_ids + (run->first + item) * in->L : NULL,
+                      bvl_slot_rows(src, in));
 }
 
 static void pool_run(const bvl_record *r, const bvl_run *run) {
     const pool_state *s = r->state;
     const bvl_inputs *in = run->inputs;
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
-    const int64_t T = bvl_slot_rows(src, in->L);
-    const bool text = src->rows == BVL_ROWS_TEXT;
+    const int64_t T = bvl_slot_rows(src, in);
+    const bool text = src->text;
     int64_t begin, end;
     bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
@@ -191,7 +194,7 @@ static bvl_status same_shape_build(bvl_program *p, bvl_record *r, const bvl_buil
 static void l2_normalize_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src];
     bvl_l2_normalize_run(run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld, run->slots[r->src],
-                         src->ld, run->count * bvl_slot_rows(src, run->inputs->L), src->cols, run->team);
+                         src->ld, run->count * bvl_slot_rows(src, run->inputs), src->cols, run->team);
     bvl_barrier(run->team);
 }
 
@@ -206,7 +209,7 @@ const bvl_op bvl_op_l2_normalize = {
 static void softmax_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
     int64_t begin, end;
-    bvl_share(run->count * bvl_slot_rows(src, run->inputs->L), run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(run->count * bvl_slot_rows(src, run->inputs), run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         float *y = run->slots[r->dst] + i * dst->ld;
         if (r->src != r->dst) memcpy(y, run->slots[r->src] + i * src->ld, (size_t)src->cols * sizeof(float));
@@ -223,8 +226,42 @@ const bvl_op bvl_op_softmax = {
     .run = softmax_run,
 };
 
+static bvl_status first_rows_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
+    (void)b;
+    if (dst->rows <= src->rows && !dst->text && dst->cols == src->cols) return BVL_OK;
+    return bvl_fail(err, BVL_INVALID, "first_rows: slot %s does not fit the first rows of %s", dst->name,
+                    src->name);
+}
+
+static void first_rows_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
+    const int64_t T = bvl_slot_rows(src, run->inputs), there = BVL_MIN(T, dst->rows);
+    int64_t begin, end;
+    bvl_share(run->count * dst->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        float *y = run->slots[r->dst] + i * dst->ld;
+        const int64_t t = i % dst->rows;
+        if (t < there)
+            memcpy(y, run->slots[r->src] + (i / dst->rows * T + t) * src->ld,
+                   (size_t)dst->cols * sizeof(float));
+        else
+            memset(y, 0, (size_t)dst->cols * sizeof(float));
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_first_rows = {
+    .name = "first_rows",
+    .params = {NULL},
+    .weights = {NULL},
+    .build = first_rows_build,
+    .run = first_rows_run,
+};
+
 const bvl_op *const bvl_ops[] = {
     &bvl_op_embed_tokens,
+    &bvl_op_query_tokens,
     &bvl_op_patch_embed,
     &bvl_op_transformer_block,
     &bvl_op_attention_pool,
@@ -235,5 +272,6 @@ const bvl_op *const bvl_ops[] = {
     &bvl_op_pool,
     &bvl_op_l2_normalize,
     &bvl_op_softmax,
+    &bvl_op_first_rows,
     NULL,
 };

@@ -41,14 +41,15 @@ int bvl_program_find_slot(const bvl_program *program, const char *name) {
     return -1;
 }
 
-int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err) {
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bool text,
+                     bvl_error *err) {
     if (program->sealed || program->slot_count == BVL_MAX_SLOTS ||
         strlen(name) >= sizeof program->slots[0].name || bvl_program_find_slot(program, name) >= 0) {
         bvl_fail(err, BVL_INVALID, "slot '%s': expected a new name, at most %d slots, no run yet", name,
                  BVL_MAX_SLOTS);
         return -1;
     }
-    if (rows < 0 || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
+    if (rows < (text ? 0 : 1) || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
         bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name, (long long)rows,
                  (long long)cols);
         return -1;
@@ -57,6 +58,7 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
     snprintf(slot->name, sizeof slot->name, "%s", name);
     slot->rows = rows;
     slot->cols = cols;
+    slot->text = text;
     slot->ld = bvl_padded(cols);
     return program->slot_count++;
 }
@@ -127,20 +129,20 @@ static bool reserve(size_t *at, size_t *total, int64_t count, int64_t size) {
 }
 
 static bool plan(layout *l, const bvl_program *p, int64_t count, const bvl_inputs *in, int workers) {
-    const int64_t L = in->L;
     int64_t shared = 0, local = 0;
     bool ok = true;
     l->total = 0;
     for (int i = 0; i < p->slot_count; i++) {
         const bvl_slot *slot = &p->slots[i];
-        ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, L), slot->ld);
+        ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, in), slot->ld);
     }
     for (int i = 0; i < p->record_count; i++) {
         const bvl_record *r = &p->records[i];
-        if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, L));
+        if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, in));
         if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
     }
-    ok = ok && reserve(&l->key_bias, &l->total, count, in->past + L) && reserve(&l->shared, &l->total, 1, shared);
+    ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
+         reserve(&l->shared, &l->total, 1, shared);
     l->local_size = (size_t)bvl_round_up(local, 16);
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
 }
@@ -162,15 +164,19 @@ typedef struct {
 
 static void fill_key_bias(float *bias, const bvl_run *run) {
     const int64_t keys = run->inputs->past + run->inputs->L;
+    const int64_t queries = run->inputs->contexts ? run->program->queries : 0;
     const int64_t *mask = run->inputs->attention_mask + run->first * keys;
-    for (int64_t i = 0; i < run->count * keys; i++) bias[i] = mask[i] ? 0.0f : -INFINITY;
+    for (int64_t i = 0; i < run->count; i++) {
+        for (int64_t t = 0; t < queries; t++) *bias++ = 0.0f;
+        for (int64_t t = 0; t < keys; t++) *bias++ = *mask++ ? 0.0f : -INFINITY;
+    }
 }
 
 static void write_outputs(const bvl_run *run, const bvl_call *call) {
     for (int s = 0; s < run->program->slot_count; s++) {
         if (!call->outputs[s]) continue;
         const bvl_slot *slot = &run->program->slots[s];
-        const int64_t rows = bvl_slot_rows(slot, run->inputs->L);
+        const int64_t rows = bvl_slot_rows(slot, run->inputs);
         float *out = call->outputs[s] + run->first * rows * slot->cols;
         for (int64_t r = 0; r < run->count * rows; r++)
             memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld, (size_t)slot->cols * sizeof(float));
@@ -240,7 +246,7 @@ static void work(void *context, bvl_team team) {
 int64_t bvl_context_rows(const bvl_program *p, const bvl_inputs *in, bool padded, int64_t i) {
     const bvl_slot *slot = &p->slots[p->context_slot];
     int64_t rows = 0;
-    if (slot->rows != BVL_ROWS_TEXT || padded || !in->attention_mask) return bvl_slot_rows(slot, in->L);
+    if (!slot->text || padded || !in->attention_mask) return bvl_slot_rows(slot, in);
     for (int64_t t = 0; t < in->L; t++) rows += in->attention_mask[i * in->L + t] != 0;
     return rows;
 }
@@ -252,12 +258,12 @@ static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_er
         const bvl_context *c = in->contexts[i];
         if (c->kernels != p->kernels || c->shape.layers != s->layers || c->shape.heads != s->heads ||
             c->shape.hd != s->hd || c->shape.bf16 != s->bf16)
-            return bvl_fail(err, BVL_INVALID,
-                            "contexts[%lld]: %lld layers of %lld heads of %lld, expected %lld of %lld of %lld, "
-                            "made by the same model",
-                            (long long)i, (long long)c->shape.layers, (long long)c->shape.heads,
-                            (long long)c->shape.hd, (long long)s->layers, (long long)s->heads,
-                            (long long)s->hd);
+            return bvl_fail(
+                err, BVL_INVALID,
+                "contexts[%lld]: %lld layers of %lld heads of %lld, expected %lld of %lld of %lld, "
+                "made by the same model",
+                (long long)i, (long long)c->shape.layers, (long long)c->shape.heads, (long long)c->shape.hd,
+                (long long)s->layers, (long long)s->heads, (long long)s->hd);
     }
     const bvl_cache *cache = in->cache;
     if (!cache) return BVL_OK;
@@ -278,10 +284,12 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
         return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
                         (long long)p->channels, (long long)p->height, (long long)p->width);
     for (int s = 0; s < p->slot_count && !p->vocab; s++)
-        if (p->slots[s].rows == BVL_ROWS_TEXT)
+        if (p->slots[s].text)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);
-    if (!p->vocab) return BVL_OK;
+    if (p->queries && !p->vocab && !in->contexts)
+        return bvl_fail(err, BVL_INVALID, "contexts: not given, expected one for each item");
+    if (!p->vocab || (p->queries && in->contexts && !in->input_ids)) return BVL_OK;
     if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
     if (in->L < 1 || in->L > p->max_positions - in->past)
         return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
@@ -325,7 +333,11 @@ static void find_pooling(job *j) {
     j->last_block = j->pool = -1;
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
-    if (slot < 0) return;
+    if (slot >= 0 && bvl_slot_queries(&p->slots[slot], j->inputs)) slot = -1; /* queries and text part ways */
+    if (slot < 0) {
+        j->last_block = -1;
+        return;
+    }
     touched[slot] = true;
     for (int i = j->last_block + 1; i < p->record_count; i++) {
         const bvl_record *r = &p->records[i];
@@ -346,11 +358,11 @@ static void find_pooling(job *j) {
 /* Decides the split and lays out the memory; false when sizes overflow. */
 static bool prepare(job *j, int threads) {
     const bvl_program *p = j->program;
-    const int64_t B = j->inputs->B, L = j->inputs->L;
+    const int64_t B = j->inputs->B;
     int64_t rows = 1;
     find_live(j);
     find_pooling(j);
-    for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], L));
+    for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], j->inputs));
     j->nt = threads;
     j->whole = B - B % threads;
     j->shared = 1;

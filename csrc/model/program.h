@@ -1,8 +1,9 @@
 /* program.h: a model as a list of records over named slots; what one operation is.
  *
  * A program is built once (bvl_program_add validates shapes, copies and packs weights), then immutable:
- * any number of threads may run it at the same time. A slot is a matrix per item: `rows` tokens (or L, the
- * padded text length of the call, when rows is BVL_ROWS_TEXT) of `cols` floats.
+ * any number of threads may run it at the same time. A slot is a matrix per item: `rows` tokens of `cols`
+ * floats; L more of them, the padded text length of the call, where it is a `text` slot. The first `rows` of
+ * a text slot are learned queries, which are there when the call gives contexts for them to attend to.
  */
 #ifndef BVL_PROGRAM_H
 #define BVL_PROGRAM_H
@@ -12,17 +13,12 @@
 #include "../store.h"
 #include "state.h"
 
-enum {
-    BVL_ROWS_TEXT = 0,
-    BVL_MAX_SLOTS = 32,
-    BVL_MAX_RECORDS = 512,
-    BVL_MAX_PARAMS = 16,
-    BVL_MAX_WEIGHTS = 24
-};
+enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 24 };
 
 typedef struct {
     char name[48];
     int64_t rows, cols;
+    bool text;
     int64_t ld; /* floats between two rows: cols padded so that rows spread over the cache's sets */
 } bvl_slot;
 
@@ -57,12 +53,13 @@ typedef struct {
     int record_count, record_capacity;
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
-    bvl_context_shape takes, makes;      /* contexts its blocks attend to, and those it gives other programs */
-    int context_slot;                    /* whose rows those are */
+    int64_t queries;                     /* learned query tokens, or 0 */
+    bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
+    int context_slot;               /* whose rows those are */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
-    bvl_store store;                     /* all weights */
-    bool sealed;                         /* set by the first run: nothing is added afterwards */
-    float *spare;                        /* scratch kept between calls, swapped atomically */
+    bvl_store store;                                      /* all weights */
+    bool sealed;  /* set by the first run: nothing is added afterwards */
+    float *spare; /* scratch kept between calls, swapped atomically */
 } bvl_program;
 
 /* The micro-batch a team is working on: items [first, first + count) of the call. */
@@ -73,7 +70,7 @@ typedef struct {
     bvl_team team;
     int64_t first, count;
     float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
-    const float *key_bias;       /* [count, past + L] 0 or -inf from attention_mask, or NULL */
+    const float *key_bias;       /* [count, queries + past + L] 0 or -inf from attention_mask, or NULL */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
     /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is
@@ -95,8 +92,9 @@ typedef struct bvl_op {
     const char *weights[BVL_MAX_WEIGHTS + 1]; /* which may be absent is the build function's matter */
     /* Checks, copies, packs into the program's store; record->state is freed with the program. */
     bvl_status (*build)(bvl_program *program, bvl_record *record, const bvl_build *build, bvl_error *err);
-    /* Floats of scratch for `count` items of L tokens: shared by the team, and per worker. */
-    int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count, int64_t L);
+    /* Floats of scratch for `count` items of a call: shared by the team, and per worker. */
+    int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count,
+                      const bvl_inputs *inputs);
     int64_t (*local)(const bvl_program *program, const bvl_record *record, const bvl_inputs *inputs);
     /* One worker's share, with the barriers inside; ends with a barrier if others read dst. */
     void (*run)(const bvl_record *record, const bvl_run *run);
@@ -115,7 +113,8 @@ const bvl_op *bvl_find_op(const char *name);
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision);
 void bvl_program_free(bvl_program *program);
 /* Index of a new slot, or -1 with err filled. */
-int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_error *err);
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bool text,
+                     bvl_error *err);
 int bvl_program_find_slot(const bvl_program *program, const char *name);
 bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
                            bvl_error *err);
@@ -147,15 +146,20 @@ BVL_INLINE bvl_precision bvl_outer_precision(const bvl_program *p, int64_t rows)
     return rows == 1 ? BVL_FLOAT32 : p->precision == BVL_INT8 ? BVL_BFLOAT16 : p->precision;
 }
 
-BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, int64_t L) {
-    return slot->rows == BVL_ROWS_TEXT ? L : slot->rows;
+/* Query tokens of a text slot in this call. */
+BVL_INLINE int64_t bvl_slot_queries(const bvl_slot *slot, const bvl_inputs *in) {
+    return slot->text && in->contexts ? slot->rows : 0;
+}
+
+BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
+    return slot->text ? bvl_slot_queries(slot, in) + in->L : slot->rows;
 }
 
 /* The rows of a slot an operation works on, and the words between them: all, or one of each item (run->pool).
  */
 BVL_INLINE int64_t bvl_run_rows(const bvl_run *run, int slot, int64_t *ld) {
     const bvl_slot *s = &run->program->slots[slot];
-    const int64_t T = bvl_slot_rows(s, run->inputs->L);
+    const int64_t T = bvl_slot_rows(s, run->inputs);
     *ld = run->pool ? T * s->ld : s->ld;
     return run->pool ? run->count : run->count * T;
 }

@@ -11,8 +11,9 @@ enum { MOST_ROWS = 1 << 20 };
 bvl_status bvl_context_layer(bvl_context_shape *shape, int64_t heads, int64_t hd, bool bf16, const char *name,
                              bvl_error *err) {
     if (shape->layers && (shape->heads != heads || shape->hd != hd))
-        return bvl_fail(err, BVL_INVALID, "%s: %lld heads of %lld, expected %lld of %lld as the layers before",
-                        name, (long long)heads, (long long)hd, (long long)shape->heads, (long long)shape->hd);
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: %lld heads of %lld, expected %lld of %lld as the layers before", name,
+                        (long long)heads, (long long)hd, (long long)shape->heads, (long long)shape->hd);
     *shape = (bvl_context_shape){shape->layers + 1, heads, hd, bf16};
     return BVL_OK;
 }

@@ -36,11 +36,11 @@ bvl_context *bvl_context_new(const bvl_context_shape *shape, const bvl_kernels *
 void bvl_context_free(bvl_context *context);
 
 typedef struct {
-    const void *program;       /* whose blocks it belongs to */
-    int64_t B, capacity;       /* items, tokens there is room for */
-    int64_t length;            /* tokens so far, of every item */
-    int64_t words;             /* of one token, all layers */
-    float *memory, *other;     /* [layers][B, capacity, words of the layer]; `other` is where reorder writes */
+    const void *program;   /* whose blocks it belongs to */
+    int64_t B, capacity;   /* items, tokens there is room for */
+    int64_t length;        /* tokens so far, of every item */
+    int64_t words;         /* of one token, all layers */
+    float *memory, *other; /* [layers][B, capacity, words of the layer]; `other` is where reorder writes */
     int64_t layers, *layer_words; /* words of a token in each layer */
     atomic_flag busy;
 } bvl_cache;

@@ -1,6 +1,7 @@
 /* stem.c: from inputs to the first rows.
  *
- * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]])
+ * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]]), after the query tokens if any
+ * query_tokens   x[i] = query[i], the same for every item
  * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first. A patch
  *                embedding has stride = kernel; a convolution stem has overlapping, padded windows.
  */
@@ -22,7 +23,7 @@ enum { WORD, POSITION, TYPE };
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
-    if (p->vocab || p->slots[r->dst].rows != BVL_ROWS_TEXT)
+    if (p->vocab || !p->slots[r->dst].text)
         return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK)
@@ -47,12 +48,13 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
     const embed_tokens *s = r->state;
     const bvl_kernels *k = run->kernels;
     const bvl_inputs *in = run->inputs;
-    const int64_t L = in->L, ld = run->program->slots[r->dst].ld;
+    const bvl_slot *dst = &run->program->slots[r->dst];
+    const int64_t L = in->L, queries = bvl_slot_queries(dst, in);
     int64_t begin, end;
     bvl_share(run->count * L, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        const int64_t at = run->first * L + i;
-        float *x = run->slots[r->dst] + i * ld;
+        const int64_t at = run->first * L + i, row = i / L * (queries + L) + queries + i % L;
+        float *x = run->slots[r->dst] + row * dst->ld;
         if (s->word)
             memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
         else
@@ -76,6 +78,41 @@ const bvl_op bvl_op_embed_tokens = {
 };
 
 typedef struct {
+    float *query; /* [queries, D] */
+} query_tokens;
+
+static bvl_status query_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *dst = &p->slots[r->dst];
+    if (p->queries || bvl_expect(r->op, b, 0, 2, dst->rows, dst->cols, 0, 0, err) != BVL_OK)
+        return p->queries ? bvl_fail(err, BVL_INVALID, "query_tokens: expected one per program")
+                          : err->status;
+    query_tokens *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for query_tokens");
+    p->queries = dst->rows;
+    return bvl_copy_vector(&s->query, &p->store, &b->weights[0], err);
+}
+
+static void query_tokens_run(const bvl_record *r, const bvl_run *run) {
+    const query_tokens *s = r->state;
+    const bvl_slot *dst = &run->program->slots[r->dst];
+    const int64_t T = bvl_slot_rows(dst, run->inputs), n = run->inputs->contexts ? run->program->queries : 0;
+    int64_t begin, end;
+    bvl_share(run->count * n, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        memcpy(run->slots[r->dst] + (i / n * T + i % n) * dst->ld, s->query + i % n * dst->cols,
+               (size_t)dst->cols * sizeof(float));
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_query_tokens = {
+    .name = "query_tokens",
+    .params = {NULL},
+    .weights = {"query", NULL},
+    .build = query_tokens_build,
+    .run = query_tokens_run,
+};
+
+typedef struct {
     bvl_patches patches;
     bvl_linear linear;
     float *class_token; /* [D] or NULL */
@@ -96,7 +133,7 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     if (p->channels || (b->weights[W_POSITION].data && b->params[P_ACT] != BVL_ACT_NONE))
         return bvl_fail(err, BVL_INVALID,
                         "patch_embed: expected one per program, an activation or positions");
-    if (dst->rows != total || total < 1)
+    if (dst->text || dst->rows != total || total < 1)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)total);
     if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
@@ -141,10 +178,11 @@ static int64_t pictures_at_once(const bvl_slot *dst, int64_t count) {
     return BVL_MIN(count, BVL_MAX(1, ROWS_AT_ONCE / dst->rows));
 }
 
-static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count, int64_t L) {
+static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                                  const bvl_inputs *in) {
     const patch_embed *s = r->state;
     const bvl_slot *dst = &p->slots[r->dst];
-    (void)L;
+    (void)in;
     return pictures_at_once(dst, count) * dst->rows * (s->ld + bvl_linear_operand(&s->linear));
 }
 

@@ -61,7 +61,8 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
                       bvl_panels(kernels, s->Tk), &plain);
         for (int64_t i = 0; i < rows; i++) {
             float *row = scores + i * ld;
-            const int64_t seen = s->causal ? BVL_MIN(s->first + t0 + i + 1, s->Tk) : s->Tk;
+            const int64_t last = BVL_MAX(s->first + t0 + i + 1, s->prefix);
+            const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
             kernels->softmax(row, seen, s->scale, s->bias);
             memset(row + seen, 0, (size_t)(s->Tk - seen) * sizeof(float));
         }

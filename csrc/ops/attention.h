@@ -10,6 +10,7 @@ typedef struct {
     float scale;
     bool causal;       /* query i sees keys 0 .. first + i */
     int64_t first;     /* place of the first query among the keys */
+    int64_t prefix;    /* causal: keys that every query sees */
     const float *bias; /* [Tk], 0 or -inf per key, or NULL */
     bool bf16;         /* q, k, v are rows of bfloat16, and so is every product */
     bool out_bf16;     /* out is rows of bfloat16 */

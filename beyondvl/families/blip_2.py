@@ -1,0 +1,172 @@
+"""BLIP-2's Q-Former: query tokens that draw from a picture what matching it with a text needs (Li et al., 2023).
+
+The queries attend to each other and to the text, every `cross_attention_frequency`-th layer to the picture; queries
+and text have a feed-forward each. Traps: layer norm is applied to queries and text together, outside the encoder;
+contrastive scores are the largest over the queries, matching scores their mean; with `image_token_index` in the config
+the texts begin with one placeholder per query.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..errors import ConfigError
+from ..spec import (
+    Block,
+    Context,
+    Encoder,
+    FirstRows,
+    Linear,
+    Normalize,
+    Pool,
+    Project,
+    QueryStem,
+    Step,
+    TokenStem,
+    ref,
+)
+from .bert import cross_part, feed_forward, post_norm_block
+from .blip import stem, vision_layers, vision_steps
+from .blocks import ACTIVATIONS, linear, norm, stacked
+from .registry import Family, Head
+
+VISION = (1408, 6144, 39, 16)  # the class's hidden_size, intermediate_size, num_hidden_layers, heads
+INNER = "attention.attention"  # where a layer keeps its query, key and value
+
+
+def qformer_sizes(config: Config) -> tuple[Config, int, int, int, int]:
+    """The section, hidden_size, num_hidden_layers, heads, cross_attention_frequency."""
+    section = config.section("qformer_config")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    return (
+        section,
+        hidden,
+        section.integer("num_hidden_layers", 12, 1, 1024),
+        section.heads(hidden, 768, 12),
+        section.integer("cross_attention_frequency", 2, 1, 1024),
+    )
+
+
+def queries(config: Config) -> int:
+    return config.integer("num_query_tokens", 32, 1, 1 << 12)
+
+
+def embed_size(config: Config) -> int:
+    return config.integer("image_text_hidden_size", 256, 1, 1 << 16)
+
+
+def cross_layers(config: Config, features: int) -> tuple[Linear, ...]:
+    """Keys and values of the layers that attend to a picture of `features` columns."""
+    section, hidden, layers, _, frequency = qformer_sizes(config)
+    found = section.integer("encoder_hidden_size", 1408, 1, 1 << 16)
+    if found != features:
+        raise ConfigError(f"qformer_config: encoder_hidden_size: found {found}, expected vision's {features}")
+    attention = [f"qformer.encoder.layer.{i}.crossattention.attention" for i in range(0, layers, frequency)]
+    return tuple(stacked([f"{name}.key", f"{name}.value"], hidden, features) for name in attention)
+
+
+def vision(config: Config) -> Encoder:
+    section = config.section("vision_config")
+    hidden = section.integer("hidden_size", VISION[0], 1, 1 << 16)
+    eps = section.number("layer_norm_eps", 1e-6, 0.0, 1.0)
+    return Encoder(
+        hidden_size=hidden,
+        stem=stem(section, hidden, patch=14, image=224),
+        layers=vision_layers(section, hidden, VISION, eps),
+        steps=vision_steps(hidden, eps),
+        context=Context("last_hidden_state", cross_layers(config, hidden), qformer_sizes(config)[3]),
+    )
+
+
+def qformer_layers(config: Config, text: bool) -> tuple[Block, ...]:
+    section, hidden, layers, heads, frequency = qformer_sizes(config)
+    intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
+
+    def layer(i: int) -> Block:
+        prefix = f"qformer.encoder.layer.{i}"
+        return post_norm_block(
+            prefix,
+            hidden,
+            heads,
+            activation,
+            eps,
+            feed_forward(prefix, hidden, intermediate, eps) if text else None,
+            part=INNER,
+            query_ffn=feed_forward(prefix, hidden, intermediate, eps, suffix="_query"),
+            cross=None if i % frequency else cross_part(f"{prefix}.crossattention", hidden, eps, part="attention"),
+        )
+
+    return tuple(layer(i) for i in range(layers))
+
+
+def tokens(section: Config, hidden: int) -> TokenStem:
+    positions = section.integer("max_position_embeddings", 512, 1, 1 << 16)
+    return TokenStem(
+        word=ref("embeddings.word_embeddings.weight", section.integer("vocab_size", 30522, 1, 1 << 22), hidden),
+        position=ref("embeddings.position_embeddings.weight", positions, hidden),
+    )
+
+
+def qformer(config: Config, steps: tuple[Step, ...], text: bool) -> Encoder:
+    """The Q-Former over query tokens, and over a text when `text`."""
+    section, hidden, *_ = qformer_sizes(config)
+    return Encoder(
+        hidden_size=hidden,
+        stem=QueryStem(ref("query_tokens", 1, queries(config), hidden), tokens(section, hidden) if text else None),
+        stem_norm=norm("qformer.layernorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
+        layers=qformer_layers(config, text),
+        steps=steps,
+    )
+
+
+def image_steps(config: Config) -> tuple[Step, ...]:
+    hidden = qformer_sizes(config)[1]
+    return (
+        Step("query_output", "hidden", FirstRows(queries(config))),
+        Step("query_embeds", "query_output", Project(linear("vision_projection", embed_size(config), hidden))),
+        Step("image_embeds", "query_embeds", Normalize()),
+    )
+
+
+def matching(config: Config) -> Encoder:
+    _, hidden, *_ = qformer_sizes(config)
+    return qformer(
+        config,
+        (
+            *image_steps(config),
+            Step("itm", "query_output", Project(linear("itm_head", 2, hidden))),
+            Step("itm_score", "itm", Pool("mean")),
+            Step("class_token", "hidden", Pool("first")),
+            Step("embeds", "class_token", Project(linear("text_projection", embed_size(config), hidden))),
+            Step("unit_embeds", "embeds", Normalize()),
+        ),
+        text=True,
+    )
+
+
+def image_queries(config: Config) -> Encoder:
+    return qformer(config, image_steps(config), text=False)
+
+
+def text_tokens(config: Config) -> Encoder:
+    """A text alone, every token of it projected."""
+    _, hidden, *_ = qformer_sizes(config)
+    steps = (
+        Step("token_embeds", "hidden", Project(linear("text_projection", embed_size(config), hidden))),
+        Step("text_embeds", "token_embeds", Normalize()),
+    )
+    return qformer(config, steps, text=True)
+
+
+FAMILY = Family(
+    model_type="blip-2",
+    towers={},
+    classes={},
+    heads={
+        "Blip2ForImageTextRetrieval": Head("query_matching", {"vision": vision, "text": matching}),
+        "Blip2VisionModelWithProjection": Head("image_queries", {"vision": vision, "queries": image_queries}),
+        "Blip2TextModelWithProjection": Head("text_tokens", {"text": text_tokens}),
+    },
+    ignored=("language_model.", "language_projection."),
+)

@@ -1,0 +1,202 @@
+"""BLIP-2's Q-Former against transformers: queries alone, text alone, and both together."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
+transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+
+RETRIEVAL, VISION, TEXT = (
+    "Blip2ForImageTextRetrieval",
+    "Blip2VisionModelWithProjection",
+    "Blip2TextModelWithProjection",
+)
+# name -> changes of the vision and the Q-Former section, queries
+ROWS = {
+    "published widths": ({"hidden_size": 1408, "intermediate_size": 6144, "num_attention_heads": 16, "image_size": 56},
+                         {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 3}, 32),
+    "odd": ({"hidden_size": 40, "num_attention_heads": 5, "image_size": 45},
+            {"hidden_size": 36, "num_attention_heads": 3, "cross_attention_frequency": 3, "hidden_act": "relu"}, 5),
+}  # fmt: skip
+_made: dict = {}
+
+
+def build(cls: str, name: str, **values):
+    vision, qformer, queries = ROWS[name]
+    vision = {"hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "patch_size": 14} | vision
+    qformer = {"vocab_size": 300, "num_hidden_layers": 4, "intermediate_size": 50, "max_position_embeddings": 40,
+               "encoder_hidden_size": vision["hidden_size"], "use_qformer_text_input": cls != VISION} | qformer  # fmt: skip
+    text = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "word_embed_proj_dim": 16}  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.Blip2Config(vision_config=vision, qformer_config=qformer, text_config=text,
+                                      num_query_tokens=queries, image_text_hidden_size=24)  # fmt: skip
+    config.image_token_index = values.get("image_token_index")
+    model = getattr(transformers, cls)(config).eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if p.ndim < 2:
+                p.add_(torch.randn_like(p) * 0.1)
+            elif "embed" in key or "query_tokens" in key:
+                p.normal_(0, 0.6)
+            else:
+                p.normal_(0, 1.6 / np.prod(p.shape[1:]) ** 0.5)
+    size = vision["image_size"]
+    ids = torch.randint(1, 290, (3, 8))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return model, torch.randn(3, 3, size, size), ids, mask
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    def make(cls, name="odd"):
+        if (cls, name) not in _made:
+            model, *inputs = build(cls, name)
+            folder = tmp_path_factory.mktemp("blip2")
+            model.save_pretrained(folder)
+            _made[cls, name] = model, folder, *inputs
+        return _made[cls, name]
+
+    return make
+
+
+def close(found, expected, keep=None):
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    if keep is not None:
+        found, expected = found[keep], expected[keep]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())), rtol=0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_retrieval(isa, made, name):
+    """Matching scores are the mean over the queries, contrastive ones the largest."""
+    model, folder, pixels, ids, mask = made(RETRIEVAL, name)
+    ours = bvl.AutoModel.from_pretrained(folder, strict=True)
+    for head in (True, False):
+        inputs = {
+            "pixel_values": pixels,
+            "input_ids": ids,
+            "attention_mask": mask,
+            "use_image_text_matching_head": head,
+        }
+        with torch.no_grad():
+            expected = model(**inputs)
+        found = ours(**inputs)
+        close(found.logits_per_image, expected.logits_per_image)
+        close(found.logits_per_text, expected.logits_per_text)
+        close(found.image_embeds, expected.image_embeds)
+        assert np.ptp(found.logits_per_image.numpy(), axis=0).min() > 1e-3, "all pictures look alike"
+    close(found.text_embeds, expected.text_embeds)
+    queries = ROWS[name][2]
+    hidden = ours(pixels, ids, mask, use_image_text_matching_head=True).text_embeds
+    with torch.no_grad():
+        expected = model(pixels, ids, attention_mask=mask, use_image_text_matching_head=True).text_embeds
+    keep = np.concatenate([np.ones((3, queries), bool), mask.numpy().astype(bool)], 1)
+    close(hidden, expected, keep)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_towers_alone(isa, made, name):
+    model, folder, pixels, _, _ = made(VISION, name)
+    with torch.no_grad():
+        expected = model(pixels)
+    found = bvl.AutoModel.from_pretrained(folder)(pixels)
+    close(found.image_embeds, expected.image_embeds)
+    close(found.last_hidden_state, expected.last_hidden_state)
+    model, folder, _, ids, mask = made(TEXT, name)
+    with torch.no_grad():
+        expected = model(ids, mask)
+    found = bvl.AutoModel.from_pretrained(folder)(ids, mask)
+    keep = mask.numpy().astype(bool)
+    close(found.text_embeds, expected.text_embeds, keep)
+    close(found.last_hidden_state, expected.last_hidden_state, keep)
+
+
+def test_image_token_index(tmp_path):
+    """Texts then begin with a placeholder for each query, and the mask covers them."""
+    model, pixels, ids, mask = build(RETRIEVAL, "odd", image_token_index=299)
+    model.save_pretrained(tmp_path)
+    ours = bvl.AutoModel.from_pretrained(tmp_path)
+    ids = torch.cat([torch.full((3, 5), 299), ids], 1)
+    mask = torch.cat([torch.ones(3, 5, dtype=torch.long), mask], 1)
+    for head in (True, False):
+        with torch.no_grad():
+            expected = model(pixels, ids, attention_mask=mask, use_image_text_matching_head=head)
+        close(ours(pixels, ids, mask, head).logits_per_image, expected.logits_per_image)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_rows_masks_and_threads(isa, made, dtype):
+    """An item alone is bitwise the item in a batch, and what a mask hides changes nothing, bitwise."""
+    _, folder, pixels, ids, mask = (x.numpy() if isinstance(x, torch.Tensor) else x for x in made(RETRIEVAL))
+    first = None
+    for threads in (1, 2, 3):
+        ours = bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
+        found = [ours(pixels, ids, mask, head).logits_per_image for head in (True, False)]
+        alone = [ours(pixels[i : i + 1], ids[i : i + 1], mask[i : i + 1], True).logits_per_image for i in range(3)]
+        assert np.array_equal(found[0], np.concatenate(alone))
+        assert first is None or all(map(np.array_equal, found, first))
+        first = found
+    other = np.where(mask == 0, 7, ids)
+    assert (other != ids).any()
+    assert np.array_equal(ours(pixels, other, mask, True).logits_per_image, found[0])
+    assert not np.array_equal(ours(pixels, ids, np.ones_like(mask), True).logits_per_image, found[0])
+
+
+@pytest.mark.parametrize("part", ["query_tokens", "crossattention.output.dense"])
+def test_the_suite_would_notice(made, tmp_path, part):
+    model, _, pixels, ids, mask = made(RETRIEVAL)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    for name in (k for k in weights if part in k):
+        weights[name].zero_()
+    model.save_pretrained(tmp_path, state_dict=weights)
+    found = bvl.AutoModel.from_pretrained(tmp_path)(pixels, ids, mask, True).logits_per_image
+    with torch.no_grad():
+        whole = model(pixels, ids, attention_mask=mask, use_image_text_matching_head=True).logits_per_image
+    assert (found - whole).abs().max() > 1e-2
+
+
+def test_precisions(made):
+    _, folder, pixels, ids, mask = made(RETRIEVAL, "published widths")
+    exact = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask)
+    for dtype, bound in (("bfloat16", 0.999), ("int8", 0.98)):
+        found = bvl.AutoModel.from_pretrained(folder, dtype=dtype)(pixels, ids, mask)
+        assert (found.image_embeds * exact.image_embeds).sum(-1).min() > bound
+        assert (found.text_embeds * exact.text_embeds).sum(-1).min() > bound
+
+
+def test_encoded_pictures_are_run_once(made, monkeypatch):
+    _, folder, pixels, ids, mask = made(RETRIEVAL)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    encoded = ours.encode_image(pixel_values=pixels)
+    assert encoded.embeds.shape == (3, 5, 24) and encoded[1:].embeds.shape == (2, 5, 24)
+    monkeypatch.setattr(ours, "_texts", lambda texts: {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    monkeypatch.setattr(ours.tower("vision"), "run", None)
+    logits = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask, True).logits_per_image
+    np.testing.assert_allclose(ours.match(encoded, ["a", "b", "c"]), logits.softmax(1)[:, 1].numpy(), rtol=1e-5)
+
+
+def test_bad_configs(made, tmp_path):
+    """A Q-Former for another width, and a wrong number of heads, which would load without an error."""
+    config = json.loads((made(RETRIEVAL)[1] / "config.json").read_text())
+    for section, change, message in (
+        ("qformer_config", {"encoder_hidden_size": 41}, "encoder_hidden_size: found 41, expected vision's 40"),
+        ("qformer_config", {"num_attention_heads": None}, None),
+        ("qformer_config", {"num_attention_heads": 5}, "hidden_size 36 is not a multiple of 5 heads"),
+        ("vision_config", {"patch_size": 99}, "patch_size 99 is larger"),
+    ):
+        changed = config | {section: config[section] | change}
+        if message is None:
+            del changed[section]["num_attention_heads"]
+            message = "num_attention_heads is missing"
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(bvl.ConfigError, match=message):
+            bvl.AutoModel.from_pretrained(tmp_path)
