@@ -143,7 +143,10 @@ class PreTrainedModel(EncodeMixin):
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
         except CheckpointError as error:
-            raise _with_advice(error, checkpoint, config, cls) from error
+            if fitting := _fitting_head(checkpoint, config, cls):
+                message = f"{error}; the checkpoint has all that {fitting} needs: use {fitting}"
+                raise CheckpointError(message) from None
+            raise
         finally:
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
@@ -351,15 +354,13 @@ def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
     return found
 
 
-def _with_advice(
-    error: CheckpointError, checkpoint: Checkpoint, config: Config, cls: type[PreTrainedModel]
-) -> CheckpointError:
-    """The error, with the class of the family that the checkpoint has everything for, when there is one."""
+def _fitting_head(checkpoint: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> str | None:
+    """Another class of the family that the checkpoint has everything for, when there is one."""
     reader = Reader(checkpoint)
     for name, wanted in _head_parameters(cls.family, config).items():
         if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names):
-            return CheckpointError(f"{error}; the checkpoint has all that {name} needs: use {name}")
-    return error
+            return name
+    return None
 
 
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
