@@ -90,6 +90,44 @@ def embed(options: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def caption(options: argparse.Namespace) -> None:
+    """What each picture shows, by a captioning model."""
+    _written(options, None if options.prompt is None else [options.prompt])
+
+
+def ask(options: argparse.Namespace) -> None:
+    """Answers to questions about a picture, by an answering model; the picture is run once."""
+    _written(options, options.question)
+
+
+def _written(options: argparse.Namespace, texts: list[str] | None) -> None:
+    from .pipelines import pipeline
+
+    write = pipeline("image-text-to-text", model=options.model, dtype=options.dtype)
+    settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
+    for picture in _pictures([options.image] if isinstance(options.image, str) else options.image):
+        found = write(picture, texts, **settings)
+        for result in [found[0]] if isinstance(found[0], dict) else [item for row in found for item in row]:
+            if options.json:
+                print(json.dumps({"image": picture, **result}))
+            else:
+                asked = f"{result['input_text']} " if "question" in options else ""
+                print(f"{Path(picture).name}: {asked}{result['generated_text']}")
+
+
+def match(options: argparse.Namespace) -> None:
+    """Probability that each text fits each picture, by a model with a matching head."""
+    from .pipelines import pipeline
+
+    score = pipeline("image-text-matching", model=options.model, dtype=options.dtype)
+    for picture in _pictures(options.images):
+        for result in score(picture, options.text):
+            if options.json:
+                print(json.dumps({"image": picture, **result}))
+            else:
+                print(f"{Path(picture).name}: {result['score']:.3f} {result['label']}")
+
+
 def info(options: argparse.Namespace) -> None:
     """What a checkpoint is: family, towers, sizes, memory."""
     from .modeling import AutoModel
@@ -190,6 +228,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("inputs", nargs="+", help="texts and picture files")
     sub.add_argument("--normalize", action="store_true", help="unit length")
     model_option(sub)
+    for function in (caption, ask):
+        sub = add(function)
+        sub.add_argument("image", nargs="+" if function is caption else None, help="picture file, or folder of them")
+        if function is ask:
+            sub.add_argument("question", nargs="+", help="one or several")
+        else:
+            sub.add_argument("--prompt", help="words the caption begins with")
+        sub.add_argument("--max-new-tokens", type=int, default=20, help="at most so many (default 20)")
+        sub.add_argument("--num-beams", type=int, default=1, help="1 (default) is greedy search")
+        sub.add_argument("--model", required=True, help="folder or hub id")
+        dtype_option(sub)
+    sub = add(match)
+    sub.add_argument("images", nargs="+", help="picture files or folders of them")
+    sub.add_argument("--text", nargs="+", required=True, help="texts to match")
+    sub.add_argument("--model", required=True, help="folder or hub id")
+    dtype_option(sub)
     sub = add(info)
     sub.add_argument("model", help="folder, hub id, or the shipped default")
     dtype_option(sub)

@@ -10,8 +10,18 @@ import numpy as np
 
 from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
+from .tasks import AnsweringModel, CaptioningModel, MatchingModel
 
-__all__ = ["TASKS", "ImageFeatureExtraction", "ZeroShotImageClassification", "pipeline"]
+__all__ = [
+    "TASKS",
+    "ImageFeatureExtraction",
+    "ImageTextMatching",
+    "ImageTextToText",
+    "ImageToText",
+    "VisualQuestionAnswering",
+    "ZeroShotImageClassification",
+    "pipeline",
+]
 
 
 class Scores(list):
@@ -92,9 +102,84 @@ class ImageFeatureExtraction(Pipeline):
         return results[0] if single else results
 
 
+class ImageTextToText(Pipeline):
+    """What a picture shows, or the answer to a question about it: `read(image, text="how many?")`.
+
+    A captioning model continues the text, which may be left out; an answering model answers it.
+    """
+
+    def __call__(self, images: Any, text: str | list[str] | None = None, **settings: Any) -> Any:
+        """One list of {"input_text" (where a text is given), "generated_text"} for a picture, or a list of such lists
+        for a list of pictures; with a list of texts, one of them for each picture, or all of them for a single one.
+
+        `settings` are those of GenerationSettings: max_new_tokens, num_beams, do_sample, ...
+        """
+        single = not isinstance(images, list | tuple)
+        texts = [text] if text is None or isinstance(text, str) else list(text)
+        encoded = self.model.encode_image(images)
+        texts = texts * len(encoded) if len(texts) == 1 else texts
+        if isinstance(self.model, AnsweringModel):
+            if text is None:
+                raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
+            found = self.model.answer(encoded, texts, **settings)
+        elif isinstance(self.model, CaptioningModel):
+            found = self.model.caption(encoded, None if text is None else texts, **settings)
+        else:
+            raise ValueError(f"model: found {type(self.model).__name__}, expected one that writes text")
+        results = [[self._result(asked, answer)] for asked, answer in zip(texts, found, strict=True)]
+        return results[0] if single and len(results) == 1 else results
+
+    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
+        return {"generated_text": answer} if asked is None else {"input_text": asked, "generated_text": answer}
+
+
+class ImageToText(ImageTextToText):
+    """transformers 4's name for captions: results are {"generated_text"} alone, and `prompt` stands for `text`."""
+
+    def __call__(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> Any:
+        """As ImageTextToText."""
+        return super().__call__(images, prompt, **settings)
+
+    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
+        return {"generated_text": answer}
+
+
+class VisualQuestionAnswering(ImageTextToText):
+    """transformers 4's name for questions: results are {"answer"}."""
+
+    def __call__(self, image: Any, question: str | list[str] | None = None, **settings: Any) -> Any:
+        """As ImageTextToText, with one question or a list."""
+        return super().__call__(image, question, **settings)
+
+    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
+        return {"answer": answer}
+
+
+class ImageTextMatching(Pipeline):
+    """How well texts fit a picture: `match(image, ["a cat", "a dog"])`."""
+
+    def __call__(self, images: Any, text: str | list[str]) -> Any:
+        """Scores {"score" (probability of a match), "label"} of the texts, best first; a list of such lists for a list
+        of pictures."""
+        if not isinstance(self.model, MatchingModel):
+            raise ValueError(f"model: found {type(self.model).__name__}, expected one with a matching head")
+        texts = [text] if isinstance(text, str) else list(text)
+        encoded = self.model.encode_image(images)
+        results = []
+        for i in range(len(encoded)):
+            scores = self.model.match(encoded[i], texts)
+            order = np.argsort(-scores, kind="stable")
+            results.append(Scores({"score": float(scores[j]), "label": texts[j]} for j in order))
+        return results if isinstance(images, list | tuple) else results[0]
+
+
 TASKS = {
     "zero-shot-image-classification": ZeroShotImageClassification,
     "image-feature-extraction": ImageFeatureExtraction,
+    "image-text-to-text": ImageTextToText,
+    "image-text-matching": ImageTextMatching,
+    "image-to-text": ImageToText,
+    "visual-question-answering": VisualQuestionAnswering,
 }
 
 

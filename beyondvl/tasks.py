@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .encode import is_picture
 from .families.registry import Head
 from .generation import Decoder, GenerationSettings, Prompt, folder_settings, generate, stream
 from .modeling import PreTrainedModel, check_neutral, prepared
@@ -87,7 +88,8 @@ class TaskModel(PreTrainedModel):
 
     def _decoded(self, ids: np.ndarray) -> list[str]:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        kept = [[i for i in row if i not in self.tokens.values()] for row in ids.tolist()]
+        return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -169,15 +171,15 @@ class MatchingModel(TaskModel):
         """The best candidates for a query: a shortlist by embeddings, then matching on it alone.
 
         Args:
-            query: a text, with pictures (EncodedImages, or what encode_image takes) as candidates; or one picture, with
-                a list of texts.
+            query: a text, with pictures (EncodedImages, or what encode_image takes) as candidates; or one picture (a
+                string is one when its extension says so), with a list of texts.
             candidates: see above.
             top_k: how many to return.
             shortlist: how many of the nearest by cosine are matched.
 
         Returns {"corpus_id", "score" (probability of a match), "similarity" (cosine)}, best first.
         """
-        if isinstance(query, str):
+        if isinstance(query, str) and not is_picture(query):
             pictures = self._encoded(candidates, None)
             text = self.encode({"text": query}, normalize_embeddings=True)
             cosines = (pictures.embeds @ text).max(1)
@@ -346,8 +348,7 @@ class CaptioningModel(TaskModel):
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
         """Captions of pictures, a string for one picture; a prompt is continued, and is part of the caption."""
         single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
-        encoded = self._encoded(images, None)
-        inputs = {}
+        encoded, inputs = self._encoded(images, None), {}
         if prompt is not None:
             inputs = self._texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
         texts = self._decoded(self.generate(images=encoded, **inputs, **settings))

@@ -33,7 +33,8 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     def add(name, shape, scale):
         out.setdefault(name, (rng.normal(size=shape) * scale).astype(np.float32))
 
-    for build in family.towers.values():
+    head = family.heads.get(config.get("architectures", [""])[0])
+    for build in (head or family).towers.values():
         for r in refs(build(Config(config))):
             if isinstance(r, BatchNormConv):
                 add(r.weight.names[0], r.weight.shape, (2.0 / np.prod(r.weight.shape[1:])) ** 0.5)

@@ -48,6 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
+DEFAULTS["Blip"] = {"size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
 DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
 SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
 
@@ -78,7 +79,9 @@ class ImageProcessor:
         decoder: str = "auto",
         fast: bool = False,
         num_threads: int | None = None,
+        kind: str = "CLIP",
     ):
+        self.kind = kind
         self.do_resize, self.size, self.resample = do_resize, _size(size, "size"), resample
         self.do_center_crop = do_center_crop
         self.crop_size = _size(crop_size, "crop_size", square=True) if do_center_crop else None
@@ -102,11 +105,11 @@ class ImageProcessor:
         fields = dict(DEFAULTS[kind])
         if kind == "Siglip2":  # at its own square grid
             side = config.integer("patch_size", 16) * math.isqrt(config.integer("max_num_patches", 256))
-            return cls(**(fields | {"size": {"height": side, "width": side}} | overrides))
-        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "fast", "num_threads"}
+            return cls(**(fields | {"kind": kind, "size": {"height": side, "width": side}} | overrides))
+        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "fast", "num_threads", "kind"}
         fields |= {name: config.get(name) for name in names if config.get(name) is not None}
         fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
-        return cls(**(fields | overrides))
+        return cls(**(fields | {"kind": kind} | overrides))
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> ImageProcessor:

@@ -22,7 +22,11 @@ class Processor:
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
         """Of a folder, a hub id or "beyond-vl-model"."""
-        return cls(ImageProcessor.from_pretrained(name, **kwargs), Tokenizer.from_pretrained(name, **kwargs))
+        processor = cls(ImageProcessor.from_pretrained(name, **kwargs), Tokenizer.from_pretrained(name, **kwargs))
+        if processor.image_processor.kind == "Blip":  # its models know no token types, though its tokenizer does
+            names = processor.tokenizer.model_input_names
+            processor.tokenizer.model_input_names = tuple(n for n in names if n != "token_type_ids")
+        return processor
 
     def __call__(
         self, images: Any = None, text: Any = None, *, return_tensors: str | None = None, **kwargs: Any
@@ -91,7 +95,14 @@ class AutoProcessor:
         return kind.from_pretrained(folder, **kwargs)
 
 
-_NAMES = ("CLIPProcessor", "SiglipProcessor", "Siglip2Processor", "ChineseCLIPProcessor")
+_NAMES = (
+    "CLIPProcessor",
+    "SiglipProcessor",
+    "Siglip2Processor",
+    "ChineseCLIPProcessor",
+    "BlipProcessor",
+    "Blip2Processor",
+)
 
 
 def processor_class(name: str) -> type:
@@ -104,6 +115,7 @@ def processor_class(name: str) -> type:
         "BertTokenizerFast": Tokenizer,
         "CLIPImageProcessor": ImageProcessor,
         "SiglipImageProcessor": ImageProcessor,
+        "BlipImageProcessor": ImageProcessor,
         **dict.fromkeys(_NAMES, Processor),
     }
     return classes[name]
