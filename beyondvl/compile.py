@@ -167,7 +167,7 @@ class Builder:
             self.add("query_tokens", hidden, hidden, query=query)
         if tokens:
             weights = {name: self.read(getattr(tokens, name)) for name in ("word", "position", "type")}
-            self.add("embed_tokens", hidden, hidden, **weights)
+            self.add("embed_tokens", hidden, hidden, {"feature_token": tokens.feature_token}, **weights)
         return hidden
 
     def patch_stem(self, stem: PatchStem) -> str:

@@ -28,7 +28,7 @@ class GenerationSettings:
 
     Args:
         max_new_tokens: at most so many tokens after the prompt; None: max_length counts.
-        max_length: tokens in all, the prompt included.
+        max_length: tokens in all, the prompt included; None, like max_new_tokens: 20 new ones.
         min_new_tokens, min_length: no end of text before so many new tokens, or tokens in all.
         num_beams: 1 is greedy search or sampling; more is beam search.
         do_sample: draws the next token instead of taking the likeliest (not together with beams).
@@ -41,7 +41,7 @@ class GenerationSettings:
     """
 
     max_new_tokens: int | None = None
-    max_length: int = 20
+    max_length: int | None = None
     min_new_tokens: int = 0
     min_length: int = 0
     num_beams: int = 1
@@ -59,10 +59,9 @@ class GenerationSettings:
 
     def __post_init__(self):
         whole = {"min_new_tokens": (0, 1 << 20), "min_length": (0, 1 << 20), "num_beams": (1, 1024),
-                 "top_k": (0, 1 << 22), "num_return_sequences": (1, self.num_beams), "max_length": (1, 1 << 20),
+                 "top_k": (0, 1 << 22), "num_return_sequences": (1, self.num_beams),
                  "eos_token_id": (0, 1 << 22), "pad_token_id": (0, 1 << 22)}  # fmt: skip
-        if self.max_new_tokens is not None:
-            whole["max_new_tokens"] = (1, 1 << 20)
+        whole |= {n: (1, 1 << 20) for n in ("max_new_tokens", "max_length") if getattr(self, n) is not None}
         for name, (low, high) in whole.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
@@ -86,7 +85,10 @@ class GenerationSettings:
 
     def lengths(self, prompt: int, positions: int) -> tuple[int, int]:
         """Least and most tokens in all, after a prompt of that many; ValueError beyond the decoder's positions."""
-        most = self.max_length if self.max_new_tokens is None else prompt + self.max_new_tokens
+        if self.max_new_tokens is not None:
+            most = prompt + self.max_new_tokens
+        else:
+            most = min(prompt + 20, positions) if self.max_length is None else self.max_length
         least = max(self.min_length, prompt + self.min_new_tokens if self.min_new_tokens else 0)
         if most <= prompt:
             raise ValueError(f"max_length: found {most} and a prompt of {prompt} tokens, expected room for one more")
@@ -114,19 +116,22 @@ def folder_settings(folder: Path, tokens: dict[str, int]) -> GenerationSettings:
 class Decoder:
     """A decoder's program over a batch of sequences: `next_logits` appends tokens and says what may follow.
 
-    `contexts` holds one `_C.Context` a sequence, or is None for a decoder that attends to nothing else.
+    `source` is what the sequences are about: a `_C.Context` for each ("contexts"), or features (B, n, D) that stand in
+    for the prompt's placeholders ("features").
     """
 
-    def __init__(self, tower: Any, contexts: list[Any] | None, batch: int, capacity: int, num_threads: int):
-        self.tower, self.contexts, self.num_threads = tower, contexts, num_threads
+    def __init__(self, tower: Any, source: dict[str, Any], batch: int, capacity: int, num_threads: int):
+        self.tower, self.source, self.num_threads = tower, dict(source), num_threads
         self.cache = _C.Cache(tower.program, batch, capacity)
 
     def next_logits(self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None) -> np.ndarray:
         """(B, vocabulary) float32 after ids (B, T); mask (B, tokens so far + T), positions (B, T)."""
-        inputs = {"input_ids": np.ascontiguousarray(ids, np.int64), "cache": self.cache, "contexts": self.contexts}
+        inputs = {"input_ids": np.ascontiguousarray(ids, np.int64), "cache": self.cache, **self.source}
         for name, value in (("attention_mask", mask), ("position_ids", positions)):
             inputs[name] = None if value is None else np.ascontiguousarray(value, np.int64)
-        return self.tower.run(inputs, ["next_logits"], self.num_threads)["next_logits"]
+        found = self.tower.run(inputs, ["next_logits"], self.num_threads)["next_logits"]
+        self.source.pop("features", None)  # the placeholders are all in the prompt
+        return found
 
     def reorder(self, items: np.ndarray) -> None:
         """Sequence i goes on from where sequence items[i] was."""
@@ -276,7 +281,7 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
 
 def generate(
     tower: Any,
-    contexts: list[Any] | None,
+    source: dict[str, Any],
     ids: np.ndarray,
     mask: np.ndarray | None,
     settings: GenerationSettings,
@@ -287,9 +292,14 @@ def generate(
     _, most = settings.lengths(ids.shape[1], positions)
     prompt = Prompt(ids, mask)
     if settings.num_beams == 1:
-        decoder = Decoder(tower, contexts, len(ids), most, num_threads)
+        decoder = Decoder(tower, source, len(ids), most, num_threads)
         steps = list(stream(decoder, prompt, settings, positions))
         return np.concatenate([ids, np.stack(steps, 1)], axis=1)
-    repeated = [c for c in contexts for _ in range(settings.num_beams)] if contexts else None
-    decoder = Decoder(tower, repeated, len(ids) * settings.num_beams, most, num_threads)
+    beams = {
+        name: [c for c in value for _ in range(settings.num_beams)]
+        if isinstance(value, list)
+        else value.repeat(settings.num_beams, 0)
+        for name, value in source.items()
+    }
+    decoder = Decoder(tower, beams, len(ids) * settings.num_beams, most, num_threads)
     return beam_search(decoder, prompt.repeated(settings.num_beams), settings, positions)

@@ -160,11 +160,12 @@ class InvertedResidual:
 
 @dataclass(frozen=True)
 class TokenStem:
-    """Token embeddings plus positions (plus types)."""
+    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`."""
 
     word: Ref
     position: Ref
     type: Ref | None = None
+    feature_token: int = -1
 
 
 @dataclass(frozen=True)

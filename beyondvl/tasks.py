@@ -26,30 +26,40 @@ __all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", 
 class EncodedImages(Sequence):
     """Pictures after the vision tower: immutable, and good for any number of questions.
 
-    `contexts` holds the keys and values of each picture, `embeds` (n, queries, D) their unit-norm embeddings where the
-    model has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
+    `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
+    `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
+    has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
     """
 
-    contexts: tuple[Any, ...]
+    contexts: tuple[Any, ...] = ()
     embeds: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.contexts)
+        return len(self.contexts) if self.features is None else len(self.features)
 
     def __getitem__(self, index: Any) -> EncodedImages:
         at = np.atleast_1d(np.arange(len(self))[index])
-        return EncodedImages(tuple(self.contexts[i] for i in at), None if self.embeds is None else self.embeds[at])
+        arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
+        return EncodedImages(tuple(self.contexts[i] for i in at) if self.contexts else (), *arrays)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the keys and values."""
-        return sum(context.nbytes for context in self.contexts)
+        """Memory of what is kept."""
+        arrays = sum(array.nbytes for array in (self.embeds, self.features) if array is not None)
+        return arrays + sum(context.nbytes for context in self.contexts)
 
-    def repeated(self, count: int, what: str) -> list[Any]:
-        """A context for each of `count` texts: one picture serves all of them. ValueError names `what` does not fit."""
+    def source(self, count: int, what: str) -> dict[str, Any]:
+        """What `count` texts are about, as inputs of their program: one picture serves all of them.
+
+        ValueError names `what` does not fit.
+        """
         if len(self) not in (1, count):
             raise ValueError(f"{what}: found {count} texts and {len(self)} pictures, expected as many, or one picture")
-        return list(self.contexts) * (count if len(self) == 1 else 1)
+        chosen = self[[0] * count] if len(self) == 1 else self
+        if chosen.features is not None:
+            return {"features": np.ascontiguousarray(chosen.features)}
+        return {"contexts": list(chosen.contexts)}
 
 
 class TaskModel(PreTrainedModel):
@@ -58,21 +68,29 @@ class TaskModel(PreTrainedModel):
     head: ClassVar[Head | None] = None
 
     def encode_image(self, images: Any = None, *, pixel_values: Any = None, batch_size: int = 8) -> EncodedImages:
-        """Runs the vision tower over pictures (as `load_image` takes them; one or a list), or over pixel_values."""
+        """Runs the vision tower over pictures (as `load_image` takes them; one or a list), or over pixel_values.
+
+        Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
+        """
         if pixel_values is None:
             items = list(images) if isinstance(images, list | tuple) else [images]
             processor = getattr(self.processor, "image_processor", self.processor)
-            starts = range(0, len(items), batch_size)
-            batches = [processor(items[s : s + batch_size])["pixel_values"] for s in starts]
+            parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
+            batches = (processor([items[i] for i in part], positions=list(part))["pixel_values"] for part in parts)
         else:
-            batches = [prepared("pixel_values", pixel_values)]
+            batches = iter([prepared("pixel_values", pixel_values)])
         found = [self._encode_pixels(batch) for batch in batches]
-        embeds = None if found[0][1] is None else np.concatenate([embeds for _, embeds in found])
-        return EncodedImages(tuple(c for contexts, _ in found for c in contexts), embeds)
+        if not found:
+            raise ValueError("images: the list is empty, expected at least one picture")
+        arrays = (
+            None if getattr(found[0], name) is None else np.concatenate([getattr(f, name) for f in found])
+            for name in ("embeds", "features")
+        )
+        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays)
 
-    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
-        """Contexts of pictures, and their embeddings (n, queries, D) where the model has such."""
-        return self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"], None
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        """One batch of pictures after the vision tower."""
+        return EncodedImages(tuple(self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]))
 
     def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
         if (images is None) == (pixel_values is None):
@@ -151,14 +169,14 @@ class MatchingModel(TaskModel):
                   "question_embeds": found["last_hidden_state"]}  # fmt: skip
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
 
-    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         found = self.run_tower("vision", {"pixel_values": pixels}, ["context", "unit_embeds"])
-        return found["context"], found["unit_embeds"][:, None]
+        return EncodedImages(tuple(found["context"]), found["unit_embeds"][:, None])
 
     def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
         """Probability (n,) float32 that each text fits its picture; one picture may serve all texts."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        contexts = self._encoded(images, None).repeated(len(texts), "match")
+        contexts = self._encoded(images, None).source(len(texts), "match")["contexts"]
         scores = []
         for start in range(0, len(texts), batch_size):
             inputs: dict[str, Any] = self._texts(texts[start : start + batch_size])
@@ -237,16 +255,16 @@ class QueryMatchingModel(MatchingModel):
             found = self.tower("text").run(text | {"contexts": vision["context"]}, wanted, self.num_threads)
             scores, texts, images = found["itm_score"], found["last_hidden_state"], vision["last_hidden_state"]
         else:
-            images = self._encode_pixels(pixels)[1]
+            images = self._encode_pixels(pixels).embeds
             texts = self.tower("text").run(text, ["unit_embeds"], self.num_threads)["unit_embeds"]
             scores = (images @ texts.T).max(1)
         fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
 
-    def _encode_pixels(self, pixels: np.ndarray) -> tuple[list[Any], np.ndarray | None]:
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
         found = self.tower("text").run({"contexts": contexts}, ["image_embeds"], self.num_threads)
-        return contexts, found["image_embeds"]
+        return EncodedImages(tuple(contexts), found["image_embeds"])
 
 
 class ImageQueriesModel(TaskModel):
@@ -295,14 +313,13 @@ class CaptioningModel(TaskModel):
 
     def _prompted(
         self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any
-    ) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
-        """Contexts, ids and mask to generate from: the family's rule for a prompt."""
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+        """What to write about, ids and mask to go on from: the family's rule for a prompt."""
         encoded = self._encoded(images, pixel_values)
-        if input_ids is None:
-            return list(encoded.contexts), *self.head.prompt(None, None, len(encoded), self.tokens)
-        text = text_inputs(input_ids, attention_mask)
-        contexts = encoded.repeated(len(text["input_ids"]), "input_ids")
-        return contexts, *self.head.prompt(text["input_ids"], text.get("attention_mask"), len(contexts), self.tokens)
+        text = {} if input_ids is None else text_inputs(input_ids, attention_mask)
+        count = len(text["input_ids"]) if text else len(encoded)
+        ids, mask = self.head.prompt(self.config, text.get("input_ids"), text.get("attention_mask"), count)
+        return encoded.source(count, "input_ids"), ids, mask
 
     def generate(
         self,
@@ -320,9 +337,9 @@ class CaptioningModel(TaskModel):
             input_ids, attention_mask: prompts (B, L); one picture may serve all of them.
             settings: see GenerationSettings: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, ...
         """
-        contexts, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
+        source, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
         chosen = self.generation_settings.updated(settings)
-        found = generate(self.tower("decoder"), contexts, ids, mask, chosen, self.num_threads)
+        found = generate(self.tower("decoder"), source, ids, mask, chosen, self.num_threads)
         return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
 
     def stream(
@@ -338,11 +355,11 @@ class CaptioningModel(TaskModel):
         chosen = self.generation_settings.updated(settings)
         if chosen.num_beams > 1:
             raise ValueError("stream: found num_beams above 1, expected greedy search or sampling")
-        contexts, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
+        source, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
         tower = self.tower("decoder")
         positions = tower.program.info()["max_positions"]
         most = chosen.lengths(ids.shape[1], positions)[1]
-        decoder = Decoder(tower, contexts, len(ids), most, self.num_threads)
+        decoder = Decoder(tower, source, len(ids), most, self.num_threads)
         return stream(decoder, Prompt(ids, mask), chosen, positions)
 
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
@@ -353,6 +370,38 @@ class CaptioningModel(TaskModel):
             inputs = self._texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
         texts = self._decoded(self.generate(images=encoded, **inputs, **settings))
         return texts[0] if single else texts
+
+
+class PrefixCaptioningModel(CaptioningModel):
+    """Says what a picture shows: a language model that reads what query tokens drew from it in place of words."""
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+        found = self.tower("queries").run({"contexts": contexts}, ["features"], self.num_threads)
+        return EncodedImages(features=found["features"])
+
+    def _texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        return self.head.prefixed(self.config, super()._texts(texts))
+
+    def __call__(
+        self, pixel_values: Any = None, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> ModelOutput:
+        """transformers' Blip2ForConditionalGeneration: `logits` (B, L, vocabulary), `vision_outputs` and
+        `qformer_outputs` with their `last_hidden_state`. Texts begin with a placeholder for each query."""
+        check_neutral(kwargs)
+        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
+        wanted = ["features", "query_output"]
+        queries = self.tower("queries").run({"contexts": vision["context"]}, wanted, self.num_threads)
+        text = text_inputs(input_ids, attention_mask) | {"features": queries["features"]}
+        if (prompt := Prompt(text["input_ids"], text.get("attention_mask"))).positions is not None:
+            text["position_ids"] = prompt.positions
+        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
+        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        return ModelOutput(
+            logits=from_numpy(logits, kind),
+            vision_outputs=ModelOutput(last_hidden_state=from_numpy(vision["last_hidden_state"], kind)),
+            qformer_outputs=ModelOutput(last_hidden_state=from_numpy(queries["query_output"], kind)),
+        )
 
 
 class AnsweringModel(TaskModel):
@@ -408,11 +457,11 @@ class AnsweringModel(TaskModel):
             settings: see GenerationSettings.
         """
         text = text_inputs(input_ids, attention_mask)
-        contexts = self._encoded(images, pixel_values).repeated(len(text["input_ids"]), "input_ids")
-        asked = self._asked(text, contexts, ignore_padding)
+        source = self._encoded(images, pixel_values).source(len(text["input_ids"]), "input_ids")
+        asked = self._asked(text, source["contexts"], ignore_padding)
         ids = np.full((len(asked), 1), self.tokens["bos_token_id"], np.int64)
         chosen = self.generation_settings.updated(settings)
-        found = generate(self.tower("decoder"), asked, ids, None, chosen, self.num_threads)
+        found = generate(self.tower("decoder"), {"contexts": asked}, ids, None, chosen, self.num_threads)
         return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
 
     def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
@@ -430,5 +479,6 @@ TASK_MODELS = {
     "image_queries": ImageQueriesModel,
     "text_tokens": TextTokensModel,
     "captioning": CaptioningModel,
+    "prefix_captioning": PrefixCaptioningModel,
     "answering": AnsweringModel,
 }

@@ -220,6 +220,22 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
         in->B = PyArray_DIM(a, 0);
         in->pixel_values = PyArray_DATA(a);
     }
+    PyObject *features = PyDict_GetItemString(dict, "features");
+    if (features && features != Py_None) {
+        PyArrayObject *a = bvl_borrow(features, "features", NPY_FLOAT32, 3);
+        if (!a) return false;
+        if (in->B < 0) in->B = PyArray_DIM(a, 0);
+        if (p->feature_token < 0 || PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) < 1 ||
+            PyArray_DIM(a, 2) != p->feature_cols) {
+            PyErr_Format(PyExc_ValueError, "features: found shape (%zd, %zd, %zd), expected %s(%zd, n, %zd)",
+                         (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1),
+                         (Py_ssize_t)PyArray_DIM(a, 2), p->feature_token < 0 ? "none, not " : "",
+                         (Py_ssize_t)in->B, (Py_ssize_t)p->feature_cols);
+            return false;
+        }
+        in->features = PyArray_DATA(a);
+        in->feature_rows = PyArray_DIM(a, 1);
+    }
     PyObject *cache = PyDict_GetItemString(dict, "cache");
     if (cache && cache != Py_None) {
         if (!(in->cache = bvl_cache_of(cache))) return false;

@@ -191,19 +191,20 @@ def tokens(config: Config) -> dict[str, int]:
 
 
 def prompt(
-    ids: np.ndarray | None, mask: np.ndarray | None, batch: int, tokens: dict[str, int]
+    config: Config, ids: np.ndarray | None, mask: np.ndarray | None, batch: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What a caption continues: a prompt whose first token becomes [DEC] and whose last one, [SEP], is dropped.
 
     Without a mask, padding is told by its id, as transformers does.
     """
+    special = tokens(config)
     if ids is None:
-        return np.full((batch, 1), tokens["bos_token_id"], np.int64), None
+        return np.full((batch, 1), special["bos_token_id"], np.int64), None
     if ids.shape[1] < 2:
         raise ValueError(f"input_ids: found {ids.shape[1]} tokens, expected a prompt between [CLS] and [SEP]")
     ids = ids[:, :-1].copy()
-    ids[:, 0] = tokens["bos_token_id"]
-    return ids, (ids != tokens["pad_token_id"]).astype(np.int64) if mask is None else mask[:, :-1]
+    ids[:, 0] = special["bos_token_id"]
+    return ids, (ids != special["pad_token_id"]).astype(np.int64) if mask is None else mask[:, :-1]
 
 
 FAMILY = Family(

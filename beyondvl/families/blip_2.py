@@ -1,4 +1,4 @@
-"""BLIP-2's Q-Former: query tokens that draw from a picture what matching it with a text needs (Li et al., 2023).
+"""BLIP-2: query tokens draw from a picture what matching it with a text, or a language model, needs (Li et al., 2023).
 
 The queries attend to each other and to the text, every `cross_attention_frequency`-th layer to the picture; queries
 and text have a feed-forward each. Traps: layer norm is applied to queries and text together, outside the encoder;
@@ -7,6 +7,8 @@ the texts begin with one placeholder per query.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
@@ -24,6 +26,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
+from . import language
 from .bert import cross_part, feed_forward, post_norm_block
 from .blip import stem, vision_layers, vision_steps
 from .blocks import ACTIVATIONS, linear, norm, stacked
@@ -159,14 +162,61 @@ def text_tokens(config: Config) -> Encoder:
     return qformer(config, steps, text=True)
 
 
+def image_token(config: Config) -> int:
+    return config.integer("image_token_index", None, 0, (1 << 20) - 1)
+
+
+def features(config: Config) -> Encoder:
+    """Queries alone, projected to what the language model reads."""
+    _, hidden, *_ = qformer_sizes(config)
+    size = config.section("text_config").integer("hidden_size", 768, 1, 1 << 16)
+    steps = (
+        Step("query_output", "hidden", FirstRows(queries(config))),
+        Step("features", "query_output", Project(linear("language_projection", size, hidden))),
+    )
+    return qformer(config, steps, text=False)
+
+
+def language_model(config: Config) -> Encoder:
+    return language.decoder(config, "language_model.", image_token(config))
+
+
+def language_tokens(config: Config) -> dict[str, int]:
+    return {**language.tokens(config), "image_token_id": image_token(config)}
+
+
+def prompt(
+    config: Config, ids: np.ndarray | None, mask: np.ndarray | None, batch: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the language model continues: placeholders and its first token, or a prompt that has them already."""
+    if ids is not None:
+        return ids, mask
+    row = [image_token(config)] * queries(config) + [language.tokens(config)["bos_token_id"]]
+    return np.array([row] * batch, np.int64), None
+
+
+def prefixed(config: Config, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    fill = {"input_ids": image_token(config), "attention_mask": 1}
+    return {
+        name: np.concatenate([np.full((len(array), queries(config)), fill[name], np.int64), array], 1)
+        for name, array in text.items()
+    }
+
+
 FAMILY = Family(
     model_type="blip-2",
     towers={},
     classes={},
     heads={
+        "Blip2ForConditionalGeneration": Head(
+            "prefix_captioning",
+            {"vision": vision, "queries": features, "decoder": language_model},
+            language_tokens,
+            prompt,
+            prefixed,
+        ),
         "Blip2ForImageTextRetrieval": Head("query_matching", {"vision": vision, "text": matching}),
         "Blip2VisionModelWithProjection": Head("image_queries", {"vision": vision, "queries": image_queries}),
         "Blip2TextModelWithProjection": Head("text_tokens", {"text": text_tokens}),
     },
-    ignored=("language_model.", "language_projection."),
 )

@@ -47,13 +47,15 @@ class Head:
 
     `task` names what it does ("matching", "captioning", "answering": see tasks.py), `towers` its programs in the
     order they are built, `tokens` the ids that generation begins, ends and pads with, `prompt` what it continues:
-    (ids or None, mask or None, batch, tokens) -> (ids, mask or None).
+    (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts the placeholders of a picture
+    before the ids and mask of a text.
     """
 
     task: str
     towers: Mapping[str, Callable[[Config], Encoder]]
     tokens: Callable[[Config], dict[str, int]] | None = None
     prompt: Callable[..., tuple[Any, Any]] | None = None
+    prefixed: Callable[[Config, dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision
     if (!program) return NULL;
     program->kernels = kernels;
     program->precision = precision;
+    program->feature_token = -1;
     return program;
 }
 
@@ -277,6 +278,21 @@ static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_er
     return BVL_OK;
 }
 
+/* Whether the placeholders of every item are as many as its features. */
+static bvl_status check_features(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    for (int64_t b = 0; b < in->B && in->features; b++) {
+        int64_t count = 0;
+        for (int64_t t = 0; t < in->L; t++) count += in->input_ids[b * in->L + t] == p->feature_token;
+        if (count != in->feature_rows)
+            return bvl_fail(
+                err, BVL_INVALID,
+                "input_ids: row %lld has %lld placeholders (id %lld), expected %lld, one for each "
+                "row of features",
+                (long long)b, (long long)count, (long long)p->feature_token, (long long)in->feature_rows);
+    }
+    return BVL_OK;
+}
+
 static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
     if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
     if (check_state(p, in, err) != BVL_OK) return err->status;
@@ -309,7 +325,7 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
                             (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
                             (long long)p->types - 1);
     }
-    return BVL_OK;
+    return check_features(p, in, err);
 }
 
 /* Marks the records that wanted outputs need: backwards, a record is live when its dst is needed. */

@@ -30,8 +30,10 @@ typedef struct {
     const int64_t *attention_mask; /* [B, past + L] or NULL */
     const int64_t *token_type_ids; /* [B, L] or NULL */
     const int64_t *position_ids;   /* [B, L] or NULL: past, past + 1, ... */
-    bvl_cache *cache;              /* of B items, or NULL: the tokens before these */
-    int64_t past;                  /* cache->length, or 0 */
+    const float *features;         /* [B, feature_rows, D] or NULL: what stands for placeholder tokens */
+    int64_t feature_rows;
+    bvl_cache *cache; /* of B items, or NULL: the tokens before these */
+    int64_t past;     /* cache->length, or 0 */
     /* [B]: what cross-attention of each item sees, and the longest of them; NULL: it is left out */
     const bvl_context *const *contexts;
     int64_t context_rows;
@@ -54,6 +56,7 @@ typedef struct {
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
     int64_t queries;                     /* learned query tokens, or 0 */
+    int64_t feature_token, feature_cols; /* the id that features stand in for, or -1; their size */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
     int context_slot;               /* whose rows those are */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */

@@ -1,6 +1,7 @@
 /* stem.c: from inputs to the first rows.
  *
  * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]]), after the query tokens if any
+ *                a row whose id is the feature token begins with the next row of the item's features instead
  * query_tokens   x[i] = query[i], the same for every item
  * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first. A patch
  *                embedding has stride = kernel; a convolution stem has overlapping, padded windows.
@@ -36,12 +37,22 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     p->vocab = b->weights[WORD].shape[0];
     p->max_positions = b->weights[POSITION].shape[0];
     p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
+    p->feature_token = (int64_t)b->params[0];
+    p->feature_cols = D;
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
     if ((whole ? bvl_copy_vector(&s->word, &p->store, &b->weights[WORD], err)
                : bvl_copy_bfloat16(&s->half, &p->store, &b->weights[WORD], err)) != BVL_OK ||
         bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err) != BVL_OK)
         return err->status;
     return p->types ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
+}
+
+/* The features of the placeholder at `at` of input_ids: as many rows in as there are placeholders before it.
+ */
+static const float *feature_row(const bvl_inputs *in, int64_t at, int64_t token, int64_t D) {
+    int64_t before = 0;
+    for (int64_t i = at - at % in->L; i < at; i++) before += in->input_ids[i] == token;
+    return in->features + (at / in->L * in->feature_rows + before) * D;
 }
 
 static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
@@ -55,7 +66,9 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
     for (int64_t i = begin; i < end; i++) {
         const int64_t at = run->first * L + i, row = i / L * (queries + L) + queries + i % L;
         float *x = run->slots[r->dst] + row * dst->ld;
-        if (s->word)
+        if (in->features && in->input_ids[at] == run->program->feature_token)
+            memcpy(x, feature_row(in, at, run->program->feature_token, s->D), (size_t)s->D * sizeof(float));
+        else if (s->word)
             memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
         else
             bvl_widen(x, s->half + in->input_ids[at] * s->D, s->D);
@@ -71,7 +84,7 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
 
 const bvl_op bvl_op_embed_tokens = {
     .name = "embed_tokens",
-    .params = {NULL},
+    .params = {"feature_token", NULL},
     .weights = {"word", "position", "type", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,

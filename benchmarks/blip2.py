@@ -1,0 +1,141 @@
+"""BLIP-2 with OPT-2.7b, random weights of the published shapes: memory of loading, and decoding against the memory's speed.
+
+    python benchmarks/blip2.py [--dtype int8] [--folder DIR] [--json results.json]
+
+Writes a float16 checkpoint of 7.5 GB to DIR (a temporary folder by default) one tensor at a time, loads it in a process of
+its own and decodes with one picture. A token reads all weights of the decoder but the embedding table; their bytes per
+second are compared with what peak.c reads from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = {
+    "model_type": "blip-2",
+    "architectures": ["Blip2ForConditionalGeneration"],
+    "image_token_index": 50265,
+    "num_query_tokens": 32,
+    "vision_config": {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
+                      "image_size": 224, "patch_size": 14},
+    "qformer_config": {"num_attention_heads": 12, "encoder_hidden_size": 1408},
+    "text_config": {"model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "ffn_dim": 10240,
+                    "num_hidden_layers": 32, "num_attention_heads": 32, "eos_token_id": 50118},
+}  # fmt: skip
+CHUNK = 1 << 24
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Every parameter of the checkpoint."""
+    from beyondvl.config import Config
+    from beyondvl.families.blip_2 import FAMILY
+    from beyondvl.spec import refs
+
+    found: dict[str, tuple[int, ...]] = {}
+    for build in FAMILY.heads[CONFIG["architectures"][0]].towers.values():
+        for ref in refs(build(Config(CONFIG))):
+            rows = ref.packed_rows or ref.shape[0] // len(ref.names)
+            found |= {name: (rows, *ref.shape[1:]) for name in ref.names if ref.tied is None}
+    return found
+
+
+def write(folder: Path) -> None:
+    """A checkpoint of float16 noise, one tensor in memory at a time."""
+    rng, header, at = np.random.default_rng(0), {}, 0
+    for name, shape in shapes().items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    noise = rng.standard_normal(CHUNK, np.float32)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in (entry["shape"] for entry in header.values()):
+            count = int(np.prod(shape))
+            scale = 0.7 / float(np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.02
+            for start in range(0, count, CHUNK):
+                file.write((noise[: min(CHUNK, count - start)] * scale).astype(np.float16).tobytes())
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+def measure(folder: Path, dtype: str, threads: int) -> dict[str, float]:
+    """In this process: seconds and peak memory of loading, milliseconds a token."""
+    import beyondvl as bvl
+
+    start = time.perf_counter()
+    model = bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
+    loaded = time.perf_counter() - start
+
+    def status(field: str) -> float:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+        return int(line.split()[1]) / 1024
+
+    peak = status("VmHWM")
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    start = time.perf_counter()
+    encoded = model.encode_image(pixel_values=pixels)
+    picture = time.perf_counter() - start
+    stream = model.stream(images=encoded, max_new_tokens=48, min_new_tokens=48)
+    next(stream)  # the prompt
+    times = []
+    for _ in range(40):
+        start = time.perf_counter()
+        next(stream)
+        times.append(time.perf_counter() - start)
+    decoder = model.tower("decoder").program.info()["packed_bytes"]
+    text = CONFIG["text_config"]
+    table = text["vocab_size"] * text["hidden_size"] * (4 if dtype == "float32" else 2)
+    token = float(np.median(times))
+    return {
+        "load_seconds": loaded,
+        "peak_mb": peak,
+        "resident_mb": status("VmRSS"),
+        "picture_ms": 1e3 * picture,
+        "token_ms": 1e3 * token,
+        "bytes_a_token": decoder - table,
+        "gb_per_second": (decoder - table) / token / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path, help="results are added to this file")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.folder, options.dtype, options.threads)))
+        return
+    from bench import ceilings
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            write(folder)
+        command = [sys.executable, __file__, "--measure", "--folder", str(folder), "--dtype", options.dtype,
+                   "--threads", str(options.threads)]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
+    found = json.loads(run.stdout.splitlines()[-1])
+    bandwidth = ceilings(options.threads).get("memory")
+    found["share_of_bandwidth"] = found["gb_per_second"] / bandwidth if bandwidth else None
+    print(json.dumps(found, indent=1))
+    if options.json:
+        record = json.loads(options.json.read_text()) if options.json.exists() else {}
+        record.setdefault("blip2", {})[options.dtype] = found
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
