@@ -283,7 +283,11 @@ class Builder:
             case AttentionPool():
                 self.attention_pool(what, src, dst)
             case Project():
-                params = {"activation": activation_code(what.activation), "accumulate": what.accumulate}
+                params = {
+                    "activation": activation_code(what.activation),
+                    "accumulate": what.accumulate,
+                    "as_blocks": what.as_blocks,
+                }
                 self.add("linear", src, dst, params, **self.affine(what.linear))
             case Norm():
                 self.add("norm", src, dst, {"layer_norm_eps": what.eps}, **self.affine(what))

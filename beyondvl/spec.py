@@ -240,11 +240,13 @@ class AttentionPool:
 @dataclass(frozen=True)
 class Project:
     """y = act(x W^T + b); with `accumulate` it is added to what dst holds. Left out where its weight is optional and
-    absent."""
+    absent. `as_blocks`: in the precision of the blocks, for a product over a whole vocabulary, which is read from
+    memory for every token."""
 
     linear: Linear | BatchNormConv
     activation: str = "none"
     accumulate: bool = False
+    as_blocks: bool = False
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def decoder(config: Config) -> Encoder:
         (
             Step("transform", "hidden", Project(linear(f"{head}.transform.dense", hidden, hidden), activation)),
             Step("transform", "transform", norm(f"{head}.transform.LayerNorm", hidden, eps)),
-            Step("logits", "transform", Project(logits)),
+            Step("logits", "transform", Project(logits, as_blocks=True)),
             Step("next_logits", "logits", Pool("last")),
         ),
         causal=True,

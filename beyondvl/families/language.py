@@ -47,7 +47,7 @@ def opt(section: Config, prefix: str, feature_token: int) -> Encoder:
         if section.get(name, expected) not in (expected, None):
             raise ConfigError(f"text_config: {name}: found {section.get(name)!r}, expected {expected}")
     decoder, words = f"{prefix}model.decoder", f"{prefix}model.decoder.embed_tokens.weight"
-    logits = Project(Linear(ref(f"{prefix}lm_head.weight", vocab, hidden, tied=words)))
+    logits = Project(Linear(ref(f"{prefix}lm_head.weight", vocab, hidden, tied=words)), as_blocks=True)
     final = section.get("do_layer_norm_before", True) is True and not section.get("_remove_final_layer_norm")
     steps = (Step("normed", "hidden", norm(f"{decoder}.final_layer_norm", hidden, OPT_EPS)),) if final else ()
     return Encoder(

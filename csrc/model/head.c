@@ -1,6 +1,7 @@
 /* head.c: what stands between the blocks and an embedding; and the list of all operations.
  *
- * norm           y = layer_norm(x), every row      linear         y = act(x W^T + b), or y += x W^T + b
+ * norm           y = layer_norm(x), every row      linear         y = act(x W^T + b), or y += x W^T + b;
+ *                                                                 as_blocks: in the precision of the blocks
  * l2_normalize   y = x / |x|, every row            softmax        y = softmax(x), every row
  * pool           y = one row of x, or a mean over its rows
  * first_rows     y = the first rows of x: what the query tokens drew
@@ -64,7 +65,8 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
     s->accumulate = b->params[1] != 0;
     if (s->accumulate && s->act != BVL_ACT_NONE)
         return bvl_fail(err, BVL_INVALID, "linear: an activation and accumulate do not go together");
-    const bvl_precision precision = bvl_outer_precision(p, p->slots[r->src].rows);
+    const bvl_precision precision =
+        b->params[2] != 0 ? p->precision : bvl_outer_precision(p, p->slots[r->src].rows);
     if (bvl_linear_init(&s->linear, &p->store, p->kernels, precision, &b->weights[0], &b->weights[1],
                         b->threads, err) != BVL_OK)
         return err->status;
@@ -90,7 +92,7 @@ static void linear_run(const bvl_record *r, const bvl_run *run) {
 
 const bvl_op bvl_op_linear = {
     .name = "linear",
-    .params = {"activation", "accumulate", NULL},
+    .params = {"activation", "accumulate", "as_blocks", NULL},
     .weights = {"weight", "bias", NULL},
     .build = linear_build,
     .shared = linear_shared,
