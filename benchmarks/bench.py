@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", nargs="*", default=WORK, help='for example "ViT-B/32 image 32"')
+    parser.add_argument("--peers", nargs="*", default=("torch", "onnxruntime", "openvino", "nncf"),
+                        help="which to run; nncf quantises for openvino, which takes minutes for large models")  # fmt: skip
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -168,7 +170,9 @@ def main() -> None:
             for work in (w for w in options.work if w.split()[0] == name):
                 _, kind, batch = work.split()
                 x = given(kind, int(batch), MODELS[name]["size"])
-                calls = our_calls(ours, kind, x) | peers.all_calls(model, kind, x, options.threads, Path(folder))
+                calls = our_calls(ours, kind, x) | peers.all_calls(
+                    model, kind, x, options.threads, Path(folder), tuple(options.peers)
+                )
                 times = interleaved(calls, options.rounds)
                 rows = {n: {"ms_per_item": 1e3 * t / int(batch), "gflops": MODELS[name][kind] * int(batch) / t}
                         for n, t in times.items()}  # fmt: skip

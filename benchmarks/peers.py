@@ -73,13 +73,15 @@ def onnx_calls(module, x, threads: int, folder: Path) -> Calls:
     return found
 
 
-def openvino_models(module, x) -> dict:
+def openvino_models(module, x, quantised: bool) -> dict:
     """precision -> (model, precision hint)."""
     import openvino as ov
 
     model = ov.convert_model(module, example_input=x)
     model.reshape(list(x.shape))
     found = {"float32": (model, "f32"), "bfloat16": (model, "bf16")}
+    if not quantised:
+        return found
     try:
         import nncf
 
@@ -92,11 +94,11 @@ def openvino_models(module, x) -> dict:
     return found
 
 
-def openvino_calls(module, x, threads: int) -> Calls:
+def openvino_calls(module, x, threads: int, quantised: bool) -> Calls:
     import openvino as ov
 
     given, found = x.numpy(), {}
-    for precision, (model, hint) in openvino_models(module, x).items():
+    for precision, (model, hint) in openvino_models(module, x, quantised).items():
         for mode in ("LATENCY", "THROUGHPUT"):
             options = {"PERFORMANCE_HINT": mode, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
             compiled = ov.Core().compile_model(model, "CPU", options)
@@ -117,15 +119,19 @@ def openvino_calls(module, x, threads: int) -> Calls:
     return found
 
 
-def all_calls(model, kind: str, x, threads: int, folder: Path) -> Calls:
+PEERS = ("torch", "onnxruntime", "openvino", "nncf")  # nncf: openvino's int8
+
+
+def all_calls(model, kind: str, x, threads: int, folder: Path, chosen: tuple[str, ...] = PEERS) -> Calls:
     module, found = tower(model, kind), {}
-    for make in (
-        lambda: torch_calls(module, x),
-        lambda: onnx_calls(module, x, threads, folder),
-        lambda: openvino_calls(module, x, threads),
-    ):
+    makers = {
+        "torch": lambda: torch_calls(module, x),
+        "onnxruntime": lambda: onnx_calls(module, x, threads, folder),
+        "openvino": lambda: openvino_calls(module, x, threads, "nncf" in chosen),
+    }
+    for name in (n for n in makers if n in chosen):
         try:
-            found |= make()
+            found |= makers[name]()
         except Exception as error:
             print(f"left out: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
     return found

@@ -17,6 +17,7 @@ from .spec import (
     Encoder,
     FirstRows,
     InvertedResidual,
+    JoinStem,
     Linear,
     Norm,
     Normalize,
@@ -157,6 +158,12 @@ class Builder:
         stem = self.encoder.stem
         if isinstance(stem, PatchStem):
             return self.patch_stem(stem)
+        if isinstance(stem, JoinStem):
+            hidden = self.slot("hidden", 0, self.encoder.hidden_size, True)
+            token = self.read(stem.class_token)
+            weights = {"class_token": None if token is None else token.reshape(-1), "type": self.read(stem.type)}
+            self.add("join_features", hidden, hidden, **weights)
+            return hidden
         tokens, queries = stem, 0
         if isinstance(stem, QueryStem):
             tokens, query = stem.tokens, self.read(stem.query)

@@ -143,7 +143,7 @@ class PreTrainedModel(EncodeMixin):
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
         except CheckpointError as error:
-            if fitting := _fitting_head(checkpoint, config, cls):
+            if "is missing" in str(error) and (fitting := _fitting_head(checkpoint, config, cls)):
                 message = f"{error}; the checkpoint has all that {fitting} needs: use {fitting}"
                 raise CheckpointError(message) from None
             raise

@@ -12,18 +12,21 @@ __all__ = [
     "AttentionPool",
     "BatchNormConv",
     "Block",
+    "CFormer",
     "Context",
     "Cross",
     "Encoder",
     "FeedForward",
     "FirstRows",
     "InvertedResidual",
+    "JoinStem",
     "Linear",
     "Norm",
     "Normalize",
     "PatchStem",
     "Pool",
     "Project",
+    "QFormer",
     "QueryStem",
     "Ref",
     "Softmax",
@@ -180,6 +183,15 @@ class QueryStem:
 
 
 @dataclass(frozen=True)
+class JoinStem:
+    """One stream of the features of several inputs [n, hidden_size], projected by their own programs; a class token may
+    come first, and each row may add the embedding of its type (which input it is of)."""
+
+    class_token: Ref | None = None
+    type: Ref | None = None
+
+
+@dataclass(frozen=True)
 class PatchStem:
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
@@ -283,7 +295,7 @@ class Encoder:
     "context" where it makes one.
     """
 
-    stem: TokenStem | PatchStem | QueryStem
+    stem: TokenStem | PatchStem | QueryStem | JoinStem
     layers: tuple[Block | InvertedResidual, ...]
     steps: tuple[Step, ...]
     hidden_size: int
@@ -293,6 +305,19 @@ class Encoder:
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""
         return replace(self, steps=tuple(step for step in self.steps if step.dst not in ("embeds", "unit_embeds")))
+
+
+@dataclass(frozen=True)
+class QFormer(Encoder):
+    """Query tokens that draw from a context what a question needs (Li et al., 2023): a QueryStem, and blocks whose
+    `query_ffn` and `cross` are the queries' own, the latter in every k-th block."""
+
+
+@dataclass(frozen=True)
+class CFormer(Encoder):
+    """A cross-former: fuses inputs, either in one stream (a JoinStem; Singh et al., 2022) or as a text whose blocks
+    attend to the context of another input (`cross`, from any block on; Li et al., 2022). Steps give what comes out of
+    it: every row, and how the inputs relate."""
 
 
 def refs(spec: object) -> list[Ref | BatchNormConv]:

@@ -225,22 +225,27 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
         PyArrayObject *a = bvl_borrow(features, "features", NPY_FLOAT32, 3);
         if (!a) return false;
         if (in->B < 0) in->B = PyArray_DIM(a, 0);
-        if (p->feature_token < 0 || PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) < 1 ||
+        const bool takes = p->feature_token >= 0 || p->joins;
+        if (!takes || PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) < 1 || PyArray_DIM(a, 1) > 1 << 20 ||
             PyArray_DIM(a, 2) != p->feature_cols) {
             PyErr_Format(PyExc_ValueError, "features: found shape (%zd, %zd, %zd), expected %s(%zd, n, %zd)",
                          (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1),
-                         (Py_ssize_t)PyArray_DIM(a, 2), p->feature_token < 0 ? "none, not " : "",
-                         (Py_ssize_t)in->B, (Py_ssize_t)p->feature_cols);
+                         (Py_ssize_t)PyArray_DIM(a, 2), takes ? "" : "none, not ", (Py_ssize_t)in->B,
+                         (Py_ssize_t)p->feature_cols);
             return false;
         }
         in->features = PyArray_DATA(a);
         in->feature_rows = PyArray_DIM(a, 1);
+        if (p->joins) in->L = p->joined_lead + in->feature_rows;
     }
     PyObject *cache = PyDict_GetItemString(dict, "cache");
     if (cache && cache != Py_None) {
         if (!(in->cache = bvl_cache_of(cache))) return false;
         in->past = in->cache->length;
     }
+    if (p->joins && (!parse_ids(dict, "attention_mask", 0, in, &in->attention_mask) ||
+                     (p->types && !parse_ids(dict, "token_type_ids", 0, in, &in->token_type_ids))))
+        return false;
     if (p->vocab && (!parse_ids(dict, "input_ids", 0, in, &in->input_ids) ||
                      !parse_ids(dict, "attention_mask", in->past, in, &in->attention_mask) ||
                      !parse_ids(dict, "position_ids", 0, in, &in->position_ids) ||

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .bert import cross_part, feed_forward, post_norm_block
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, stacked
 from .registry import Family, Head
@@ -114,12 +114,12 @@ def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bo
     )
 
 
-def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = False, **more) -> Encoder:
+def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = False, **more) -> CFormer:
     """The text stack under `prefix`, with the given steps after its last layer."""
     section, hidden, layers, heads = text_sizes(config)
     embeddings = f"{prefix}embeddings"
     vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
-    return Encoder(
+    return CFormer(
         hidden_size=hidden,
         stem=TokenStem(
             word=ref(f"{embeddings}.word_embeddings.weight", vocab, hidden),

@@ -21,6 +21,7 @@ from ..spec import (
     Normalize,
     Pool,
     Project,
+    QFormer,
     QueryStem,
     Step,
     TokenStem,
@@ -111,10 +112,10 @@ def tokens(section: Config, hidden: int) -> TokenStem:
     )
 
 
-def qformer(config: Config, steps: tuple[Step, ...], text: bool) -> Encoder:
+def qformer(config: Config, steps: tuple[Step, ...], text: bool) -> QFormer:
     """The Q-Former over query tokens, and over a text when `text`."""
     section, hidden, *_ = qformer_sizes(config)
-    return Encoder(
+    return QFormer(
         hidden_size=hidden,
         stem=QueryStem(ref("query_tokens", 1, queries(config), hidden), tokens(section, hidden) if text else None),
         stem_norm=norm("qformer.layernorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),

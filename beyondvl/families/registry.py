@@ -18,7 +18,18 @@ from ..spec import Encoder
 
 __all__ = ["Family", "families", "find_family", "strip_prefixes"]
 
-MODULES = ("beyond_vl", "clip", "siglip", "chinese_clip", "bert", "efficientnet_lite", "open_clip", "blip", "blip_2")
+MODULES = (
+    "beyond_vl",
+    "clip",
+    "siglip",
+    "chinese_clip",
+    "bert",
+    "efficientnet_lite",
+    "open_clip",
+    "blip",
+    "blip_2",
+    "flava",
+)
 
 # buffers that older versions of the libraries stored: recomputed, never read
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")

@@ -263,6 +263,7 @@ const bvl_op bvl_op_first_rows = {
 
 const bvl_op *const bvl_ops[] = {
     &bvl_op_embed_tokens,
+    &bvl_op_join_features,
     &bvl_op_query_tokens,
     &bvl_op_patch_embed,
     &bvl_op_transformer_block,

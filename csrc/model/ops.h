@@ -4,10 +4,11 @@
 
 #include "program.h"
 
-extern const bvl_op bvl_op_embed_tokens, bvl_op_query_tokens, bvl_op_patch_embed; /* stem.c */
-extern const bvl_op bvl_op_transformer_block, bvl_op_attention_pool;              /* block.c */
-extern const bvl_op bvl_op_context;                                               /* context.c */
-extern const bvl_op bvl_op_inverted_residual;                                     /* conv.c */
+extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens,
+    bvl_op_patch_embed;                                              /* stem.c */
+extern const bvl_op bvl_op_transformer_block, bvl_op_attention_pool; /* block.c */
+extern const bvl_op bvl_op_context;                                  /* context.c */
+extern const bvl_op bvl_op_inverted_residual;                        /* conv.c */
 extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize, bvl_op_softmax,
     bvl_op_first_rows; /* head.c */
 

@@ -299,7 +299,15 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (p->channels && !in->pixel_values)
         return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
                         (long long)p->channels, (long long)p->height, (long long)p->width);
-    for (int s = 0; s < p->slot_count && !p->vocab; s++)
+    if (p->joins && !in->features)
+        return bvl_fail(err, BVL_INVALID, "features: not given, expected (B, n, %lld) float32",
+                        (long long)p->feature_cols);
+    for (int64_t i = 0; p->joins && in->token_type_ids && i < in->B * in->L; i++)
+        if (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types)
+            return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
+                            (long long)p->types - 1);
+    for (int s = 0; s < p->slot_count && !p->vocab && !p->joins; s++)
         if (p->slots[s].text)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);

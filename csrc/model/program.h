@@ -57,6 +57,8 @@ typedef struct {
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
     int64_t queries;                     /* learned query tokens, or 0 */
     int64_t feature_token, feature_cols; /* the id that features stand in for, or -1; their size */
+    bool joins;                          /* its text rows are features, not tokens */
+    int64_t joined_lead;                 /* rows before them: a class token or none */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
     int context_slot;               /* whose rows those are */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */

@@ -2,9 +2,10 @@
  *
  * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]]), after the query tokens if any
  *                a row whose id is the feature token begins with the next row of the item's features instead
- * query_tokens   x[i] = query[i], the same for every item
- * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first. A patch
- *                embedding has stride = kernel; a convolution stem has overlapping, padded windows.
+ * join_features  x[0] = class token, if any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several
+ * inputs query_tokens   x[i] = query[i], the same for every item patch_embed    x = act(windows(picture) W^T
+ * + b) (+ position), an optional class token first. A patch embedding has stride = kernel; a convolution stem
+ * has overlapping, padded windows.
  */
 #include <string.h>
 
@@ -24,7 +25,7 @@ enum { WORD, POSITION, TYPE };
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
-    if (p->vocab || !p->slots[r->dst].text)
+    if (p->vocab || p->joins || !p->slots[r->dst].text)
         return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK)
@@ -88,6 +89,58 @@ const bvl_op bvl_op_embed_tokens = {
     .weights = {"word", "position", "type", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,
+};
+
+typedef struct {
+    float *class_token, *type; /* [D] or NULL, [types, D] or NULL */
+} join_features;
+
+static bvl_status join_features_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *dst = &p->slots[r->dst];
+    if (p->vocab || p->joins || p->queries || !dst->text || dst->rows)
+        return bvl_fail(err, BVL_INVALID,
+                        "join_features: expected one per program, into a slot of text rows");
+    if (b->weights[0].data && bvl_expect(r->op, b, 0, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[1].data && bvl_expect(r->op, b, 1, 2, -1, dst->cols, 0, 0, err) != BVL_OK)
+        return err->status;
+    join_features *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for join_features");
+    p->joins = true;
+    p->joined_lead = b->weights[0].data ? 1 : 0;
+    p->feature_cols = dst->cols;
+    p->types = b->weights[1].data ? b->weights[1].shape[0] : 0;
+    if (b->weights[0].data && bvl_copy_vector(&s->class_token, &p->store, &b->weights[0], err) != BVL_OK)
+        return err->status;
+    return b->weights[1].data ? bvl_copy_vector(&s->type, &p->store, &b->weights[1], err) : BVL_OK;
+}
+
+static void join_features_run(const bvl_record *r, const bvl_run *run) {
+    const join_features *s = r->state;
+    const bvl_inputs *in = run->inputs;
+    const bvl_slot *dst = &run->program->slots[r->dst];
+    const int64_t D = dst->cols, lead = run->program->joined_lead;
+    int64_t begin, end;
+    bvl_share(run->count * in->L, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t item = run->first + i / in->L, t = i % in->L;
+        const float *from =
+            t < lead ? s->class_token : in->features + (item * in->feature_rows + t - lead) * D;
+        float *x = run->slots[r->dst] + i * dst->ld;
+        memcpy(x, from, (size_t)D * sizeof(float));
+        if (s->type)
+            run->kernels->add(
+                x, s->type + (in->token_type_ids ? in->token_type_ids[item * in->L + t] : 0) * D, D);
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_join_features = {
+    .name = "join_features",
+    .params = {NULL},
+    .weights = {"class_token", "type", NULL},
+    .build = join_features_build,
+    .run = join_features_run,
 };
 
 typedef struct {
