@@ -36,6 +36,8 @@ _LAZY = {
     "BatchFeature": "outputs",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "EncodedImages": "tasks",
+    "GenerationSettings": "generation",
     "ImageError": "errors",
     "ImageProcessor": "processing.image",
     "ModelOutput": "outputs",

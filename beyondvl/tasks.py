@@ -99,7 +99,8 @@ class TaskModel(PreTrainedModel):
             return images
         return self.encode_image(images, pixel_values=pixel_values)
 
-    def _texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         inputs = tokenizer([texts] if isinstance(texts, str) else list(texts), padding=True, return_tensors="np")
         return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
@@ -179,7 +180,7 @@ class MatchingModel(TaskModel):
         contexts = self._encoded(images, None).source(len(texts), "match")["contexts"]
         scores = []
         for start in range(0, len(texts), batch_size):
-            inputs: dict[str, Any] = self._texts(texts[start : start + batch_size])
+            inputs: dict[str, Any] = self.texts(texts[start : start + batch_size])
             inputs["contexts"] = contexts[start : start + batch_size]
             logits = self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
             scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
@@ -367,7 +368,7 @@ class CaptioningModel(TaskModel):
         single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
         encoded, inputs = self._encoded(images, None), {}
         if prompt is not None:
-            inputs = self._texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
+            inputs = self.texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
         texts = self._decoded(self.generate(images=encoded, **inputs, **settings))
         return texts[0] if single else texts
 
@@ -380,8 +381,8 @@ class PrefixCaptioningModel(CaptioningModel):
         found = self.tower("queries").run({"contexts": contexts}, ["features"], self.num_threads)
         return EncodedImages(features=found["features"])
 
-    def _texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
-        return self.head.prefixed(self.config, super()._texts(texts))
+    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        return self.head.prefixed(self.config, super().texts(texts))
 
     def __call__(
         self, pixel_values: Any = None, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any
@@ -469,7 +470,7 @@ class AnsweringModel(TaskModel):
         encoded = self._encoded(images, None)
         asked = questions if isinstance(questions, list) else [questions] * len(encoded)
         single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
-        texts = self._decoded(self.generate(images=encoded, ignore_padding=True, **self._texts(asked), **settings))
+        texts = self._decoded(self.generate(images=encoded, ignore_padding=True, **self.texts(asked), **settings))
         return texts[0] if single else texts
 
 

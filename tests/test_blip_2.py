@@ -178,7 +178,7 @@ def test_encoded_pictures_are_run_once(made, monkeypatch):
     ours = bvl.AutoModel.from_pretrained(folder)
     encoded = ours.encode_image(pixel_values=pixels)
     assert encoded.embeds.shape == (3, 5, 24) and encoded[1:].embeds.shape == (2, 5, 24)
-    monkeypatch.setattr(ours, "_texts", lambda texts: {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    monkeypatch.setattr(ours, "texts", lambda texts: {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     monkeypatch.setattr(ours.tower("vision"), "run", None)
     logits = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask, True).logits_per_image
     np.testing.assert_allclose(ours.match(encoded, ["a", "b", "c"]), logits.softmax(1)[:, 1].numpy(), rtol=1e-5)

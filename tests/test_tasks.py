@@ -138,6 +138,14 @@ def test_command_line(folders, capsys):
     assert "matching head" in capsys.readouterr().err
 
 
+def test_verify(folders, capsys):
+    """The user's own check knows these models too."""
+    pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+    for cls in (CAPTION, MATCH, ANSWER):
+        assert main(["verify", str(folders[cls])]) == 0
+        assert "agrees" in capsys.readouterr().out
+
+
 def test_processor_equals_transformers(folders):
     transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
     from PIL import Image
