@@ -6,7 +6,7 @@
 #include "../arena.h"
 #include "../ops/attention.h"
 
-enum { MOST_ROWS = 1 << 20 };
+enum { MOST_ROWS = 1 << 20, MOST_TOKENS = 1 << 24 };
 
 bvl_status bvl_context_layer(bvl_context_shape *shape, int64_t heads, int64_t hd, bool bf16, const char *name,
                              bvl_error *err) {
@@ -45,10 +45,12 @@ void bvl_context_free(bvl_context *context) {
 
 bvl_cache *bvl_cache_new(const void *program, int64_t layers, const int64_t *layer_words, int64_t B,
                          int64_t capacity, bvl_error *err) {
-    if (layers < 1 || B < 1 || B > MOST_ROWS || capacity < 1 || capacity > MOST_ROWS) {
-        bvl_fail(err, BVL_INVALID,
-                 "cache: %lld items of %lld tokens over %lld layers, expected at least one of each",
-                 (long long)B, (long long)capacity, (long long)layers);
+    if (layers < 1 || B < 1 || capacity < 1 || B > MOST_TOKENS / capacity) {
+        bvl_fail(
+            err, BVL_INVALID,
+            "cache: %lld items of %lld tokens over %lld layers, expected at least one of each and at most "
+            "%d tokens",
+            (long long)B, (long long)capacity, (long long)layers, MOST_TOKENS);
         return NULL;
     }
     bvl_cache *cache = bvl_alloc(sizeof *cache);
