@@ -70,7 +70,11 @@ class GenerationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
                 raise ValueError(f"{name}: found {value!r}, expected a number above 0, at most {high:g}")
-        if self.early_stopping not in (True, False, "never"):
+        if type(self.do_sample) is not bool:
+            raise ValueError(f"do_sample: found {self.do_sample!r}, expected True or False")
+        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, int | float):
+            raise ValueError(f"length_penalty: found {self.length_penalty!r}, expected a number")
+        if type(self.early_stopping) is not bool and self.early_stopping != "never":
             raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
@@ -206,7 +210,7 @@ def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, posit
         running &= tokens != settings.eos_token_id
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         prompt.append(tokens)
-        yield tokens
+        yield tokens.copy()  # the next step reads these
 
 
 def take(rows: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -114,6 +114,8 @@ class ImageTextToText(Pipeline):
 
         `settings` are those of GenerationSettings: max_new_tokens, num_beams, do_sample, ...
         """
+        if not isinstance(self.model, AnsweringModel | CaptioningModel):
+            raise ValueError(f"model: found {type(self.model).__name__}, expected one that writes text")
         single = not isinstance(images, list | tuple)
         texts = [text] if text is None or isinstance(text, str) else list(text)
         encoded = self.model.encode_image(images)
@@ -122,10 +124,8 @@ class ImageTextToText(Pipeline):
             if text is None:
                 raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
             found = self.model.answer(encoded, texts, **settings)
-        elif isinstance(self.model, CaptioningModel):
-            found = self.model.caption(encoded, None if text is None else texts, **settings)
         else:
-            raise ValueError(f"model: found {type(self.model).__name__}, expected one that writes text")
+            found = self.model.caption(encoded, None if text is None else texts, **settings)
         results = [[self._result(asked, answer)] for asked, answer in zip(texts, found, strict=True)]
         return results[0] if single and len(results) == 1 else results
 

@@ -99,10 +99,13 @@ class TaskModel(PreTrainedModel):
             return images
         return self.encode_image(images, pixel_values=pixel_values)
 
-    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
-        """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length."""
+    def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length, cut at another."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        inputs = tokenizer([texts] if isinstance(texts, str) else list(texts), padding=True, return_tensors="np")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        inputs = tokenizer(
+            given, padding=True, return_tensors="np", truncation=max_length is not None, max_length=max_length
+        )
         return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
     def _decoded(self, ids: np.ndarray) -> list[str]:
@@ -175,12 +178,17 @@ class MatchingModel(TaskModel):
         return EncodedImages(tuple(found["context"]), found["unit_embeds"][:, None])
 
     def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
-        """Probability (n,) float32 that each text fits its picture; one picture may serve all texts."""
+        """Probability (n,) float32 that each text fits its picture; one picture may serve all texts.
+
+        Texts are cut at the model's length, as `encode` does.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("texts: the list is empty, expected at least one text")
         contexts = self._encoded(images, None).source(len(texts), "match")["contexts"]
-        scores = []
+        scores, most = [], self.tower("text").program.info()["max_positions"]
         for start in range(0, len(texts), batch_size):
-            inputs: dict[str, Any] = self.texts(texts[start : start + batch_size])
+            inputs: dict[str, Any] = self.texts(texts[start : start + batch_size], most)
             inputs["contexts"] = contexts[start : start + batch_size]
             logits = self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
             scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
@@ -261,6 +269,17 @@ class QueryMatchingModel(MatchingModel):
             scores = (images @ texts.T).max(1)
         fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
+
+    def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        if modality == "vision":
+            raise ValueError("a picture has an embedding for each query here: use encode_image(...).embeds")
+        return super()._embed(modality, inputs)
+
+    def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
+        """Unit-norm embeddings (B, queries, D) of pictures."""
+        check_neutral(kwargs)
+        found = self._encode_pixels(prepared("pixel_values", pixel_values)).embeds
+        return from_numpy(found, "pt" if is_torch(pixel_values) else "np")
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
@@ -366,11 +385,26 @@ class CaptioningModel(TaskModel):
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
         """Captions of pictures, a string for one picture; a prompt is continued, and is part of the caption."""
         single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
-        encoded, inputs = self._encoded(images, None), {}
-        if prompt is not None:
-            inputs = self.texts([prompt] * len(encoded) if isinstance(prompt, str) else prompt)
-        texts = self._decoded(self.generate(images=encoded, **inputs, **settings))
+        encoded = self._encoded(images, None)
+        if prompt is None:
+            texts = self._decoded(self.generate(images=encoded, **settings))
+        else:
+            texts = self._continued(encoded, [prompt] * len(encoded) if isinstance(prompt, str) else prompt, settings)
         return texts[0] if single else texts
+
+    def _continued(self, encoded: EncodedImages, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+        """Captions that begin with prompts; those of one length run together: none depends on its neighbours."""
+        if len(encoded) not in (1, len(prompts)):
+            raise ValueError(f"prompt: found {len(prompts)} prompts and {len(encoded)} pictures, expected as many")
+        inputs = [self.texts(prompt) for prompt in prompts]
+        texts: list[str] = [""] * len(prompts)
+        for length in dict.fromkeys(text["input_ids"].shape[1] for text in inputs):
+            at = [i for i, text in enumerate(inputs) if text["input_ids"].shape[1] == length]
+            batch = {name: np.concatenate([inputs[i][name] for i in at]) for name in inputs[0]}
+            pictures = encoded if len(encoded) == 1 else encoded[at]
+            for i, text in zip(at, self._decoded(self.generate(images=pictures, **batch, **settings)), strict=True):
+                texts[i] = text
+        return texts
 
 
 class PrefixCaptioningModel(CaptioningModel):
@@ -476,6 +510,11 @@ class AnsweringModel(TaskModel):
 
 class JointModel(TaskModel):
     """Fuses pictures and texts in one stream: encoders of both, and a C-Former over the features of both."""
+
+    def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
+        """The projection of every row (B, n, D), as transformers' FlavaModel has it; row 0 is what `encode` gives."""
+        found = self.run_tower(modality, inputs, ["projected"])["projected"]
+        return from_numpy(found, "pt" if any(map(is_torch, inputs.values())) else "np")
 
     def fuse(self, features: dict[str, Any], wanted: list[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the C-Former over the features of any subset of inputs, in the order given.

@@ -174,7 +174,8 @@ static bool parse_ids(PyObject *dict, const char *name, int64_t past, bvl_inputs
     return true;
 }
 
-/* "contexts": a list of Context, one an item; *list is memory for PyMem_Free. */
+/* "contexts": a list of Context, one an item; *list is memory for PyMem_Free. In the dictionary a tuple takes
+ * the list's place, so that nobody empties it while the program runs. */
 static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***list) {
     PyObject *value = PyDict_GetItemString(dict, "contexts");
     if (!value || value == Py_None) return true;
@@ -185,12 +186,16 @@ static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***
                      (Py_ssize_t)in->B);
         return false;
     }
+    PyObject *kept = PyList_AsTuple(value);
+    const bool stored = kept && PyDict_SetItemString(dict, "contexts", kept) == 0;
+    Py_XDECREF(kept);
+    if (!stored) return false;
     if (!(*list = PyMem_Malloc((size_t)count * sizeof **list))) {
         PyErr_NoMemory();
         return false;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        const bvl_context *c = (*list)[i] = bvl_context_of(PyList_GetItem(value, i));
+        const bvl_context *c = (*list)[i] = bvl_context_of(PyTuple_GetItem(kept, i));
         if (!c) return false;
         in->context_rows = BVL_MAX(in->context_rows, c->rows);
     }
@@ -291,6 +296,12 @@ static PyObject *new_contexts(const bvl_program *p, const bvl_inputs *in, bvl_ca
     PyObject *list = call->contexts ? PyList_New(in->B) : PyErr_NoMemory();
     for (int64_t i = 0; list && i < in->B; i++) {
         const int64_t rows = bvl_context_rows(p, in, call->padded_contexts, i);
+        if (rows < 1 && in->attention_mask) {
+            PyErr_Format(PyExc_ValueError,
+                         "attention_mask: row %zd keeps no token, expected one to attend to", (Py_ssize_t)i);
+            Py_CLEAR(list);
+            break;
+        }
         call->contexts[i] = bvl_context_new(&p->makes, p->kernels, rows, &err);
         PyObject *item = call->contexts[i] ? bvl_context_wrap(call->contexts[i]) : bvl_raise(&err);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
@@ -332,7 +343,8 @@ static PyObject *program_run(PyObject *self, PyObject *args) {
     bvl_call call = {.threads = BVL_MAX(1, BVL_MIN(threads, 1024))};
     bvl_error err = {.status = BVL_OK};
     const bvl_context **contexts = NULL;
-    if (parse_inputs(program, dict, &in, &contexts)) {
+    dict = PyDict_Copy(dict); /* holds on to what the program reads without the GIL */
+    if (dict && parse_inputs(program, dict, &in, &contexts)) {
         in.B = BVL_MAX(0, in.B);
         in.L = BVL_MAX(0, in.L);
         program->sealed = true; /* the GIL is held: nothing is being added now, and nothing will be */
@@ -353,6 +365,7 @@ static PyObject *program_run(PyObject *self, PyObject *args) {
     }
     PyMem_Free(contexts);
     PyMem_Free(call.contexts);
+    Py_XDECREF(dict);
     return result;
 }
 

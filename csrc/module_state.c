@@ -86,10 +86,11 @@ static PyObject *cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *object;
     long long B, capacity;
     bvl_error err;
-    const bvl_program *program;
+    bvl_program *program;
     (void)kwargs;
     if (!PyArg_ParseTuple(args, "OLL", &object, &B, &capacity) || !(program = bvl_program_of(object)))
         return NULL;
+    program->sealed = true; /* its layers are counted now */
     CacheObject *self = (CacheObject *)allocate(type);
     if (!self) return NULL;
     self->cache = bvl_cache_new(program, program->cached_layers, program->cached_words, B, capacity, &err);

@@ -136,6 +136,8 @@ def test_answers_without_the_padding(made):
     encoded = ours.encode_image(pixel_values=pixels)
     asked = {pad: ours._asked({"input_ids": ids, "attention_mask": mask}, list(encoded.contexts), not pad)
              for pad in (True, False)}  # fmt: skip
+    with pytest.raises(ValueError, match="attention_mask: row 2 keeps no token"):
+        ours.generate(ids, attention_mask=mask * [[1], [1], [0]], images=encoded, ignore_padding=True)
     assert [c.rows for c in asked[True]] == [6, 6, 6] and [c.rows for c in asked[False]] == [6, 4, 6]
     alone = {"input_ids": ids[1:2, :4], "attention_mask": mask[1:2, :4]}
     batch = ours.generate(ids, attention_mask=mask, images=encoded, ignore_padding=True, max_new_tokens=9)
@@ -276,6 +278,8 @@ BAD_GENERATION = {
     "temperature": ({"temperature": 0.0}, ValueError, "temperature: found 0.0, expected a number above 0"),
     "too many": ({"num_return_sequences": 2}, ValueError, "num_return_sequences: found 2"),
     "prompt": ({"input_ids": np.array([[101], [101], [101]])}, ValueError, "expected a prompt between"),
+    "early stopping": ({"early_stopping": 1, "num_beams": 2}, ValueError, "early_stopping: found 1"),
+    "length penalty": ({"length_penalty": "1"}, ValueError, "length_penalty: found '1'"),
     "no room": ({"max_length": 1}, ValueError, "max_length: found 1 and a prompt of 1"),
 }
 

@@ -178,10 +178,58 @@ def test_encoded_pictures_are_run_once(made, monkeypatch):
     ours = bvl.AutoModel.from_pretrained(folder)
     encoded = ours.encode_image(pixel_values=pixels)
     assert encoded.embeds.shape == (3, 5, 24) and encoded[1:].embeds.shape == (2, 5, 24)
-    monkeypatch.setattr(ours, "texts", lambda texts: {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    monkeypatch.setattr(ours, "texts", lambda *_: {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     monkeypatch.setattr(ours.tower("vision"), "run", None)
     logits = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask, True).logits_per_image
     np.testing.assert_allclose(ours.match(encoded, ["a", "b", "c"]), logits.softmax(1)[:, 1].numpy(), rtol=1e-5)
+
+
+def test_queries_are_not_one_embedding(made):
+    """`encode` of a picture would have to choose among the queries: it says what to use instead."""
+    _, folder, pixels, _, mask = made(RETRIEVAL)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"encode_image\(...\).embeds"):
+        ours._embed("vision", {"pixel_values": pixels.numpy()})
+    features = ours.get_image_features(pixels)
+    assert torch.equal(features, torch.from_numpy(ours.encode_image(pixel_values=pixels).embeds))
+    contexts = list(ours.encode_image(pixel_values=pixels).contexts)
+    program = ours.tower("text").program
+    with pytest.raises(ValueError, match="input_ids: not given"):
+        program.run({"contexts": contexts, "attention_mask": mask.numpy()}, ["hidden"], 1)
+    with pytest.raises(ValueError, match="cache: 3 items of 4 tokens over 0 layers"):
+        bvl._C.Cache(program, 3, 4)
+
+
+def lying_programs():
+    """Programs that no family builds, as a lying packed.json could: (records, call, message)."""
+    block = {"num_attention_heads": 1, "activation": 0, "layer_norm_eps": 1e-5, "causal": 1, "pre_norm": 1}
+    ones = {n: np.ones(s, np.float32) for n, s in {
+        "qkv_weight": (24, 8), "out_weight": (8, 8), "norm1_weight": 8, "norm1_bias": 8, "fc1_weight": (8, 8),
+        "fc2_weight": (8, 8), "norm2_weight": 8, "norm2_bias": 8}.items()}  # fmt: skip
+    embed = ("embed_tokens", "text", "text", {"feature_token": -1},
+             {"word": np.ones((9, 8), np.float32), "position": np.ones((9, 8), np.float32)})  # fmt: skip
+    wide = ("transformer_block", "wide", "wide", block, ones)
+    last = ("pool", "wide", "out", {"kind": bvl._C.POOLS.index("last"), "token": 0}, {})
+    yield [embed, wide, last], "over 0 layers"
+    plain = ("transformer_block", "text", "text", block | {"causal": 0}, ones)
+    causal = ("transformer_block", "text", "text", block, ones)
+    yield [embed, plain, causal, ("pool", "text", "out", last[3], {})], "do not all use one"
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_caches_of_programs_that_do_not_fit(case):
+    records, message = list(lying_programs())[case]
+    program = bvl._C.Program()
+    slots = {
+        "text": program.slot("text", 0, 8, True),
+        "wide": program.slot("wide", 4096, 8),
+        "out": program.slot("out", 1, 8),
+    }
+    for op, src, dst, params, weights in records:
+        program.add(op, slots[src], slots[dst], params, weights, 1)
+    with pytest.raises(ValueError, match=message):
+        cache = bvl._C.Cache(program, 1, 8)
+        program.run({"input_ids": np.ones((1, 2), np.int64), "cache": cache}, ["out"], 1)
 
 
 def test_bad_configs(made, tmp_path):

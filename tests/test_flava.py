@@ -76,11 +76,14 @@ def test_model(isa, made, name):
         assert np.ptp(found[f"{part}_output"].pooler_output.numpy(), axis=0).max() > 1e-2, "all look alike"
     with torch.no_grad():
         features = (
-            model.get_image_features(pixels).pooler_output[:, 0],
-            model.get_text_features(ids, mask).pooler_output[:, 0],
+            model.get_image_features(pixels).pooler_output,
+            model.get_text_features(ids, mask).pooler_output,
         )
     close(ours.get_image_features(pixels), features[0])
-    close(ours.get_text_features(ids, mask), features[1])
+    close(ours.get_text_features(ids, mask), features[1], keep)
+    with torch.no_grad():
+        first = model.get_image_features(pixels).pooler_output[:, 0].numpy()
+    close(ours.run_tower("vision", {"pixel_values": pixels}, ["embeds"])["embeds"], first)
 
 
 def test_matching_head(isa, made):

@@ -68,7 +68,12 @@ def test_captions(folders):
     assert prompted.startswith("a picture of ")
     encoded = model.encode_image(PHOTOS[0])
     both = model.caption(encoded, prompt=["a picture of", "the"], max_new_tokens=6)
-    assert both[0] == prompted and both[1].startswith("the ")
+    assert both[0] == prompted and both[1] == model.caption(encoded, prompt=["the"], max_new_tokens=6)[0]
+    assert both[1].startswith("the ")
+    with pytest.raises(ValueError, match="found 2 prompts and 3 pictures"):
+        model.caption(PHOTOS, prompt=["a", "the"])
+    with pytest.raises(ValueError, match="images: the list is empty"):
+        model.caption([])
 
 
 def test_answers(folders):
@@ -94,6 +99,10 @@ def test_matches_and_reranking(folders):
     assert [r["corpus_id"] for r in by_picture] == list(np.argsort(-scores))
     for result in by_picture:
         assert result["similarity"] == pytest.approx(similarity[0, result["corpus_id"]], abs=1e-5)
+    with pytest.raises(ValueError, match="texts: the list is empty"):
+        model.match(PHOTOS[0], [])
+    long = " ".join(["a red cup"] * 60)
+    assert 0 < model.match(PHOTOS[0], [long])[0] < 1  # cut at the model's length
     nearest = int(similarity[0].argmax())
     assert [r["corpus_id"] for r in model.rerank(PHOTOS[0], texts, top_k=1, shortlist=1)] == [nearest]
 

@@ -67,7 +67,8 @@ def steps(config: Config, name: str, hidden: int, final: Norm) -> tuple[Step, ..
         Step("last_hidden_state", "hidden", final),
         Step("class_token", "last_hidden_state", Pool("first")),
         Step("pooler_output", "class_token", Project(linear(f"{name}_model.pooler.dense", hidden, hidden), "tanh")),
-        Step("embeds", "class_token", Project(linear(f"{name}_projection", projection, hidden))),
+        Step("projected", "last_hidden_state", Project(linear(f"{name}_projection", projection, hidden))),
+        Step("embeds", "projected", Pool("first")),
         Step("unit_embeds", "embeds", Normalize()),
     )
 

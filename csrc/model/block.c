@@ -45,7 +45,7 @@ typedef struct {
     bvl_linear cross_q, cross_out; /* where layer >= 0 */
     bvl_norm cross_norm;
     int64_t layer;               /* of the contexts, or -1 */
-    int64_t cached;              /* layer of the cache, of causal blocks */
+    int64_t cached;              /* layer of the cache, or -1 */
     float *query;                /* attention_pool: [D] */
     int64_t D, heads, hd, inner; /* inner = heads * hd */
     bvl_activation act;
@@ -194,7 +194,9 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     s->bf16 = bvl_block_bf16(p, s->inner, s->heads);
     s->direct_out = s->bf16 && writes_operand(p, &s->out);
     if (cross_build(p, r, b, err) != BVL_OK) return err->status;
-    if (s->causal) {
+    s->cached = -1;
+    if (slot->text && !(s->causal && slot->rows == 0)) p->uncached = true;
+    if (s->causal && slot->text && slot->rows == 0) {
         s->cached = p->cached_layers;
         p->cached_words[p->cached_layers++] = block_ld(2 * s->inner, s->bf16);
     }
@@ -236,7 +238,7 @@ static int64_t block_local(const bvl_program *p, const bvl_record *r, const bvl_
 /* Appends k and v of the new tokens to the cache; nothing without one. */
 static void append_to_cache(const block *s, const bvl_run *run, const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
-    if (!s->causal || !in->cache) return;
+    if (s->cached < 0 || !in->cache) return;
     const int64_t q = s->inner / (s->bf16 ? 2 : 1), words = block_ld(2 * s->inner, s->bf16);
     int64_t begin, end;
     bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
@@ -251,7 +253,7 @@ static void append_to_cache(const block *s, const bvl_run *run, const float *qkv
 static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
-    const bool cached = s->causal && in->cache;
+    const bool cached = s->cached >= 0 && in->cache;
     const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1; /* elements in a word */
     const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
     bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,

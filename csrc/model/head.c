@@ -121,7 +121,7 @@ static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const int kind = (int)b->params[0];
     if (kind < 0 || kind >= POOL_COUNT || dst->text || dst->rows != 1 || dst->cols != src->cols ||
-        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && !src->text) ||
+        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && (!src->text || !p->vocab)) ||
         (kind != POOL_FIRST && src->text && src->rows)) /* which rows are text changes from call to call */
         return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name,
                         dst->name);
@@ -135,7 +135,7 @@ static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
 static int64_t pooled_row(const pool_state *s, const int64_t *ids, int64_t T) {
     int64_t best = 0;
     switch (s->kind) {
-        case POOL_LAST: return T - 1;
+        case POOL_LAST: return BVL_MAX(T - 1, 0);
         case POOL_ARGMAX:
             for (int64_t t = 1; t < T; t++)
                 if (ids[t] > ids[best]) best = t;
@@ -153,8 +153,8 @@ static int64_t pool_row(const bvl_record *r, const bvl_run *run, int64_t item) {
     const bvl_inputs *in = run->inputs;
     const bvl_slot *src = &run->program->slots[r->src];
     if (s->kind == POOL_MEAN) return -1;
-    return pooled_row(s, src->text ? in->input_ids + (run->first + item) * in->L : NULL,
-                      bvl_slot_rows(src, in));
+    const bool ids = s->kind == POOL_ARGMAX || s->kind == POOL_TOKEN;
+    return pooled_row(s, ids ? in->input_ids + (run->first + item) * in->L : NULL, bvl_slot_rows(src, in));
 }
 
 static void pool_run(const bvl_record *r, const bvl_run *run) {
@@ -169,7 +169,9 @@ static void pool_run(const bvl_record *r, const bvl_run *run) {
         const float *x = run->slots[r->src] + i * T * src->ld;
         float *y = run->slots[r->dst] + i * dst->ld;
         const int64_t at = (run->first + i) * in->L;
-        if (s->kind == POOL_MEAN)
+        if (T < 1)
+            memset(y, 0, (size_t)src->cols * sizeof(float));
+        else if (s->kind == POOL_MEAN)
             bvl_mean_rows(run->kernels, y, x, src->ld, T, src->cols,
                           text && in->attention_mask ? in->attention_mask + at : NULL);
         else

@@ -268,6 +268,8 @@ static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_er
     }
     const bvl_cache *cache = in->cache;
     if (!cache) return BVL_OK;
+    if (p->uncached || p->joins)
+        return bvl_fail(err, BVL_INVALID, "cache: given to a program whose blocks do not all use one");
     if (cache->program != p || cache->B != in->B)
         return bvl_fail(err, BVL_INVALID, "cache: of %lld items%s, expected %lld of this model",
                         (long long)cache->B, cache->program == p ? "" : " of another model",
@@ -311,9 +313,9 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
         if (p->slots[s].text)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);
-    if (p->queries && !p->vocab && !in->contexts)
+    if (p->queries && !in->contexts && !(p->vocab && p->queries_before_text))
         return bvl_fail(err, BVL_INVALID, "contexts: not given, expected one for each item");
-    if (!p->vocab || (p->queries && in->contexts && !in->input_ids)) return BVL_OK;
+    if (!p->vocab || (p->queries && in->contexts && !in->input_ids && in->L == 0)) return BVL_OK;
     if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
     if (in->L < 1 || in->L > p->max_positions - in->past)
         return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
@@ -353,20 +355,22 @@ static void find_live(job *j) {
 static void find_pooling(job *j) {
     const bvl_program *p = j->program;
     bool touched[BVL_MAX_SLOTS] = {false}; /* slots that will hold one row an item */
+    bool filled[BVL_MAX_SLOTS] = {false};  /* slots that hold all rows already, and may be added to */
     int slot = -1;
     j->last_block = j->pool = -1;
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
-    if (slot >= 0 && bvl_slot_queries(&p->slots[slot], j->inputs)) slot = -1; /* queries and text part ways */
+    if (p->queries && j->inputs->contexts) slot = -1; /* queries and text part ways */
     if (slot < 0) {
         j->last_block = -1;
         return;
     }
     touched[slot] = true;
+    for (int i = 0; i < j->last_block; i++) filled[p->records[i].dst] = j->live[i];
     for (int i = j->last_block + 1; i < p->record_count; i++) {
         const bvl_record *r = &p->records[i];
         if (!j->live[i] || (j->pool >= 0 && !touched[r->src])) continue;
-        if (j->pool < 0 && r->src == slot && r->op->row_wise)
+        if (j->pool < 0 && r->src == slot && r->op->row_wise && (r->dst == slot || !filled[r->dst]))
             touched[slot = r->dst] = true;
         else if (j->pool < 0 && r->src == slot && r->op->row &&
                  r->op->row(r, &(bvl_run){.program = j->program, .inputs = j->inputs}, 0) >= 0)

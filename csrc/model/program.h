@@ -56,11 +56,13 @@ typedef struct {
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
     int64_t queries;                     /* learned query tokens, or 0 */
+    bool queries_before_text;            /* they are the first rows of a text slot */
     int64_t feature_token, feature_cols; /* the id that features stand in for, or -1; their size */
     bool joins;                          /* its text rows are features, not tokens */
     int64_t joined_lead;                 /* rows before them: a class token or none */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
     int context_slot;               /* whose rows those are */
+    bool uncached;                  /* some block over a text has no layer of the cache */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
     bvl_store store;                                      /* all weights */
     bool sealed;  /* set by the first run: nothing is added afterwards */

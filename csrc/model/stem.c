@@ -155,6 +155,7 @@ static bvl_status query_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     query_tokens *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for query_tokens");
     p->queries = dst->rows;
+    p->queries_before_text = dst->text;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[0], err);
 }
 
