@@ -16,8 +16,9 @@ class Program:
     """An immutable list of operations over packed weights; runs from many threads at once."""
 
     def __new__(cls, gemm: str | None = None, precision: str = "float32") -> Program: ...
-    def slot(self, name: str, rows: int, cols: int, /) -> int:
-        """A matrix per item; rows 0 means the padded text length of the call."""
+    def slot(self, name: str, rows: int, cols: int, text: bool = False, /) -> int:
+        """A matrix per item; a text slot has the padded text length of the call besides, and its `rows` are learned
+        queries, there when the call gives contexts."""
     def add(
         self,
         op: str,

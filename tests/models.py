@@ -10,7 +10,7 @@ import numpy as np
 from beyondvl.compile import BATCH_NORM_PARTS
 from beyondvl.config import Config
 from beyondvl.families.registry import find_family
-from beyondvl.spec import BatchNormConv, refs
+from beyondvl.spec import BatchNormConv, Block, Ref, refs
 from beyondvl.weights import save_safetensors
 
 TINY_CLIP = {
@@ -24,6 +24,17 @@ TINY_CLIP = {
 }  # fmt: skip
 
 
+def in_order(spec) -> list[Ref | BatchNormConv]:
+    """The parameters of an encoder, each block's in the order the seeds of the tests were chosen for."""
+    found = []
+    for field in (spec.stem, *spec.layers, spec.steps, spec.stem_norm, spec.context):
+        if isinstance(field, Block) and field.ffn:
+            ffn = field.ffn
+            field = (field.qkv, field.out, ffn.fc1, ffn.fc2, field.norm1, ffn.norm, field.cross, field.query_ffn)
+        found += refs(field)
+    return found
+
+
 def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights for every parameter of a config."""
     rng = np.random.default_rng(seed)
@@ -35,7 +46,7 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
     head = family.heads.get(config.get("architectures", [""])[0])
     for build in (head or family).towers.values():
-        for r in refs(build(Config(config))):
+        for r in in_order(build(Config(config))):
             if isinstance(r, BatchNormConv):
                 add(r.weight.names[0], r.weight.shape, (2.0 / np.prod(r.weight.shape[1:])) ** 0.5)
                 for part in BATCH_NORM_PARTS:
