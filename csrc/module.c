@@ -51,6 +51,22 @@ PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank
     return a;
 }
 
+PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    *kept = (PyTypeObject *)type;
+    return type;
+}
+
+PyObject *bvl_allocate(PyTypeObject *type) {
+    return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
+
+void bvl_release(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
 PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data) {
     npy_intp dims[BVL_MAX_RANK];
     for (int i = 0; i < rank; i++) dims[i] = (npy_intp)shape[i];

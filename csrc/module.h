@@ -22,6 +22,12 @@ PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank
 /* A new array and its memory. */
 PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data);
 
+/* A new type of the module, also kept in *kept: NumPy allows one interpreter, and so one module. */
+PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept);
+/* A zeroed object of such a type, and the end of its deallocation. */
+PyObject *bvl_allocate(PyTypeObject *type);
+void bvl_release(PyObject *self);
+
 /* module_program.c; types are made once, when the module is imported */
 PyObject *bvl_program_type(PyObject *module);
 /* What is inside; NULL and TypeError for another object. */

@@ -14,7 +14,7 @@ typedef struct {
     Py_buffer mapping; /* the file its weights lie in, when they were not packed here; obj NULL otherwise */
 } ProgramObject;
 
-static PyTypeObject *program_type; /* NumPy allows one interpreter, and so one module */
+static PyTypeObject *program_type;
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"gemm", "precision", NULL};
@@ -38,8 +38,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
                                               : "float32 on OpenBLAS");
         return NULL;
     }
-    const allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    ProgramObject *self = (ProgramObject *)alloc(type, 0);
+    ProgramObject *self = (ProgramObject *)bvl_allocate(type);
     if (self && !(self->program = bvl_program_new(kernels, (bvl_precision)p))) {
         Py_DECREF(self);
         return PyErr_NoMemory();
@@ -48,11 +47,9 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 }
 
 static void program_dealloc(PyObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
     bvl_program_free(((ProgramObject *)self)->program);
     PyBuffer_Release(&((ProgramObject *)self)->mapping);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
+    bvl_release(self);
 }
 
 static PyObject *program_slot(PyObject *self, PyObject *args) {
@@ -447,7 +444,5 @@ static PyType_Spec program_spec = {"beyondvl._C.Program", sizeof(ProgramObject),
                                    program_slots};
 
 PyObject *bvl_program_type(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &program_spec, NULL);
-    program_type = (PyTypeObject *)type;
-    return type;
+    return bvl_new_type(module, &program_spec, &program_type);
 }

@@ -3,17 +3,7 @@
 
 #include "model/program.h"
 
-static PyTypeObject *context_type, *cache_type; /* NumPy allows one interpreter, and so one module */
-
-static void release(PyObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
-
-static PyObject *allocate(PyTypeObject *type) {
-    return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-}
+static PyTypeObject *context_type, *cache_type;
 
 /* ---- Context ---- */
 
@@ -22,7 +12,7 @@ typedef struct {
 } ContextObject;
 
 PyObject *bvl_context_wrap(bvl_context *context) {
-    ContextObject *self = (ContextObject *)allocate(context_type);
+    ContextObject *self = (ContextObject *)bvl_allocate(context_type);
     if (self)
         self->context = context;
     else
@@ -38,7 +28,7 @@ const bvl_context *bvl_context_of(PyObject *object) {
 
 static void context_dealloc(PyObject *self) {
     bvl_context_free(((ContextObject *)self)->context);
-    release(self);
+    bvl_release(self);
 }
 
 static PyObject *context_rows(PyObject *self, void *unused) {
@@ -64,9 +54,7 @@ static PyType_Spec context_spec = {"beyondvl._C.Context", sizeof(ContextObject),
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, context_slots};
 
 PyObject *bvl_context_type(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &context_spec, NULL);
-    context_type = (PyTypeObject *)type;
-    return type;
+    return bvl_new_type(module, &context_spec, &context_type);
 }
 
 /* ---- Cache ---- */
@@ -91,7 +79,7 @@ static PyObject *cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTuple(args, "OLL", &object, &B, &capacity) || !(program = bvl_program_of(object)))
         return NULL;
     program->sealed = true; /* its layers are counted now */
-    CacheObject *self = (CacheObject *)allocate(type);
+    CacheObject *self = (CacheObject *)bvl_allocate(type);
     if (!self) return NULL;
     self->cache = bvl_cache_new(program, program->cached_layers, program->cached_words, B, capacity, &err);
     if (!self->cache) {
@@ -106,7 +94,7 @@ static PyObject *cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static void cache_dealloc(PyObject *self) {
     bvl_cache_free(((CacheObject *)self)->cache);
     Py_XDECREF(((CacheObject *)self)->program);
-    release(self);
+    bvl_release(self);
 }
 
 static PyObject *cache_reorder(PyObject *self, PyObject *args) {
@@ -148,7 +136,5 @@ static PyType_Spec cache_spec = {"beyondvl._C.Cache", sizeof(CacheObject), 0, Py
                                  cache_slots};
 
 PyObject *bvl_cache_type(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &cache_spec, NULL);
-    cache_type = (PyTypeObject *)type;
-    return type;
+    return bvl_new_type(module, &cache_spec, &cache_type);
 }

@@ -74,9 +74,24 @@ enum {
 };
 enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* within a feed-forward */
 
-static bvl_status expect_bias(const bvl_record *r, const bvl_build *b, int weight, int64_t n,
-                              bvl_error *err) {
-    return b->weights[weight].data ? bvl_expect(r->op, b, weight, 1, n, 0, 0, 0, err) : BVL_OK;
+/* The product whose weight [N, K] is number `at` and whose bias, which may be absent, is the next; N -1: any.
+ */
+static bvl_status linear_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
+                               int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err) {
+    const bvl_array *weight = &b->weights[at], *bias = weight + 1;
+    if (bvl_expect(r->op, b, at, 2, N, K, 0, 0, err) != BVL_OK ||
+        (bias->data && bvl_expect(r->op, b, at + 1, 1, weight->shape[0], 0, 0, 0, err) != BVL_OK))
+        return err->status;
+    return bvl_linear_init(linear, &p->store, p->kernels, precision, weight, bias, b->threads, err);
+}
+
+/* The norm over D columns whose gain is number `at` and whose offset is the next. */
+static bvl_status norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
+                             bvl_norm *norm, bvl_error *err) {
+    if (bvl_expect(r->op, b, at, 1, D, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, at + 1, 1, D, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    return bvl_norm_init(norm, &p->store, &b->weights[at], &b->weights[at + 1], b->params[P_EPS], err);
 }
 
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
@@ -88,70 +103,42 @@ static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
 /* The six parameters from `at` on; act is the block's. */
 static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
                                      bvl_precision precision, feed_forward *f, bvl_error *err) {
-    const bvl_array *w = b->weights + at;
     const int64_t D = p->slots[r->src].cols;
-    if (bvl_expect(r->op, b, at + FC1_W, 2, -1, D, 0, 0, err) != BVL_OK) return err->status;
-    f->intermediate = w[FC1_W].shape[0];
-    if (bvl_expect(r->op, b, at + FC2_W, 2, D, f->intermediate, 0, 0, err) != BVL_OK ||
-        expect_bias(r, b, at + FC1_B, f->intermediate, err) != BVL_OK ||
-        expect_bias(r, b, at + FC2_B, D, err) != BVL_OK ||
-        bvl_expect(r->op, b, at + NORM_W, 1, D, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, at + NORM_B, 1, D, 0, 0, 0, err) != BVL_OK ||
-        bvl_linear_init(&f->fc1, &p->store, p->kernels, precision, &w[FC1_W], &w[FC1_B], b->threads, err) !=
-            BVL_OK ||
-        bvl_linear_init(&f->fc2, &p->store, p->kernels, precision, &w[FC2_W], &w[FC2_B], b->threads, err) !=
-            BVL_OK)
+    if (linear_build(p, r, b, at + FC1_W, -1, D, precision, &f->fc1, err) != BVL_OK ||
+        linear_build(p, r, b, at + FC2_W, D, f->fc1.N, precision, &f->fc2, err) != BVL_OK)
         return err->status;
+    f->intermediate = f->fc1.N;
     f->direct = precision == p->precision && writes_operand(p, &f->fc2);
-    return bvl_norm_init(&f->norm, &p->store, &w[NORM_W], &w[NORM_B], b->params[P_EPS], err);
+    return norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
 }
 
 /* `parts`: 3 for q, k, v; 2 for k, v of an attention pool, whose other products are float32. */
 static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, int parts,
                                   bvl_error *err) {
-    const bvl_array *w = b->weights;
     const int64_t D = p->slots[r->src].cols, heads = (int64_t)b->params[P_HEADS];
     if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK) return err->status;
-    const int64_t inner = w[QKV_W].shape[0] / parts;
-    if (heads < 1 || w[QKV_W].shape[0] % parts || inner % heads)
+    const int64_t rows = b->weights[QKV_W].shape[0], inner = rows / parts;
+    if (heads < 1 || rows % parts || inner % heads)
         return bvl_fail(err, BVL_INVALID, "%s: %lld rows of qkv_weight do not split over %lld heads",
-                        r->op->name, (long long)w[QKV_W].shape[0], (long long)heads);
-    if (bvl_expect(r->op, b, OUT_W, 2, D, inner, 0, 0, err) != BVL_OK ||
-        expect_bias(r, b, QKV_B, parts * inner, err) != BVL_OK || expect_bias(r, b, OUT_B, D, err) != BVL_OK)
-        return err->status;
+                        r->op->name, (long long)rows, (long long)heads);
     block *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1};
+    *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1, .cached = -1};
     s->act = (bvl_activation)b->params[P_ACT];
     const bvl_precision rest = parts == 3 ? p->precision : BVL_FLOAT32;
-    if (bvl_linear_init(&s->qkv, &p->store, p->kernels, p->precision, &w[QKV_W], &w[QKV_B], b->threads,
-                        err) != BVL_OK ||
-        bvl_linear_init(&s->out, &p->store, p->kernels, rest, &w[OUT_W], &w[OUT_B], b->threads, err) !=
-            BVL_OK)
-        return err->status;
-    return BVL_OK;
+    if (linear_build(p, r, b, QKV_W, rows, D, p->precision, &s->qkv, err) != BVL_OK) return err->status;
+    return linear_build(p, r, b, OUT_W, D, inner, rest, &s->out, err);
 }
 
 /* The part that attends to a context. */
 static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const bvl_array *w = b->weights;
     block *s = r->state;
-    if (!w[CROSS_Q_W].data) return BVL_OK;
-    if (bvl_expect(r->op, b, CROSS_Q_W, 2, s->inner, s->D, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, CROSS_OUT_W, 2, s->D, s->inner, 0, 0, err) != BVL_OK ||
-        expect_bias(r, b, CROSS_Q_B, s->inner, err) != BVL_OK ||
-        expect_bias(r, b, CROSS_OUT_B, s->D, err) != BVL_OK ||
-        bvl_expect(r->op, b, CROSS_NORM_W, 1, s->D, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, CROSS_NORM_B, 1, s->D, 0, 0, 0, err) != BVL_OK)
+    if (!b->weights[CROSS_Q_W].data) return BVL_OK;
+    if (linear_build(p, r, b, CROSS_Q_W, s->inner, s->D, p->precision, &s->cross_q, err) != BVL_OK ||
+        linear_build(p, r, b, CROSS_OUT_W, s->D, s->inner, p->precision, &s->cross_out, err) != BVL_OK ||
+        norm_build(p, r, b, CROSS_NORM_W, s->D, &s->cross_norm, err) != BVL_OK)
         return err->status;
     s->layer = p->takes.layers;
-    if (bvl_linear_init(&s->cross_q, &p->store, p->kernels, p->precision, &w[CROSS_Q_W], &w[CROSS_Q_B],
-                        b->threads, err) != BVL_OK ||
-        bvl_linear_init(&s->cross_out, &p->store, p->kernels, p->precision, &w[CROSS_OUT_W], &w[CROSS_OUT_B],
-                        b->threads, err) != BVL_OK ||
-        bvl_norm_init(&s->cross_norm, &p->store, &w[CROSS_NORM_W], &w[CROSS_NORM_B], b->params[P_EPS], err) !=
-            BVL_OK)
-        return err->status;
     return bvl_context_layer(&p->takes, s->heads, s->hd, s->bf16, r->op->name, err);
 }
 
@@ -179,11 +166,7 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
-    if (bvl_expect(r->op, b, NORM1_W, 1, s->D, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, NORM1_B, 1, s->D, 0, 0, 0, err) != BVL_OK ||
-        bvl_norm_init(&s->norm1, &p->store, &b->weights[NORM1_W], &b->weights[NORM1_B], b->params[P_EPS],
-                      err) != BVL_OK)
-        return err->status;
+    if (norm_build(p, r, b, NORM1_W, s->D, &s->norm1, err) != BVL_OK) return err->status;
     if ((b->weights[FFN].data || slot->text) &&
         feed_forward_build(p, r, b, FFN, p->precision, &s->ffn, err) != BVL_OK)
         return err->status;
@@ -194,11 +177,11 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     s->bf16 = bvl_block_bf16(p, s->inner, s->heads);
     s->direct_out = s->bf16 && writes_operand(p, &s->out);
     if (cross_build(p, r, b, err) != BVL_OK) return err->status;
-    s->cached = -1;
-    if (slot->text && !(s->causal && slot->rows == 0)) p->uncached = true;
     if (s->causal && slot->text && slot->rows == 0) {
         s->cached = p->cached_layers;
         p->cached_words[p->cached_layers++] = block_ld(2 * s->inner, s->bf16);
+    } else if (slot->text) {
+        p->uncached = true;
     }
     return BVL_OK;
 }

@@ -295,6 +295,17 @@ static bvl_status check_features(const bvl_program *p, const bvl_inputs *in, bvl
     return BVL_OK;
 }
 
+/* Whether ids [B, L], or NULL, are all below `count`; `what` says what they count. */
+static bvl_status check_ids(const char *name, const int64_t *ids, const bvl_inputs *in, int64_t count,
+                            const char *what, bvl_error *err) {
+    for (int64_t i = 0; ids && i < in->B * in->L; i++)
+        if (ids[i] < 0 || ids[i] >= count)
+            return bvl_fail(err, BVL_INVALID, "%s[%lld, %lld]: %lld, expected 0 to %lld%s", name,
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)ids[i],
+                            (long long)count - 1, what);
+    return BVL_OK;
+}
+
 static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
     if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
     if (check_state(p, in, err) != BVL_OK) return err->status;
@@ -304,11 +315,8 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (p->joins && !in->features)
         return bvl_fail(err, BVL_INVALID, "features: not given, expected (B, n, %lld) float32",
                         (long long)p->feature_cols);
-    for (int64_t i = 0; p->joins && in->token_type_ids && i < in->B * in->L; i++)
-        if (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types)
-            return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
-                            (long long)p->types - 1);
+    if (p->joins && check_ids("token_type_ids", in->token_type_ids, in, p->types, "", err) != BVL_OK)
+        return err->status;
     for (int s = 0; s < p->slot_count && !p->vocab && !p->joins; s++)
         if (p->slots[s].text)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
@@ -320,21 +328,10 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (in->L < 1 || in->L > p->max_positions - in->past)
         return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
                         (long long)in->L, (long long)(p->max_positions - in->past));
-    for (int64_t i = 0; i < in->B * in->L; i++) {
-        if (in->input_ids[i] < 0 || in->input_ids[i] >= p->vocab)
-            return bvl_fail(err, BVL_INVALID,
-                            "input_ids[%lld, %lld]: %lld, expected 0 to %lld (the vocabulary)",
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->input_ids[i],
-                            (long long)p->vocab - 1);
-        if (in->position_ids && (in->position_ids[i] < 0 || in->position_ids[i] >= p->max_positions))
-            return bvl_fail(err, BVL_INVALID, "position_ids[%lld, %lld]: %lld, expected 0 to %lld",
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->position_ids[i],
-                            (long long)p->max_positions - 1);
-        if (in->token_type_ids && (in->token_type_ids[i] < 0 || in->token_type_ids[i] >= p->types))
-            return bvl_fail(err, BVL_INVALID, "token_type_ids[%lld, %lld]: %lld, expected 0 to %lld",
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)in->token_type_ids[i],
-                            (long long)p->types - 1);
-    }
+    if (check_ids("input_ids", in->input_ids, in, p->vocab, " (the vocabulary)", err) != BVL_OK ||
+        check_ids("position_ids", in->position_ids, in, p->max_positions, "", err) != BVL_OK ||
+        check_ids("token_type_ids", in->token_type_ids, in, p->types, "", err) != BVL_OK)
+        return err->status;
     return check_features(p, in, err);
 }
 

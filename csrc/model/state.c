@@ -58,13 +58,11 @@ bvl_cache *bvl_cache_new(const void *program, int64_t layers, const int64_t *lay
     if (cache) {
         *cache = (bvl_cache){.program = program, .B = B, .capacity = capacity, .layers = layers};
         atomic_flag_clear(&cache->busy);
-        cache->layer_words = bvl_alloc_array((size_t)layers, sizeof *layer_words);
-        for (int64_t i = 0; i < layers && cache->layer_words; i++) {
-            cache->layer_words[i] = layer_words[i];
-            cache->words += layer_words[i];
-        }
-        if (cache->layer_words && bvl_size_mul((size_t)B, (size_t)capacity, &tokens) &&
-            bvl_size_mul((size_t)cache->words, sizeof *cache->memory, &bytes)) {
+        cache->before = bvl_alloc_array((size_t)layers + 1, sizeof *cache->before);
+        for (int64_t i = 0; i < layers && cache->before; i++)
+            cache->before[i + 1] = cache->before[i] + layer_words[i];
+        if (cache->before && bvl_size_mul((size_t)B, (size_t)capacity, &tokens) &&
+            bvl_size_mul((size_t)cache->before[layers], sizeof *cache->memory, &bytes)) {
             cache->memory = bvl_alloc_array(tokens, bytes);
             cache->other = B > 1 ? bvl_alloc_array(tokens, bytes) : NULL;
         }
@@ -78,16 +76,20 @@ bvl_cache *bvl_cache_new(const void *program, int64_t layers, const int64_t *lay
 
 void bvl_cache_free(bvl_cache *cache) {
     if (!cache) return;
-    bvl_free(cache->layer_words);
+    bvl_free(cache->before);
     bvl_free(cache->memory);
     bvl_free(cache->other);
     bvl_free(cache);
 }
 
+/* Words of one item in one layer. */
+static int64_t item_words(const bvl_cache *cache, int64_t layer) {
+    return cache->capacity * (cache->before[layer + 1] - cache->before[layer]);
+}
+
 float *bvl_cache_rows(const bvl_cache *cache, int64_t layer, int64_t item) {
-    float *rows = cache->memory;
-    for (int64_t i = 0; i < layer; i++) rows += cache->B * cache->capacity * cache->layer_words[i];
-    return rows + item * cache->capacity * cache->layer_words[layer];
+    return cache->memory + cache->B * cache->capacity * cache->before[layer] +
+           item * item_words(cache, layer);
 }
 
 bvl_status bvl_cache_reorder(bvl_cache *cache, const int64_t *from, bvl_error *err) {
@@ -101,10 +103,10 @@ bvl_status bvl_cache_reorder(bvl_cache *cache, const int64_t *from, bvl_error *e
     if (same) return BVL_OK;
     for (int64_t l = 0; l < cache->layers; l++) {
         const float *first = bvl_cache_rows(cache, l, 0);
-        const int64_t item = cache->capacity * cache->layer_words[l];
+        const int64_t item = item_words(cache, l);
         for (int64_t i = 0; i < cache->B; i++)
             memcpy(cache->other + (first - cache->memory) + i * item, first + from[i] * item,
-                   (size_t)(cache->length * cache->layer_words[l]) * sizeof *cache->memory);
+                   (size_t)(item / cache->capacity * cache->length) * sizeof *cache->memory);
     }
     float *memory = cache->memory;
     cache->memory = cache->other;

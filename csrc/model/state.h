@@ -36,19 +36,18 @@ bvl_context *bvl_context_new(const bvl_context_shape *shape, const bvl_kernels *
 void bvl_context_free(bvl_context *context);
 
 typedef struct {
-    const void *program;   /* whose blocks it belongs to */
-    int64_t B, capacity;   /* items, tokens there is room for */
-    int64_t length;        /* tokens so far, of every item */
-    int64_t words;         /* of one token, all layers */
-    float *memory, *other; /* [layers][B, capacity, words of the layer]; `other` is where reorder writes */
-    int64_t layers, *layer_words; /* words of a token in each layer */
+    const void *program;     /* whose blocks it belongs to */
+    int64_t B, capacity;     /* items, tokens there is room for */
+    int64_t length;          /* tokens so far, of every item */
+    float *memory, *other;   /* [layers][B, capacity, words of the layer]; `other` is where reorder writes */
+    int64_t layers, *before; /* [layers + 1] words of a token in the layers before each */
     atomic_flag busy;
 } bvl_cache;
 
 bvl_cache *bvl_cache_new(const void *program, int64_t layers, const int64_t *layer_words, int64_t B,
                          int64_t capacity, bvl_error *err);
 void bvl_cache_free(bvl_cache *cache);
-/* The keys and values of one item in one layer: rows of layer_words words. */
+/* The keys and values of one item in one layer, one row a token. */
 float *bvl_cache_rows(const bvl_cache *cache, int64_t layer, int64_t item);
 /* Item i becomes a copy of what item from[i] was; from[B], each checked to be an item. */
 bvl_status bvl_cache_reorder(bvl_cache *cache, const int64_t *from, bvl_error *err);
