@@ -106,8 +106,7 @@ def _written(options: argparse.Namespace, texts: list[str] | None) -> None:
     write = pipeline("image-text-to-text", model=options.model, dtype=options.dtype)
     settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     for picture in _pictures([options.image] if isinstance(options.image, str) else options.image):
-        found = write(picture, texts, **settings)
-        for result in [found[0]] if isinstance(found[0], dict) else [item for row in found for item in row]:
+        for (result,) in write([picture], texts, **settings):
             if options.json:
                 print(json.dumps({"image": picture, **result}))
             else:

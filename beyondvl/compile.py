@@ -160,18 +160,15 @@ class Builder:
             return self.patch_stem(stem)
         if isinstance(stem, JoinStem):
             hidden = self.slot("hidden", 0, self.encoder.hidden_size, True)
-            token = self.read(stem.class_token)
-            weights = {"class_token": None if token is None else token.reshape(-1), "type": self.read(stem.type)}
+            weights = {name: self.read(getattr(stem, name)) for name in ("class_token", "type")}
             self.add("join_features", hidden, hidden, **weights)
             return hidden
         tokens, queries = stem, 0
         if isinstance(stem, QueryStem):
-            tokens, query = stem.tokens, self.read(stem.query)
-            query = query.reshape(-1, query.shape[-1])  # stored with an axis of 1
-            queries = len(query)
+            tokens, queries = stem.tokens, stem.query.shape[0]
         hidden = self.slot("hidden", queries, self.encoder.hidden_size, tokens is not None)
         if queries:
-            self.add("query_tokens", hidden, hidden, query=query)
+            self.add("query_tokens", hidden, hidden, query=self.read(stem.query))
         if tokens:
             weights = {name: self.read(getattr(tokens, name)) for name in ("word", "position", "type")}
             self.add("embed_tokens", hidden, hidden, {"feature_token": tokens.feature_token}, **weights)
@@ -182,7 +179,7 @@ class Builder:
             weight, bias = self.read.folded(stem.weight)
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
-        (height, width), (rows, columns) = stem.size, stem.grid
+        (height, width), (rows, cols) = stem.size, stem.grid
         same = stem.padding == "same"
         params = {
             "channels": stem.channels,
@@ -192,14 +189,11 @@ class Builder:
             "pad_top": same_padding(height, stem.kernel, stem.stride) if same else 0,
             "pad_left": same_padding(width, stem.kernel, stem.stride) if same else 0,
             "out_height": rows,
-            "out_width": columns,
+            "out_width": cols,
             "activation": activation_code(stem.activation),
         }
-        cols = weight.shape[0]
-        hidden = self.slot("hidden", rows * columns + (stem.class_token is not None), cols)
+        hidden = self.slot("hidden", rows * cols + (stem.class_token is not None), weight.shape[0])
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
-        for name, shape in (("class_token", (cols,)), ("position", (-1, cols))):  # some are stored with axes of 1
-            more[name] = None if more[name] is None else more[name].reshape(shape)
         self.add("patch_embed", hidden, hidden, params, weight=weight, bias=bias, **more)
         return hidden
 

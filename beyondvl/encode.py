@@ -39,6 +39,16 @@ class EncodeMixin:
             self._processor = AutoProcessor.from_pretrained(self.folder)
         return self._processor
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's, or the processor where that is all it is."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's, or the processor where that is all it is."""
+        return getattr(self.processor, "image_processor", self.processor)
+
     def encode(
         self,
         inputs: Any,
@@ -90,7 +100,7 @@ class EncodeMixin:
 
     def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         length = self._text_length
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        tokenizer = self.tokenizer
         texts = [item["text"] if isinstance(item := items[i], dict) else item for i in indices]
         padding = "max_length" if tokenizer.exact_length else False
         rows = tokenizer(texts, padding=padding, truncation=True, max_length=min(length, tokenizer.model_max_length))
@@ -113,7 +123,7 @@ class EncodeMixin:
         return min(positions, Config(read_json(path), path.name).integer("max_seq_length", positions, 1, 1 << 30))
 
     def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
-        image_processor = getattr(self.processor, "image_processor", self.processor)
+        image_processor = self.image_processor
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             _read_ahead(items[i] for i in following)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "ImageError"]
+__all__ = ["CheckpointError", "ConfigError", "ImageError", "MissingWeightError"]
 
 
 class ConfigError(ValueError):
@@ -11,6 +11,10 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A weights file is truncated, lies about its sizes, or does not fit the configuration."""
+
+
+class MissingWeightError(CheckpointError):
+    """A weights file lacks a tensor that the model needs."""
 
 
 class ImageError(ValueError):

@@ -16,10 +16,10 @@ from . import _C
 from .compile import Compiled, Reader, compile_encoder
 from .config import Config, read_json, read_json_list
 from .encode import EncodeMixin
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, MissingWeightError
 from .families.registry import Family, families, find_family
 from .hub import resolve
-from .outputs import Features, ModelOutput, check_device, from_numpy, is_torch, to_numpy
+from .outputs import Features, ModelOutput, check_device, from_numpy, kind_of, to_numpy
 from .packed import is_packed, load_packed
 from .spec import Encoder, Ref, refs
 from .weights import Checkpoint, open_checkpoint
@@ -142,11 +142,11 @@ class PreTrainedModel(EncodeMixin):
                 raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             bias = _scalar(reader, family.bias, both)
-        except CheckpointError as error:
-            if "is missing" in str(error) and (fitting := _fitting_head(checkpoint, config, cls)):
-                message = f"{error}; the checkpoint has all that {fitting} needs: use {fitting}"
-                raise CheckpointError(message) from None
-            raise
+        except MissingWeightError as error:
+            if (fitting := _fitting_head(checkpoint, config, cls)) is None:
+                raise
+            message = f"{error}; the checkpoint has all that {fitting} needs: use {fitting}"
+            raise MissingWeightError(message) from None
         finally:
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
@@ -206,7 +206,7 @@ class PreTrainedModel(EncodeMixin):
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         output = "embeds" if "embeds" in self.tower(modality).outputs else "pooler_output"
         found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
-        if any(map(is_torch, inputs.values())):
+        if kind_of(*inputs.values()) == "pt":
             return from_numpy(found[output], "pt")
         features = found[output].view(Features)
         features.last_hidden_state = found["last_hidden_state"]
@@ -245,16 +245,9 @@ class PreTrainedModel(EncodeMixin):
         Raises ValueError naming the input, what was found and what was expected.
         """
         check_neutral(kwargs)
-        given = {
-            "text": {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids},
-            "vision": {"pixel_values": pixel_values},
-        }
-        named = [modality for modality, inputs in given.items() if inputs[INPUTS[modality][0]] is not None]
-        if not named:
-            raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
-        torch = any(is_torch(value) for inputs in given.values() for value in inputs.values())
-        found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in named}
-        return self._output(found, "pt" if torch else "np")
+        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in given}
+        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values))
 
     def _wanted(self, modality: str) -> list[str]:
         outputs = self.tower(modality).outputs
@@ -292,6 +285,15 @@ class PreTrainedModel(EncodeMixin):
     def packed_bytes(self) -> int:
         """Memory of the packed weights."""
         return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
+
+
+def given_inputs(text: tuple[Any, ...], pixel_values: Any) -> dict[str, dict[str, Any]]:
+    """Inputs by modality of those that were given; `text` in the order of INPUTS. ValueError when there are none."""
+    values = {"text": dict(zip(INPUTS["text"], text, strict=True)), "vision": {"pixel_values": pixel_values}}
+    given = {modality: inputs for modality, inputs in values.items() if inputs[INPUTS[modality][0]] is not None}
+    if not given:
+        raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
+    return given
 
 
 def load_config(folder: Path) -> Config:

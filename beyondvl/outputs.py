@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "to_numpy"]
+__all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "kind_of", "to_numpy"]
 
 
 def is_torch(value: Any) -> bool:
     """Whether value is a torch tensor, without importing torch: a tensor exists only where torch was imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def kind_of(*values: Any) -> str:
+    """What a caller who gave these wants back: "pt" when any of them is a torch tensor, else "np"."""
+    return "pt" if any(map(is_torch, values)) else "np"
 
 
 def to_numpy(value: Any) -> np.ndarray:

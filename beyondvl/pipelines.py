@@ -27,6 +27,12 @@ __all__ = [
 class Scores(list):
     """A list of {"score", "label"} that notebooks show as a table."""
 
+    @classmethod
+    def ranked(cls, scores: np.ndarray, labels: list[str]) -> Scores:
+        """Best first."""
+        order = np.argsort(-scores, kind="stable")
+        return cls({"score": float(scores[i]), "label": labels[i]} for i in order)
+
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{html.escape(str(r['label']))}</td><td>{r['score']:.4f}</td></tr>" for r in self)
         return f"<table><tr><th>label</th><th>score</th></tr>{rows}</table>"
@@ -78,8 +84,7 @@ class ZeroShotImageClassification(Pipeline):
         else:
             scores = np.exp(logits - logits.max())
             scores /= scores.sum()
-        order = np.argsort(-scores, kind="stable")
-        return Scores({"score": float(scores[i]), "label": labels[i]} for i in order)
+        return Scores.ranked(scores, labels)
 
 
 class ImageFeatureExtraction(Pipeline):
@@ -92,7 +97,7 @@ class ImageFeatureExtraction(Pipeline):
         """
         single = not isinstance(images, list | tuple)
         pictures = [images] if single else list(images)
-        processor = getattr(self.processor, "image_processor", self.processor)
+        processor = self.model.image_processor
         name, results = "pooler_output" if pool else "last_hidden_state", []
         for start in range(0, len(pictures), batch_size):
             pixels = processor(pictures[start : start + batch_size])["pixel_values"]
@@ -165,11 +170,7 @@ class ImageTextMatching(Pipeline):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one with a matching head")
         texts = [text] if isinstance(text, str) else list(text)
         encoded = self.model.encode_image(images)
-        results = []
-        for i in range(len(encoded)):
-            scores = self.model.match(encoded[i], texts)
-            order = np.argsort(-scores, kind="stable")
-            results.append(Scores({"score": float(scores[j]), "label": texts[j]} for j in order))
+        results = [Scores.ranked(self.model.match(encoded[i], texts), texts) for i in range(len(encoded))]
         return results if isinstance(images, list | tuple) else results[0]
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from .encode import is_picture
 from .families.registry import Head
 from .generation import Decoder, GenerationSettings, Prompt, folder_settings, generate, stream
-from .modeling import PreTrainedModel, check_neutral, prepared
-from .outputs import ModelOutput, from_numpy, is_torch
+from .modeling import PreTrainedModel, check_neutral, given_inputs, prepared
+from .outputs import ModelOutput, from_numpy, kind_of
 
 __all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel"]
 
@@ -74,9 +74,10 @@ class TaskModel(PreTrainedModel):
         """
         if pixel_values is None:
             items = list(images) if isinstance(images, list | tuple) else [images]
-            processor = getattr(self.processor, "image_processor", self.processor)
             parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
-            batches = (processor([items[i] for i in part], positions=list(part))["pixel_values"] for part in parts)
+            batches = (
+                self.image_processor([items[i] for i in part], positions=list(part))["pixel_values"] for part in parts
+            )
         else:
             batches = iter([prepared("pixel_values", pixel_values)])
         found = [self._encode_pixels(batch) for batch in batches]
@@ -90,7 +91,7 @@ class TaskModel(PreTrainedModel):
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         """One batch of pictures after the vision tower."""
-        return EncodedImages(tuple(self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]))
+        return EncodedImages(tuple(self._contexts(pixels)))
 
     def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
         if (images is None) == (pixel_values is None):
@@ -101,17 +102,28 @@ class TaskModel(PreTrainedModel):
 
     def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length, cut at another."""
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
         given = [texts] if isinstance(texts, str) else list(texts)
-        inputs = tokenizer(
+        inputs = self.tokenizer(
             given, padding=True, return_tensors="np", truncation=max_length is not None, max_length=max_length
         )
         return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
     def _decoded(self, ids: np.ndarray) -> list[str]:
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
         kept = [[i for i in row if i not in self.tokens.values()] for row in ids.tolist()]
-        return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
+    def _contexts(self, pixels: np.ndarray) -> list[Any]:
+        return self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+
+    def _logits(self, text: dict[str, np.ndarray], source: dict[str, Any]) -> np.ndarray:
+        """(B, L, vocabulary) of the token after each of a text."""
+        return self.tower("decoder").run(text | source, ["logits"], self.num_threads)["logits"]
+
+    def _generated(
+        self, source: dict[str, Any], ids: np.ndarray, mask: np.ndarray | None, settings: dict[str, Any]
+    ) -> np.ndarray:
+        chosen = self.generation_settings.updated(settings)
+        return generate(self.tower("decoder"), source, ids, mask, chosen, self.num_threads)
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -168,7 +180,7 @@ class MatchingModel(TaskModel):
             text | {"contexts": vision.get("context")}, [output, "last_hidden_state"], self.num_threads
         )
         score = found["itm_score"] if use_itm_head else vision["unit_embeds"] @ found["unit_embeds"].T
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        kind = kind_of(input_ids, pixel_values)
         fields = {"itm_score": score, "last_hidden_state": vision["last_hidden_state"],
                   "question_embeds": found["last_hidden_state"]}  # fmt: skip
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
@@ -256,7 +268,7 @@ class QueryMatchingModel(MatchingModel):
         """
         check_neutral(kwargs)
         pixels, text = prepared("pixel_values", pixel_values), self._text_inputs(input_ids, attention_mask)
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        kind = kind_of(input_ids, pixel_values)
         if use_image_text_matching_head:
             require_pairs(pixels, text)
             vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", "last_hidden_state"])
@@ -279,10 +291,10 @@ class QueryMatchingModel(MatchingModel):
         """Unit-norm embeddings (B, queries, D) of pictures."""
         check_neutral(kwargs)
         found = self._encode_pixels(prepared("pixel_values", pixel_values)).embeds
-        return from_numpy(found, "pt" if is_torch(pixel_values) else "np")
+        return from_numpy(found, kind_of(pixel_values))
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
-        contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+        contexts = self._contexts(pixels)
         found = self.tower("text").run({"contexts": contexts}, ["image_embeds"], self.num_threads)
         return EncodedImages(tuple(contexts), found["image_embeds"])
 
@@ -298,7 +310,7 @@ class ImageQueriesModel(TaskModel):
         found = self.tower("queries").run(
             {"contexts": vision["context"]}, ["image_embeds", "query_output"], self.num_threads
         )
-        kind = "pt" if is_torch(pixel_values) else "np"
+        kind = kind_of(pixel_values)
         fields = {"image_embeds": found["image_embeds"], "last_hidden_state": vision["last_hidden_state"],
                   "query_output": found["query_output"]}  # fmt: skip
         return ModelOutput({name: from_numpy(array, kind) for name, array in fields.items()})
@@ -312,7 +324,13 @@ class TextTokensModel(TaskModel):
         check_neutral(kwargs)
         wanted = ["text_embeds", "last_hidden_state"]
         found = self.tower("text").run(text_inputs(input_ids, attention_mask), wanted, self.num_threads)
-        return ModelOutput({name: from_numpy(a, "pt" if is_torch(input_ids) else "np") for name, a in found.items()})
+        return ModelOutput({name: from_numpy(a, kind_of(input_ids)) for name, a in found.items()})
+
+
+def written(logits: np.ndarray, states: np.ndarray, kind: str) -> ModelOutput:
+    """The output of BLIP's decoders: logits, and the picture's hidden states under both names."""
+    states = from_numpy(states, kind)
+    return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
 
 
 class CaptioningModel(TaskModel):
@@ -325,11 +343,8 @@ class CaptioningModel(TaskModel):
         `image_embeds`, `last_hidden_state` of the pictures."""
         check_neutral(kwargs)
         vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
-        text = text_inputs(input_ids, attention_mask) | {"contexts": vision["context"]}
-        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
-        states = from_numpy(vision["last_hidden_state"], kind)
-        return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
+        logits = self._logits(text_inputs(input_ids, attention_mask), {"contexts": vision["context"]})
+        return written(logits, vision["last_hidden_state"], kind_of(input_ids, pixel_values))
 
     def _prompted(
         self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any
@@ -358,9 +373,7 @@ class CaptioningModel(TaskModel):
             settings: see GenerationSettings: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, ...
         """
         source, ids, mask = self._prompted(pixel_values, input_ids, attention_mask, images)
-        chosen = self.generation_settings.updated(settings)
-        found = generate(self.tower("decoder"), source, ids, mask, chosen, self.num_threads)
-        return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
+        return from_numpy(self._generated(source, ids, mask, settings), kind_of(input_ids, pixel_values))
 
     def stream(
         self,
@@ -411,7 +424,7 @@ class PrefixCaptioningModel(CaptioningModel):
     """Says what a picture shows: a language model that reads what query tokens drew from it in place of words."""
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
-        contexts = self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+        contexts = self._contexts(pixels)
         found = self.tower("queries").run({"contexts": contexts}, ["features"], self.num_threads)
         return EncodedImages(features=found["features"])
 
@@ -427,11 +440,11 @@ class PrefixCaptioningModel(CaptioningModel):
         vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
         wanted = ["features", "query_output"]
         queries = self.tower("queries").run({"contexts": vision["context"]}, wanted, self.num_threads)
-        text = text_inputs(input_ids, attention_mask) | {"features": queries["features"]}
+        text = text_inputs(input_ids, attention_mask)
         if (prompt := Prompt(text["input_ids"], text.get("attention_mask"))).positions is not None:
             text["position_ids"] = prompt.positions
-        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        logits = self._logits(text, {"features": queries["features"]})
+        kind = kind_of(input_ids, pixel_values)
         return ModelOutput(
             logits=from_numpy(logits, kind),
             vision_outputs=ModelOutput(last_hidden_state=from_numpy(vision["last_hidden_state"], kind)),
@@ -462,15 +475,13 @@ class AnsweringModel(TaskModel):
         (there: by the mask); `generate` is another matter.
         """
         check_neutral(kwargs)
-        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
-        asked = self._asked(text_inputs(input_ids, attention_mask), vision["context"], True)
+        question = text_inputs(input_ids, attention_mask)
         if decoder_input_ids is None:
             raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
-        text = text_inputs(decoder_input_ids, decoder_attention_mask) | {"contexts": asked}
-        logits = self.tower("decoder").run(text, ["logits"], self.num_threads)["logits"]
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
-        states = from_numpy(vision["last_hidden_state"], kind)
-        return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
+        vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
+        asked = self._asked(question, vision["context"], True)
+        logits = self._logits(text_inputs(decoder_input_ids, decoder_attention_mask), {"contexts": asked})
+        return written(logits, vision["last_hidden_state"], kind_of(input_ids, pixel_values))
 
     def generate(
         self,
@@ -495,9 +506,8 @@ class AnsweringModel(TaskModel):
         source = self._encoded(images, pixel_values).source(len(text["input_ids"]), "input_ids")
         asked = self._asked(text, source["contexts"], ignore_padding)
         ids = np.full((len(asked), 1), self.tokens["bos_token_id"], np.int64)
-        chosen = self.generation_settings.updated(settings)
-        found = generate(self.tower("decoder"), {"contexts": asked}, ids, None, chosen, self.num_threads)
-        return from_numpy(found, "pt" if is_torch(pixel_values) or is_torch(input_ids) else "np")
+        found = self._generated({"contexts": asked}, ids, None, settings)
+        return from_numpy(found, kind_of(input_ids, pixel_values))
 
     def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
         """The answer to a question about a picture, or a list for a list; padding never counts here."""
@@ -514,7 +524,7 @@ class JointModel(TaskModel):
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         """The projection of every row (B, n, D), as transformers' FlavaModel has it; row 0 is what `encode` gives."""
         found = self.run_tower(modality, inputs, ["projected"])["projected"]
-        return from_numpy(found, "pt" if any(map(is_torch, inputs.values())) else "np")
+        return from_numpy(found, kind_of(*inputs.values()))
 
     def fuse(self, features: dict[str, Any], wanted: list[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the C-Former over the features of any subset of inputs, in the order given.
@@ -562,18 +572,15 @@ class JointModel(TaskModel):
         them and `pooler_output`. With a matching head also `itm_logits` (B, 2). Both inputs together must be pairs.
         """
         check_neutral(kwargs)
-        text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        given = {"image": ("vision", {"pixel_values": pixel_values}), "text": ("text", text)}
-        given = {name: run for name, run in given.items() if next(iter(run[1].values())) is not None}
-        if not given:
-            raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
-        kind = "pt" if is_torch(input_ids) or is_torch(pixel_values) else "np"
+        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        kind = kind_of(input_ids, pixel_values)
         wanted = ["last_hidden_state", "pooler_output"]
         output, features = ModelOutput(), {}
-        for name, (tower, inputs) in given.items():
-            found = self.run_tower(tower, inputs, [*wanted, "features"])
-            features[name] = (found.pop("features"), inputs.get("attention_mask"))
-            put_states(output, name, found, kind)
+        for tower, name in (("vision", "image"), ("text", "text")):  # the order of the fused stream
+            if tower in given:
+                found = self.run_tower(tower, given[tower], [*wanted, "features"])
+                features[name] = (found.pop("features"), given[tower].get("attention_mask"))
+                put_states(output, name, found, kind)
         if len(features) < 2 or skip_multimodal_encoder:
             return output
         if len(output.image_embeddings) != len(output.text_embeddings):

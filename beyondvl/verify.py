@@ -15,7 +15,6 @@ import numpy as np
 from .hub import resolve
 from .modeling import AutoModel
 from .outputs import to_numpy
-from .processing.processor import AutoProcessor
 from .tasks import AnsweringModel, TaskModel
 
 __all__ = ["verify_model"]
@@ -75,18 +74,18 @@ def verify_model(name: str, as_json: bool = False) -> bool:
     except ImportError as error:
         raise ImportError(f"verify needs torch and transformers: {error}") from error
     folder = resolve(name)
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)
     inputs = {}
     if isinstance(model, TaskModel):  # one text for all pictures: what stands in for padding is nobody's business
         inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4).items()}
         if isinstance(model, AnsweringModel):
             inputs["decoder_input_ids"] = inputs["input_ids"]
     elif "text" in model.towers:
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = model.tokenizer
         padding = "max_length" if tokenizer.exact_length else True
         inputs |= tokenizer(TEXTS, padding=padding, return_tensors="pt")
     if "vision" in model.towers:
-        inputs |= getattr(processor, "image_processor", processor)(_pictures(4), return_tensors="pt")
+        inputs |= model.image_processor(_pictures(4), return_tensors="pt")
     torch.set_num_threads(model.num_threads)
     reference_class = getattr(transformers, type(model).__name__, None)
     if reference_class is None:

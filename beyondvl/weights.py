@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointError
+from .errors import CheckpointError, MissingWeightError
 
 __all__ = ["Checkpoint", "SafetensorsFile", "open_checkpoint", "save_safetensors"]
 
@@ -233,10 +233,11 @@ class Checkpoint:
         return None
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as float32; CheckpointError when it is missing or of another shape."""
+        """The tensor as float32, whatever axes of 1 it is stored with; CheckpointError when it is missing or of another
+        shape."""
         entry = self.entries.get(name)
         if entry is None:
-            raise CheckpointError(f"{self.source}: {name} is missing, expected a tensor of shape {list(shape)}")
+            raise MissingWeightError(f"{self.source}: {name} is missing, expected a tensor of shape {list(shape)}")
         if entry.count != math.prod(shape) or _squeezed(entry.shape) != _squeezed(shape):
             raise CheckpointError(
                 f"{self.source}: {name}: found shape {list(entry.shape)}, the config expects {list(shape)}"

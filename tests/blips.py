@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from parity import unit_gain
 
 TEXT = {"hidden_size": 64, "encoder_hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "vocab_size": 300, "bos_token_id": 298, "sep_token_id": 102, "pad_token_id": 0,
@@ -36,14 +36,7 @@ def build(cls: str, text: dict, vision: dict, seed: int = 0):
         vision["hidden_size"], vision["num_attention_heads"] = text["hidden_size"], text["num_attention_heads"]
     config = transformers.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=40)
     model = getattr(transformers, cls)(config).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim < 2:
-                p.add_(torch.randn_like(p) * 0.1)
-            elif "embedding" in name:
-                p.normal_(0, 0.6)
-            else:
-                p.normal_(0, 1.6 / np.prod(p.shape[1:]) ** 0.5)
+    unit_gain(model, gain=1.6, tables=0.6, bias=0.1)
     size = vision["image_size"]
     return model, torch.randn(3, 3, size, size)
 

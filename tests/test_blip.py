@@ -7,6 +7,7 @@ import threading
 import blips
 import numpy as np
 import pytest
+from parity import close
 
 import beyondvl as bvl
 from beyondvl import _C
@@ -39,12 +40,6 @@ def made(tmp_path_factory):
         return _made[cls, name]
 
     return make
-
-
-def close(found, expected, bound=1e-4):
-    expected = np.asarray(expected)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=bound * max(1.0, float(np.abs(expected).max())), rtol=0)
 
 
 def same_text(found, expected):

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from parity import close, unit_gain
 
 import beyondvl as bvl
 
@@ -24,6 +25,7 @@ ROWS = {
     "odd": ({"hidden_size": 40, "num_attention_heads": 5, "image_size": 45},
             {"hidden_size": 36, "num_attention_heads": 3, "cross_attention_frequency": 3, "hidden_act": "relu"}, 5),
 }  # fmt: skip
+TABLES = ("embed", "query_tokens")
 _made: dict = {}
 
 
@@ -39,14 +41,7 @@ def build(cls: str, name: str, **values):
                                       num_query_tokens=queries, image_text_hidden_size=24)  # fmt: skip
     config.image_token_index = values.get("image_token_index")
     model = getattr(transformers, cls)(config).eval()
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            if p.ndim < 2:
-                p.add_(torch.randn_like(p) * 0.1)
-            elif "embed" in key or "query_tokens" in key:
-                p.normal_(0, 0.6)
-            else:
-                p.normal_(0, 1.6 / np.prod(p.shape[1:]) ** 0.5)
+    unit_gain(model, gain=1.6, tables=0.6, bias=0.1, table_names=TABLES)
     size = vision["image_size"]
     ids = torch.randint(1, 290, (3, 8))
     mask = torch.ones_like(ids)
@@ -65,14 +60,6 @@ def made(tmp_path_factory):
         return _made[cls, name]
 
     return make
-
-
-def close(found, expected, keep=None):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    if keep is not None:
-        found, expected = found[keep], expected[keep]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())), rtol=0)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -268,14 +255,7 @@ def with_opt(seed: int, **changes):
     config = transformers.Blip2Config(vision_config=vision, qformer_config=qformer, text_config=OPT | changes,
                                       num_query_tokens=queries, image_token_index=IMAGE)  # fmt: skip
     model = transformers.Blip2ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            if p.ndim < 2:
-                p.add_(torch.randn_like(p) * 0.05)
-            elif "embed" in key or "query_tokens" in key:
-                p.normal_(0, 0.4)
-            else:
-                p.normal_(0, 1.4 / np.prod(p.shape[1:]) ** 0.5)
+    unit_gain(model, gain=1.4, tables=0.4, bias=0.05, table_names=TABLES)
     return model, torch.randn(3, 3, vision["image_size"], vision["image_size"])
 
 

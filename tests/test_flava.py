@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from parity import close, unit_gain
 
 import beyondvl as bvl
 
@@ -34,11 +35,7 @@ def made(tmp_path_factory):
                                               projection_dim=image.get("hidden_size", 768),
                                               hidden_size=fusion.get("hidden_size", 768))  # fmt: skip
             model = getattr(transformers, cls)(config).eval()
-            with torch.no_grad():
-                for key, p in model.named_parameters():
-                    if "codebook" not in key:
-                        scale = 0.5 if "embedding" in key or "cls_token" in key else 1.5 / np.prod(p.shape[1:]) ** 0.5
-                        p.add_(torch.randn_like(p) * 0.05) if p.ndim < 2 else p.normal_(0, scale)
+            unit_gain(model, gain=1.5, tables=0.5, bias=0.05, table_names=("embedding", "cls_token"))
             folder = tmp_path_factory.mktemp("flava")
             model.save_pretrained(folder)
             size = config.image_config.image_size
@@ -49,14 +46,6 @@ def made(tmp_path_factory):
         return _made[cls, name]
 
     return make
-
-
-def close(found, expected, keep=None):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    if keep is not None:
-        found, expected = found[keep], expected[keep]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())), rtol=0)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -53,6 +53,9 @@ def folders(tmp_path_factory):
                 weights[name] = np.ones_like(array)
             elif array.ndim == 2 and "embed" not in name:
                 weights[name] = array * np.float32(2)
+        for name, axes in (("class_embedding", (1, 1)), ("position_embedding", (1,))):  # as they are published
+            key = f"vision_model.embeddings.{name}"
+            weights[key] = weights[key].reshape(*axes, *weights[key].shape)
         save_safetensors(folder / "model.safetensors", weights)
         (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
         found[cls] = folder

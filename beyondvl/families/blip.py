@@ -14,16 +14,10 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .bert import cross_part, feed_forward, post_norm_block
-from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, stacked
+from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture, stacked
 from .registry import Family, Head
 
 BOS, SEP, PAD = 30522, 102, 0
-
-
-def vision_sizes(config: Config) -> tuple[Config, int, float]:
-    section = config.section("vision_config")
-    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
-    return section, hidden, section.number("layer_norm_eps", 1e-5, 0.0, 1.0)
 
 
 def text_sizes(config: Config) -> tuple[Config, int, int, int]:
@@ -39,15 +33,13 @@ def text_sizes(config: Config) -> tuple[Config, int, int, int]:
 
 
 def stem(section: Config, hidden: int, patch: int, image: int) -> PatchStem:
-    image, patch = section.integer("image_size", image, 1, 1 << 13), section.integer("patch_size", patch, 1, 1 << 10)
-    if patch > image:
-        raise ConfigError(f"vision_config: patch_size {patch} is larger than image_size {image}")
+    image, patch = square_picture(section, image, patch)
     prefix = "vision_model.embeddings"
     return PatchStem(
         weight=ref(f"{prefix}.patch_embedding.weight", hidden, 3, patch, patch),
         bias=ref(f"{prefix}.patch_embedding.bias", hidden),
-        class_token=ref(f"{prefix}.class_embedding", 1, 1, hidden),
-        position=ref(f"{prefix}.position_embedding", 1, (image // patch) ** 2 + 1, hidden),
+        class_token=ref(f"{prefix}.class_embedding", hidden),
+        position=ref(f"{prefix}.position_embedding", (image // patch) ** 2 + 1, hidden),
         size=(image, image),
         stride=patch,
     )
@@ -81,7 +73,9 @@ def cross_layers(config: Config, prefix: str, features: int) -> tuple[Linear, ..
 
 def vision(config: Config, text_prefix: str, projection: bool = False) -> Encoder:
     """The picture tower; its context is for the text stack under `text_prefix`."""
-    section, hidden, eps = vision_sizes(config)
+    section = config.section("vision_config")
+    hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    eps = section.number("layer_norm_eps", 1e-5, 0.0, 1.0)
     steps = vision_steps(hidden, eps)
     if projection:
         size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)

@@ -117,7 +117,7 @@ def qformer(config: Config, steps: tuple[Step, ...], text: bool) -> QFormer:
     section, hidden, *_ = qformer_sizes(config)
     return QFormer(
         hidden_size=hidden,
-        stem=QueryStem(ref("query_tokens", 1, queries(config), hidden), tokens(section, hidden) if text else None),
+        stem=QueryStem(ref("query_tokens", queries(config), hidden), tokens(section, hidden) if text else None),
         stem_norm=norm("qformer.layernorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
         layers=qformer_layers(config, text),
         steps=steps,

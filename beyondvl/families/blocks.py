@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..config import Config
+from ..errors import ConfigError
 from ..spec import Block, FeedForward, Linear, Norm, Ref, ref
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
@@ -28,6 +30,14 @@ def packed_rows(name: str, size: int, first: int, parts: int, in_features: int |
     """`parts` blocks of `size` rows of a packed q, k, v parameter, from block `first` on."""
     shape = (size * parts,) if in_features is None else (size * parts, in_features)
     return ref(name, *shape, rows=(size * first, size * (first + parts)), packed_rows=3 * size)
+
+
+def square_picture(section: Config, image: int, patch: int, where: str = "vision_config") -> tuple[int, int]:
+    """image_size and patch_size of a square picture cut into square patches, checked against each other."""
+    image, patch = section.integer("image_size", image, 1, 1 << 13), section.integer("patch_size", patch, 1, 1 << 10)
+    if patch > image:
+        raise ConfigError(f"{where}: patch_size {patch} is larger than image_size {image}")
+    return image, patch
 
 
 def pre_norm_block(

@@ -8,9 +8,8 @@ OpenAI's weights use quick_gelu, LAION's gelu: the config decides.
 from __future__ import annotations
 
 from ..config import Config
-from ..errors import ConfigError
 from ..spec import Encoder, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
-from .blocks import ACTIVATIONS, linear, norm, pre_norm_block
+from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture
 from .registry import Family
 
 LEGACY_EOS = 2
@@ -74,9 +73,7 @@ def text(config: Config) -> Encoder:
 
 def patch_stem(section: Config, hidden: int, prefix: str, bias: bool, class_token: bool) -> PatchStem:
     """A square picture cut into square patches; the sizes are checked against each other."""
-    image, patch = section.integer("image_size", 224, 1, 1 << 13), section.integer("patch_size", 32, 1, 1 << 10)
-    if patch > image:
-        raise ConfigError(f"vision_config: patch_size {patch} is larger than image_size {image}")
+    image, patch = square_picture(section, 224, 32)
     channels = section.integer("num_channels", 3, 1, 4)
     tokens = (image // patch) ** 2 + class_token
     return PatchStem(

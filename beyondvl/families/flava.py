@@ -24,7 +24,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
-from .blocks import ACTIVATIONS, linear, norm, stacked
+from .blocks import ACTIVATIONS, linear, norm, square_picture, stacked
 from .registry import Family, Head, strip_prefixes
 
 
@@ -76,17 +76,15 @@ def steps(config: Config, name: str, hidden: int, final: Norm) -> tuple[Step, ..
 def image(config: Config) -> Encoder:
     section = config.section("image_config")
     hidden, eps = sizes(section)
-    size, patch = section.integer("image_size", 224, 1, 1 << 13), section.integer("patch_size", 16, 1, 1 << 10)
-    if patch > size:
-        raise ConfigError(f"image_config: patch_size {patch} is larger than image_size {size}")
+    size, patch = square_picture(section, 224, 16, "image_config")
     embeddings = "image_model.embeddings"
     return Encoder(
         hidden_size=hidden,
         stem=PatchStem(
             weight=ref(f"{embeddings}.patch_embeddings.projection.weight", hidden, 3, patch, patch),
             bias=ref(f"{embeddings}.patch_embeddings.projection.bias", hidden),
-            class_token=ref(f"{embeddings}.cls_token", 1, 1, hidden),
-            position=ref(f"{embeddings}.position_embeddings", 1, (size // patch) ** 2 + 1, hidden),
+            class_token=ref(f"{embeddings}.cls_token", hidden),
+            position=ref(f"{embeddings}.position_embeddings", (size // patch) ** 2 + 1, hidden),
             size=(size, size),
             stride=patch,
         ),
@@ -120,7 +118,7 @@ def fusion(config: Config, matching: bool = False) -> CFormer:
     section = config.section("multimodal_config")
     hidden, eps = sizes(section)
     prefix = "multimodal_model"
-    token = ref(f"{prefix}.cls_token", 1, 1, hidden) if section.get("use_cls_token", True) else None
+    token = ref(f"{prefix}.cls_token", hidden) if section.get("use_cls_token", True) else None
     found = [
         Step("last_hidden_state", "hidden", norm(f"{prefix}.layernorm", hidden, eps)),
         Step("class_token", "last_hidden_state", Pool("first")),

@@ -13,7 +13,6 @@ from .blocks import ACTIVATIONS, linear, norm, stacked
 
 OPT_OFFSET = 2
 OPT_EPS = 1e-5
-HEAD_STEPS = (Step("next_logits", "logits", Pool("last")),)
 
 
 def opt_block(section: Config, prefix: str, hidden: int, intermediate: int, heads: int) -> Block:
@@ -67,7 +66,11 @@ def opt(section: Config, prefix: str, feature_token: int) -> Encoder:
             opt_block(section, f"{decoder}.layers.{i}", hidden, intermediate, heads)
             for i in range(section.integer("num_hidden_layers", 12, 1, 1024))
         ),
-        steps=(*steps, Step("logits", "normed" if final else "hidden", logits), *HEAD_STEPS),
+        steps=(
+            *steps,
+            Step("logits", "normed" if final else "hidden", logits),
+            Step("next_logits", "logits", Pool("last")),
+        ),
     )
 
 

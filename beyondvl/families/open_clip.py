@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, Encoder, FeedForward, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
-from .blocks import linear, norm
+from .blocks import linear, norm, square_picture
 from .registry import Family, strip_prefixes
 
 EPS = 1e-5
@@ -97,9 +97,7 @@ def text(config: Config) -> Encoder:
 def vision(config: Config) -> Encoder:
     section = section_of(config, "vision_cfg")
     width = section.integer("width", 768, 1, 1 << 16)
-    image, patch = section.integer("image_size", 224, 1, 1 << 13), section.integer("patch_size", 16, 1, 1 << 10)
-    if patch > image:
-        raise ConfigError(f"open_clip_config.json: patch_size {patch} is larger than image_size {image}")
+    image, patch = square_picture(section, 224, 16, "open_clip_config.json")
     section.choice("pool_type", "tok", ("tok",))
     heads = width // section.integer("head_width", 64, 1, width)
     return Encoder(
