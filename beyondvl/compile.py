@@ -58,17 +58,19 @@ class Reader:
     def __call__(self, ref: Ref | None) -> np.ndarray | None:
         if ref is None or not self.has(ref):
             return None
-        parts = [self.part(ref, self.stored(ref, name)) for name in ref.names]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [
+            self.part(ref, self.stored(ref, name), rows) for name, rows in zip(ref.names, ref.stored_rows, strict=True)
+        ]
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return found if ref.scale == 1 else found * np.float32(ref.scale)
 
-    def part(self, ref: Ref, name: str) -> np.ndarray:
+    def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:
         if ref.patchified:
             out, channels, kernel, _ = ref.shape
             array = self.checkpoint.read(name, (out, kernel * kernel * channels))
             self.used.add(name)
             return np.ascontiguousarray(array.reshape(out, kernel, kernel, channels).transpose(0, 3, 1, 2))
-        rows = ref.shape[0] // len(ref.names)
-        shape = (ref.packed_rows or rows, *ref.shape[1:])
+        shape = (rows, *ref.shape[1:])
         stored = shape[::-1] if ref.transpose else shape
         array = self.checkpoint.read(name, stored)
         self.used.add(name)
@@ -96,15 +98,16 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
     W g, which shares unequal columns out between the two sides (SmoothQuant, Xiao et al., 2023, at alpha 1/2, from
     the weights alone).
     """
-    gain, offset = (weights[f"{norm}_{part}"].astype(np.float64) for part in ("weight", "bias"))
+    gain, offset = weights[f"{norm}_weight"], weights[f"{norm}_bias"]
     weight, bias = weights[f"{linear}_weight"], weights[f"{linear}_bias"]
-    shift = weight @ offset
-    weight = weight * gain.astype(np.float32)
+    if offset is not None:
+        shift = weight @ offset.astype(np.float64)
+        weights[f"{linear}_bias"] = (shift if bias is None else bias + shift).astype(np.float32)
+        weights[f"{norm}_bias"] = np.zeros_like(offset)
+    weight = weight * gain
     most = np.abs(weight).max(0)
     smooth = np.sqrt(most / max(np.median(most), 1e-30)).clip(1 / 16, 16).astype(np.float32)
-    weights[f"{linear}_weight"] = weight / smooth
-    weights[f"{linear}_bias"] = (shift if bias is None else bias + shift).astype(np.float32)
-    weights[f"{norm}_weight"], weights[f"{norm}_bias"] = smooth, np.zeros_like(smooth)
+    weights[f"{linear}_weight"], weights[f"{norm}_weight"] = weight / smooth, smooth
 
 
 @dataclass
@@ -171,7 +174,9 @@ class Builder:
             self.add("query_tokens", hidden, hidden, query=self.read(stem.query))
         if tokens:
             weights = {name: self.read(getattr(tokens, name)) for name in ("word", "position", "type")}
-            self.add("embed_tokens", hidden, hidden, {"feature_token": tokens.feature_token}, **weights)
+            rotary = np.array(tokens.rotary, np.float32) if tokens.rotary else None
+            params = {name: getattr(tokens, name) for name in ("feature_token", "max_positions")}
+            self.add("embed_tokens", hidden, hidden, params, rotary=rotary, **weights)
         return hidden
 
     def patch_stem(self, stem: PatchStem) -> str:
@@ -204,6 +209,11 @@ class Builder:
             "layer_norm_eps": block.norm1.eps,
             "causal": block.causal,
             "pre_norm": block.pre_norm,
+            "num_key_value_heads": block.num_key_value_heads or block.num_attention_heads,
+            "attention_scale": block.scale or 0,
+            "rms_norm": block.norm1.bias is None,
+            "rotary": block.rotary,
+            "gated": any(ffn.gated for ffn in (block.ffn, block.query_ffn) if ffn),
         }
         weights = {}
         for name in ("qkv", "out", "norm1"):
@@ -217,6 +227,9 @@ class Builder:
         if block.cross:
             for name, layer in (("q", block.cross.query), ("out", block.cross.out), ("norm", block.cross.norm)):
                 weights |= self.affine(layer, f"cross_{name}_")
+        if block.relative:
+            table = self.read(block.relative.table)
+            weights["relative_bias"] = np.ascontiguousarray(table[list(block.relative.buckets)].T)
         if self.precision == "int8" and block.pre_norm:
             fold_norm(weights, "norm1", "qkv")
             if block.ffn:
@@ -291,7 +304,8 @@ class Builder:
                 }
                 self.add("linear", src, dst, params, **self.affine(what.linear))
             case Norm():
-                self.add("norm", src, dst, {"layer_norm_eps": what.eps}, **self.affine(what))
+                params = {"layer_norm_eps": what.eps, "rms_norm": what.bias is None}
+                self.add("norm", src, dst, params, **self.affine(what))
             case Normalize():
                 self.add("l2_normalize", src, dst)
             case Softmax():

@@ -21,7 +21,7 @@ from .errors import CheckpointError, ConfigError
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 2  # of both files, and of the layouts in csrc/kernels/dot.h
+FORMAT = 3  # of both files, and of the layouts in csrc/kernels/dot.h
 ALIGNMENT = 64
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
 
@@ -31,14 +31,17 @@ def is_packed(folder: Path) -> bool:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """The configuration, tokenizer and processor files of a checkpoint, and the modules of a sentence encoder."""
-    for path in source.iterdir():
-        skipped = path.name.endswith(".index.json") or path.name == "packed.json"
-        if path.suffix in (".json", ".txt", ".model") and not skipped:
-            shutil.copyfile(path, target / path.name)
-        elif (path / "config.json").exists():  # such as 1_Pooling
-            (target / path.name).mkdir(exist_ok=True)
-            shutil.copyfile(path / "config.json", target / path.name / "config.json")
+    """The configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder (1_Pooling),
+    a second tokenizer (qformer_tokenizer)."""
+    nested = [path for path in source.iterdir() if path.is_dir() and path.resolve() != target.resolve()]
+    nested = [path for path in nested if any((path / f"{name}config.json").exists() for name in ("", "tokenizer_"))]
+    for folder in (source, *nested):
+        for path in folder.iterdir():
+            skipped = path.name.endswith(".index.json") or path.name == "packed.json"
+            if path.suffix in (".json", ".txt", ".model") and not skipped:
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def save(model: Any, folder: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "QFormer",
     "QueryStem",
     "Ref",
+    "RelativeBias",
     "Softmax",
     "Step",
     "TokenStem",
@@ -39,19 +40,27 @@ __all__ = [
 class Ref:
     """One parameter: the shape the config implies and where the checkpoint keeps it.
 
-    `names` are stacked along rows when there are several. `rows` = (begin, end) takes part of a packed tensor whose
-    full number of rows is `packed_rows`. `transpose` is for tensors stored as [in, out]. `optional` parameters may
-    be absent and are then zero or left out. A `tied` parameter is stored under another name where its own is absent.
+    `names` are stacked along rows when there are several, `row_counts` of each where they differ. `rows` = (begin, end)
+    takes part of a packed tensor whose full number of rows is `packed_rows`. `transpose` is for tensors stored as
+    [in, out]. `optional` parameters may be absent and are then zero or left out. A `tied` parameter is stored under
+    another name where its own is absent. What is read is multiplied by `scale`.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
+    row_counts: tuple[int, ...] = ()
     rows: tuple[int, int] | None = None
     packed_rows: int | None = None
     transpose: bool = False
     optional: bool = False
     tied: str | None = None
+    scale: float = 1.0
     patchified: bool = False  # a convolution [D, C, k, k] stored as a linear [D, k * k * C]
+
+    @property
+    def stored_rows(self) -> tuple[int, ...]:
+        """Rows of the tensor under each name."""
+        return self.row_counts or (self.packed_rows or self.shape[0] // len(self.names),) * len(self.names)
 
 
 def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
@@ -72,10 +81,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer norm over the last axis."""
+    """Layer norm over the last axis; without a bias the norm by the root of the mean square (T5, Llama)."""
 
     weight: Ref
-    bias: Ref
+    bias: Ref | None
     eps: float
 
 
@@ -90,11 +99,21 @@ class Cross:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """fc2(act(fc1(x))) and the norm before or after it."""
+    """fc2(act(fc1(x))) and the norm before or after it; `gated`: fc2(act(g) * u), where fc1's rows are g, then u."""
 
     fc1: Linear
     fc2: Linear
     norm: Norm
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """What is added to scores by distance: table[buckets[key - query + reach], head], for distances from -reach to
+    reach; what lies further off counts as that far."""
+
+    table: Ref  # [buckets, heads]
+    buckets: tuple[int, ...]  # 2 * reach + 1
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block; `qkv` is one linear of 3 * heads * head_dim rows in the order q, k, v.
+    """A transformer block; `qkv` is one linear of heads * head_dim rows for q, then as many for k and v, or fewer where
+    several heads share one of `num_key_value_heads`.
+
+    Scores are scaled by `scale`, None: 1 / sqrt(head_dim). With `rotary` q and k are turned by the stem's frequencies.
 
     In a Q-Former query tokens have a feed-forward of their own, `query_ffn`, and they alone attend to the context;
     `ffn` is the text's, None where there is no text.
@@ -125,6 +147,10 @@ class Block:
     pre_norm: bool = True
     cross: Cross | None = None
     query_ffn: FeedForward | None = None
+    num_key_value_heads: int | None = None
+    scale: float | None = None
+    relative: RelativeBias | None = None
+    rotary: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,12 +189,18 @@ class InvertedResidual:
 
 @dataclass(frozen=True)
 class TokenStem:
-    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`."""
+    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
+
+    Without a table of positions there may be `max_positions` of them, told apart by the blocks: by distance, or by
+    angles of position times each frequency in `rotary`.
+    """
 
     word: Ref
-    position: Ref
+    position: Ref | None
     type: Ref | None = None
     feature_token: int = -1
+    max_positions: int = 0
+    rotary: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,14 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
         run_gemm(k, strcmp(name, "gemm_transposed") == 0, out, x, n);
     } else if (strcmp(name, "layer_norm") == 0) { /* x: x, gamma, beta; n: rows D eps */
         k->layer_norm(out, i1, x[0], i1, x[1], x[2], (float)n[2], i0, i1);
+    } else if (strcmp(name, "rms_norm") == 0) { /* x: x, gamma; n: rows D eps */
+        k->rms_norm(out, i1, x[0], i1, x[1], (float)n[2], i0, i1);
     } else if (strcmp(name, "softmax") == 0) { /* out in place; x: bias; n: n scale */
         k->softmax(out, i0, (float)n[1], x[0]);
     } else if (strcmp(name, "activate") == 0) { /* x: x, bias; n: act n */
         k->activate(out, x[0], x[1], (bvl_activation)i0, i1);
+    } else if (strcmp(name, "gate") == 0) { /* out in place; x: x; n: act n */
+        k->gate(out, x[0], (bvl_activation)i0, i1);
     } else if (strcmp(name, "l2_normalize") == 0) {
         k->l2_normalize(out, x[0], i0);
     } else if (strcmp(name, "add") == 0) {
@@ -66,8 +70,9 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
                                   i0,
                                   i0};
         k->depthwise(out, x[0], x[1], x[2], (bvl_activation)n[8], &s, 0, s.out_height);
-    } else if (strcmp(name, "attention") == 0) { /* x: q k v bias scratch; n: Tq Tk hd causal scale bf16 */
-        const bool bf16 = n[5] != 0;             /* q, k and v are rows of bfloat16 */
+    } else if (strcmp(name, "attention") ==
+               0) { /* x: q k v bias scratch relative; n: Tq Tk hd causal scale bf16 reach first */
+        const bool bf16 = n[5] != 0; /* q, k and v are rows of bfloat16 */
         const int64_t ld = bf16 ? i2 / 2 : i2;
         const bvl_attention_shape s = {.Tq = i0,
                                        .Tk = i1,
@@ -78,6 +83,9 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
                                        .scale = (float)n[4],
                                        .causal = n[3] != 0,
                                        .bias = x[3],
+                                       .relative = x[5],
+                                       .reach = (int64_t)n[6],
+                                       .first = (int64_t)n[7],
                                        .bf16 = bf16};
         bvl_attention(k, out, x[0], x[1], x[2], &s, x[4]);
     } else {

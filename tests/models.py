@@ -52,9 +52,8 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
                 for part in BATCH_NORM_PARTS:
                     out[f"{r.norm}.{part}"] = np.float32(rng.uniform(0.5, 1.5, r.weight.shape[0]))
                 continue
-            rows = r.packed_rows or r.shape[0] // len(r.names)
-            shape = (rows, *r.shape[1:])
-            for name in r.names:
+            for name, rows in zip(r.names, r.stored_rows, strict=True):
+                shape = (rows, *r.shape[1:])
                 scale = 1.0 / max(1, np.prod(shape[1:])) ** 0.5 if len(shape) > 1 and "embedding" not in name else 0.5
                 add(name, shape[::-1] if r.transpose else shape, scale)
     for name in (family.scale, family.bias):

@@ -80,6 +80,11 @@ def layer_norm(x, gamma, beta, eps):
     return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + eps) * gamma + beta
 
 
+def rms_norm(x, gamma, eps):
+    x = x.astype(np.float64)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * gamma
+
+
 def softmax(x, scale=1.0, bias=None):
     x = x.astype(np.float64) * scale
     if bias is not None:
@@ -96,13 +101,18 @@ def l2_normalize(x):
     return x / max(np.sqrt((x**2).sum()), 1e-12)
 
 
-def attention(q, k, v, scale, causal=False, bias=None):
+def attention(q, k, v, scale, causal=False, bias=None, relative=None, first=0):
+    """relative [2 * reach + 1]: by the place of a key less that of its query, the first of which is `first`."""
     scores = q.astype(np.float64) @ k.astype(np.float64).T * scale
+    if relative is not None:
+        rows, cols = np.indices(scores.shape)
+        reach = len(relative) // 2
+        scores = scores + relative[np.clip(cols - rows - first, -reach, reach) + reach]
     if bias is not None:
         scores = scores + bias
     if causal:
         rows, cols = np.indices(scores.shape)
-        scores = np.where(cols > rows, -np.inf, scores)
+        scores = np.where(cols > rows + first, -np.inf, scores)
     return np.stack([softmax(row) for row in scores]) @ v.astype(np.float64)
 
 

@@ -170,6 +170,14 @@ def test_layer_norm(isa, rng, guarded):
         np.testing.assert_allclose(out, reference.layer_norm(*buffers, 1e-5), atol=2e-5)
 
 
+def test_rms_norm(isa, rng, guarded):
+    for d in (*sizes_around(16), 768):
+        x, gamma = guarded(rng.normal(1, 2, size=(5, d)), 0), guarded(rng.normal(size=d), 1)
+        out = run("rms_norm", guarded(np.zeros((5, d))), [x, gamma], (5, d, 1e-6))
+        np.testing.assert_allclose(out, reference.rms_norm(x, gamma, 1e-6), atol=2e-5)
+        np.testing.assert_array_equal(run("rms_norm", x.copy(), [x, gamma], (5, d, 1e-6)), out)
+
+
 def test_softmax(isa, rng, guarded):
     for n in (*sizes_around(16), 577):
         x, bias = rng.normal(0, 8, size=n), np.where(rng.random(n) < 0.3, -np.inf, 0.0)
@@ -188,6 +196,15 @@ def test_activate(isa, guarded, activation):
         out = run("activate", guarded(np.zeros(n)), [buffer, None], (_C.ACTIVATIONS.index(activation), n))
         expected = reference.ACTIVATIONS[activation](buffer.astype(np.float64))
         np.testing.assert_allclose(out, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", _C.ACTIVATIONS)
+def test_gate(isa, rng, guarded, activation):
+    for n in (1, 15, 16, 17, 100):
+        y, x = guarded(rng.normal(0, 3, size=n)), guarded(rng.normal(size=n))
+        expected = reference.ACTIVATIONS[activation](y.astype(np.float64)) * x
+        out = run("gate", y, [x], (_C.ACTIVATIONS.index(activation), n))
+        np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)
@@ -250,6 +267,22 @@ def test_attention(isa, rng, guarded, hd, causal):
             out = run("attention", guarded(np.zeros((tq, hd))), [q, k, v, guarded(b), scratch],
                       (tq, tk, hd, causal, hd**-0.5))  # fmt: skip
             np.testing.assert_allclose(out, reference.attention(q, k, v, hd**-0.5, causal, b), atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("reach", [0, 1, 5, 40, 200])
+def test_attention_with_a_bias_by_distance(isa, rng, guarded, reach, causal):
+    """Queries in the middle of the keys, a table that ends before the furthest key or after it."""
+    for tq, tk, first in ((1, 1, 0), (1, 60, 59), (7, 7, 0), (60, 77, 17), (77, 77, 0)):
+        q, k, v = (guarded(rng.normal(size=(t, 16))) for t in (tq, tk, tk))
+        relative = guarded(rng.normal(0, 2, size=2 * reach + 1))
+        bias = guarded(np.where(np.arange(tk) < max(1, tk - 3), 0.0, -np.inf))
+        scratch = guarded(np.zeros(_C._test_scratch(tk, 16)["attention"]))
+        for b in (None, bias):
+            out = run("attention", guarded(np.zeros((tq, 16))), [q, k, v, b, scratch, relative],
+                      (tq, tk, 16, causal, 1.0, 0, reach, first))  # fmt: skip
+            expected = reference.attention(q, k, v, 1.0, causal, b, relative, first)
+            np.testing.assert_allclose(out, expected, atol=3e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -14,16 +14,20 @@ def linear(name: str, out_features: int, in_features: int, bias: bool = True) ->
     return Linear(ref(f"{name}.weight", out_features, in_features), ref(f"{name}.bias", out_features) if bias else None)
 
 
-def stacked(names: list[str], out_features: int, in_features: int) -> Linear:
-    """Several linears of the same input as one: rows in the order of the names."""
-    rows = out_features * len(names)
-    return Linear(
-        ref(tuple(f"{n}.weight" for n in names), rows, in_features), ref(tuple(f"{n}.bias" for n in names), rows)
-    )
+def stacked(names: list[str], out_features: int | list[int], in_features: int, bias: bool = True) -> Linear:
+    """Several linears of the same input as one: rows in the order of the names, `out_features` of each or of all."""
+    counts = [out_features] * len(names) if isinstance(out_features, int) else out_features
+    more = {} if len(set(counts)) == 1 else {"row_counts": tuple(counts)}
+    weight = ref(tuple(f"{n}.weight" for n in names), sum(counts), in_features, **more)
+    return Linear(weight, ref(tuple(f"{n}.bias" for n in names), sum(counts), **more) if bias else None)
 
 
 def norm(name: str, size: int, eps: float) -> Norm:
     return Norm(ref(f"{name}.weight", size), ref(f"{name}.bias", size), eps)
+
+
+def rms_norm(name: str, size: int, eps: float) -> Norm:
+    return Norm(ref(f"{name}.weight", size), None, eps)
 
 
 def packed_rows(name: str, size: int, first: int, parts: int, in_features: int | None = None) -> Ref:

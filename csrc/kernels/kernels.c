@@ -45,6 +45,20 @@ static void layer_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const
     }
 }
 
+static void rms_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
+                     int64_t rows, int64_t D) {
+    for (int64_t r = 0; r < rows; r++, x += ldx, y += ldy) {
+        vf acc = v_set1(0.0f);
+        for (int64_t j = 0; j < D; j += V_WIDTH) {
+            const vf v = v_load_first(x + j, D - j);
+            acc = v_fma(v, v, acc);
+        }
+        const vf inv = v_set1(1.0f / sqrtf(v_sum(acc) / (float)D + eps));
+        for (int64_t j = 0; j < D; j += V_WIDTH)
+            v_store_first(y + j, v_load_first(x + j, D - j) * inv * v_load_first(gamma + j, D - j), D - j);
+    }
+}
+
 static void softmax(float *x, int64_t n, float scale, const float *bias) {
     const vf s = v_set1(scale), lowest = v_set1(-INFINITY);
     vf top = lowest;
@@ -85,6 +99,14 @@ static void activate(float *y, const float *x, const float *bias, bvl_activation
         if (bias) v = v + v_load_first(bias + j, n - j); \
         v_store_first(y + j, v_activate(ACT, v), n - j); \
     }
+    BVL_FOR_ACTIVATION(act, LOOP)
+#undef LOOP
+}
+
+static void gate(float *y, const float *x, bvl_activation act, int64_t n) {
+#define LOOP(ACT)                            \
+    for (int64_t j = 0; j < n; j += V_WIDTH) \
+        v_store_first(y + j, v_activate(ACT, v_load_first(y + j, n - j)) * v_load_first(x + j, n - j), n - j);
     BVL_FOR_ACTIVATION(act, LOOP)
 #undef LOOP
 }
@@ -148,8 +170,10 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .product = BVL_NAME(bvl_products),
     .pack_bf16 = BF16_STEP == 2 ? BVL_NAME(bvl_pack_bf16) : NULL,
     .layer_norm = layer_norm,
+    .rms_norm = rms_norm,
     .softmax = softmax,
     .activate = activate,
+    .gate = gate,
     .l2_normalize = l2_normalize,
     .add = add,
     .scale = scale,

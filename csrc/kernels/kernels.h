@@ -95,10 +95,15 @@ typedef struct {
     /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; y may be x */
     void (*layer_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
                        const float *beta, float eps, int64_t rows, int64_t D);
-    /* x = softmax(x * scale + bias) in place; bias[n] is 0 or -inf, or NULL; zeros if all is -inf */
+    /* y = x / sqrt(mean(x^2) + eps) * gamma over each of `rows` rows of D; y may be x */
+    void (*rms_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
+                     int64_t rows, int64_t D);
+    /* x = softmax(x * scale + bias) in place; bias[n] is finite or -inf, or NULL; zeros if all is -inf */
     void (*softmax)(float *x, int64_t n, float scale, const float *bias);
     /* y = act(x + bias); bias may be NULL */
     void (*activate)(float *y, const float *x, const float *bias, bvl_activation act, int64_t n);
+    /* y = act(y) * x */
+    void (*gate)(float *y, const float *x, bvl_activation act, int64_t n);
     /* y = x / max(|x|, 1e-12) */
     void (*l2_normalize)(float *y, const float *x, int64_t n);
     /* y += x */

@@ -5,8 +5,12 @@
  *   x = x + cross(norm(x))                   x = norm(x + cross(x))           where it has that part
  *   x = x + fc2(act(fc1(norm2(x))))          x = norm2(x + fc2(act(fc1(x))))
  *
- * attention: softmax(Q K^T / sqrt(hd) + mask) V per head; Q, K, V come from one product. A causal block may
- * find the keys and values of earlier tokens in the call's cache, and appends its own.
+ * norm: layer_norm, or rms_norm. gated: act(g) * u in place of act(fc1(x)), where fc1's rows are g, then u.
+ *
+ * attention: softmax(scale Q K^T + mask) V per head; Q, K, V come from one product. Several heads of queries
+ * may share one of keys and values; queries and keys may be turned by their positions (rotary.h), or a bias
+ * by distance be added to the scores. A causal block may find the keys and values of earlier tokens in the
+ * call's cache, and appends its own.
  *
  * Where the first rows of an item are query tokens, they and the text attend to each other (causal: the
  * queries to themselves, the text to the queries and to what came before); then the queries alone attend to
@@ -27,14 +31,14 @@
 #include "../arena.h"
 #include "../ops/attention.h"
 #include "../ops/linear.h"
-#include "../ops/rows.h"
+#include "../ops/rotary.h"
 #include "ops.h"
 
 typedef struct {
     bvl_linear fc1, fc2;
     bvl_norm norm;
     int64_t intermediate;
-    bool direct; /* fc1 writes fc2's operand itself */
+    bool direct, gated; /* direct: fc1 writes fc2's operand itself */
 } feed_forward;
 
 typedef struct {
@@ -48,13 +52,27 @@ typedef struct {
     int64_t cached;              /* layer of the cache, or -1 */
     float *query;                /* attention_pool: [D] */
     int64_t D, heads, hd, inner; /* inner = heads * hd */
+    int64_t group, kv;           /* heads of queries to one of keys; columns of keys, and of values */
+    float scale, *relative;      /* relative: [heads, 2 * reach + 1] or NULL */
+    int64_t reach;
     bvl_activation act;
-    bool causal, pre_norm;
+    bool causal, pre_norm, rotary;
     bool bf16;       /* q, k, v and attention are bfloat16 */
     bool direct_out; /* attention writes out's operand itself */
 } block;
 
-enum { P_HEADS, P_ACT, P_EPS, P_CAUSAL, P_PRE_NORM };
+enum {
+    P_HEADS,
+    P_ACT,
+    P_EPS,
+    P_CAUSAL, /* from here on the block's alone: 0 in an attention_pool */
+    P_PRE_NORM,
+    P_KV_HEADS,
+    P_SCALE,
+    P_RMS,
+    P_ROTARY,
+    P_GATED
+};
 enum {
     QKV_W,
     QKV_B,
@@ -70,7 +88,8 @@ enum {
     CROSS_OUT_B,
     CROSS_NORM_W,
     CROSS_NORM_B,
-    QUERY_FFN
+    QUERY_FFN,
+    RELATIVE = QUERY_FFN + 6
 };
 enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* within a feed-forward */
 
@@ -85,13 +104,9 @@ static bvl_status linear_build(bvl_program *p, const bvl_record *r, const bvl_bu
     return bvl_linear_init(linear, &p->store, p->kernels, precision, weight, bias, b->threads, err);
 }
 
-/* The norm over D columns whose gain is number `at` and whose offset is the next. */
 static bvl_status norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
                              bvl_norm *norm, bvl_error *err) {
-    if (bvl_expect(r->op, b, at, 1, D, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, at + 1, 1, D, 0, 0, 0, err) != BVL_OK)
-        return err->status;
-    return bvl_norm_init(norm, &p->store, &b->weights[at], &b->weights[at + 1], b->params[P_EPS], err);
+    return bvl_norm_build(p, r, b, at, D, b->params[P_EPS], b->params[P_RMS] != 0, norm, err);
 }
 
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
@@ -100,32 +115,44 @@ static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
            2 * next->product->operand_words(next->K) == next->K;
 }
 
-/* The six parameters from `at` on; act is the block's. */
+/* The six parameters from `at` on; act and gated are the block's. */
 static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
                                      bvl_precision precision, feed_forward *f, bvl_error *err) {
     const int64_t D = p->slots[r->src].cols;
-    if (linear_build(p, r, b, at + FC1_W, -1, D, precision, &f->fc1, err) != BVL_OK ||
-        linear_build(p, r, b, at + FC2_W, D, f->fc1.N, precision, &f->fc2, err) != BVL_OK)
+    f->gated = b->params[P_GATED] != 0;
+    if (linear_build(p, r, b, at + FC1_W, -1, D, precision, &f->fc1, err) != BVL_OK) return err->status;
+    f->intermediate = f->gated ? f->fc1.N / 2 : f->fc1.N;
+    if (f->gated && f->fc1.N % 2)
+        return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
+                        r->op->name, r->op->weights[at + FC1_W], (long long)f->fc1.N);
+    if (linear_build(p, r, b, at + FC2_W, D, f->intermediate, precision, &f->fc2, err) != BVL_OK)
         return err->status;
-    f->intermediate = f->fc1.N;
-    f->direct = precision == p->precision && writes_operand(p, &f->fc2);
+    f->direct = !f->gated && precision == p->precision && writes_operand(p, &f->fc2);
     return norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
 }
 
-/* `parts`: 3 for q, k, v; 2 for k, v of an attention pool, whose other products are float32. */
-static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, int parts,
+/* q, k and v; an attention pool's are k and v alone, and its other products are float32. */
+static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bool pool,
                                   bvl_error *err) {
     const int64_t D = p->slots[r->src].cols, heads = (int64_t)b->params[P_HEADS];
-    if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK) return err->status;
-    const int64_t rows = b->weights[QKV_W].shape[0], inner = rows / parts;
-    if (heads < 1 || rows % parts || inner % heads)
-        return bvl_fail(err, BVL_INVALID, "%s: %lld rows of qkv_weight do not split over %lld heads",
-                        r->op->name, (long long)rows, (long long)heads);
+    const int64_t kv_heads = pool ? heads : (int64_t)b->params[P_KV_HEADS];
+    if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, OUT_W, 2, D, -1, 0, 0, err) != BVL_OK)
+        return err->status;
+    const int64_t rows = b->weights[QKV_W].shape[0], inner = b->weights[OUT_W].shape[1];
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || inner % heads ||
+        rows != (pool ? 0 : inner) + 2 * kv_heads * (inner / heads))
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: %lld rows of qkv_weight do not split over %lld heads, %lld of keys", r->op->name,
+                        (long long)rows, (long long)heads, (long long)kv_heads);
     block *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1, .cached = -1};
+    s->group = heads / kv_heads;
+    s->kv = kv_heads * s->hd;
+    s->scale = b->params[P_SCALE] > 0 ? (float)b->params[P_SCALE] : 1.0f / sqrtf((float)s->hd);
     s->act = (bvl_activation)b->params[P_ACT];
-    const bvl_precision rest = parts == 3 ? p->precision : BVL_FLOAT32;
+    const bvl_precision rest = pool ? BVL_FLOAT32 : p->precision;
     if (linear_build(p, r, b, QKV_W, rows, D, p->precision, &s->qkv, err) != BVL_OK) return err->status;
     return linear_build(p, r, b, OUT_W, D, inner, rest, &s->out, err);
 }
@@ -147,11 +174,33 @@ static int64_t block_ld(int64_t cols, bool bf16) {
     return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
 }
 
-bool bvl_block_bf16(const bvl_program *p, int64_t inner, int64_t heads) {
-    const int64_t hd = inner / heads;
+bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
     /* a product's operand may reach past the last head's query, but only into keys and values */
     return bvl_attention_bf16(p->kernels, p->precision, hd) &&
-           2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * inner;
+           2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * kv;
+}
+
+/* How attention sees positions: a bias by distance, or queries and keys turned. */
+static bvl_status positions_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    block *s = r->state;
+    const bvl_array *relative = &b->weights[RELATIVE];
+    const bvl_slot *slot = &p->slots[r->src];
+    s->rotary = b->params[P_ROTARY] != 0;
+    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->hd))
+        return bvl_fail(
+            err, BVL_INVALID,
+            "%s: rotary: expected the rows of a text alone, and at most %lld frequencies, found %lld",
+            r->op->name, (long long)s->hd / 2, (long long)p->rotary_half);
+    if (!relative->data) return BVL_OK;
+    if (bvl_expect(r->op, b, RELATIVE, 2, s->heads, -1, 0, 0, err) != BVL_OK) return err->status;
+    if (relative->shape[1] % 2 == 0 || p->queries)
+        return bvl_fail(
+            err, BVL_INVALID,
+            "%s: relative_bias: found %lld columns and %lld query tokens, expected an odd number, "
+            "none",
+            r->op->name, (long long)relative->shape[1], (long long)p->queries);
+    s->reach = relative->shape[1] / 2;
+    return bvl_copy_vector(&s->relative, &p->store, relative, err);
 }
 
 static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -162,7 +211,7 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
         return bvl_fail(err, BVL_INVALID,
                         "transformer_block: slot %s of %lld rows, %lld query tokens, weights for %s",
                         slot->name, (long long)slot->rows, (long long)p->queries, queries ? "some" : "none");
-    if (attention_build(p, r, b, 3, err) != BVL_OK) return err->status;
+    if (attention_build(p, r, b, false, err) != BVL_OK) return err->status;
     block *s = r->state;
     s->causal = b->params[P_CAUSAL] != 0;
     s->pre_norm = b->params[P_PRE_NORM] != 0;
@@ -174,12 +223,12 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
         return err->status;
     if (!queries && !s->ffn.intermediate)
         return bvl_expect(r->op, b, FFN, 2, -1, s->D, 0, 0, err); /* says that it is missing */
-    s->bf16 = bvl_block_bf16(p, s->inner, s->heads);
+    s->bf16 = bvl_block_bf16(p, s->hd, s->kv);
     s->direct_out = s->bf16 && writes_operand(p, &s->out);
-    if (cross_build(p, r, b, err) != BVL_OK) return err->status;
+    if (cross_build(p, r, b, err) != BVL_OK || positions_build(p, r, b, err) != BVL_OK) return err->status;
     if (s->causal && slot->text && slot->rows == 0) {
         s->cached = p->cached_layers;
-        p->cached_words[p->cached_layers++] = block_ld(2 * s->inner, s->bf16);
+        p->cached_words[p->cached_layers++] = block_ld(2 * s->kv, s->bf16);
     } else if (slot->text) {
         p->uncached = true;
     }
@@ -190,13 +239,13 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
  * inner rows; operand rows. */
 static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t *operand) {
     *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)), bvl_norm_operand(&s->norm1, &s->qkv));
-    *wide = block_ld(3 * s->inner, s->bf16);
+    *wide = block_ld(s->inner + 2 * s->kv, s->bf16);
     *operand = BVL_MAX(bvl_linear_operand(&s->out), s->pre_norm ? 0 : bvl_linear_operand(&s->qkv));
     for (int i = 0; i < 2; i++) {
         const feed_forward *f = i ? &s->query_ffn : &s->ffn;
         if (!f->intermediate) continue;
         *narrow = BVL_MAX(*narrow, bvl_norm_operand(&f->norm, &f->fc1));
-        *wide = BVL_MAX(*wide, block_ld(f->intermediate, f->direct));
+        *wide = BVL_MAX(*wide, block_ld(f->fc1.N, f->direct));
         *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc2));
         if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc1));
     }
@@ -218,21 +267,34 @@ static int64_t block_local(const bvl_program *p, const bvl_record *r, const bvl_
     return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_padded(s->D));
 }
 
+/* Turns queries and keys by their positions; nothing in a block that does not. */
+static void turn_rows(const block *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+    const int64_t half = run->program->rotary_half;
+    int64_t begin, end;
+    if (!s->rotary) return;
+    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        bvl_rotary_run(qkv + i * ld, s->bf16, s->heads + s->heads / s->group, s->hd,
+                       run->rotary + i * 2 * half, half);
+    bvl_barrier(run->team);
+}
+
 /* Appends k and v of the new tokens to the cache; nothing without one. */
 static void append_to_cache(const block *s, const bvl_run *run, const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
     if (s->cached < 0 || !in->cache) return;
-    const int64_t q = s->inner / (s->bf16 ? 2 : 1), words = block_ld(2 * s->inner, s->bf16);
+    const int64_t q = s->inner / (s->bf16 ? 2 : 1), kv = s->kv / (s->bf16 ? 2 : 1);
+    const int64_t words = block_ld(2 * s->kv, s->bf16);
     int64_t begin, end;
     bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++)
         memcpy(bvl_cache_rows(in->cache, s->cached, run->first + i / T) + (in->past + i % T) * words,
-               qkv + i * ld + q, (size_t)(2 * q) * sizeof(float));
+               qkv + i * ld + q, (size_t)(2 * kv) * sizeof(float));
     bvl_barrier(run->team);
 }
 
-/* out[rows, inner] = attention over qkv[count * T, 3 * inner]; a unit of work is an item's head. Rows are all
- * tokens, or the one that run->pool takes of each item. */
+/* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
+ * are all tokens, or the one that run->pool takes of each item. */
 static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
@@ -243,9 +305,10 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
                                  .Tk = past + T,
                                  .hd = s->hd,
                                  .ldq = ld,
-                                 .ldkv = cached ? block_ld(2 * s->inner, s->bf16) : ld,
+                                 .ldkv = cached ? block_ld(2 * s->kv, s->bf16) : ld,
                                  .ldo = ldo,
-                                 .scale = 1.0f / sqrtf((float)s->hd),
+                                 .scale = s->scale,
+                                 .reach = s->reach,
                                  .causal = s->causal,
                                  .prefix = queries,
                                  .bf16 = s->bf16,
@@ -259,11 +322,12 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
         const float *q = qkv + item * T * ld;
         const float *k =
             cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + s->inner / per;
-        k += head * s->hd / per;
+        k += head / s->group * s->hd / per;
         shape.first = past + row;
+        shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
         shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
         bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * s->hd / to,
-                      q + row * ld + head * s->hd / per, k, k + s->inner / per, &shape, run->local);
+                      q + row * ld + head * s->hd / per, k, k + s->kv / per, &shape, run->local);
     }
 }
 
@@ -285,7 +349,7 @@ static void cross_attention(const block *s, const bvl_run *run, int64_t first, i
                                  .hd = s->hd,
                                  .ldq = ldq,
                                  .ldo = ldo,
-                                 .scale = 1.0f / sqrtf((float)s->hd),
+                                 .scale = s->scale,
                                  .bf16 = s->bf16,
                                  .out_bf16 = s->direct_out};
     const int64_t per = s->bf16 ? 2 : 1, to = s->direct_out ? 2 : 1;
@@ -346,7 +410,7 @@ static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *nor
 /* The sub-layer over the contexts of `count` items from `first` of the call on, at their rows. */
 static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, int64_t count,
                            const place *at) {
-    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    const int64_t ldq = block_ld(s->inner + 2 * s->kv, s->bf16), ldo = block_ld(s->inner, s->direct_out);
     int64_t ld;
     const float *a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, at, &ld);
     clear_tails(s, run, at->wide, ldq, at->rows);
@@ -357,14 +421,25 @@ static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, in
     end_sublayer(s, run, &s->cross_norm, &s->cross_out, at, at->h, ldo, s->direct_out);
 }
 
+/* wide[rows, intermediate] = act(the gates) * what they gate. */
+static void open_gates(const block *s, const bvl_run *run, const feed_forward *f, const place *at,
+                       int64_t ldm) {
+    int64_t begin, end;
+    bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        run->kernels->gate(at->wide + i * ldm, at->wide + i * ldm + f->intermediate, s->act, f->intermediate);
+    bvl_barrier(run->team);
+}
+
 static void feed_forward_sublayer(const block *s, const bvl_run *run, const feed_forward *f,
                                   const place *at) {
-    const int64_t ldm = block_ld(f->intermediate, f->direct);
+    const int64_t ldm = block_ld(f->fc1.N, f->direct);
     int64_t ld;
     const float *a = begin_sublayer(s, run, &f->norm, &f->fc1, at, &ld);
     bvl_linear_run(&f->fc1, run->kernels, at->wide, ldm, a, ld, at->rows,
-                   (bvl_epilogue){.act = s->act, .bf16 = f->direct}, run->team);
+                   (bvl_epilogue){.act = f->gated ? BVL_ACT_NONE : s->act, .bf16 = f->direct}, run->team);
     bvl_barrier(run->team);
+    if (f->gated) open_gates(s, run, f, at, ldm);
     end_sublayer(s, run, &f->norm, &f->fc2, at, at->wide, ldm, f->direct);
 }
 
@@ -387,7 +462,7 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const block *s = r->state;
     const bvl_slot *slot = &run->program->slots[r->src];
     const int64_t T = bvl_slot_rows(slot, run->inputs), tokens = run->count * T;
-    const int64_t ldq = block_ld(3 * s->inner, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    const int64_t ldq = block_ld(s->inner + 2 * s->kv, s->bf16), ldo = block_ld(s->inner, s->direct_out);
     int64_t narrow, wide, operand, ld;
     block_parts(s, &narrow, &wide, &operand);
     place at = {.x = run->slots[r->src], .h = run->shared, .ldx = slot->ld, .rows = tokens};
@@ -398,6 +473,7 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     bvl_linear_run(&s->qkv, run->kernels, at.wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16},
                    run->team);
     bvl_barrier(run->team);
+    turn_rows(s, run, at.wide, ldq, T);
     append_to_cache(s, run, at.wide, ldq, T);
     self_attention(s, run, r->src, at.h, ldo, at.wide, ldq, T);
     bvl_barrier(run->team);
@@ -416,13 +492,21 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
 
 const bvl_op bvl_op_transformer_block = {
     .name = "transformer_block",
-    .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm", NULL},
-    .weights =
-        {"qkv_weight",       "qkv_bias",          "out_weight",        "out_bias",         "norm1_weight",
-         "norm1_bias",       "fc1_weight",        "fc1_bias",          "fc2_weight",       "fc2_bias",
-         "norm2_weight",     "norm2_bias",        "cross_q_weight",    "cross_q_bias",     "cross_out_weight",
-         "cross_out_bias",   "cross_norm_weight", "cross_norm_bias",   "query_fc1_weight", "query_fc1_bias",
-         "query_fc2_weight", "query_fc2_bias",    "query_norm_weight", "query_norm_bias",  NULL},
+    .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm",
+               "num_key_value_heads", "attention_scale", "rms_norm", "rotary", "gated", NULL},
+    .weights = {"qkv_weight",        "qkv_bias",
+                "out_weight",        "out_bias",
+                "norm1_weight",      "norm1_bias",
+                "fc1_weight",        "fc1_bias",
+                "fc2_weight",        "fc2_bias",
+                "norm2_weight",      "norm2_bias",
+                "cross_q_weight",    "cross_q_bias",
+                "cross_out_weight",  "cross_out_bias",
+                "cross_norm_weight", "cross_norm_bias",
+                "query_fc1_weight",  "query_fc1_bias",
+                "query_fc2_weight",  "query_fc2_bias",
+                "query_norm_weight", "query_norm_bias",
+                "relative_bias",     NULL},
     .build = block_build,
     .shared = block_shared,
     .local = block_local,
@@ -434,7 +518,7 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
     if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
         return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
                         (long long)p->slots[r->src].cols);
-    if (attention_build(p, r, b, 2, err) != BVL_OK) return err->status;
+    if (attention_build(p, r, b, true, err) != BVL_OK) return err->status;
     block *s = r->state;
     if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
         feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
@@ -465,13 +549,8 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     const float *a = bvl_linear_load(&s->qkv, z, run->slots[r->src], &ld, n * T, team);
     bvl_linear_run(&s->qkv, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    const bvl_attention_shape shape = {.Tq = 1,
-                                       .Tk = T,
-                                       .hd = s->hd,
-                                       .ldq = s->inner,
-                                       .ldkv = ldkv,
-                                       .ldo = ldh,
-                                       .scale = 1.0f / sqrtf((float)s->hd)};
+    const bvl_attention_shape shape = {
+        .Tq = 1, .Tk = T, .hd = s->hd, .ldq = s->inner, .ldkv = ldkv, .ldo = ldh, .scale = s->scale};
     int64_t begin, end;
     bvl_share(n * s->heads, team.tid, team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {

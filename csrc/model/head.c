@@ -1,6 +1,6 @@
 /* head.c: what stands between the blocks and an embedding; and the list of all operations.
  *
- * norm           y = layer_norm(x), every row      linear         y = act(x W^T + b), or y += x W^T + b;
+ * norm           y = norm(x), every row            linear         y = act(x W^T + b), or y += x W^T + b;
  *                                                                 as_blocks: in the precision of the blocks
  * l2_normalize   y = x / |x|, every row            softmax        y = softmax(x), every row
  * pool           y = one row of x, or a mean over its rows
@@ -10,7 +10,6 @@
 
 #include "../arena.h"
 #include "../ops/linear.h"
-#include "../ops/rows.h"
 #include "ops.h"
 
 static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same_cols, bvl_error *err) {
@@ -21,13 +20,21 @@ static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same
                     dst->name);
 }
 
-static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const int64_t D = p->slots[r->src].cols;
-    if (same_rows(p, r, true, err) != BVL_OK || bvl_expect(r->op, b, 0, 1, D, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, 1, 1, D, 0, 0, 0, err) != BVL_OK)
+bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
+                          double eps, bool rms, bvl_norm *norm, bvl_error *err) {
+    if (bvl_expect(r->op, b, at, 1, D, 0, 0, 0, err) != BVL_OK ||
+        (!rms && bvl_expect(r->op, b, at + 1, 1, D, 0, 0, 0, err) != BVL_OK))
         return err->status;
+    if (rms && b->weights[at + 1].data)
+        return bvl_fail(err, BVL_INVALID, "%s: %s: given, and rms_norm has none", r->op->name,
+                        r->op->weights[at + 1]);
+    return bvl_norm_init(norm, &p->store, &b->weights[at], &b->weights[at + 1], eps, err);
+}
+
+static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    if (same_rows(p, r, true, err) != BVL_OK) return err->status;
     if (!(r->state = bvl_alloc(sizeof(bvl_norm)))) return bvl_fail(err, BVL_NO_MEMORY, "no memory for norm");
-    return bvl_norm_init(r->state, &p->store, &b->weights[0], &b->weights[1], b->params[0], err);
+    return bvl_norm_build(p, r, b, 0, p->slots[r->src].cols, b->params[0], b->params[1] != 0, r->state, err);
 }
 
 static void norm_run(const bvl_record *r, const bvl_run *run) {
@@ -40,7 +47,7 @@ static void norm_run(const bvl_record *r, const bvl_run *run) {
 
 const bvl_op bvl_op_norm = {
     .name = "norm",
-    .params = {"layer_norm_eps", NULL},
+    .params = {"layer_norm_eps", "rms_norm", NULL},
     .weights = {"weight", "bias", NULL},
     .build = norm_build,
     .run = norm_run,

@@ -2,6 +2,7 @@
 #ifndef BVL_MODEL_OPS_H
 #define BVL_MODEL_OPS_H
 
+#include "../ops/rows.h"
 #include "program.h"
 
 extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens,
@@ -12,7 +13,11 @@ extern const bvl_op bvl_op_inverted_residual;                        /* conv.c *
 extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize, bvl_op_softmax,
     bvl_op_first_rows; /* head.c */
 
-/* Whether attention of a block over `inner` = heads * hd columns runs in bfloat16. */
-bool bvl_block_bf16(const bvl_program *program, int64_t inner, int64_t heads);
+/* Whether attention over heads of hd columns, `kv` columns of keys in all, runs in bfloat16. */
+bool bvl_block_bf16(const bvl_program *program, int64_t hd, int64_t kv);
+
+/* The norm over D columns whose gain is weight `at` and whose offset, which rms_norm has not, is the next. */
+bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
+                          double eps, bool rms, bvl_norm *norm, bvl_error *err);
 
 #endif

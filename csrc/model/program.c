@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "../arena.h"
+#include "../ops/rotary.h"
 
 #define ROWS_PER_MICRO_BATCH 256
 
@@ -117,7 +118,7 @@ bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int 
 /* Layout of one worker's memory for micro-batches of `count` items. */
 typedef struct {
     size_t slots[BVL_MAX_SLOTS];
-    size_t key_bias, shared, local; /* offsets in floats; local: one per worker of a team */
+    size_t key_bias, rotary, shared, local; /* offsets in floats; local: one per worker of a team */
     size_t local_size, total;
 } layout;
 
@@ -143,6 +144,7 @@ static bool plan(layout *l, const bvl_program *p, int64_t count, const bvl_input
         if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
     }
     ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
+         reserve(&l->rotary, &l->total, count * in->L, 2 * p->rotary_half) &&
          reserve(&l->shared, &l->total, 1, shared);
     l->local_size = (size_t)bvl_round_up(local, 16);
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
@@ -170,6 +172,17 @@ static void fill_key_bias(float *bias, const bvl_run *run) {
     for (int64_t i = 0; i < run->count; i++) {
         for (int64_t t = 0; t < queries; t++) *bias++ = 0.0f;
         for (int64_t t = 0; t < keys; t++) *bias++ = *mask++ ? 0.0f : -INFINITY;
+    }
+}
+
+static void fill_rotary(float *turns, const bvl_run *run) {
+    const bvl_program *p = run->program;
+    const bvl_inputs *in = run->inputs;
+    for (int64_t i = 0; i < run->count * in->L; i++) {
+        const int64_t at = run->first * in->L + i;
+        bvl_rotary_turn(turns + i * 2 * p->rotary_half,
+                        in->position_ids ? in->position_ids[at] : in->past + i % in->L, p->rotary,
+                        p->rotary_half);
     }
 }
 
@@ -201,11 +214,11 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         run.made = j->call->contexts + first;
         run.padded = j->call->padded_contexts;
     }
-    if (j->inputs->attention_mask) {
-        run.key_bias = memory + l->key_bias;
-        if (team.tid == 0) fill_key_bias(memory + l->key_bias, &run);
-        bvl_barrier(team);
-    }
+    if (j->inputs->attention_mask) run.key_bias = memory + l->key_bias;
+    if (p->rotary) run.rotary = memory + l->rotary;
+    if (team.tid == 0 && run.key_bias) fill_key_bias(memory + l->key_bias, &run);
+    if (team.tid == 0 && run.rotary) fill_rotary(memory + l->rotary, &run);
+    bvl_barrier(team);
     for (int i = 0; i < p->record_count; i++) {
         /* a team must agree on stopping, so it stops only between micro-batches */
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;

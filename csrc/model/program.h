@@ -13,7 +13,7 @@
 #include "../store.h"
 #include "state.h"
 
-enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 24 };
+enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 28 };
 
 typedef struct {
     char name[48];
@@ -55,6 +55,8 @@ typedef struct {
     int record_count, record_capacity;
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
+    float *rotary;                       /* [rotary_half] frequencies of a rotary embedding, or NULL */
+    int64_t rotary_half;
     int64_t queries;                     /* learned query tokens, or 0 */
     bool queries_before_text;            /* they are the first rows of a text slot */
     int64_t feature_token, feature_cols; /* the id that features stand in for, or -1; their size */
@@ -78,6 +80,7 @@ typedef struct {
     int64_t first, count;
     float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
     const float *key_bias;       /* [count, queries + past + L] 0 or -inf from attention_mask, or NULL */
+    const float *rotary;         /* [count * L, 2 * rotary_half] cosines, sines of each token; or NULL */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
     /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is

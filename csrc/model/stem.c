@@ -1,11 +1,13 @@
 /* stem.c: from inputs to the first rows.
  *
- * embed_tokens   x[t] = word[ids[t]] + position[p[t]] (+ type[type_ids[t]]), after the query tokens if any
+ * embed_tokens   x[t] = word[ids[t]] (+ position[p[t]]) (+ type[type_ids[t]]), after the query tokens if any
  *                a row whose id is the feature token begins with the next row of the item's features instead
  * join_features  x[0] = class token, if any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several
- * inputs query_tokens   x[i] = query[i], the same for every item patch_embed    x = act(windows(picture) W^T
- * + b) (+ position), an optional class token first. A patch embedding has stride = kernel; a convolution stem
- * has overlapping, padded windows.
+ *                inputs
+ * query_tokens   x[i] = query[i], the same for every item
+ * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first
+ *
+ * A patch embedding has stride = kernel; a convolution stem has overlapping, padded windows.
  */
 #include <string.h>
 
@@ -21,14 +23,28 @@ typedef struct {
     int64_t D;
 } embed_tokens;
 
-enum { WORD, POSITION, TYPE };
+enum { WORD, POSITION, TYPE, ROTARY };
+enum { P_FEATURE_TOKEN, P_MAX_POSITIONS }; /* the latter where there is no table of positions */
+
+/* Positions without a table: how many there may be, and the frequencies of a rotary embedding. */
+static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    if (!(b->params[P_MAX_POSITIONS] >= 1 && b->params[P_MAX_POSITIONS] <= 1 << 24))
+        return bvl_fail(err, BVL_INVALID, "embed_tokens: max_positions: found %g, expected 1 to 2^24",
+                        b->params[P_MAX_POSITIONS]);
+    p->max_positions = (int64_t)b->params[P_MAX_POSITIONS];
+    if (!b->weights[ROTARY].data) return BVL_OK;
+    if (bvl_expect(r->op, b, ROTARY, 1, -1, 0, 0, 0, err) != BVL_OK) return err->status;
+    p->rotary_half = b->weights[ROTARY].shape[0];
+    return bvl_copy_vector(&p->rotary, &p->store, &b->weights[ROTARY], err);
+}
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
     if (p->vocab || p->joins || !p->slots[r->dst].text)
         return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
+    const bool table = b->weights[POSITION].data != NULL;
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK)
+        (table && bvl_expect(r->op, b, POSITION, 2, -1, D, 0, 0, err) != BVL_OK))
         return err->status;
     if (b->weights[TYPE].data && bvl_expect(r->op, b, TYPE, 2, -1, D, 0, 0, err) != BVL_OK)
         return err->status;
@@ -36,14 +52,15 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for embed_tokens");
     s->D = D;
     p->vocab = b->weights[WORD].shape[0];
-    p->max_positions = b->weights[POSITION].shape[0];
+    p->max_positions = table ? b->weights[POSITION].shape[0] : 0;
     p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
-    p->feature_token = (int64_t)b->params[0];
+    p->feature_token = (int64_t)b->params[P_FEATURE_TOKEN];
     p->feature_cols = D;
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
     if ((whole ? bvl_copy_vector(&s->word, &p->store, &b->weights[WORD], err)
                : bvl_copy_bfloat16(&s->half, &p->store, &b->weights[WORD], err)) != BVL_OK ||
-        bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err) != BVL_OK)
+        (table ? bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err)
+               : rotary_build(p, r, b, err)) != BVL_OK)
         return err->status;
     return p->types ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
 }
@@ -78,15 +95,15 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
             k->add(x, s->type + type * s->D, s->D);
         }
         const int64_t position = in->position_ids ? in->position_ids[at] : in->past + i % L;
-        k->add(x, s->position + position * s->D, s->D);
+        if (s->position) k->add(x, s->position + position * s->D, s->D);
     }
     bvl_barrier(run->team);
 }
 
 const bvl_op bvl_op_embed_tokens = {
     .name = "embed_tokens",
-    .params = {"feature_token", NULL},
-    .weights = {"word", "position", "type", NULL},
+    .params = {"feature_token", "max_positions", NULL},
+    .weights = {"word", "position", "type", "rotary", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,
 };

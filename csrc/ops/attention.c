@@ -3,6 +3,9 @@
  *
  *   K [Tk, hd] is packed as weights of S = Q K^T       (N = Tk, K = hd)
  *   V [Tk, hd] is packed as weights of O = softmax(S) V (N = hd, K = Tk), given transposed
+ *
+ * A bias by distance (T5; Raffel et al., 2020) is one table per head: a query's row of it is a window of the
+ * table, its ends repeated.
  */
 #include "attention.h"
 
@@ -31,7 +34,7 @@ int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd
         words = BVL_MAX(words, bvl_attention_words(kernels, true, Tk, hd));
         padded *= 2;
     }
-    return words + QUERY_BLOCK * padded;
+    return words + QUERY_BLOCK * padded + bvl_padded(Tk);
 }
 
 void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *k, const float *v,
@@ -47,6 +50,17 @@ void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *
     product->pack(values, v, s->ldkv, s->hd, s->Tk, true, 0, bvl_panels(kernels, s->hd));
 }
 
+/* row[n] = what is added to the scores of the query at place `at` for keys 0 .. n - 1. */
+static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int64_t at,
+                         const bvl_attention_shape *s) {
+    const int64_t near = BVL_MIN(BVL_MAX(at - s->reach, 0), n), far = BVL_MIN(at + s->reach + 1, n);
+    for (int64_t j = 0; j < near; j++) row[j] = s->relative[0];
+    if (far > near)
+        memcpy(row + near, s->relative + s->reach + near - at, (size_t)(far - near) * sizeof(float));
+    for (int64_t j = BVL_MAX(far, near); j < n; j++) row[j] = s->relative[2 * s->reach];
+    if (s->bias) kernels->add(row, s->bias, n);
+}
+
 void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q, const float *packed,
                           const bvl_attention_shape *s, float *scratch) {
     const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
@@ -55,6 +69,7 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
     const float *values = packed + key_words(product, s->Tk, s->hd);
     /* the scores as the second product reads them */
     float *scores = scratch, *weights = s->bf16 ? scores + QUERY_BLOCK * ld : scores;
+    float *row_bias = weights + QUERY_BLOCK * ld;
     for (int64_t t0 = 0; t0 < s->Tq; t0 += QUERY_BLOCK) {
         const int64_t rows = BVL_MIN(QUERY_BLOCK, s->Tq - t0);
         product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, packed, rows, s->Tk, s->hd, 0,
@@ -63,7 +78,8 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
             float *row = scores + i * ld;
             const int64_t last = BVL_MAX(s->first + t0 + i + 1, s->prefix);
             const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
-            kernels->softmax(row, seen, s->scale, s->bias);
+            if (s->relative) relative_row(kernels, row_bias, seen, s->first + t0 + i, s);
+            kernels->softmax(row, seen, s->scale, s->relative ? row_bias : s->bias);
             memset(row + seen, 0, (size_t)(s->Tk - seen) * sizeof(float));
         }
         if (s->bf16) product->load(weights, ld, scores, ld, rows, s->Tk);

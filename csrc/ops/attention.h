@@ -12,8 +12,12 @@ typedef struct {
     int64_t first;     /* place of the first query among the keys */
     int64_t prefix;    /* causal: keys that every query sees */
     const float *bias; /* [Tk], 0 or -inf per key, or NULL */
-    bool bf16;         /* q, k, v are rows of bfloat16, and so is every product */
-    bool out_bf16;     /* out is rows of bfloat16 */
+    /* [2 * reach + 1] or NULL: added to a score by the place of the key less that of the query, from -reach
+     * to reach; what lies further off counts as that far */
+    const float *relative;
+    int64_t reach;
+    bool bf16;     /* q, k, v are rows of bfloat16, and so is every product */
+    bool out_bf16; /* out is rows of bfloat16 */
 } bvl_attention_shape;
 
 /* Whether attention over heads of that size may run in bfloat16. */

@@ -1,4 +1,4 @@
-/* rows.c: layer norm, L2 norm and means over rows. */
+/* rows.c: norms and means over rows. */
 #include "rows.h"
 
 #include <string.h>
@@ -10,15 +10,22 @@ bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamm
     norm->D = gamma->shape[0];
     norm->eps = (float)eps;
     if (bvl_copy_vector(&norm->gamma, store, gamma, err) != BVL_OK) return err->status;
-    return bvl_copy_vector(&norm->beta, store, beta, err);
+    return beta->data ? bvl_copy_vector(&norm->beta, store, beta, err) : BVL_OK;
+}
+
+static void norm_rows(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
+                      int64_t ldx, int64_t rows) {
+    if (norm->beta)
+        kernels->layer_norm(y, ldy, x, ldx, norm->gamma, norm->beta, norm->eps, rows, norm->D);
+    else
+        kernels->rms_norm(y, ldy, x, ldx, norm->gamma, norm->eps, rows, norm->D);
 }
 
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team) {
     int64_t r0, r1;
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
-    kernels->layer_norm(y + r0 * ldy, ldy, x + r0 * ldx, ldx, norm->gamma, norm->beta, norm->eps, r1 - r0,
-                        norm->D);
+    norm_rows(norm, kernels, y + r0 * ldy, ldy, x + r0 * ldx, ldx, r1 - r0);
 }
 
 int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
@@ -36,7 +43,7 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
     }
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
     for (int64_t r = r0; r < r1; r++) {
-        kernels->layer_norm(row, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, 1, norm->D);
+        norm_rows(norm, kernels, row, norm->D, x + r * ldx, ldx, 1);
         linear->product->load(y + r * ldy, ldy, row, norm->D, 1, norm->D);
     }
 }

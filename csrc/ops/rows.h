@@ -6,19 +6,21 @@
 #include "../parallel.h"
 #include "linear.h"
 
+/* Layer norm, or with beta NULL the norm by the root of the mean square (Zhang and Sennrich, 2019). */
 typedef struct {
     float *gamma, *beta; /* [D] */
     float eps;
     int64_t D;
 } bvl_norm;
 
+/* beta->data NULL: rms_norm */
 bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamma, const bvl_array *beta,
                          double eps, bvl_error *err);
-/* y[rows, D] = layer_norm(x[rows, D]); y may be x */
+/* y[rows, D] = norm(x[rows, D]); y may be x */
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team);
 
-/* The operand rows of `linear` for layer_norm(x[rows, D]), to y (ldy: bvl_norm_operand); row[D] is this
+/* The operand rows of `linear` for norm(x[rows, D]), to y (ldy: bvl_norm_operand); row[D] is this
  * worker's. */
 void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
                    const float *x, int64_t ldx, int64_t rows, float *row, bvl_team team);
