@@ -157,7 +157,8 @@ class PreTrainedModel(EncodeMixin):
     @classmethod
     def encoders(cls, config: Config) -> dict[str, Encoder]:
         """What each tower of this class is made of."""
-        found = {name: cls.builders[name](config) for name in cls.modalities}
+        built = {name: cls.builders[name](config) for name in cls.modalities}
+        found = {name: encoder for name, encoder in built.items() if encoder is not None}
         if cls.__name__ in cls.family.bare:
             found = {name: encoder.without_projection() for name, encoder in found.items()}
         return found

@@ -104,21 +104,29 @@ def qformer_layers(config: Config, text: bool) -> tuple[Block, ...]:
     return tuple(layer(i) for i in range(layers))
 
 
-def tokens(section: Config, hidden: int) -> TokenStem:
+def tokens(section: Config, hidden: int, prefix: str) -> TokenStem:
     positions = section.integer("max_position_embeddings", 512, 1, 1 << 16)
+    vocab = section.integer("vocab_size", 30522, 1, 1 << 22)
     return TokenStem(
-        word=ref("embeddings.word_embeddings.weight", section.integer("vocab_size", 30522, 1, 1 << 22), hidden),
-        position=ref("embeddings.position_embeddings.weight", positions, hidden),
+        word=ref(f"{prefix}word_embeddings.weight", vocab, hidden),
+        position=ref(f"{prefix}position_embeddings.weight", positions, hidden),
     )
 
 
-def qformer(config: Config, steps: tuple[Step, ...], text: bool) -> QFormer:
-    """The Q-Former over query tokens, and over a text when `text`."""
+def qformer(
+    config: Config,
+    steps: tuple[Step, ...],
+    text: bool,
+    embeddings: str = "embeddings.",
+    first_norm: str = "qformer.layernorm",
+) -> QFormer:
+    """The Q-Former over query tokens, and over a text when `text`; where its embeddings and its first norm lie."""
     section, hidden, *_ = qformer_sizes(config)
+    words = tokens(section, hidden, embeddings) if text else None
     return QFormer(
         hidden_size=hidden,
-        stem=QueryStem(ref("query_tokens", queries(config), hidden), tokens(section, hidden) if text else None),
-        stem_norm=norm("qformer.layernorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
+        stem=QueryStem(ref("query_tokens", queries(config), hidden), words),
+        stem_norm=norm(first_norm, hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
         layers=qformer_layers(config, text),
         steps=steps,
     )
@@ -167,18 +175,25 @@ def image_token(config: Config) -> int:
     return config.integer("image_token_index", None, 0, (1 << 20) - 1)
 
 
+def language_steps(config: Config) -> tuple[Step, ...]:
+    """What the queries drew, and the same as the language model reads it."""
+    projection = linear("language_projection", language.hidden_size(config), qformer_sizes(config)[1])
+    return (
+        Step("query_output", "hidden", FirstRows(queries(config))),
+        Step("features", "query_output", Project(projection)),
+    )
+
+
 def features(config: Config) -> Encoder:
     """Queries alone, projected to what the language model reads."""
-    _, hidden, *_ = qformer_sizes(config)
-    size = config.section("text_config").integer("hidden_size", 768, 1, 1 << 16)
-    steps = (
-        Step("query_output", "hidden", FirstRows(queries(config))),
-        Step("features", "query_output", Project(linear("language_projection", size, hidden))),
-    )
-    return qformer(config, steps, text=False)
+    return qformer(config, language_steps(config), text=False)
 
 
-def language_model(config: Config) -> Encoder:
+def reader(config: Config) -> Encoder | None:
+    return language.encoder(config, "language_model.", image_token(config))
+
+
+def writer(config: Config) -> Encoder:
     return language.decoder(config, "language_model.", image_token(config))
 
 
@@ -211,10 +226,11 @@ FAMILY = Family(
     heads={
         "Blip2ForConditionalGeneration": Head(
             "prefix_captioning",
-            {"vision": vision, "queries": features, "decoder": language_model},
+            {"vision": vision, "queries": features, "encoder": reader, "decoder": writer},
             language_tokens,
             prompt,
             prefixed,
+            "Question: {} Answer:",
         ),
         "Blip2ForImageTextRetrieval": Head("query_matching", {"vision": vision, "text": matching}),
         "Blip2VisionModelWithProjection": Head("image_queries", {"vision": vision, "queries": image_queries}),

@@ -28,6 +28,7 @@ MODULES = (
     "open_clip",
     "blip",
     "blip_2",
+    "instructblip",
     "flava",
 )
 
@@ -56,17 +57,18 @@ def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
 class Head:
     """A class of a family whose towers are its own.
 
-    `task` names what it does ("matching", "captioning", "answering": see tasks.py), `towers` its programs in the
-    order they are built, `tokens` the ids that generation begins, ends and pads with, `prompt` what it continues:
-    (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts the placeholders of a picture
-    before the ids and mask of a text.
+    `task` names what it does ("matching", "captioning", "answering": see tasks/), `towers` its programs in the
+    order they are built (None: a config has no use for one), `tokens` the ids that generation begins, ends and pads
+    with, `prompt` what it continues: (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts
+    the placeholders of a picture before the ids and mask of a text; `question` is the form a question is put in.
     """
 
     task: str
-    towers: Mapping[str, Callable[[Config], Encoder]]
+    towers: Mapping[str, Callable[[Config], Encoder | None]]
     tokens: Callable[[Config], dict[str, int]] | None = None
     prompt: Callable[..., tuple[Any, Any]] | None = None
     prefixed: Callable[[Config, dict[str, Any]], dict[str, Any]] | None = None
+    question: str = "{}"
 
 
 @dataclass(frozen=True)

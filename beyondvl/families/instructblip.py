@@ -1,0 +1,35 @@
+"""InstructBLIP: BLIP-2 whose query tokens read the instruction too, so that they draw from the picture what it asks for
+(Dai et al., 2023).
+
+The instruction is tokenised twice: for the Q-Former (BERT's vocabulary, in qformer_tokenizer/) and for the language
+model. Trap: the first layer norm and the embeddings lie inside the Q-Former, where BLIP-2 has them outside.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..spec import Encoder
+from .blip_2 import language_steps, language_tokens, prefixed, prompt, qformer, reader, vision, writer
+from .registry import Family, Head
+
+
+def instructed_queries(config: Config) -> Encoder:
+    """Queries and the instruction, of which the queries alone go on to the language model."""
+    embeddings = "qformer.embeddings."
+    return qformer(config, language_steps(config), True, embeddings, f"{embeddings}layernorm")
+
+
+FAMILY = Family(
+    model_type="instructblip",
+    towers={},
+    classes={},
+    heads={
+        "InstructBlipForConditionalGeneration": Head(
+            "instructed_captioning",
+            {"vision": vision, "queries": instructed_queries, "encoder": reader, "decoder": writer},
+            language_tokens,
+            prompt,
+            prefixed,
+        ),
+    },
+)

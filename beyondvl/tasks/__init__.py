@@ -1,0 +1,21 @@
+"""Models that read text together with pictures: matching, captions, answers, one stream of both."""
+
+from .base import EncodedImages, TaskModel
+from .joint import JointModel
+from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
+from .prefix import InstructedCaptioningModel, PrefixCaptioningModel
+from .writing import AnsweringModel, CaptioningModel
+
+__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel", "TaskModel"]
+
+TASK_MODELS = {
+    "joint": JointModel,
+    "matching": MatchingModel,
+    "query_matching": QueryMatchingModel,
+    "image_queries": ImageQueriesModel,
+    "text_tokens": TextTokensModel,
+    "captioning": CaptioningModel,
+    "prefix_captioning": PrefixCaptioningModel,
+    "instructed_captioning": InstructedCaptioningModel,
+    "answering": AnsweringModel,
+}

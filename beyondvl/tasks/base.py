@@ -1,0 +1,149 @@
+"""What the models that read text together with pictures share. What their towers are is in families/.
+
+A picture is run once: `encode_image` returns an `EncodedImages`, the keys and values that the text side attends to, and
+every method of these models takes it in place of `pixel_values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..families.registry import Head
+from ..generation import GenerationSettings, folder_settings, generate
+from ..modeling import PreTrainedModel, prepared
+
+__all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs"]
+
+
+@dataclass(frozen=True)
+class EncodedImages(Sequence):
+    """Pictures after the vision tower: immutable, and good for any number of questions.
+
+    `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
+    `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
+    has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
+    """
+
+    contexts: tuple[Any, ...] = ()
+    embeds: np.ndarray | None = None
+    features: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.contexts) if self.features is None else len(self.features)
+
+    def __getitem__(self, index: Any) -> EncodedImages:
+        at = np.atleast_1d(np.arange(len(self))[index])
+        arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
+        return EncodedImages(tuple(self.contexts[i] for i in at) if self.contexts else (), *arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept."""
+        arrays = sum(array.nbytes for array in (self.embeds, self.features) if array is not None)
+        return arrays + sum(context.nbytes for context in self.contexts)
+
+    def source(self, count: int, what: str) -> dict[str, Any]:
+        """What `count` texts are about, as inputs of their program: one picture serves all of them.
+
+        ValueError names `what` does not fit.
+        """
+        if len(self) not in (1, count):
+            raise ValueError(f"{what}: found {count} texts and {len(self)} pictures, expected as many, or one picture")
+        chosen = self[[0] * count] if len(self) == 1 else self
+        if chosen.features is not None:
+            return {"features": np.ascontiguousarray(chosen.features)}
+        return {"contexts": list(chosen.contexts)}
+
+
+class TaskModel(PreTrainedModel):
+    """What the models below share."""
+
+    head: ClassVar[Head | None] = None
+
+    def encode_image(self, images: Any = None, *, pixel_values: Any = None, batch_size: int = 8) -> EncodedImages:
+        """Runs the vision tower over pictures (as `load_image` takes them; one or a list), or over pixel_values.
+
+        Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
+        """
+        if pixel_values is None:
+            items = list(images) if isinstance(images, list | tuple) else [images]
+            parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
+            batches = (
+                self.image_processor([items[i] for i in part], positions=list(part))["pixel_values"] for part in parts
+            )
+        else:
+            batches = iter([prepared("pixel_values", pixel_values)])
+        found = [self._encode_pixels(batch) for batch in batches]
+        if not found:
+            raise ValueError("images: the list is empty, expected at least one picture")
+        arrays = (
+            None if getattr(found[0], name) is None else np.concatenate([getattr(f, name) for f in found])
+            for name in ("embeds", "features")
+        )
+        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays)
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        """One batch of pictures after the vision tower."""
+        return EncodedImages(tuple(self._contexts(pixels)))
+
+    def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
+        if (images is None) == (pixel_values is None):
+            raise ValueError("expected either pixel_values or images (what encode_image returned, or pictures)")
+        if isinstance(images, EncodedImages):
+            return images
+        return self.encode_image(images, pixel_values=pixel_values)
+
+    def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length, cut at another."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        inputs = self.tokenizer(
+            given, padding=True, return_tensors="np", truncation=max_length is not None, max_length=max_length
+        )
+        return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+
+    def _decoded(self, ids: np.ndarray) -> list[str]:
+        kept = [[i for i in row if i not in self.tokens.values()] for row in ids.tolist()]
+        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
+    def _contexts(self, pixels: np.ndarray) -> list[Any]:
+        return self.run_tower("vision", {"pixel_values": pixels}, ["context"])["context"]
+
+    def _logits(self, text: dict[str, np.ndarray], source: dict[str, Any]) -> np.ndarray:
+        """(B, L, vocabulary) of the token after each of a text."""
+        return self.tower("decoder").run(text | source, ["logits"], self.num_threads)["logits"]
+
+    def _generated(
+        self, source: dict[str, Any], ids: np.ndarray, mask: np.ndarray | None, settings: dict[str, Any]
+    ) -> np.ndarray:
+        chosen = self.generation_settings.updated(settings)
+        return generate(self.tower("decoder"), source, ids, mask, chosen, self.num_threads)
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Ids that generation begins, ends and pads with."""
+        return self.head.tokens(self.config)
+
+    @cached_property
+    def generation_settings(self) -> GenerationSettings:
+        """The defaults of `generate`: the checkpoint's own, then transformers'."""
+        return folder_settings(self.folder, self.tokens)
+
+
+def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+    if input_ids is None:
+        raise ValueError("input_ids: not given, expected (B, L) integers")
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {name: prepared(name, value) for name, value in given.items() if value is not None}
+
+
+def require_pairs(pixels: np.ndarray, text: dict[str, np.ndarray]) -> None:
+    if len(pixels) != len(text["input_ids"]):
+        raise ValueError(
+            f"pixel_values, input_ids: found {len(pixels)} pictures and {len(text['input_ids'])} texts, expected "
+            "pairs; `match` takes one picture and many texts"
+        )

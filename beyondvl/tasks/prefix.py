@@ -1,0 +1,190 @@
+"""Language models that read what query tokens drew from a picture in place of words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..generation import Prompt
+from ..modeling import check_neutral
+from ..outputs import ModelOutput, from_numpy, kind_of
+from .base import EncodedImages, text_inputs
+from .writing import CaptioningModel, Prompted
+
+__all__ = ["InstructedCaptioningModel", "PrefixCaptioningModel"]
+
+
+class PrefixCaptioningModel(CaptioningModel):
+    """Says what a picture shows, or answers a question about it: a language model that reads what query tokens drew
+    from the picture in place of words."""
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        return EncodedImages(features=self._drawn(self._contexts(pixels), ["features"])["features"])
+
+    def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
+        """What the query tokens drew from pictures."""
+        return self.tower("queries").run({"contexts": contexts, **text}, wanted, self.num_threads)
+
+    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of texts, each after the placeholders of a picture."""
+        return self.head.prefixed(self.config, super().texts(texts))
+
+    def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
+        """The answer to a question about a picture, or a list for a list: what the language model writes after the
+        family's form of a question ("Question: ... Answer:" in BLIP-2)."""
+        encoded = self._encoded(images, None)
+        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
+        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
+        texts = self._continued(encoded, [self.head.question.format(q) for q in asked], settings, only_new=True)
+        return texts[0] if single else texts
+
+    def _repeated(self, length: int) -> int:
+        return 0 if "encoder" in self.towers else length
+
+    def _read(self, ids: np.ndarray, mask: np.ndarray | None, source: dict[str, Any]) -> dict[str, Any]:
+        """What the decoder attends to after the encoder has read the text and the features in it."""
+        inputs = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, **source}
+        return {"contexts": self.tower("encoder").run(inputs, ["context"], self.num_threads)["context"]}
+
+    def _prompted(self, *inputs: Any, **instruction: Any) -> Prompted:
+        source, ids, mask = super()._prompted(*inputs, **instruction)
+        if "encoder" not in self.towers:
+            return source, ids, mask
+        start = np.full((len(ids), 1), self.tokens["decoder_start_token_id"], np.int64)
+        return self._read(ids, mask, source), start, None
+
+    def __call__(
+        self,
+        pixel_values: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' Blip2ForConditionalGeneration: `logits` (B, L, vocabulary), `vision_outputs` and
+        `qformer_outputs` with their `last_hidden_state`. Texts begin with a placeholder for each query.
+
+        Where the language model has an encoder (Flan-T5), it reads them, and `logits` are of `decoder_input_ids`.
+        """
+        check_neutral(kwargs)
+        text = text_inputs(input_ids, attention_mask)
+        return self._forward(pixel_values, text, {}, decoder_input_ids, decoder_attention_mask)
+
+    def _forward(
+        self, pixels: Any, text: dict, instruction: dict, decoder_input_ids: Any, decoder_attention_mask: Any
+    ) -> ModelOutput:
+        kind = kind_of(pixels)
+        vision = self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "context"])
+        queries = self._drawn(vision["context"], ["features", "last_hidden_state"], **instruction)
+        source = {"features": queries["features"]}
+        if "encoder" in self.towers:
+            if decoder_input_ids is None:
+                raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
+            source = self._read(text["input_ids"], text.get("attention_mask"), source)
+            text = text_inputs(decoder_input_ids, decoder_attention_mask)
+        if (prompt := Prompt(text["input_ids"], text.get("attention_mask"))).positions is not None:
+            text["position_ids"] = prompt.positions
+        return ModelOutput(
+            logits=from_numpy(self._logits(text, source), kind),
+            vision_outputs=ModelOutput(last_hidden_state=from_numpy(vision["last_hidden_state"], kind)),
+            qformer_outputs=ModelOutput(last_hidden_state=from_numpy(queries["last_hidden_state"], kind)),
+        )
+
+
+class InstructedCaptioningModel(PrefixCaptioningModel):
+    """Follows an instruction about a picture: query tokens that read the instruction too draw from the picture what it
+    asks for, and a language model reads that in place of words, then the instruction.
+
+    What the vision tower found serves any number of instructions; the query tokens run for each.
+    """
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        return EncodedImages(tuple(self._contexts(pixels)))
+
+    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` of instructions, each after the placeholders of a picture, and the same
+        instructions for the query tokens: `qformer_input_ids`, `qformer_attention_mask`."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        asked = self.processor.qformer_tokenizer(given, padding=True, return_tensors="np")
+        names = ("input_ids", "attention_mask")
+        return super().texts(given) | {f"qformer_{name}": asked[name] for name in names if name in asked}
+
+    def _source(
+        self, encoded: EncodedImages, count: int, qformer_input_ids: Any, qformer_attention_mask: Any
+    ) -> dict[str, Any]:
+        instruction = self._instruction(qformer_input_ids, qformer_attention_mask)
+        if len(instruction["input_ids"]) != count:
+            found = len(instruction["input_ids"])
+            raise ValueError(f"qformer_input_ids: found {found} instructions, expected {count}, one for each prompt")
+        contexts = encoded.source(count, "qformer_input_ids")["contexts"]
+        return {"features": self._drawn(contexts, ["features"], **instruction)["features"]}
+
+    def _instruction(self, ids: Any, mask: Any) -> dict[str, np.ndarray]:
+        if ids is None:
+            raise ValueError("qformer_input_ids: not given, expected (B, L) integers: the query tokens read it too")
+        found = text_inputs(ids, mask)
+        most = self.tower("queries").program.info()["max_positions"]
+        if found["input_ids"].shape[1] > most:
+            raise ValueError(f"qformer_input_ids: found {found['input_ids'].shape[1]} tokens, expected at most {most}")
+        return found
+
+    def __call__(
+        self,
+        pixel_values: Any = None,
+        qformer_input_ids: Any = None,
+        qformer_attention_mask: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' InstructBlipForConditionalGeneration: as PrefixCaptioningModel, with the instruction in the
+        Q-Former's own vocabulary; `qformer_outputs.last_hidden_state` (B, queries + L, hidden_size) holds both."""
+        check_neutral(kwargs)
+        text, asked = (
+            text_inputs(input_ids, attention_mask),
+            self._instruction(qformer_input_ids, qformer_attention_mask),
+        )
+        return self._forward(pixel_values, text, asked, decoder_input_ids, decoder_attention_mask)
+
+    def generate(
+        self,
+        pixel_values: Any = None,
+        qformer_input_ids: Any = None,
+        qformer_attention_mask: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        images: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Token ids (B, length) int64, as CaptioningModel.generate; `qformer_input_ids` (B, L) are the instructions in
+        the Q-Former's vocabulary."""
+        asked = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
+        prompted = self._prompted(pixel_values, input_ids, attention_mask, images, **asked)
+        return from_numpy(self._generated(*prompted, settings), kind_of(qformer_input_ids, pixel_values))
+
+    def stream(
+        self,
+        pixel_values: Any = None,
+        qformer_input_ids: Any = None,
+        qformer_attention_mask: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        images: Any = None,
+        **settings: Any,
+    ) -> Iterator[np.ndarray]:
+        """As `generate`, giving the tokens (B,) of each step as they come; greedy or sampled, no beams."""
+        asked = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
+        return self._streamed(*self._prompted(pixel_values, input_ids, attention_mask, images, **asked), settings)
+
+    def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
+        """What the model writes on an instruction about pictures, which it needs: ValueError without one."""
+        if prompt is None:
+            raise ValueError("prompt: not given, expected an instruction: the query tokens read it too")
+        return super().caption(images, prompt, **settings)
