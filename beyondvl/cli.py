@@ -92,26 +92,27 @@ def embed(options: argparse.Namespace) -> None:
 
 def caption(options: argparse.Namespace) -> None:
     """What each picture shows, by a captioning model."""
-    _written(options, None if options.prompt is None else [options.prompt])
+    _written(options, "image-text-to-text", None if options.prompt is None else [options.prompt])
 
 
 def ask(options: argparse.Namespace) -> None:
-    """Answers to questions about a picture, by an answering model; the picture is run once."""
-    _written(options, options.question)
+    """Answers to questions about a picture, by a model that answers; the picture is run once."""
+    _written(options, "visual-question-answering", options.question)
 
 
-def _written(options: argparse.Namespace, texts: list[str] | None) -> None:
+def _written(options: argparse.Namespace, task: str, texts: list[str] | None) -> None:
     from .pipelines import pipeline
 
-    write = pipeline("image-text-to-text", model=options.model, dtype=options.dtype)
+    write = pipeline(task, model=options.model, dtype=options.dtype)
     settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     for picture in _pictures([options.image] if isinstance(options.image, str) else options.image):
-        for (result,) in write([picture], texts, **settings):
+        for asked, (result,) in zip(texts or [None], write([picture], texts, **settings), strict=True):
+            text = result["answer" if "question" in options else "generated_text"]
             if options.json:
-                print(json.dumps({"image": picture, **result}))
+                given = {} if asked is None else {"input_text": asked}
+                print(json.dumps({"image": picture, **given, "generated_text": text}))
             else:
-                asked = f"{result['input_text']} " if "question" in options else ""
-                print(f"{Path(picture).name}: {asked}{result['generated_text']}")
+                print(f"{Path(picture).name}: {f'{asked} ' if 'question' in options else ''}{text}")
 
 
 def match(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
-from .tasks import AnsweringModel, CaptioningModel, MatchingModel
+from .tasks import AnsweringModel, CaptioningModel, EncodedImages, MatchingModel
 
 __all__ = [
     "TASKS",
@@ -125,14 +125,16 @@ class ImageTextToText(Pipeline):
         texts = [text] if text is None or isinstance(text, str) else list(text)
         encoded = self.model.encode_image(images)
         texts = texts * len(encoded) if len(texts) == 1 else texts
-        if isinstance(self.model, AnsweringModel):
-            if text is None:
-                raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
-            found = self.model.answer(encoded, texts, **settings)
-        else:
-            found = self.model.caption(encoded, None if text is None else texts, **settings)
+        if isinstance(self.model, AnsweringModel) and text is None:
+            raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
+        found = self._written(encoded, None if text is None else texts, settings)
         results = [[self._result(asked, answer)] for asked, answer in zip(texts, found, strict=True)]
         return results[0] if single and len(results) == 1 else results
+
+    def _written(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
+        if isinstance(self.model, AnsweringModel):
+            return self.model.answer(encoded, texts, **settings)
+        return self.model.caption(encoded, texts, **settings)
 
     def _result(self, asked: str | None, answer: str) -> dict[str, str]:
         return {"generated_text": answer} if asked is None else {"input_text": asked, "generated_text": answer}
@@ -153,8 +155,14 @@ class VisualQuestionAnswering(ImageTextToText):
     """transformers 4's name for questions: results are {"answer"}."""
 
     def __call__(self, image: Any, question: str | list[str] | None = None, **settings: Any) -> Any:
-        """As ImageTextToText, with one question or a list."""
+        """As ImageTextToText, with one question or a list; a language model is asked in the family's form of a question
+        (see `answer`), and gives what it writes after it."""
         return super().__call__(image, question, **settings)
+
+    def _written(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
+        if texts is not None and hasattr(self.model, "answer"):
+            return self.model.answer(encoded, texts, **settings)
+        return super()._written(encoded, texts, settings)
 
     def _result(self, asked: str | None, answer: str) -> dict[str, str]:
         return {"answer": answer}

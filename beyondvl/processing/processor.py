@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+from ..config import Config, read_json
+from ..errors import ConfigError
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature
 from .image import ImageProcessor
-from .text import Tokenizer
+from .text import Tokenizer, as_tensors
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
+
+QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a folder of its own
 
 
 class Processor:
     """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model."""
 
-    def __init__(self, image_processor: ImageProcessor, tokenizer: Tokenizer):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
+    def __init__(
+        self,
+        image_processor: ImageProcessor,
+        tokenizer: Tokenizer,
+        qformer_tokenizer: Tokenizer | None = None,
+        num_query_tokens: int | None = None,
+        image_token: str = "<image>",
+    ):
+        self.image_processor, self.tokenizer, self.qformer_tokenizer = image_processor, tokenizer, qformer_tokenizer
+        self.num_query_tokens, self.image_token = num_query_tokens, image_token
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
         """Of a folder, a hub id or "beyond-vl-model"."""
-        processor = cls(ImageProcessor.from_pretrained(name, **kwargs), Tokenizer.from_pretrained(name, **kwargs))
+        folder = resolve(name, weights=False, **hub_options(kwargs))
+        tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **kwargs)}
+        if (folder / QFORMER_TOKENIZER).is_dir():
+            tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
+        processor = cls(ImageProcessor.from_pretrained(folder, **kwargs), **tokenizers, **_placeholders(folder))
         if processor.image_processor.kind == "Blip":  # its models know no token types, though its tokenizer does
-            names = processor.tokenizer.model_input_names
-            processor.tokenizer.model_input_names = tuple(n for n in names if n != "token_type_ids")
+            for tokenizer in tokenizers.values():
+                names = tokenizer.model_input_names
+                tokenizer.model_input_names = tuple(n for n in names if n != "token_type_ids")
         return processor
 
     def __call__(
@@ -38,6 +56,10 @@ class Processor:
             images: a picture or a list; see `load_image` for what a picture may be.
             return_tensors: "np", "pt" or None for lists.
 
+        Where a language model reads what query tokens drew from a picture (BLIP-2, InstructBLIP), texts that come with
+        pictures begin with a placeholder for each query, which `max_length` counts. InstructBLIP's Q-Former reads the
+        text too: `qformer_input_ids`, `qformer_attention_mask`.
+
         Raises ValueError when neither is given.
         """
         if text is None and images is None:
@@ -49,10 +71,29 @@ class Processor:
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor's settings are set on it")
         inputs = BatchFeature()
         if text is not None:
-            inputs.update(self.tokenizer(text, return_tensors=return_tensors, **kwargs))
+            inputs.update(self._texts(text, images is not None, return_tensors, kwargs))
         if images is not None:
             inputs.update(self.image_processor(images, return_tensors=return_tensors))
         return inputs
+
+    def _texts(
+        self, text: Any, placeholders: bool, return_tensors: str | None, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        found = {}
+        if self.qformer_tokenizer:
+            asked = self.qformer_tokenizer(text, return_tensors=return_tensors, **kwargs)
+            found |= {f"qformer_{name}": values for name, values in asked.items()}
+        count = self.num_query_tokens
+        if not count:
+            return found | self.tokenizer(text, return_tensors=return_tensors, **kwargs)
+        if kwargs.get("max_length") is not None:
+            kwargs = kwargs | {"max_length": kwargs["max_length"] - count}
+        lists = self.tokenizer([text] if isinstance(text, str) else text, **kwargs)
+        if placeholders:
+            known = self.tokenizer.get_vocab()
+            fill = {"input_ids": known.get(self.image_token, len(self.tokenizer)), "attention_mask": 1}
+            lists = {name: [[fill[name]] * count + row for row in rows] for name, rows in lists.items()}
+        return found | (as_tensors(lists, return_tensors) if return_tensors else lists)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(*args, **kwargs)
@@ -62,7 +103,21 @@ class Processor:
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, "pixel_values"]
+        qformer = ["qformer_input_ids", "qformer_attention_mask"] if self.qformer_tokenizer else []
+        return [*self.tokenizer.model_input_names, "pixel_values", *qformer]
+
+
+def _placeholders(folder: Path) -> dict[str, Any]:
+    """How many placeholders a picture takes, and which token they are, where processor_config.json says so."""
+    path = folder / "processor_config.json"
+    fields = Config(read_json(path) if path.exists() else {}, path.name)
+    if fields.get("num_query_tokens") is None:
+        return {}
+    token = fields.get("image_token", "<image>")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str):
+        raise ConfigError(f"{path.name}: image_token: found {token!r}, expected a token")
+    return {"num_query_tokens": fields.integer("num_query_tokens", None, 1, 1 << 12), "image_token": token}
 
 
 def _first(value: Any) -> Any:
@@ -102,6 +157,7 @@ _NAMES = (
     "ChineseCLIPProcessor",
     "BlipProcessor",
     "Blip2Processor",
+    "InstructBlipProcessor",
 )
 
 

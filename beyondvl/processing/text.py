@@ -155,11 +155,7 @@ class Tokenizer:
         fields = self._pad(ids, width)
         if isinstance(text, str) and return_tensors is None:
             return BatchFeature({name: rows[0] for name, rows in fields.items()})
-        if return_tensors is None:
-            return BatchFeature(fields)
-        if len({len(row) for row in fields["input_ids"]}) > 1:
-            raise ValueError("texts of different lengths do not make a tensor: pass padding=True (and truncation=True)")
-        return BatchFeature({n: from_numpy(np.array(r, dtype=np.int64), return_tensors) for n, r in fields.items()})
+        return BatchFeature(fields if return_tensors is None else as_tensors(fields, return_tensors))
 
     def _truncate(self, ids: list[int], truncation: Any, max_length: int | None, special: bool) -> list[int]:
         if not truncation or truncation == "do_not_truncate":
@@ -226,6 +222,13 @@ class Tokenizer:
                 "texts): its embedding means little",
                 stacklevel=_caller_level(),
             )
+
+
+def as_tensors(fields: dict[str, list[list[int]]], kind: str) -> dict[str, Any]:
+    """Rows of ids as arrays (n, length) int64, "np" or "pt". ValueError when lengths differ."""
+    if len({len(row) for row in fields["input_ids"]}) > 1:
+        raise ValueError("texts of different lengths do not make a tensor: pass padding=True (and truncation=True)")
+    return {name: from_numpy(np.array(rows, dtype=np.int64), kind) for name, rows in fields.items()}
 
 
 class AutoTokenizer:

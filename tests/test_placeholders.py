@@ -1,0 +1,124 @@
+"""From pictures and words to inputs with placeholders, and back to words, for BLIP-2 and InstructBLIP: the processors beside
+transformers', then methods, pipelines and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from language import CASES, IMAGE, QUERIES, seeing
+from PIL import Image
+
+import beyondvl as bvl
+from beyondvl.cli import main
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
+transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+
+PHOTOS = sorted(str(p) for p in (Path(__file__).parent.parent / "examples").rglob("*.jpg"))[:2]
+WORDS = (
+    "a the of in on man woman cat dog picture photo what is this how many red cup old wall Question Answer : ?".split()
+)
+SIZE = {"height": 45, "width": 45}
+pytestmark = pytest.mark.skipif(not PHOTOS, reason="needs the examples folder")
+
+
+def tokenizer():
+    """Ids as the small language models of tests/language.py have them: [bos] 2, pad 1, end 50, placeholder 180."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    names = ["<0>", "<pad>", "<s>", "<unk>", *WORDS]
+    names += [f"word{i}" for i in range(len(names), 190)]
+    names[50], names[IMAGE] = "</s>", "<image>"
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<image>", "<s>", "</s>", "<0>")]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each case: random weights and the processor that transformers writes."""
+    found = {}
+    for case in CASES:
+        folder = tmp_path_factory.mktemp("case")
+        seeing(*case)[0].save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+        second = [transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))] if case[0] == "InstructBlip" else []
+        (folder / "vocab.txt").unlink()
+        pictures = transformers.BlipImageProcessor(size=SIZE)
+        cls = getattr(transformers, f"{case[0]}Processor")
+        cls(pictures, tokenizer(), *second, num_query_tokens=QUERIES).save_pretrained(folder)
+        found[case] = folder
+    return found
+
+
+CALLS = {
+    "pairs": {"text": ["a red cup", "what is this old wall ?"], "images": PHOTOS, "padding": True},
+    "one": {"text": "a red cup", "images": PHOTOS[:1]},
+    "cut": {"text": ["a red cup", "what is this old wall ?"], "images": PHOTOS, "padding": "max_length",
+            "max_length": 10, "truncation": True},
+    "words alone": {"text": ["a red cup"]},
+    "pictures alone": {"images": PHOTOS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("cls", ["Blip2", "InstructBlip"])
+def test_processors(folders, cls, call):
+    folder = folders[cls, "llama"]
+    reference, ours = transformers.AutoProcessor.from_pretrained(folder), bvl.AutoProcessor.from_pretrained(folder)
+    given = dict(CALLS[call])
+    if "images" in given:
+        given["images"] = [Image.open(p).convert("RGB") for p in given["images"]]
+    expected, found = reference(return_tensors="np", **given), ours(return_tensors="np", **given)
+    assert sorted(found) == sorted(expected)
+    assert set(expected) <= set(ours.model_input_names)
+    for name in (n for n in expected if n != "pixel_values"):
+        assert np.array_equal(found[name], expected[name]), name
+    if "text" in given and "images" in given:
+        assert (found["input_ids"][:, :QUERIES] == IMAGE).all() and (found["input_ids"][:, QUERIES:] != IMAGE).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_words_out(folders, case, capsys):
+    """`processor` then `generate` is what `caption` does; an answer is what comes after the question."""
+    model = bvl.AutoModel.from_pretrained(folders[case])
+    prompts = ["a red cup", "what is this old wall ?"]
+    both = model.caption(PHOTOS, prompts, max_new_tokens=6)
+    for photo, prompt, text in zip(PHOTOS, prompts, both, strict=True):
+        inputs = model.processor(images=photo, text=prompt, return_tensors="np")
+        ids = model.generate(**inputs, max_new_tokens=6)
+        assert model.processor.batch_decode(ids, skip_special_tokens=True)[0].strip() == text
+        assert text.startswith(prompt) == (case[1] != "t5")
+    encoded = model.encode_image(PHOTOS[0])
+    assert model.caption(encoded, [prompts[0]], max_new_tokens=6) == both[:1]
+    form = "Question: {} Answer:" if case[0] == "Blip2" else "{}"
+    asked = form.format("what is this")
+    whole = model.caption(encoded, [asked], max_new_tokens=6)[0]
+    answer = model.answer(PHOTOS[0], "what is this", max_new_tokens=6)
+    plain = " ".join(model.tokenizer.tokenize(asked))
+    assert answer and answer == (whole if case[1] == "t5" else whole.removeprefix(plain).strip())
+    assert model.answer(encoded, ["what is this", "how many"], max_new_tokens=6)[0] == answer
+    ask = bvl.pipeline("visual-question-answering", model=model)
+    assert ask(PHOTOS[0], "what is this", max_new_tokens=6) == [{"answer": answer}]
+    read = bvl.pipeline("image-text-to-text", model=model)
+    assert read(PHOTOS[0], prompts[0], max_new_tokens=6)[0]["generated_text"] == both[0]
+    command = ["ask", PHOTOS[0], "what is this", "--model", str(folders[case]), "--max-new-tokens", "6", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["generated_text"] == answer
+
+
+def test_packed(folders, tmp_path):
+    """Both tokenizers go with the weights."""
+    model = bvl.AutoModel.from_pretrained(folders["InstructBlip", "t5"], dtype="int8")
+    model.save_packed(tmp_path)
+    packed = bvl.AutoModel.from_pretrained(tmp_path)
+    assert packed.caption(PHOTOS[0], "a red cup") == model.caption(PHOTOS[0], "a red cup")
