@@ -1,10 +1,10 @@
-"""BLIP-2 with OPT-2.7b, random weights of the published shapes: memory of loading, and decoding against the memory's speed.
+"""BLIP-2, random weights of the published shapes: memory of loading, and decoding against the memory's speed.
 
-    python benchmarks/blip2.py [--dtype int8] [--folder DIR] [--json results.json]
+    python benchmarks/blip2.py [--language opt-2.7b|flan-t5-xl|vicuna-7b] [--dtype int8] [--folder DIR] [--json results.json]
 
-Writes a float16 checkpoint of 7.5 GB to DIR (a temporary folder by default) one tensor at a time, loads it in a process of
-its own and decodes with one picture. A token reads all weights of the decoder but the embedding table; their bytes per
-second are compared with what peak.c reads from memory.
+Writes a float16 checkpoint (7.5, 8 or 16 GB) to DIR (a temporary folder by default) one tensor at a time, loads it in a
+process of its own and decodes with one picture. A token reads all weights of the decoder but the embedding table; their
+bytes per second are compared with what peak.c reads from memory.
 """
 
 from __future__ import annotations
@@ -28,30 +28,43 @@ CONFIG = {
     "vision_config": {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
                       "image_size": 224, "patch_size": 14},
     "qformer_config": {"num_attention_heads": 12, "encoder_hidden_size": 1408},
-    "text_config": {"model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "ffn_dim": 10240,
-                    "num_hidden_layers": 32, "num_attention_heads": 32, "eos_token_id": 50118},
+}  # fmt: skip
+TEXT = {
+    "opt-2.7b": {"model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32,
+                 "num_attention_heads": 32, "eos_token_id": 50118},
+    "flan-t5-xl": {"model_type": "t5", "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24,
+                   "num_heads": 32, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu",
+                   "tie_word_embeddings": False},
+    "vicuna-7b": {"model_type": "llama", "vocab_size": 32001, "hidden_size": 4096, "intermediate_size": 11008,
+                  "num_hidden_layers": 32, "num_attention_heads": 32, "pad_token_id": 0},
 }  # fmt: skip
 CHUNK = 1 << 24
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Every parameter of the checkpoint."""
+def config_of(language: str) -> dict:
+    text = TEXT[language]
+    return CONFIG | {"text_config": text, "image_token_index": text["vocab_size"] - 1}
+
+
+def shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the checkpoint; of two that are tied, the first alone."""
     from beyondvl.config import Config
     from beyondvl.families.blip_2 import FAMILY
     from beyondvl.spec import refs
 
     found: dict[str, tuple[int, ...]] = {}
-    for build in FAMILY.heads[CONFIG["architectures"][0]].towers.values():
-        for ref in refs(build(Config(CONFIG))):
-            rows = ref.packed_rows or ref.shape[0] // len(ref.names)
-            found |= {name: (rows, *ref.shape[1:]) for name in ref.names if ref.tied is None}
+    for build in FAMILY.heads[config["architectures"][0]].towers.values():
+        for ref in refs(build(Config(config))):
+            if ref.tied not in found:
+                sizes = zip(ref.names, ref.stored_rows, strict=True)
+                found |= {name: (rows, *ref.shape[1:]) for name, rows in sizes}
     return found
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, config: dict) -> None:
     """A checkpoint of float16 noise, one tensor in memory at a time."""
     rng, header, at = np.random.default_rng(0), {}, 0
-    for name, shape in shapes().items():
+    for name, shape in shapes(config).items():
         size = 2 * int(np.prod(shape))
         header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
@@ -64,7 +77,7 @@ def write(folder: Path) -> None:
             scale = 0.7 / float(np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.02
             for start in range(0, count, CHUNK):
                 file.write((noise[: min(CHUNK, count - start)] * scale).astype(np.float16).tobytes())
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def measure(folder: Path, dtype: str, threads: int) -> dict[str, float]:
@@ -92,8 +105,8 @@ def measure(folder: Path, dtype: str, threads: int) -> dict[str, float]:
         next(stream)
         times.append(time.perf_counter() - start)
     decoder = model.tower("decoder").program.info()["packed_bytes"]
-    text = CONFIG["text_config"]
-    table = text["vocab_size"] * text["hidden_size"] * (4 if dtype == "float32" else 2)
+    hidden = model.tower("decoder").encoder.hidden_size
+    table = model.config.text_config.vocab_size * hidden * (4 if dtype == "float32" else 2)
     token = float(np.median(times))
     return {
         "load_seconds": loaded,
@@ -108,6 +121,7 @@ def measure(folder: Path, dtype: str, threads: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--language", choices=TEXT, default="opt-2.7b")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path)
@@ -123,7 +137,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
-            write(folder)
+            write(folder, config_of(options.language))
         command = [sys.executable, __file__, "--measure", "--folder", str(folder), "--dtype", options.dtype,
                    "--threads", str(options.threads)]  # fmt: skip
         run = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
@@ -133,7 +147,7 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.json:
         record = json.loads(options.json.read_text()) if options.json.exists() else {}
-        record.setdefault("blip2", {})[options.dtype] = found
+        record.setdefault("blip2", {})[f"{options.language} {options.dtype}"] = found
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -149,6 +149,20 @@ def test_the_instruction_matters(captioner):
     assert np.array_equal(ours.generate(pixel_values=pixels, **asked, max_new_tokens=TOKENS).numpy(), expected)
 
 
+def test_qformer_features(captioner):
+    model, folder, pixels, _ = captioner(("Blip2", "opt"))
+    ours = bvl.Blip2Model.from_pretrained(folder)
+    with torch.no_grad():
+        reference = transformers.Blip2Model.from_pretrained(folder).get_qformer_features(pixels)
+    close(ours.get_qformer_features(pixels), reference)
+    model, folder, pixels, _ = captioner(("InstructBlip", "llama"))
+    asked, prompt = instructions("InstructBlip"), prompts("InstructBlip")
+    with torch.no_grad():
+        reference = model(pixels, **prompt | asked).qformer_outputs.last_hidden_state
+    found = bvl.AutoModel.from_pretrained(folder).get_qformer_features(pixels, **asked)
+    close(found, reference[:, :QUERIES])
+
+
 @by_case
 def test_asks_again_without_the_picture(captioner, case, monkeypatch):
     """No vision block runs for a second question, and one picture serves several."""

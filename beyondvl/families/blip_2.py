@@ -219,19 +219,21 @@ def prefixed(config: Config, text: dict[str, np.ndarray]) -> dict[str, np.ndarra
     }
 
 
+WRITING = Head(
+    "prefix_captioning",
+    {"vision": vision, "queries": features, "encoder": reader, "decoder": writer},
+    language_tokens,
+    prompt,
+    prefixed,
+    "Question: {} Answer:",
+)
 FAMILY = Family(
     model_type="blip-2",
     towers={},
     classes={},
     heads={
-        "Blip2ForConditionalGeneration": Head(
-            "prefix_captioning",
-            {"vision": vision, "queries": features, "encoder": reader, "decoder": writer},
-            language_tokens,
-            prompt,
-            prefixed,
-            "Question: {} Answer:",
-        ),
+        "Blip2ForConditionalGeneration": WRITING,
+        "Blip2Model": WRITING,
         "Blip2ForImageTextRetrieval": Head("query_matching", {"vision": vision, "text": matching}),
         "Blip2VisionModelWithProjection": Head("image_queries", {"vision": vision, "queries": image_queries}),
         "Blip2TextModelWithProjection": Head("text_tokens", {"text": text_tokens}),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..generation import Prompt
-from ..modeling import check_neutral
+from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, text_inputs
 from .writing import CaptioningModel, Prompted
@@ -26,6 +26,13 @@ class PrefixCaptioningModel(CaptioningModel):
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
         """What the query tokens drew from pictures."""
         return self.tower("queries").run({"contexts": contexts, **text}, wanted, self.num_threads)
+
+    def get_qformer_features(self, pixel_values: Any = None, **kwargs: Any) -> Any:
+        """What the query tokens drew (B, queries, hidden_size), before the projection to the language model: as
+        transformers' Blip2Model."""
+        check_neutral(kwargs)
+        contexts = self._contexts(prepared("pixel_values", pixel_values))
+        return from_numpy(self._drawn(contexts, ["query_output"])["query_output"], kind_of(pixel_values))
 
     def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of texts, each after the placeholders of a picture."""
@@ -111,6 +118,15 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         asked = self.processor.qformer_tokenizer(given, padding=True, return_tensors="np")
         names = ("input_ids", "attention_mask")
         return super().texts(given) | {f"qformer_{name}": asked[name] for name in names if name in asked}
+
+    def get_qformer_features(
+        self, pixel_values: Any = None, qformer_input_ids: Any = None, qformer_attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """What the query tokens drew for each instruction (B, queries, hidden_size), before the projection."""
+        check_neutral(kwargs)
+        contexts = self._contexts(prepared("pixel_values", pixel_values))
+        asked = self._instruction(qformer_input_ids, qformer_attention_mask)
+        return from_numpy(self._drawn(contexts, ["query_output"], **asked)["query_output"], kind_of(pixel_values))
 
     def _source(
         self, encoded: EncodedImages, count: int, qformer_input_ids: Any, qformer_attention_mask: Any
