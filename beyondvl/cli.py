@@ -26,9 +26,10 @@ def similarity(options: argparse.Namespace) -> None:
     """Cosine of every picture with every text, and the best text of each picture."""
     from .modeling import AutoModel
 
-    pictures = _pictures(options.images)
+    pictures = _pictures(options.images, clips=True)
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
-    images = model.encode(pictures, normalize_embeddings=True, show_progress_bar=options.progress, modality="image")
+    items = [_seen(name) for name in pictures]
+    images = model.encode(items, normalize_embeddings=True, show_progress_bar=options.progress)
     texts = model.encode([{"text": t} for t in options.text], normalize_embeddings=True)
     scores = model.similarity(images, texts)
     names = [Path(p).name for p in pictures]
@@ -53,15 +54,23 @@ def similarity(options: argparse.Namespace) -> None:
     print(_table([[n, "->", options.text[int(row.argmax())]] for n, row in zip(names, scores, strict=True)]))
 
 
-def _pictures(arguments: list[str]) -> list[str]:
-    """Files as given; a folder stands for the pictures in it."""
-    from .encode import PICTURE_EXTENSIONS
+def _seen(name: str) -> dict[str, str]:
+    """A file as a clip when its extension says so, else as a picture, whatever it is called."""
+    from .encode import modality_of
 
+    return {"video" if modality_of(name) == "video" else "image": name}
+
+
+def _pictures(arguments: list[str], clips: bool = False) -> list[str]:
+    """Files as given; a folder stands for the pictures in it, and the clips."""
+    from .encode import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
+
+    extensions = PICTURE_EXTENSIONS + (VIDEO_EXTENSIONS if clips else ())
     found: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found += sorted(str(p) for p in path.iterdir() if p.suffix.lower() in PICTURE_EXTENSIONS)
+            found += sorted(str(p) for p in path.iterdir() if p.suffix.lower() in extensions)
         elif path.is_file():
             found.append(argument)
         else:
@@ -73,17 +82,17 @@ def _pictures(arguments: list[str]) -> list[str]:
 
 def embed(options: argparse.Namespace) -> None:
     """One JSON line per item: {"input", "embedding"}; a bad item has "error" instead and the exit code is 1."""
-    from .errors import ImageError
+    from .errors import ImageError, VideoError
     from .modeling import AutoModel
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     failed = False
     for item in options.inputs:
         try:
-            modality = "image" if Path(item).is_file() else None
-            row = model.encode([item], normalize_embeddings=options.normalize, modality=modality)[0]
+            given = _seen(item) if Path(item).is_file() else item
+            row = model.encode([given], normalize_embeddings=options.normalize)[0]
             print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
-        except ImageError as error:
+        except (ImageError, VideoError) as error:
             failed = True
             print(json.dumps({"input": item, "error": str(error)}))
     if failed:
@@ -220,12 +229,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--dtype", help="float32 (default), bfloat16, int8, fastest or auto")
 
     sub = add(similarity)
-    sub.add_argument("images", nargs="+", help="picture files or folders of them")
+    sub.add_argument("images", nargs="+", help="picture and video files, or folders of them")
     sub.add_argument("--text", nargs="+", required=True, help="texts to compare with")
     sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     model_option(sub)
     sub = add(embed)
-    sub.add_argument("inputs", nargs="+", help="texts and picture files")
+    sub.add_argument("inputs", nargs="+", help="texts, picture and video files")
     sub.add_argument("--normalize", action="store_true", help="unit length")
     model_option(sub)
     for function in (caption, ask):

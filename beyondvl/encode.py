@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,25 @@ from .outputs import from_numpy, is_torch, to_numpy
 __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+MODALITIES = ("text", "image", "video")
 
 
-def is_picture(item: Any) -> bool:
-    """A string is a picture only when its extension says so; {"text": s} forces text."""
-    if isinstance(item, str):
-        return item.lower().endswith(PICTURE_EXTENSIONS)
-    return not isinstance(item, dict)
+def modality_of(item: Any) -> str:
+    """One of MODALITIES. A string is a picture or a clip only when its extension says so; {"text": s}, {"image": x} and
+    {"video": x} say it themselves."""
+    if isinstance(item, dict):
+        return next((name for name in MODALITIES if name in item), "text")
+    if isinstance(item, str | os.PathLike):
+        name = os.fspath(item).lower()
+        if name.endswith(VIDEO_EXTENSIONS):
+            return "video"
+        return "image" if not isinstance(item, str) or name.endswith(PICTURE_EXTENSIONS) else "text"
+    return "video" if getattr(item, "ndim", 0) == 4 else "image"
+
+
+def _content(item: Any, modality: str) -> Any:
+    return item[modality] if isinstance(item, dict) else item
 
 
 class EncodeMixin:
@@ -62,32 +75,37 @@ class EncodeMixin:
         """Embeddings of texts and pictures, in the order given.
 
         Args:
-            inputs: one item or a list. A string is text unless it ends in a picture's extension; {"text": s} is always
-                text; paths, bytes, PIL images and arrays are pictures.
+            inputs: one item or a list. A string is text unless it ends in the extension of a picture or a clip;
+                {"text": s} is always text; other paths, bytes, PIL images and arrays are pictures; {"video": x} is a
+                clip (see `load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the
+                mean of the unit embeddings of its frames (Luo et al., 2021).
             batch_size: items per call of the model.
             show_progress_bar: None shows one when logging is at INFO or below.
             normalize_embeddings: unit length.
             convert_to_tensor: a torch tensor instead of an array.
-            modality: "text" or "image" for all items, whatever their names look like; None decides item by item.
+            modality: "text", "image" or "video" for all items, whatever their names look like; None decides item by
+                item.
 
         Returns (n, D) float32, or (D,) for a single item. A text's embedding does not depend on its neighbours:
         texts run without padding, grouped by length (or padded to the model's own length).
 
-        Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
+        Raises ImageError naming the place of a picture that cannot be read, VideoError naming the clip; a ValueError
+        for an empty list.
         """
         single = not isinstance(inputs, list | tuple) and getattr(inputs, "ndim", 0) != 4
         items = [inputs] if single else list(inputs)
         if not items:
             raise ValueError("inputs: the list is empty, expected at least one item")
-        if modality not in (None, "text", "image"):
-            raise ValueError(f"modality: found {modality!r}, expected 'text', 'image' or None")
+        if modality not in (None, *MODALITIES):
+            raise ValueError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}, or None")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
-        pictures = [i for i, item in enumerate(items) if (modality == "image" if modality else is_picture(item))]
-        texts = sorted(set(range(len(items))) - set(pictures))
+        kinds = [modality or modality_of(item) for item in items]
+        places = {name: [i for i, kind in enumerate(kinds) if kind == name] for name in MODALITIES}
+        encoders = (self._encode_texts, self._encode_pictures, self._encode_videos)
         out: np.ndarray | None = None
         with _progress(len(items), show_progress_bar) as bar:
-            for indices, encode in ((texts, self._encode_texts), (pictures, self._encode_pictures)):
+            for indices, encode in zip(places.values(), encoders, strict=True):
                 for positions, rows in encode(indices, items, batch_size) if indices else ():
                     if out is None:
                         out = np.empty((len(items), rows.shape[1]), np.float32)
@@ -101,7 +119,7 @@ class EncodeMixin:
     def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         length = self._text_length
         tokenizer = self.tokenizer
-        texts = [item["text"] if isinstance(item := items[i], dict) else item for i in indices]
+        texts = [_content(items[i], "text") for i in indices]
         padding = "max_length" if tokenizer.exact_length else False
         rows = tokenizer(texts, padding=padding, truncation=True, max_length=min(length, tokenizer.model_max_length))
         by_length: dict[int, list[int]] = {}
@@ -126,9 +144,23 @@ class EncodeMixin:
         image_processor = self.image_processor
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            _read_ahead(items[i] for i in following)
-            pixels = image_processor([items[i] for i in batch], positions=batch)["pixel_values"]
+            _read_ahead(_content(items[i], "image") for i in following)
+            pixels = image_processor([_content(items[i], "image") for i in batch], positions=batch)["pixel_values"]
             yield batch, self._embed("vision", {"pixel_values": pixels})
+
+    def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        from .processing.video import Sampling, video_frames
+
+        for i in indices:
+            item = items[i]
+            settings = (
+                {name: value for name, value in item.items() if name != "video"} if isinstance(item, dict) else {}
+            )
+            frames = video_frames(_content(item, "video"), Sampling.of(settings))
+            rows = []
+            while batch := list(islice(frames, batch_size)):
+                rows.append(_unit(self._embed("vision", {"pixel_values": self.image_processor(batch)["pixel_values"]})))
+            yield [i], np.concatenate(rows).mean(0, keepdims=True)
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         outputs = self.tower(modality).outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "ImageError", "MissingWeightError"]
+__all__ = ["CheckpointError", "ConfigError", "ImageError", "MissingWeightError", "VideoError"]
 
 
 class ConfigError(ValueError):
@@ -23,3 +23,7 @@ class ImageError(ValueError):
     def __init__(self, message: str, index: int = 0):
         super().__init__(message)
         self.index = index
+
+
+class VideoError(ValueError):
+    """A clip could not be read."""

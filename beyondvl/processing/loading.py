@@ -21,7 +21,7 @@ from .. import _C
 from ..errors import ImageError
 from ..outputs import is_torch
 
-__all__ = ["FORMATS", "MAX_PIXELS", "load_image", "open_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "pil_to_rgb", "read_file"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -53,7 +53,7 @@ def load_pixels(
     if isinstance(source, np.ndarray):
         return array_to_rgb(source)
     if isinstance(source, str | os.PathLike):
-        data, name = _read_file(source), os.fspath(source)
+        data, name = read_file(source), os.fspath(source)
     elif isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), "image bytes"
     else:
@@ -78,7 +78,7 @@ class Scratch:
         return self.buffer
 
 
-def _read_file(path: str | os.PathLike) -> bytes:
+def read_file(path: str | os.PathLike) -> bytes:
     text = os.fspath(path)
     if isinstance(text, str) and text.lower().startswith(("http://", "https://", "data:", "ftp://")):
         raise ImageError(f"{text[:80]}: URLs are not fetched: download the picture and give its path or bytes")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encode import is_picture
+from ..encode import modality_of
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, TaskModel, require_pairs, text_inputs
@@ -81,7 +81,7 @@ class MatchingModel(TaskModel):
 
         Returns {"corpus_id", "score" (probability of a match), "similarity" (cosine)}, best first.
         """
-        if isinstance(query, str) and not is_picture(query):
+        if isinstance(query, str) and modality_of(query) == "text":
             pictures = self._encoded(candidates, None)
             text = self.encode({"text": query}, normalize_embeddings=True)
             cosines = (pictures.embeds @ text).max(1)

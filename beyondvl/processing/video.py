@@ -1,0 +1,236 @@
+"""From what a user hands over to the frames of a clip: files of video (PyAV, extra `[video]`), animated GIF and WebP
+(Pillow), lists of pictures, arrays -> uint8 RGB [H, W, 3], one after the other.
+
+Which frames: of the n frames between `start` and `end` those at floor(i n / num_frames), as transformers samples them;
+with `fps`, num_frames is what that gives. In a file a frame is found by its time: the decoder jumps to the key frame
+before it where that is further than it would have to decode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..errors import ImageError, VideoError
+from ..outputs import is_torch
+from .loading import MAX_PIXELS, check_pixels, load_image, pil_to_rgb, read_file
+
+__all__ = ["Sampling", "load_video", "video_frames"]
+
+MOST_FRAMES = 4096  # of one clip, sampled
+MOST_SECONDS = 7 * 24 * 3600
+TICKS = 100.0  # a second of an animation: GIF's own unit
+SEEK_AFTER = 2.0  # seconds ahead that are decoded rather than jumped over
+# playlists and scripts name other files and hosts: none is opened
+OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf",
+        "protocol_whitelist": "file"}  # fmt: skip
+SLACK = 1.0  # seconds a file may end before what it announced
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a clip are taken; `fps` takes the place of `num_frames`. Times are in seconds.
+
+    Raises ValueError naming a value that makes no sense.
+    """
+
+    num_frames: int = 8
+    fps: float | None = None
+    start: float = 0.0
+    end: float | None = None
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Sampling:
+        """From settings by name; ValueError names one that is unknown."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"sampling of frames: found {', '.join(unknown)}, expected some of {', '.join(known)}")
+        return cls(**settings)
+
+    def __post_init__(self):
+        if type(self.num_frames) is not int or not 1 <= self.num_frames <= MOST_FRAMES:
+            raise ValueError(f"num_frames: found {self.num_frames!r}, expected a whole number from 1 to {MOST_FRAMES}")
+        for name, low in (("fps", 0), ("start", 0), ("end", self.start)):
+            value = getattr(self, name)
+            if value is None and name != "start":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < low or (name != "start" and value == low):
+                raise ValueError(f"{name}: found {value!r}, expected seconds above {low}" if name != "fps" else
+                                 f"fps: found {value!r}, expected frames a second, above 0")  # fmt: skip
+
+    def indices(self, total: int, rate: float | None) -> list[int]:
+        """Places of the frames among `total`, `rate` a second (None: the clip has no times)."""
+        if rate is None and (self.fps is not None or self.start or self.end is not None):
+            raise ValueError("fps, start, end: given for frames without times, expected num_frames alone")
+        first, last = 0, total
+        if rate is not None:
+            first = math.ceil(self.start * rate)
+            last = total if self.end is None else min(total, math.ceil(self.end * rate))
+        if first >= last:
+            raise ValueError(f"start: found {self.start:g} s, expected less than the clip's {total / (rate or 1):g} s")
+        count = self.num_frames
+        if self.fps is not None:
+            count = max(1, math.floor((last - first) / rate * self.fps))
+            if count > MOST_FRAMES:
+                raise ValueError(f"fps: found {self.fps:g}, which takes {count} frames, expected at most {MOST_FRAMES}")
+        return [first + i * (last - first) // count for i in range(count)]
+
+
+def load_video(source: Any, **sampling: Any) -> np.ndarray:
+    """Frames of a clip, uint8 RGB [T, H, W, 3].
+
+    `source`: a path or bytes of a video file, an animated GIF or WebP; a list of pictures (see `load_image`), an array
+    or a torch tensor [T, H, W, 3] or [T, 3, H, W]. `sampling`: see Sampling: num_frames (default 8), fps, start, end.
+
+    Raises VideoError (a ValueError) that names the file when it cannot be read, ends early, announces an absurd size or
+    length, or holds no pictures; ValueError where the sampling does not fit; ImportError where PyAV is missing.
+    """
+    return np.stack(list(video_frames(source, Sampling.of(sampling))))
+
+
+def video_frames(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
+    """As `load_video`, frame by frame, so that a long clip is never in memory at once."""
+    if is_torch(source):
+        source = source.detach().numpy()
+    if isinstance(source, np.ndarray):
+        if source.ndim != 4 or 0 in source.shape:
+            raise VideoError(f"array of shape {source.shape}: expected [T, H, W, 3] or [T, 3, H, W]")
+        source = list(source)
+    if isinstance(source, list | tuple):
+        yield from _from_pictures(source, sampling)
+        return
+    if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        raise VideoError(
+            f"found {type(source).__name__}, expected a path, bytes, a list of pictures, an array or a torch tensor"
+        )
+    path = isinstance(source, str | os.PathLike)
+    name = os.fspath(source) if path else "video bytes"
+    try:
+        head = _head(source) if path else bytes(source[:16])
+        if not head:
+            raise ValueError("the file is empty")
+        if head[:4] == b"GIF8" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+            yield from _from_animation(read_file(source) if path else bytes(source), sampling)
+        else:
+            yield from _from_file(os.fspath(source) if path else io.BytesIO(source), sampling)
+    except VideoError:
+        raise
+    except ImageError as error:
+        raise VideoError(str(error)) from error
+    except (ValueError, OSError, SyntaxError, EOFError, OverflowError) as error:
+        raise VideoError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _head(path: str | os.PathLike) -> bytes:
+    text = os.fspath(path)
+    if isinstance(text, str) and "://" in text[:16]:
+        raise ValueError("URLs are not fetched: download the clip and give its path or bytes")
+    with open(path, "rb") as file:
+        return file.read(16)
+
+
+def _from_pictures(pictures: Any, sampling: Sampling) -> Iterator[np.ndarray]:
+    if not pictures:
+        raise VideoError("the list of frames is empty, expected at least one")
+    shape = None
+    for index in sampling.indices(len(pictures), None):
+        try:
+            frame = load_image(pictures[index])
+        except ImageError as error:
+            raise VideoError(f"frame {index}: {error}") from error
+        if shape not in (None, frame.shape):
+            raise VideoError(f"frame {index}: found {frame.shape[1]} x {frame.shape[0]} pixels, expected those of the "
+                             f"first, {shape[1]} x {shape[0]}")  # fmt: skip
+        shape = frame.shape
+        yield frame
+
+
+def _from_animation(data: bytes, sampling: Sampling) -> Iterator[np.ndarray]:
+    """Pictures of a GIF or WebP at times that lie evenly, each as long as it stays."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=("GIF", "WEBP"))
+    except UnidentifiedImageError as error:
+        raise ValueError("not an animation that can be read") from error
+    check_pixels(image.height, image.width)
+    ends, at = [], 0.0
+    for index in range(min(getattr(image, "n_frames", 1), 1 << 16)):
+        image.seek(index)
+        image.load()
+        at += max(image.info.get("duration") or 0, 10) / 1000
+        ends.append(at)
+    for tick in sampling.indices(round(at * TICKS), TICKS):
+        image.seek(min(int(np.searchsorted(ends, (tick + 0.5) / TICKS)), len(ends) - 1))
+        yield pil_to_rgb(image.convert("RGBA"))[:, :, :3]
+
+
+def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("to read video files install PyAV: pip install 'beyondvl[video]'") from error
+    try:
+        with av.open(source, options=OPEN, metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise ValueError("no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            check_pixels(stream.codec_context.height, stream.codec_context.width)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the stream itself may say otherwise
+            seconds, rate = _length(container, stream)
+            begin = float((stream.start_time or 0) * stream.time_base)
+            places = sampling.indices(max(1, round(seconds * rate)), rate)
+            yield from _at_times(container, stream, begin, [begin + place / rate for place in places], 0.5 / rate)
+    except av.FFmpegError as error:
+        refused = error.errno == errno.EINVAL  # by OPEN
+        raise ValueError(f"not a format among {OPEN['format_whitelist']}" if refused else error.strerror) from error
+
+
+def _length(container: Any, stream: Any) -> tuple[float, float]:
+    """Seconds and frames a second of a stream, by its header."""
+    rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
+    if not 0 < rate <= 1000:
+        raise ValueError(f"{rate:g} frames a second, expected above 0 and at most 1000")
+    if stream.duration is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        seconds = container.duration / 1e6
+    else:
+        seconds = stream.frames / rate
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ValueError(f"a length of {seconds:g} s, expected above 0 and at most {MOST_SECONDS}")
+    return seconds, rate
+
+
+def _at_times(container: Any, stream: Any, begin: float, times: list[float], half: float) -> Iterator[np.ndarray]:
+    """The frame shown at each of the times, which rise from `begin` on; `half` is half the time a frame stays."""
+    frames, shown, pixels = container.decode(stream), None, None
+    for time in times:
+        if time - (shown.time if shown else begin) > SEEK_AFTER:
+            with contextlib.suppress(OSError):  # a stream that cannot jump is decoded
+                container.seek(int(time / stream.time_base), stream=stream)
+                frames = container.decode(stream)
+        while shown is None or shown.time + half < time:
+            following = next((f for f in frames if f.time is not None), None)
+            if following is None:
+                break
+            shown, pixels = following, None
+        if shown is None or shown.time + SLACK + 2 * half < time:
+            found = "nothing" if shown is None else f"{shown.time:.2f} s"
+            raise ValueError(f"ends after {found}, expected a frame at {time:.2f} s")
+        if pixels is None:
+            pixels = shown.to_ndarray(format="rgb24")
+            turns = round((getattr(shown, "rotation", 0) or 0) / 90) % 4
+            pixels = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+        yield pixels
