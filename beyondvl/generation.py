@@ -146,15 +146,18 @@ class Prompt:
     """Ids, mask and positions of the tokens so far, growing by one a step.
 
     Positions count the tokens a mask keeps; of a masked token the position is 0, and the next one counts on from the
-    last column, whatever it holds: transformers' rule for padding on the right.
+    last column, whatever it holds: transformers' rule for padding on the right. `padding` (B, 1) counts that on the
+    left.
     """
 
     def __init__(self, ids: np.ndarray, mask: np.ndarray | None):
         self.ids, self.fresh = ids, ids
         self.mask = None if mask is None or mask.all() else mask.astype(np.int64)
         self.positions = None
+        self.padding = np.zeros((len(ids), 1), np.int64)
         if self.mask is not None:
             self.positions = np.where(self.mask == 0, 0, self.mask.cumsum(1) - 1)
+            self.padding = (self.mask != 0).argmax(1)[:, None]
 
     def append(self, tokens: np.ndarray) -> None:
         self.fresh = tokens[:, None]
@@ -171,9 +174,13 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def processed(scores: np.ndarray, ids: np.ndarray, settings: GenerationSettings, least: int) -> np.ndarray:
-    """Scores (B, vocabulary) after the repetition penalty, and without an end of text before its time."""
+def processed(
+    scores: np.ndarray, ids: np.ndarray, padding: np.ndarray, settings: GenerationSettings, least: int
+) -> np.ndarray:
+    """Scores (B, vocabulary) after the repetition penalty, which the padding before a prompt does not call for, and
+    without an end of text before its time."""
     if settings.repetition_penalty != 1:
+        ids = np.where(np.arange(ids.shape[1]) < padding, np.take_along_axis(ids, padding, 1), ids)
         seen = np.take_along_axis(scores, ids, 1)
         penalty = np.float32(settings.repetition_penalty)
         np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), 1)
@@ -204,7 +211,8 @@ def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, posit
     rng = np.random.default_rng(settings.seed)
     ids, running = prompt.ids, np.ones(len(prompt.ids), bool)
     while ids.shape[1] < most and running.any():
-        scores = processed(decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions), ids, settings, least)
+        logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
+        scores = processed(logits, ids, prompt.padding, settings, least)
         tokens = drawn(scores, settings, rng) if settings.do_sample else scores.argmax(1)
         tokens = np.where(running, tokens, settings.pad_token_id)
         running &= tokens != settings.eos_token_id
@@ -248,7 +256,8 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
     while True:
         logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
         ids = running[:, :, :length].reshape(B * beams, length)
-        step = processed(log_softmax(logits), ids, settings, least).reshape(B, beams, -1) + scores[:, :, None]
+        step = processed(log_softmax(logits), ids, prompt.padding, settings, least).reshape(B, beams, -1)
+        step += scores[:, :, None]
         vocabulary = step.shape[2]
         places = best(step.reshape(B, -1), 2 * beams)
         found = np.take_along_axis(step.reshape(B, -1), places, 1)

@@ -27,6 +27,7 @@ TEXT = {
 }  # fmt: skip
 CLASSES = {"Blip2": ("opt", "t5", "llama"), "InstructBlip": ("t5", "llama")}
 CASES = [(cls, kind) for cls, kinds in CLASSES.items() for kind in kinds]
+CLIPS = [("InstructBlipVideo", kind) for kind in ("t5", "llama")]
 
 
 def build(cls: str, kind: str, seed: int = 0, qformer: dict | None = None, **text):
@@ -36,12 +37,13 @@ def build(cls: str, kind: str, seed: int = 0, qformer: dict | None = None, **tex
 
     torch.manual_seed(seed)
     text = TEXT[kind] | text
+    video = cls == "InstructBlipVideo"
     config = getattr(transformers, f"{cls}Config")(
         vision_config=VISION,
         qformer_config=QFORMER | (qformer or {}),
         text_config=text,
         num_query_tokens=QUERIES,
-        image_token_index=IMAGE,
+        **{"video_token_index" if video else "image_token_index": IMAGE},
     )
     model = getattr(transformers, f"{cls}ForConditionalGeneration")(config).eval()
     unit_gain(model, gain=1.4, tables=0.4, bias=0.05, table_names=TABLES)
@@ -50,7 +52,7 @@ def build(cls: str, kind: str, seed: int = 0, qformer: dict | None = None, **tex
             for name, p in model.language_model.named_parameters():
                 p.mul_(text["d_kv"] ** -0.5 if name.endswith("Attention.q.weight") else 1.0)
     size = VISION["image_size"]
-    return model, torch.randn(3, 3, size, size)
+    return model, torch.randn(3, *([4] if video else []), 3, size, size)
 
 
 def prompts(cls: str):
@@ -61,7 +63,7 @@ def prompts(cls: str):
     rng = torch.Generator().manual_seed(1)
     words = torch.randint(3, 170, (3, 6), generator=rng)
     words[:, 0] = 2
-    ids = torch.cat([torch.full((3, QUERIES), IMAGE), words], 1)
+    ids = torch.cat([torch.full((3, QUERIES * (4 if cls == "InstructBlipVideo" else 1)), IMAGE), words], 1)
     mask = torch.ones_like(ids)
     ids[1] = torch.cat([torch.full((2,), 1), ids[1, :-2]])
     mask[1, :2] = 0

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from language import CASES, IMAGE, QUERIES, TEXT, TOKENS, build, instructions, prompts, seeing
+from language import CASES, CLIPS, IMAGE, QUERIES, TEXT, TOKENS, build, instructions, prompts, seeing
 from parity import close
 
 import beyondvl as bvl
@@ -19,6 +19,7 @@ transformers = pytest.importorskip("transformers", reason="parity needs transfor
 _made: dict = {}
 DECODED = torch.tensor([[0, 4, 9, 33, 7], [0, 1, 2, 3, 4], [0, 9, 88, 100, 100]])
 by_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
+by_any_case = pytest.mark.parametrize("case", CASES + CLIPS, ids=" ".join)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def decoded(kind):
     return {"decoder_input_ids": DECODED} if kind == "t5" else {}
 
 
-@by_case
+@by_any_case
 def test_forward_and_greedy_search(isa, captioner, case):
     model, folder, pixels, expected = captioner(case)
     ours = bvl.AutoModel.from_pretrained(folder, strict=True)
@@ -59,7 +60,7 @@ def test_forward_and_greedy_search(isa, captioner, case):
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"repetition_penalty": 1.2}], ids=str)
-@by_case
+@by_any_case
 def test_prompts(captioner, case, search):
     """Batches with padding; and a prompt alone is the prompt in a batch."""
     model, folder, pixels, greedy = captioner(case)
@@ -75,11 +76,14 @@ def test_prompts(captioner, case, search):
     one = {name: array[1:2] for name, array in inputs.items()}
     one |= {name: one[name][:, 2:] for name in ("input_ids", "attention_mask")}
     alone = ours.generate(pixel_values=pixels[1:2], **one, max_new_tokens=TOKENS, **search)
-    assert np.array_equal(found[1, 11:].numpy()[: alone.shape[1] - 9], alone[0, 9:].numpy()), "padding counts"
+    start = one["input_ids"].shape[1]
+    assert np.array_equal(found[1, start + 2 :].numpy()[: alone.shape[1] - start], alone[0, start:].numpy()), (
+        "padding counts"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@by_case
+@by_any_case
 def test_cache_equals_recomputing(isa, captioner, case, dtype):
     _, folder, pixels, ids = captioner(case)
     ours = bvl.AutoModel.from_pretrained(folder, dtype=dtype)
@@ -87,11 +91,12 @@ def test_cache_equals_recomputing(isa, captioner, case, dtype):
     asked = instructions(case[0])
     source, _, _ = ours._prompted(None, None, None, encoded, **asked)
     program = ours.tower("decoder").program
-    ids = np.ascontiguousarray(ids[:, :14])
+    length = 14 if case in CASES or case[1] == "t5" else 29
+    ids = np.ascontiguousarray(ids[:, :length])
     whole = program.run({"input_ids": ids, **source}, ["logits"], 2)["logits"]
-    cache = bvl._C.Cache(program, 3, 14)
+    cache = bvl._C.Cache(program, 3, length)
     parts = []
-    for part in np.split(ids, [7, 8, 9], axis=1):
+    for part in np.split(ids, [length - 7, length - 6, length - 5], axis=1):
         inputs = {"input_ids": np.ascontiguousarray(part), "cache": cache, **source}
         parts.append(program.run(inputs, ["logits"], 2)["logits"])
         source.pop("features", None)
@@ -99,7 +104,7 @@ def test_cache_equals_recomputing(isa, captioner, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@by_case
+@by_any_case
 def test_items_and_threads(isa, captioner, case, dtype):
     """An item alone is bitwise the item in a batch, at any number of threads; what a mask hides changes nothing."""
     _, folder, pixels, _ = captioner(case)
@@ -329,3 +334,25 @@ def test_bad_configs(captioner, tmp_path, kind, change, message):
 
 def test_placeholders_are_the_config_s(captioner):
     assert bvl.AutoModel.from_pretrained(captioner(("Blip2", "t5"))[1]).tokens["image_token_id"] == IMAGE
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_clips_are_run_once(captioner, monkeypatch, kind):
+    """A clip's frames serve any number of instructions, and clips can be taken out of an encoded batch."""
+    case = ("InstructBlipVideo", kind)
+    _, folder, pixels, expected = captioner(case)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    encoded = ours.encode_image(pixel_values=pixels)
+    assert len(encoded) == 3 and len(encoded.contexts) == 12 and len(encoded[[2, 0]].contexts) == 8
+    monkeypatch.setattr(ours.tower("vision"), "run", None)
+    asked = instructions(case[0])
+    assert np.array_equal(ours.generate(images=encoded, **asked, max_new_tokens=TOKENS), expected)
+    one = {name: array[2:] for name, array in asked.items()}
+    alone = ours.generate(images=encoded[2], **one, max_new_tokens=TOKENS)[0]
+    assert np.array_equal(alone, expected[2][: len(alone)])
+    with pytest.raises(
+        ValueError, match=r"pixel_values: found shape \(3, 3, 45, 45\), expected \(B, frames, 3, H, W\)"
+    ):
+        ours.generate(pixels[:, 0], **asked)
+    with pytest.raises(ValueError, match=r"has 20 placeholders \(id 180\), expected 15"):
+        bvl.AutoModel.from_pretrained(folder).generate(pixels[:, :3], **prompts(case[0]))

@@ -34,6 +34,7 @@ from .blocks import ACTIVATIONS, linear, norm, stacked
 from .registry import Family, Head
 
 VISION = (1408, 6144, 39, 16)  # the class's hidden_size, intermediate_size, num_hidden_layers, heads
+VIDEO, VIDEO_FRAMES = "instructblipvideo", 4  # a clip is that many pictures
 INNER = "attention.attention"  # where a layer keeps its query, key and value
 
 
@@ -172,7 +173,13 @@ def text_tokens(config: Config) -> Encoder:
 
 
 def image_token(config: Config) -> int:
-    return config.integer("image_token_index", None, 0, (1 << 20) - 1)
+    name = "video_token_index" if config.get("model_type") == VIDEO else "image_token_index"
+    return config.integer(name, None, 0, (1 << 20) - 1)
+
+
+def placeholders(config: Config) -> list[int]:
+    """What stands for a picture in a text, or for the frames of a clip."""
+    return [image_token(config)] * queries(config) * (VIDEO_FRAMES if config.get("model_type") == VIDEO else 1)
 
 
 def language_steps(config: Config) -> tuple[Step, ...]:
@@ -207,16 +214,14 @@ def prompt(
     """What the language model continues: placeholders and its first token, or a prompt that has them already."""
     if ids is not None:
         return ids, mask
-    row = [image_token(config)] * queries(config) + [language.tokens(config)["bos_token_id"]]
+    row = [*placeholders(config), language.tokens(config)["bos_token_id"]]
     return np.array([row] * batch, np.int64), None
 
 
 def prefixed(config: Config, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    fill = {"input_ids": image_token(config), "attention_mask": 1}
-    return {
-        name: np.concatenate([np.full((len(array), queries(config)), fill[name], np.int64), array], 1)
-        for name, array in text.items()
-    }
+    row = np.array(placeholders(config), np.int64)
+    fill = {"input_ids": row, "attention_mask": np.ones_like(row)}
+    return {name: np.concatenate([np.tile(fill[name], (len(a), 1)), a], 1) for name, a in text.items()}
 
 
 WRITING = Head(

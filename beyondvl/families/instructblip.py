@@ -3,13 +3,14 @@
 
 The instruction is tokenised twice: for the Q-Former (BERT's vocabulary, in qformer_tokenizer/) and for the language
 model. Trap: the first layer norm and the embeddings lie inside the Q-Former, where BLIP-2 has them outside.
+InstructBlipVideo is the same over the four frames of a clip, one after the other.
 """
 
 from __future__ import annotations
 
 from ..config import Config
 from ..spec import Encoder
-from .blip_2 import language_steps, language_tokens, prefixed, prompt, qformer, reader, vision, writer
+from .blip_2 import VIDEO, language_steps, language_tokens, prefixed, prompt, qformer, reader, vision, writer
 from .registry import Family, Head
 
 
@@ -19,17 +20,18 @@ def instructed_queries(config: Config) -> Encoder:
     return qformer(config, language_steps(config), True, embeddings, f"{embeddings}layernorm")
 
 
+TOWERS = {"vision": vision, "queries": instructed_queries, "encoder": reader, "decoder": writer}
 FAMILY = Family(
     model_type="instructblip",
+    aliases=(VIDEO,),
     towers={},
     classes={},
     heads={
         "InstructBlipForConditionalGeneration": Head(
-            "instructed_captioning",
-            {"vision": vision, "queries": instructed_queries, "encoder": reader, "decoder": writer},
-            language_tokens,
-            prompt,
-            prefixed,
+            "instructed_captioning", TOWERS, language_tokens, prompt, prefixed
+        ),
+        "InstructBlipVideoForConditionalGeneration": Head(
+            "instructed_video", TOWERS, language_tokens, prompt, prefixed
         ),
     },
 )

@@ -49,8 +49,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
 DEFAULTS["Blip"] = {"size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
+DEFAULTS["InstructBlipVideo"] = DEFAULTS["Blip"]
 DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
-SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor")
+SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor", "VideoProcessor")
+KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 
 
 class ImageProcessor:
@@ -97,7 +99,7 @@ class ImageProcessor:
     @classmethod
     def from_config(cls, config: Config, **overrides: Any) -> ImageProcessor:
         """From the fields of preprocessor_config.json; unknown ones are ignored, as transformers does."""
-        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
+        kind = str(next((config.get(name) for name in KINDS if config.get(name)), "CLIP"))
         for suffix in SUFFIXES:
             kind = kind.removesuffix(suffix)
         if kind not in DEFAULTS:
@@ -273,9 +275,12 @@ class AutoImageProcessor:
 def _read_config(folder: Any) -> Config:
     if (folder / "processor_config.json").exists():  # the newer file comes first, as in transformers
         nested = Config(read_json(folder / "processor_config.json"), "processor_config.json")
-        if "image_processor" in nested:
-            return nested.section("image_processor")
+        for name in ("image_processor", "video_processor"):
+            if name in nested:
+                return nested.section(name)
     path = folder / "preprocessor_config.json"
+    if not path.exists() and (folder / "video_preprocessor_config.json").exists():
+        path = folder / "video_preprocessor_config.json"
     if not path.exists() and (folder / "open_clip_config.json").exists():
         return _open_clip_config(Config(read_json(folder / "open_clip_config.json"), "open_clip_config.json"))
     return Config(read_json(path), path.name)

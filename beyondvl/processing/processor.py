@@ -6,15 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import Config, read_json
 from ..errors import ConfigError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature
+from ..outputs import BatchFeature, from_numpy
 from .image import ImageProcessor
 from .text import Tokenizer, as_tensors
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
 
+CLIP_FRAMES = 4  # of InstructBlipVideo, which knows no other number
 QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a folder of its own
 
 
@@ -28,9 +31,10 @@ class Processor:
         qformer_tokenizer: Tokenizer | None = None,
         num_query_tokens: int | None = None,
         image_token: str = "<image>",
+        num_frames: int | None = None,
     ):
         self.image_processor, self.tokenizer, self.qformer_tokenizer = image_processor, tokenizer, qformer_tokenizer
-        self.num_query_tokens, self.image_token = num_query_tokens, image_token
+        self.num_query_tokens, self.image_token, self.num_frames = num_query_tokens, image_token, num_frames
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
@@ -39,21 +43,32 @@ class Processor:
         tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **kwargs)}
         if (folder / QFORMER_TOKENIZER).is_dir():
             tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
-        processor = cls(ImageProcessor.from_pretrained(folder, **kwargs), **tokenizers, **_placeholders(folder))
-        if processor.image_processor.kind == "Blip":  # its models know no token types, though its tokenizer does
+        pictures = ImageProcessor.from_pretrained(folder, **kwargs)
+        video = pictures.kind == "InstructBlipVideo"
+        processor = cls(pictures, **tokenizers, **_placeholders(folder, "video" if video else "image"))
+        processor.num_frames = CLIP_FRAMES if video else None
+        if pictures.kind in ("Blip", "InstructBlipVideo"):  # their models know no token types, though a tokenizer does
             for tokenizer in tokenizers.values():
                 names = tokenizer.model_input_names
                 tokenizer.model_input_names = tuple(n for n in names if n != "token_type_ids")
         return processor
 
     def __call__(
-        self, images: Any = None, text: Any = None, *, return_tensors: str | None = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        *,
+        videos: Any = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Inputs for a model.
 
         Args:
             text: a text or a list of texts; see Tokenizer for padding, truncation, max_length.
             images: a picture or a list; see `load_image` for what a picture may be.
+            videos: for a model of clips, a clip or a list; see `load_video` for what a clip may be. InstructBlipVideo
+                takes four frames of each, and takes clips as `images` too, as in transformers.
             return_tensors: "np", "pt" or None for lists.
 
         Where a language model reads what query tokens drew from a picture (BLIP-2, InstructBLIP), texts that come with
@@ -62,19 +77,41 @@ class Processor:
 
         Raises ValueError when neither is given.
         """
-        if text is None and images is None:
+        if self.num_frames:
+            images, videos = None, videos if videos is not None else images
+        elif videos is not None:
+            raise ValueError("videos: given to a processor of pictures; `encode` takes clips for every picture model")
+        if text is None and images is None and videos is None:
             raise ValueError("found neither text nor images, expected at least one of them")
-        if not _looks_like_picture(images) and (images is None or _is_text(images)) and not _is_text(text):
+        if (
+            videos is None
+            and not _looks_like_picture(images)
+            and (images is None or _is_text(images))
+            and not _is_text(text)
+        ):
             text, images = images, text  # positional arguments in the order of older versions: text, then images
         unknown = [] if text is not None else sorted(set(kwargs) - {"padding", "truncation", "max_length"})
         if unknown:
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor's settings are set on it")
         inputs = BatchFeature()
         if text is not None:
-            inputs.update(self._texts(text, images is not None, return_tensors, kwargs))
+            inputs.update(self._texts(text, images is not None or videos is not None, return_tensors, kwargs))
         if images is not None:
             inputs.update(self.image_processor(images, return_tensors=return_tensors))
+        if videos is not None:
+            pixels = self.clips(videos)
+            inputs["pixel_values"] = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
         return inputs
+
+    def clips(self, videos: Any) -> np.ndarray:
+        """pixel_values (B, num_frames, 3, H, W) float32 of a clip or a list of clips."""
+        from .video import load_video
+
+        several = isinstance(videos, list | tuple) and (not videos or _is_clip(videos[0]))
+        frames = [list(load_video(clip, num_frames=self.num_frames)) for clip in (videos if several else [videos])]
+        if not frames:
+            raise ValueError("videos: the list is empty, expected at least one clip")
+        return np.stack([self.image_processor(clip)["pixel_values"] for clip in frames])
 
     def _texts(
         self, text: Any, placeholders: bool, return_tensors: str | None, kwargs: dict[str, Any]
@@ -83,14 +120,13 @@ class Processor:
         if self.qformer_tokenizer:
             asked = self.qformer_tokenizer(text, return_tensors=return_tensors, **kwargs)
             found |= {f"qformer_{name}": values for name, values in asked.items()}
-        count = self.num_query_tokens
-        if not count:
+        if not self.num_query_tokens:
             return found | self.tokenizer(text, return_tensors=return_tensors, **kwargs)
         if kwargs.get("max_length") is not None:
-            kwargs = kwargs | {"max_length": kwargs["max_length"] - count}
+            kwargs = kwargs | {"max_length": kwargs["max_length"] - self.num_query_tokens}
         lists = self.tokenizer([text] if isinstance(text, str) else text, **kwargs)
         if placeholders:
-            known = self.tokenizer.get_vocab()
+            known, count = self.tokenizer.get_vocab(), self.num_query_tokens * (self.num_frames or 1)
             fill = {"input_ids": known.get(self.image_token, len(self.tokenizer)), "attention_mask": 1}
             lists = {name: [[fill[name]] * count + row for row in rows] for name, rows in lists.items()}
         return found | (as_tensors(lists, return_tensors) if return_tensors else lists)
@@ -107,16 +143,21 @@ class Processor:
         return [*self.tokenizer.model_input_names, "pixel_values", *qformer]
 
 
-def _placeholders(folder: Path) -> dict[str, Any]:
+def _is_clip(item: Any) -> bool:
+    """Whether an item of a list is a clip, and not a frame of one."""
+    return isinstance(item, str | os.PathLike | bytes | list | tuple) or getattr(item, "ndim", 0) == 4
+
+
+def _placeholders(folder: Path, what: str) -> dict[str, Any]:
     """How many placeholders a picture takes, and which token they are, where processor_config.json says so."""
     path = folder / "processor_config.json"
     fields = Config(read_json(path) if path.exists() else {}, path.name)
     if fields.get("num_query_tokens") is None:
         return {}
-    token = fields.get("image_token", "<image>")
+    token = fields.get(f"{what}_token", f"<{what}>")
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
-        raise ConfigError(f"{path.name}: image_token: found {token!r}, expected a token")
+        raise ConfigError(f"{path.name}: {what}_token: found {token!r}, expected a token")
     return {"num_query_tokens": fields.integer("num_query_tokens", None, 1, 1 << 12), "image_token": token}
 
 
@@ -141,7 +182,12 @@ class AutoProcessor:
         folder = resolve(name, weights=False, **hub)
         pictures = any(
             (folder / file).exists()
-            for file in ("preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+            for file in (
+                "preprocessor_config.json",
+                "processor_config.json",
+                "video_preprocessor_config.json",
+                "open_clip_config.json",
+            )
         )
         texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
         kind = (
@@ -158,6 +204,7 @@ _NAMES = (
     "BlipProcessor",
     "Blip2Processor",
     "InstructBlipProcessor",
+    "InstructBlipVideoProcessor",
 )
 
 

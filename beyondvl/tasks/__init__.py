@@ -3,7 +3,7 @@
 from .base import EncodedImages, TaskModel
 from .joint import JointModel
 from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
-from .prefix import InstructedCaptioningModel, PrefixCaptioningModel
+from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
 from .writing import AnsweringModel, CaptioningModel
 
 __all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel", "TaskModel"]
@@ -17,5 +17,6 @@ TASK_MODELS = {
     "captioning": CaptioningModel,
     "prefix_captioning": PrefixCaptioningModel,
     "instructed_captioning": InstructedCaptioningModel,
+    "instructed_video": InstructedVideoModel,
     "answering": AnsweringModel,
 }

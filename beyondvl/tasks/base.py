@@ -27,19 +27,22 @@ class EncodedImages(Sequence):
     `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
     `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
     has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
+    Of clips, each is `frames` contexts.
     """
 
     contexts: tuple[Any, ...] = ()
     embeds: np.ndarray | None = None
     features: np.ndarray | None = None
+    frames: int = 1
 
     def __len__(self) -> int:
-        return len(self.contexts) if self.features is None else len(self.features)
+        return len(self.contexts) // self.frames if self.features is None else len(self.features)
 
     def __getitem__(self, index: Any) -> EncodedImages:
         at = np.atleast_1d(np.arange(len(self))[index])
         arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
-        return EncodedImages(tuple(self.contexts[i] for i in at) if self.contexts else (), *arrays)
+        places = (at[:, None] * self.frames + np.arange(self.frames)).reshape(-1)
+        return EncodedImages(tuple(self.contexts[i] for i in places) if self.contexts else (), *arrays, self.frames)
 
     @property
     def nbytes(self) -> int:
@@ -73,9 +76,7 @@ class TaskModel(PreTrainedModel):
         if pixel_values is None:
             items = list(images) if isinstance(images, list | tuple) else [images]
             parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
-            batches = (
-                self.image_processor([items[i] for i in part], positions=list(part))["pixel_values"] for part in parts
-            )
+            batches = (self._pixels([items[i] for i in part], list(part)) for part in parts)
         else:
             batches = iter([prepared("pixel_values", pixel_values)])
         found = [self._encode_pixels(batch) for batch in batches]
@@ -85,7 +86,10 @@ class TaskModel(PreTrainedModel):
             None if getattr(found[0], name) is None else np.concatenate([getattr(f, name) for f in found])
             for name in ("embeds", "features")
         )
-        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays)
+        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays, found[0].frames)
+
+    def _pixels(self, items: list[Any], positions: list[int]) -> np.ndarray:
+        return self.image_processor(items, positions=positions)["pixel_values"]
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         """One batch of pictures after the vision tower."""

@@ -13,7 +13,7 @@ from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, text_inputs
 from .writing import CaptioningModel, Prompted
 
-__all__ = ["InstructedCaptioningModel", "PrefixCaptioningModel"]
+__all__ = ["InstructedCaptioningModel", "InstructedVideoModel", "PrefixCaptioningModel"]
 
 
 class PrefixCaptioningModel(CaptioningModel):
@@ -22,6 +22,9 @@ class PrefixCaptioningModel(CaptioningModel):
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         return EncodedImages(features=self._drawn(self._contexts(pixels), ["features"])["features"])
+
+    def _seen(self, pixels: Any) -> dict[str, Any]:
+        return self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "context"])
 
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
         """What the query tokens drew from pictures."""
@@ -84,7 +87,7 @@ class PrefixCaptioningModel(CaptioningModel):
         self, pixels: Any, text: dict, instruction: dict, decoder_input_ids: Any, decoder_attention_mask: Any
     ) -> ModelOutput:
         kind = kind_of(pixels)
-        vision = self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "context"])
+        vision = self._seen(pixels)
         queries = self._drawn(vision["context"], ["features", "last_hidden_state"], **instruction)
         source = {"features": queries["features"]}
         if "encoder" in self.towers:
@@ -204,3 +207,37 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         if prompt is None:
             raise ValueError("prompt: not given, expected an instruction: the query tokens read it too")
         return super().caption(images, prompt, **settings)
+
+
+class InstructedVideoModel(InstructedCaptioningModel):
+    """Follows an instruction about a clip: as InstructedCaptioningModel, over the frames of the clip one after another.
+
+    Wherever a picture is expected a clip is (see `load_video`), and `pixel_values` are (B, frames, 3, H, W).
+    """
+
+    def _pixels(self, items: list[Any], positions: list[int]) -> np.ndarray:
+        return self.processor.clips(items)
+
+    def _frames(self, pixels: Any) -> np.ndarray:
+        """(B * frames, 3, H, W)"""
+        array = prepared("pixel_values", pixels)
+        if array.ndim != 5:
+            raise ValueError(f"pixel_values: found shape {array.shape}, expected (B, frames, 3, H, W)")
+        return array.reshape(-1, *array.shape[2:])
+
+    def _seen(self, pixels: Any) -> dict[str, Any]:
+        return super()._seen(self._frames(pixels))
+
+    def _contexts(self, pixels: np.ndarray) -> list[Any]:
+        return super()._contexts(self._frames(pixels))
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        return EncodedImages(tuple(self._contexts(pixels)), frames=pixels.shape[1])
+
+    def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
+        clips = len(text["input_ids"])
+        text = {name: np.repeat(array, len(contexts) // clips, 0) for name, array in text.items()}
+        found = super()._drawn(contexts, wanted, **text)
+        if "features" in found:
+            found["features"] = found["features"].reshape(clips, -1, found["features"].shape[2])
+        return found
