@@ -10,9 +10,15 @@ outputs = model(**inputs)
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
+# libgomp reads this once, when it is loaded: between calls its workers are to sleep, not to spin for milliseconds on a
+# processor that somebody else could use
+_SPIN = None if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ else "100"
+if _SPIN:
+    os.environ["GOMP_SPINCOUNT"] = _SPIN
 try:
     from . import _C
 except ImportError as error:
@@ -22,6 +28,9 @@ except ImportError as error:
             "command, run Python from another folder, or build in place with `pip install -e .`"
         ) from error
     raise
+finally:
+    if _SPIN:
+        os.environ.pop("GOMP_SPINCOUNT", None)
 
 __version__ = "0.1.0"
 

@@ -3,15 +3,28 @@
  * libgomp hangs in a forked child whose parent had run a parallel region. Before a fork the pool is
  * therefore released (omp_pause_resource_all) unless some other thread is inside a region, where that
  * call is unspecified: the child of such a fork runs every team with one thread.
+ *
+ * Barriers are our own. libgomp's spin for milliseconds, which on processors shared with another process is
+ * time its workers need to arrive at theirs: here a worker that waits for longer than a team is usually out
+ * of step sleeps until it is woken.
  */
+#define _GNU_SOURCE /* syscall */
 #include "parallel.h"
 
+#include <limits.h>
 #include <omp.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "cpu.h"
+
+enum { SPINS = 500 }; /* about ten microseconds */
 
 static atomic_int regions; /* parallel regions running now */
 static atomic_bool serial; /* set in a child forked while a region ran */
@@ -49,17 +62,55 @@ int bvl_default_threads(void) {
 
 void bvl_parallel(int nt, bvl_worker worker, void *context) {
     if (nt <= 1 || atomic_load(&serial)) {
-        worker(context, (bvl_team){0, 1});
+        worker(context, (bvl_team){0, 1, NULL});
         return;
     }
+    bvl_gate gate = {0};
     atomic_fetch_add(&regions, 1);
 #pragma omp parallel num_threads(nt)
-    worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads()});
+    worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads(), &gate});
     atomic_fetch_sub(&regions, 1);
 }
 
+static void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Sleeps until *word is no longer `value`, or for no reason. */
+static void sleep_on(atomic_int *word, int value) {
+#if defined(__linux__)
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+#else
+    (void)word, (void)value;
+    nanosleep(&(struct timespec){0, 50000}, NULL);
+#endif
+}
+
+static void wake_all(atomic_int *word) {
+#if defined(__linux__)
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#else
+    (void)word;
+#endif
+}
+
 void bvl_barrier(bvl_team team) {
-    if (team.nt > 1) {
-#pragma omp barrier
+    if (team.nt <= 1) return;
+    bvl_gate *gate = team.gate;
+    const int phase = atomic_load(&gate->phase);
+    if (atomic_fetch_add(&gate->arrived, 1) == team.nt - 1) {
+        atomic_store(&gate->arrived, 0);
+        atomic_store(&gate->phase, phase + 1);
+        if (atomic_load(&gate->asleep)) wake_all(&gate->phase);
+        return;
     }
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&gate->phase, memory_order_acquire) != phase) return;
+        pause_briefly();
+    }
+    atomic_fetch_add(&gate->asleep, 1);
+    while (atomic_load(&gate->phase) == phase) sleep_on(&gate->phase, phase);
+    atomic_fetch_sub(&gate->asleep, 1);
 }

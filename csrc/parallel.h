@@ -2,11 +2,19 @@
 #ifndef BVL_PARALLEL_H
 #define BVL_PARALLEL_H
 
+#include <stdatomic.h>
+
 #include "core.h"
+
+/* Where a team meets. */
+typedef struct {
+    atomic_int arrived, phase, asleep;
+} bvl_gate;
 
 /* A worker's place in its team; barriers concern the team alone. */
 typedef struct {
     int tid, nt;
+    bvl_gate *gate; /* NULL for a team of one */
 } bvl_team;
 
 typedef void (*bvl_worker)(void *context, bvl_team team);

@@ -239,7 +239,7 @@ static void poll(job *j, bvl_team team) {
 
 static void work(void *context, bvl_team team) {
     job *j = context;
-    const bvl_team alone = {0, 1};
+    const bvl_team alone = {0, 1, NULL};
     for (;;) {
         const int64_t first = atomic_fetch_add(&j->next, j->micro);
         if (first >= j->whole) break;
