@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _C
-from .config import read_json
-from .errors import ConfigError
 
 __all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
 
@@ -99,22 +96,9 @@ class GenerationSettings:
         if most > positions:
             raise ValueError(
                 f"a prompt of {prompt} tokens and {most - prompt} new ones: found {most} in all, expected at most "
-                f"{positions} (the position table)"
+                f"{positions} (its positions)"
             )
         return least, most
-
-
-def folder_settings(folder: Path, tokens: dict[str, int]) -> GenerationSettings:
-    """Defaults of a checkpoint: its generation_config.json where there is one, and the ids its config names."""
-    settings = GenerationSettings(**{name: tokens[name] for name in ("eos_token_id", "pad_token_id")})
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return settings
-    known = {f.name for f in fields(settings)} - {"eos_token_id", "pad_token_id"}
-    try:
-        return settings.updated({name: value for name, value in read_json(path).items() if name in known})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name}: {error}") from error
 
 
 class Decoder:

@@ -230,7 +230,7 @@ def test_precisions(captioner, kind):
 
 VARIANTS = {
     "T5 1.0": ("t5", {"feed_forward_proj": "relu", "dense_act_fn": "relu", "tie_word_embeddings": True}),
-    "T5 1.1's gate": ("t5", {"dense_act_fn": None}),
+    "T5 1.1's gate": ("t5", {"dense_act_fn": "gelu_new"}),
     "OPT after norms": ("opt", {"do_layer_norm_before": False}),
     "Llama with biases, one head of keys": ("llama", {"num_key_value_heads": 1, "attention_bias": True,
                                                       "mlp_bias": True, "head_dim": 10}),
@@ -241,12 +241,13 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(tmp_path, name):
     kind, changes = VARIANTS[name]
-    if changes.get("dense_act_fn", "") is None:
-        changes = {n: v for n, v in (TEXT[kind] | changes).items() if v is not None}
     model, pixels = build("Blip2", kind, **changes)
-    if name == "T5 1.1's gate":
-        assert "gelu_new" in (model.config.text_config.dense_act_fn, "gelu_new")
     model.save_pretrained(tmp_path)
+    if name == "T5 1.1's gate":  # the activation follows from the kind of feed-forward
+        assert model.config.text_config.dense_act_fn == "gelu_new"
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["text_config"]["dense_act_fn"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
     inputs = {"pixel_values": pixels, **prompts("Blip2"), **decoded(kind)}
     with torch.no_grad():
         reference = model(**inputs).logits
@@ -315,6 +316,7 @@ BAD_CONFIGS = [
     ("t5", {"num_heads": None}, "num_heads is missing"),
     ("t5", {"d_kv": 13}, "SelfAttention.q.weight"),
     ("llama", {"num_key_value_heads": 4}, "6 heads of 8 and 4 of keys"),
+    ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor is missing, expected it beside rope_type linear"),
     ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type: found 'yarn', expected one of default, linear"),
     ("llama", {"num_attention_heads": None}, "num_attention_heads is missing"),
 ]
@@ -356,3 +358,68 @@ def test_clips_are_run_once(captioner, monkeypatch, kind):
         ours.generate(pixels[:, 0], **asked)
     with pytest.raises(ValueError, match=r"has 20 placeholders \(id 180\), expected 15"):
         bvl.AutoModel.from_pretrained(folder).generate(pixels[:, :3], **prompts(case[0]))
+
+
+@by_case
+def test_padding_behind_the_placeholders(captioner, case):
+    """As a processor that pads on the left makes it: forward counts positions as the language model does, generate by the
+    mask."""
+    model, folder, pixels, _ = captioner(case)
+    ours, inputs = bvl.AutoModel.from_pretrained(folder), prompts(case[0])
+    inputs["input_ids"][1] = torch.cat([inputs["input_ids"][1, 2 : QUERIES + 2], torch.tensor([1, 1]),
+                                        inputs["input_ids"][1, QUERIES + 2 :]])  # fmt: skip
+    inputs["attention_mask"][1] = 1
+    inputs["attention_mask"][1, QUERIES : QUERIES + 2] = 0
+    with torch.no_grad():
+        reference = model(pixels, **inputs, **decoded(case[1]))
+        words = model.generate(pixels, **inputs, max_new_tokens=10)
+    keep = np.ones((3, 5), bool) if case[1] == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    close(ours(pixels, **inputs, **decoded(case[1])).logits, reference.logits, keep)
+    assert np.array_equal(ours.generate(pixels, **inputs, max_new_tokens=10), words)
+
+
+def changed(folder, target, **text):
+    """The same weights under a config whose text_config differs; None takes a field out."""
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] = {k: v for k, v in (config["text_config"] | text).items() if v is not None}
+    (target / "config.json").write_text(json.dumps(config))
+    if not (target / "model.safetensors").exists():
+        (target / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return target
+
+
+def test_what_generation_begins_and_ends_with(captioner, tmp_path):
+    """The ids of text_config alone count, as in transformers: a generation_config.json is about the model around it."""
+    _, folder, pixels, expected = captioner(("Blip2", "t5"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 3, "max_new_tokens": 7}))
+    ours = bvl.AutoModel.from_pretrained(changed(folder, tmp_path))
+    assert np.array_equal(ours.generate(pixels, max_new_tokens=TOKENS), expected)
+    assert ours.generate(pixels).shape == (3, 21)
+    ours = bvl.AutoModel.from_pretrained(changed(folder, tmp_path, decoder_start_token_id=None))
+    assert (ours.generate(pixels, max_new_tokens=3)[:, 0] == 2).all(), "without a start of its own: [bos]"
+    with pytest.raises(bvl.ConfigError, match="bos_token_id is missing"):
+        changed(folder, tmp_path, decoder_start_token_id=None, bos_token_id=None)
+        assert bvl.AutoModel.from_pretrained(tmp_path).tokens
+    assert bvl.AutoModel.from_pretrained(changed(folder, tmp_path, eos_token_id=[50])).tokens["eos_token_id"] == 50
+    for absent in (-1, "null"):
+        config = json.loads((changed(folder, tmp_path) / "config.json").read_text())
+        config["text_config"]["pad_token_id"] = None if absent == "null" else absent
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert bvl.AutoModel.from_pretrained(tmp_path).tokens["pad_token_id"] == 50
+
+
+def test_untied_output_weights_are_required(captioner, tmp_path):
+    """Llama's are not the embeddings unless the config says so."""
+    from safetensors.torch import load_file, save_file
+
+    _, folder, pixels, _ = captioner(("Blip2", "llama"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(bvl.CheckpointError, match="language_model.lm_head.weight"):
+        bvl.AutoModel.from_pretrained(changed(folder, tmp_path))
+    ours = bvl.AutoModel.from_pretrained(changed(folder, tmp_path, tie_word_embeddings=True))
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
+    ids = prompts("Blip2")["input_ids"]
+    with torch.no_grad():
+        close(ours(pixels, ids).logits, model(pixels, ids).logits)

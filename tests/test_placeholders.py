@@ -4,6 +4,8 @@ transformers', then methods, pipelines and the command line."""
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,35 @@ def test_processors(folders, cls, call):
         assert (found["input_ids"][:, :QUERIES] == IMAGE).all() and (found["input_ids"][:, QUERIES:] != IMAGE).all()
 
 
+@pytest.mark.parametrize("cls", ["Blip2", "InstructBlip"])
+def test_lists_and_sides(folders, tmp_path, cls):
+    """Lists of lists without tensors; texts cut on the left where the tokenizers say so."""
+    folder = shutil.copytree(folders[cls, "llama"], tmp_path / "folder")
+    for path in (folder / "tokenizer_config.json", folder / "qformer_tokenizer" / "tokenizer_config.json"):
+        if path.exists():
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    reference, ours = transformers.AutoProcessor.from_pretrained(folder), bvl.AutoProcessor.from_pretrained(folder)
+    given = {"text": "what is this old wall ?", "images": Image.open(PHOTOS[0])}
+    for options in ({}, {"max_length": 9, "truncation": True}):
+        expected, found = reference(**given, **options), ours(**given, **options)
+        for name in (n for n in expected if n != "pixel_values"):
+            assert [list(row) for row in found[name]] == [list(row) for row in expected[name]], name
+    with pytest.raises(ValueError, match="max_length: found 3, expected more than 5 placeholders"):
+        ours(**given, max_length=3, truncation=True)
+
+
+def test_slow_tokenizers_are_refused(folders, tmp_path):
+    """Their files look like CLIP's and SigLIP's, and would be read as those."""
+    for name, cls in (("merges.txt", "GPT2Tokenizer"), ("spiece.model", "T5Tokenizer")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(folders["Blip2", "opt"] / "config.json", folder)
+        (folder / name).write_text("")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": cls}))
+        with pytest.raises(bvl.ConfigError, match=f"found '{cls}' and {re.escape(name)}, expected a tokenizer.json"):
+            bvl.AutoTokenizer.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_words_out(folders, case, capsys):
     """`processor` then `generate` is what `caption` does; an answer is what comes after the question."""
@@ -107,6 +138,9 @@ def test_words_out(folders, case, capsys):
     plain = " ".join(model.tokenizer.tokenize(asked))
     assert answer and answer == (whole if case[1] == "t5" else whole.removeprefix(plain).strip())
     assert model.answer(encoded, ["what is this", "how many"], max_new_tokens=6)[0] == answer
+    for write in (model.caption, model.answer):
+        with pytest.raises(ValueError, match="num_return_sequences: found 2, expected 1 here"):
+            write(encoded, "what is this", num_beams=2, num_return_sequences=2)
     ask = bvl.pipeline("visual-question-answering", model=model)
     assert ask(PHOTOS[0], "what is this", max_new_tokens=6) == [{"answer": answer}]
     read = bvl.pipeline("image-text-to-text", model=model)

@@ -39,6 +39,7 @@ from .blocks import ACTIVATIONS, linear, norm, rms_norm, stacked
 
 OPT_OFFSET = 2
 OPT_EPS = 1e-5
+ALIASES = {"gelu_new": "gelu_pytorch_tanh"}  # further names of activations
 UNBOUNDED = 1 << 20  # positions of a model that has no table of them
 
 
@@ -50,9 +51,9 @@ def require(section: Config, **expected: object) -> None:
 
 
 def language_head(
-    prefix: str, words: str, vocab: int, hidden: int, final: Norm | None, scale: float = 1.0
+    prefix: str, words: str | None, vocab: int, hidden: int, final: Norm | None, scale: float = 1.0
 ) -> tuple[Step, ...]:
-    """The last norm, the logits of every token, those of the last one."""
+    """The last norm, the logits of every token, those of the last one; `words`: the table the weights are tied to."""
     logits = Linear(ref(f"{prefix}lm_head.weight", vocab, hidden, tied=words, scale=scale))
     return (
         *((Step("normed", "hidden", final),) if final else ()),
@@ -144,15 +145,11 @@ class T5Sizes:
 
 def t5_activation(section: Config) -> tuple[str, bool]:
     """The activation, and whether the feed-forward is gated by it."""
-    kind = section.choice(
-        "feed_forward_proj", "relu", tuple(f"{gate}{act}" for gate in ("", "gated-") for act in ACTIVATIONS)
-    )
+    known = (*ACTIVATIONS, *ALIASES)
+    kind = section.choice("feed_forward_proj", "relu", tuple(f"{gate}{a}" for gate in ("", "gated-") for a in known))
     gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
-    name = section.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else name)
-    name = {"gelu_new": "gelu_pytorch_tanh"}.get(name, name)
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"text_config: dense_act_fn: found {name!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return name, gated
+    name = section.choice("dense_act_fn", "gelu_new" if kind == "gated-gelu" else name, known)
+    return ALIASES.get(name, name), gated
 
 
 def t5_buckets(count: int, reach: int, causal: bool) -> tuple[int, ...]:
@@ -177,7 +174,8 @@ def t5_block(section: Config, sizes: T5Sizes, stack: str, i: int, causal: bool) 
     prefix = f"{stack}.block.{i}.layer"
     attention, last = f"{prefix}.0.SelfAttention", f"{prefix}.{2 if causal else 1}"
     buckets = section.integer("relative_attention_num_buckets", 32, 4, 1 << 12)
-    reach = section.integer("relative_attention_max_distance", 128, buckets, 1 << 16)
+    exact = buckets // (2 if causal else 4)
+    reach = section.integer("relative_attention_max_distance", 128, exact + 1, 1 << 16)
     activation, gated = t5_activation(section)
     names = [f"{last}.DenseReluDense.{name}" for name in (("wi_0", "wi_1") if gated else ("wi",))]
     cross = Cross(
@@ -263,13 +261,14 @@ def t5_decoder(section: Config, prefix: str, feature_token: int) -> Encoder:
 
 def llama_frequencies(section: Config, head_dim: int) -> tuple[float, ...]:
     """Of each pair of a head's columns: theta ** (-2 i / head_dim), divided by the factor of a linear scaling."""
-    rope = section.section("rope_parameters")
-    scaling = section.section("rope_scaling").updated(rope)
-    theta = scaling.number("rope_theta", section.number("rope_theta", 10000.0, 1.0, 1e12), 1.0, 1e12)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    rope = section.section("rope_scaling" if section.get("rope_scaling") else "rope_parameters")
+    theta = rope.number("rope_theta", section.number("rope_theta", 10000.0, 1.0, 1e12), 1.0, 1e12)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear"):
         raise ConfigError(f"text_config: rope_type: found {kind!r}, expected one of default, linear")
-    factor = scaling.number("factor", 1.0, 1e-3, 1e6) if kind == "linear" else 1.0
+    if kind == "linear" and rope.get("factor") is None:
+        raise ConfigError("text_config: rope_parameters: factor is missing, expected it beside rope_type linear")
+    factor = rope.number("factor", 1.0, 1e-3, 1e6) if kind == "linear" else 1.0
     powers = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     return tuple(float(f) for f in np.float32(1) / powers / np.float32(factor))
 
@@ -286,9 +285,10 @@ def llama(section: Config, prefix: str, feature_token: int) -> Encoder:
             f"text_config: {heads} heads of {head_dim} and {kv_heads} of keys, expected even heads and a divisor"
         )
     eps = section.number("rms_norm_eps", 1e-6, 0.0, 1.0)
-    activation = section.choice("hidden_act", "silu", ACTIVATIONS)
+    activation = section.choice("hidden_act", "silu", (*ACTIVATIONS, *ALIASES))
     biased, mlp_biased = section.get("attention_bias") is True, section.get("mlp_bias") is True
     words = f"{prefix}model.embed_tokens.weight"
+    tied = words if section.get("tie_word_embeddings") is True else None
 
     def block(i: int) -> Block:
         layer = f"{prefix}model.layers.{i}"
@@ -305,7 +305,7 @@ def llama(section: Config, prefix: str, feature_token: int) -> Encoder:
                 gated=True,
             ),
             num_attention_heads=heads,
-            activation=activation,
+            activation=ALIASES.get(activation, activation),
             causal=True,
             num_key_value_heads=kv_heads,
             rotary=True,
@@ -321,7 +321,7 @@ def llama(section: Config, prefix: str, feature_token: int) -> Encoder:
             rotary=llama_frequencies(section, head_dim),
         ),
         layers=tuple(block(i) for i in range(section.integer("num_hidden_layers", 32, 1, 1024))),
-        steps=language_head(prefix, words, vocab, hidden, rms_norm(f"{prefix}model.norm", hidden, eps)),
+        steps=language_head(prefix, tied, vocab, hidden, rms_norm(f"{prefix}model.norm", hidden, eps)),
     )
 
 
@@ -346,7 +346,7 @@ KINDS = {
     "opt": LanguageModel(opt, {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}, 50272, ("hidden_size", 768)),
     "t5": LanguageModel(
         t5_decoder,
-        {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0},
+        {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0},
         32128,
         ("d_model", 512),
         t5_encoder,
@@ -384,8 +384,18 @@ def tokens(config: Config) -> dict[str, int]:
     """Ids that generation begins, ends and pads with."""
     model, section = kind(config)
     vocab = section.integer("vocab_size", model.vocab, 1, 1 << 20)
-    end = section.integer("eos_token_id", model.tokens["eos_token_id"], 0, vocab - 1)
-    return {
-        name: section.integer(name, end if default is None else default, 0, vocab - 1)
-        for name, default in model.tokens.items()
-    }
+    ends = section.get("eos_token_id")
+    if isinstance(ends, list) and len(ends) == 1:
+        section = section.updated(Config({"eos_token_id": ends[0]}))
+    found = {"eos_token_id": section.integer("eos_token_id", model.tokens["eos_token_id"], 0, vocab - 1)}
+    padding = model.tokens["pad_token_id"] if "pad_token_id" not in section else section.get("pad_token_id")
+    if padding is None or padding == -1:  # none of its own: transformers fills up with the end of text
+        section = section.updated(Config({"pad_token_id": found["eos_token_id"]}))
+    for name in ("bos_token_id", "pad_token_id"):
+        found[name] = section.integer(name, model.tokens[name], 0, vocab - 1)
+    if model.encoder:  # as transformers, the decoder begins with [bos] where the config names nothing else
+        start = section.get("decoder_start_token_id")
+        found["decoder_start_token_id"] = section.integer(
+            "bos_token_id" if start is None else "decoder_start_token_id", None, 0, vocab - 1
+        )
+    return found

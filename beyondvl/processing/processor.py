@@ -117,14 +117,21 @@ class Processor:
         self, text: Any, placeholders: bool, return_tensors: str | None, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         found = {}
+        if self.num_query_tokens and isinstance(text, str):
+            text = [text]
         if self.qformer_tokenizer:
             asked = self.qformer_tokenizer(text, return_tensors=return_tensors, **kwargs)
             found |= {f"qformer_{name}": values for name, values in asked.items()}
         if not self.num_query_tokens:
             return found | self.tokenizer(text, return_tensors=return_tensors, **kwargs)
         if kwargs.get("max_length") is not None:
-            kwargs = kwargs | {"max_length": kwargs["max_length"] - self.num_query_tokens}
-        lists = self.tokenizer([text] if isinstance(text, str) else text, **kwargs)
+            room = kwargs["max_length"] - self.num_query_tokens
+            if room < 1:
+                raise ValueError(
+                    f"max_length: found {kwargs['max_length']}, expected more than {self.num_query_tokens} placeholders"
+                )
+            kwargs = kwargs | {"max_length": room}
+        lists = self.tokenizer(text, **kwargs)
         if placeholders:
             known, count = self.tokenizer.get_vocab(), self.num_query_tokens * (self.num_frames or 1)
             fill = {"input_ids": known.get(self.image_token, len(self.tokenizer)), "attention_mask": 1}

@@ -34,12 +34,14 @@ class Tokenizer:
         *,
         model_max_length: int = UNBOUNDED,
         padding_side: str = "right",
+        truncation_side: str = "right",
         special_tokens: dict[str, str] | None = None,
         model_input_names: tuple[str, ...] = ("input_ids", "attention_mask"),
         exact_length: bool = False,
     ):
         self.backend = backend
-        self.model_max_length, self.padding_side = model_max_length, padding_side
+        self.model_max_length = model_max_length
+        self.padding_side, self.truncation_side = padding_side, truncation_side
         self.special_tokens = special_tokens or {}
         self.model_input_names = model_input_names
         self.exact_length = exact_length  # trained at one padded length (SigLIP): padding=True means that length
@@ -80,7 +82,7 @@ class Tokenizer:
         backend, defaults = build_backend(folder, settings)
         fields = {
             "model_max_length": _max_length(settings, defaults),
-            "padding_side": settings.choice("padding_side", "right", ("left", "right")),
+            **{n: settings.choice(n, "right", ("left", "right")) for n in ("padding_side", "truncation_side")},
             "special_tokens": special_tokens(folder, settings, defaults),
             "model_input_names": _input_names(settings, defaults),
             "exact_length": defaults.exact_length,
@@ -163,12 +165,12 @@ class Tokenizer:
         most = max_length or self.model_max_length
         if len(ids) <= most:
             return ids
-        tail = self._suffix if special else 0
-        if most < tail + (self._prefix if special else 0):
-            raise ValueError(
-                f"max_length: found {most}, expected room for {self._prefix + self._suffix} special tokens"
-            )
-        return ids[: most - tail] + (ids[-tail:] if tail else [])
+        head, tail = (self._prefix, self._suffix) if special else (0, 0)
+        if most < head + tail:
+            raise ValueError(f"max_length: found {most}, expected room for {head + tail} special tokens")
+        text, room = ids[head : len(ids) - tail], most - head - tail
+        text = text[len(text) - room :] if self.truncation_side == "left" else text[:room]
+        return ids[:head] + text + ids[len(ids) - tail :]
 
     def _width(self, ids: list[list[int]], padding: bool | str, max_length: int | None) -> int:
         if padding == "max_length":

@@ -101,8 +101,14 @@ def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
         ("vocab.txt", _bert, BERT),
         ("spiece.model", _siglip, SIGLIP),
     )
+    stated = str(settings.get("tokenizer_class") or "")
     for name, build, defaults in builders:
         if (folder / name).exists():
+            if build is not _from_tokenizer_json and stated and kind is None:
+                raise ConfigError(
+                    f"tokenizer_config.json: tokenizer_class: found {stated!r} and {name}, expected a tokenizer.json: "
+                    "transformers' AutoTokenizer reads such files, and its save_pretrained writes one"
+                )
             try:
                 return build(folder, settings), defaults
             except ConfigError:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..families.registry import Head
-from ..generation import GenerationSettings, folder_settings, generate
+from ..generation import GenerationSettings, generate
 from ..modeling import PreTrainedModel, prepared
 
 __all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs"]
@@ -134,8 +134,9 @@ class TaskModel(PreTrainedModel):
 
     @cached_property
     def generation_settings(self) -> GenerationSettings:
-        """The defaults of `generate`: the checkpoint's own, then transformers'."""
-        return folder_settings(self.folder, self.tokens)
+        """The defaults of `generate`: transformers', and the ids of the checkpoint. A generation_config.json is about
+        the model around the decoder, and transformers leaves it aside here."""
+        return GenerationSettings(**{name: self.tokens[name] for name in ("eos_token_id", "pad_token_id")})
 
 
 def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:

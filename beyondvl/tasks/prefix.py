@@ -11,7 +11,7 @@ from ..generation import Prompt
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, text_inputs
-from .writing import CaptioningModel, Prompted
+from .writing import CaptioningModel, Prompted, one_each
 
 __all__ = ["InstructedCaptioningModel", "InstructedVideoModel", "PrefixCaptioningModel"]
 
@@ -44,6 +44,7 @@ class PrefixCaptioningModel(CaptioningModel):
     def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
         """The answer to a question about a picture, or a list for a list: what the language model writes after the
         family's form of a question ("Question: ... Answer:" in BLIP-2)."""
+        one_each(settings)
         encoded = self._encoded(images, None)
         asked = questions if isinstance(questions, list) else [questions] * len(encoded)
         single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
@@ -80,13 +81,12 @@ class PrefixCaptioningModel(CaptioningModel):
         Where the language model has an encoder (Flan-T5), it reads them, and `logits` are of `decoder_input_ids`.
         """
         check_neutral(kwargs)
-        text = text_inputs(input_ids, attention_mask)
-        return self._forward(pixel_values, text, {}, decoder_input_ids, decoder_attention_mask)
+        text, kind = text_inputs(input_ids, attention_mask), kind_of(input_ids, pixel_values)
+        return self._forward(pixel_values, text, {}, decoder_input_ids, decoder_attention_mask, kind)
 
     def _forward(
-        self, pixels: Any, text: dict, instruction: dict, decoder_input_ids: Any, decoder_attention_mask: Any
+        self, pixels: Any, text: dict, instruction: dict, decoder_input_ids: Any, decoder_attention_mask: Any, kind: str
     ) -> ModelOutput:
-        kind = kind_of(pixels)
         vision = self._seen(pixels)
         queries = self._drawn(vision["context"], ["features", "last_hidden_state"], **instruction)
         source = {"features": queries["features"]}
@@ -95,7 +95,8 @@ class PrefixCaptioningModel(CaptioningModel):
                 raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
             source = self._read(text["input_ids"], text.get("attention_mask"), source)
             text = text_inputs(decoder_input_ids, decoder_attention_mask)
-        if (prompt := Prompt(text["input_ids"], text.get("attention_mask"))).positions is not None:
+        prompt = Prompt(text["input_ids"], text.get("attention_mask"))
+        if prompt.positions is not None and self.tower("decoder").encoder.stem.position:  # Llama's count the columns
             text["position_ids"] = prompt.positions
         return ModelOutput(
             logits=from_numpy(self._logits(text, source), kind),
@@ -164,11 +165,9 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         """transformers' InstructBlipForConditionalGeneration: as PrefixCaptioningModel, with the instruction in the
         Q-Former's own vocabulary; `qformer_outputs.last_hidden_state` (B, queries + L, hidden_size) holds both."""
         check_neutral(kwargs)
-        text, asked = (
-            text_inputs(input_ids, attention_mask),
-            self._instruction(qformer_input_ids, qformer_attention_mask),
-        )
-        return self._forward(pixel_values, text, asked, decoder_input_ids, decoder_attention_mask)
+        text, kind = text_inputs(input_ids, attention_mask), kind_of(qformer_input_ids, pixel_values)
+        asked = self._instruction(qformer_input_ids, qformer_attention_mask)
+        return self._forward(pixel_values, text, asked, decoder_input_ids, decoder_attention_mask, kind)
 
     def generate(
         self,

@@ -23,6 +23,13 @@ def written(logits: np.ndarray, states: np.ndarray, kind: str) -> ModelOutput:
     return ModelOutput(logits=from_numpy(logits, kind), image_embeds=states, last_hidden_state=states)
 
 
+def one_each(settings: dict[str, Any]) -> None:
+    """ValueError where one string an item is returned and several are asked for."""
+    if settings.get("num_return_sequences", 1) not in (1, None):
+        found = settings["num_return_sequences"]
+        raise ValueError(f"num_return_sequences: found {found}, expected 1 here; `generate` returns several")
+
+
 class CaptioningModel(TaskModel):
     """Says what a picture shows: a decoder that attends to the picture, from a prompt or from nothing."""
 
@@ -97,6 +104,7 @@ class CaptioningModel(TaskModel):
         """Captions of pictures, a string for one picture. A prompt is continued, and is part of the caption; a language
         model with an encoder (Flan-T5) reads it and answers."""
         single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
+        one_each(settings)
         encoded = self._encoded(images, None)
         if prompt is None:
             texts = self._decoded(self.generate(images=encoded, **settings))
@@ -189,6 +197,7 @@ class AnsweringModel(TaskModel):
 
     def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
         """The answer to a question about a picture, or a list for a list; padding never counts here."""
+        one_each(settings)
         encoded = self._encoded(images, None)
         asked = questions if isinstance(questions, list) else [questions] * len(encoded)
         single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)

@@ -140,11 +140,20 @@ static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build
         bvl_expect(r->op, b, OUT_W, 2, D, -1, 0, 0, err) != BVL_OK)
         return err->status;
     const int64_t rows = b->weights[QKV_W].shape[0], inner = b->weights[OUT_W].shape[1];
-    if (heads < 1 || kv_heads < 1 || heads % kv_heads || inner % heads ||
-        rows != (pool ? 0 : inner) + 2 * kv_heads * (inner / heads))
+    const double act = b->params[P_ACT], scale = b->params[P_SCALE];
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || inner % heads)
+        return bvl_fail(
+            err, BVL_INVALID,
+            "%s: out_weight of %lld columns, %lld heads, %lld of keys: expected a multiple of the "
+            "heads, and these of the heads of keys",
+            r->op->name, (long long)inner, (long long)heads, (long long)kv_heads);
+    if (rows != (pool ? 0 : inner) + 2 * kv_heads * (inner / heads))
+        return bvl_fail(err, BVL_INVALID, "%s: qkv_weight of %lld rows, expected %lld", r->op->name,
+                        (long long)rows, (long long)((pool ? 0 : inner) + 2 * kv_heads * (inner / heads)));
+    if (!(act >= 0 && act < BVL_ACT_COUNT) || !(scale >= 0))
         return bvl_fail(err, BVL_INVALID,
-                        "%s: %lld rows of qkv_weight do not split over %lld heads, %lld of keys", r->op->name,
-                        (long long)rows, (long long)heads, (long long)kv_heads);
+                        "%s: activation %g, attention_scale %g: expected 0 to %d, and 0 or more", r->op->name,
+                        act, scale, BVL_ACT_COUNT - 1);
     block *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1, .cached = -1};
@@ -161,6 +170,9 @@ static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build
 static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     block *s = r->state;
     if (!b->weights[CROSS_Q_W].data) return BVL_OK;
+    if (s->group != 1)
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: cross_q_weight: found where heads share keys, expected neither", r->op->name);
     if (linear_build(p, r, b, CROSS_Q_W, s->inner, s->D, p->precision, &s->cross_q, err) != BVL_OK ||
         linear_build(p, r, b, CROSS_OUT_W, s->D, s->inner, p->precision, &s->cross_out, err) != BVL_OK ||
         norm_build(p, r, b, CROSS_NORM_W, s->D, &s->cross_norm, err) != BVL_OK)
@@ -189,16 +201,16 @@ static bvl_status positions_build(bvl_program *p, bvl_record *r, const bvl_build
     if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->hd))
         return bvl_fail(
             err, BVL_INVALID,
-            "%s: rotary: expected the rows of a text alone, and at most %lld frequencies, found %lld",
-            r->op->name, (long long)s->hd / 2, (long long)p->rotary_half);
+            "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
+            r->op->name, (long long)p->rotary_half, (long long)s->hd / 2);
     if (!relative->data) return BVL_OK;
     if (bvl_expect(r->op, b, RELATIVE, 2, s->heads, -1, 0, 0, err) != BVL_OK) return err->status;
-    if (relative->shape[1] % 2 == 0 || p->queries)
-        return bvl_fail(
-            err, BVL_INVALID,
-            "%s: relative_bias: found %lld columns and %lld query tokens, expected an odd number, "
-            "none",
-            r->op->name, (long long)relative->shape[1], (long long)p->queries);
+    if (relative->shape[1] % 2 == 0)
+        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found %lld columns, expected an odd number",
+                        r->op->name, (long long)relative->shape[1]);
+    if (p->queries)
+        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found beside %lld query tokens, expected none",
+                        r->op->name, (long long)p->queries);
     s->reach = relative->shape[1] / 2;
     return bvl_copy_vector(&s->relative, &p->store, relative, err);
 }

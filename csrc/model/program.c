@@ -339,7 +339,7 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (!p->vocab || (p->queries && in->contexts && !in->input_ids && in->L == 0)) return BVL_OK;
     if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
     if (in->L < 1 || in->L > p->max_positions - in->past)
-        return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (the position table)",
+        return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (its positions)",
                         (long long)in->L, (long long)(p->max_positions - in->past));
     if (check_ids("input_ids", in->input_ids, in, p->vocab, " (the vocabulary)", err) != BVL_OK ||
         check_ids("position_ids", in->position_ids, in, p->max_positions, "", err) != BVL_OK ||
