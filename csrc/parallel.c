@@ -5,8 +5,8 @@
  * call is unspecified: the child of such a fork runs every team with one thread.
  *
  * Barriers are our own. libgomp's spin for milliseconds, which on processors shared with another process is
- * time its workers need to arrive at theirs: here a worker that waits for longer than a team is usually out
- * of step sleeps until it is woken.
+ * time its workers need to arrive at theirs. Here a worker spins for as long as that has paid lately, then
+ * sleeps until it is woken: on processors of its own it hardly ever sleeps, on shared ones soon at once.
  */
 #define _GNU_SOURCE /* syscall */
 #include "parallel.h"
@@ -24,7 +24,9 @@
 
 #include "cpu.h"
 
-enum { SPINS = 500 }; /* about ten microseconds */
+enum { LEAST_SPINS = 128, MOST_SPINS = 8192 }; /* some microseconds, some hundred */
+
+static atomic_int patience = MOST_SPINS; /* spins before a worker sleeps; races are harmless */
 
 static atomic_int regions; /* parallel regions running now */
 static atomic_bool serial; /* set in a child forked while a region ran */
@@ -106,10 +108,16 @@ void bvl_barrier(bvl_team team) {
         if (atomic_load(&gate->asleep)) wake_all(&gate->phase);
         return;
     }
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&gate->phase, memory_order_acquire) != phase) return;
+    const int spins = atomic_load_explicit(&patience, memory_order_relaxed);
+    for (int i = 0; i < spins; i++) {
+        if (atomic_load_explicit(&gate->phase, memory_order_acquire) != phase) {
+            const int more = spins + spins / 16;
+            if (spins < MOST_SPINS) atomic_store_explicit(&patience, more, memory_order_relaxed);
+            return;
+        }
         pause_briefly();
     }
+    atomic_store_explicit(&patience, BVL_MAX(spins / 4, LEAST_SPINS), memory_order_relaxed);
     atomic_fetch_add(&gate->asleep, 1);
     while (atomic_load(&gate->phase) == phase) sleep_on(&gate->phase, phase);
     atomic_fetch_sub(&gate->asleep, 1);
