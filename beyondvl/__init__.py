@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# libgomp reads this once, when it is loaded: between calls its workers are to spin for microseconds, not milliseconds, on
-# a processor that somebody else could use
+# libgomp reads this once, when it is loaded: between calls its workers are to spin for microseconds, not milliseconds,
+# on a processor that somebody else could use
 _SPIN = None if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ else "10000"
 if _SPIN:
     os.environ["GOMP_SPINCOUNT"] = _SPIN

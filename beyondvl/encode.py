@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+CLIP_BATCH = 8  # frames of a clip at once: they are large
 MODALITIES = ("text", "image", "video")
 
 
@@ -152,14 +154,15 @@ class EncodeMixin:
         from .processing.video import Sampling, video_frames
 
         for i in indices:
-            item = items[i]
-            settings = (
-                {name: value for name, value in item.items() if name != "video"} if isinstance(item, dict) else {}
-            )
-            frames = video_frames(_content(item, "video"), Sampling.of(settings))
-            rows = []
-            while batch := list(islice(frames, batch_size)):
-                rows.append(_unit(self._embed("vision", {"pixel_values": self.image_processor(batch)["pixel_values"]})))
+            settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
+            frames = video_frames(settings.pop("video"), Sampling.of(settings))
+            rows, count = [], min(batch_size, CLIP_BATCH)
+            with ThreadPoolExecutor(1) as pool:  # decodes what comes next while the model runs
+                following = pool.submit(_some, frames, count)
+                while batch := following.result():
+                    following = pool.submit(_some, frames, count)
+                    pixels = self.image_processor(batch)["pixel_values"]
+                    rows.append(_unit(self._embed("vision", {"pixel_values": pixels})))
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -175,6 +178,10 @@ class EncodeMixin:
         """Cosine similarity (n,) of row i of a with row i of b."""
         rows = np.einsum("nd,nd->n", _unit(a), _unit(b))
         return from_numpy(rows, "pt") if is_torch(a) or is_torch(b) else rows
+
+
+def _some(frames: Iterator[np.ndarray], count: int) -> list[np.ndarray]:
+    return list(islice(frames, count))
 
 
 def _read_ahead(items: Iterable[Any]) -> None:
