@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,12 @@ def modality_of(item: Any) -> str:
 
 
 def _content(item: Any, modality: str) -> Any:
-    return item[modality] if isinstance(item, dict) else item
+    """What an item holds; ValueError where a dictionary is not of that modality, or says more than it."""
+    if not isinstance(item, dict):
+        return item
+    if modality not in item or len(item) > 1:
+        raise ValueError(f"item: found keys {', '.join(map(str, item))}, expected {modality} alone")
+    return item[modality]
 
 
 class EncodeMixin:
@@ -94,7 +99,8 @@ class EncodeMixin:
         Raises ImageError naming the place of a picture that cannot be read, VideoError naming the clip; a ValueError
         for an empty list.
         """
-        single = not isinstance(inputs, list | tuple) and getattr(inputs, "ndim", 0) != 4
+        several = isinstance(inputs, list | tuple) or (getattr(inputs, "ndim", 0) == 4 and modality != "video")
+        single = not several
         items = [inputs] if single else list(inputs)
         if not items:
             raise ValueError("inputs: the list is empty, expected at least one item")
@@ -155,14 +161,21 @@ class EncodeMixin:
 
         for i in indices:
             settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
+            if "video" not in settings:
+                raise ValueError(f"item {i}: found keys {', '.join(map(str, settings))}, expected video")
             frames = video_frames(settings.pop("video"), Sampling.of(settings))
             rows, count = [], min(batch_size, CLIP_BATCH)
-            with ThreadPoolExecutor(1) as pool:  # decodes what comes next while the model runs
-                following = pool.submit(_some, frames, count)
+            pool, stop = ThreadPoolExecutor(1), Event()  # decodes what comes next while the model runs
+            try:
+                following = pool.submit(_some, frames, count, stop)
                 while batch := following.result():
-                    following = pool.submit(_some, frames, count)
+                    following = pool.submit(_some, frames, count, stop)
                     pixels = self.image_processor(batch)["pixel_values"]
                     rows.append(_unit(self._embed("vision", {"pixel_values": pixels})))
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                frames.close()
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -180,8 +193,12 @@ class EncodeMixin:
         return from_numpy(rows, "pt") if is_torch(a) or is_torch(b) else rows
 
 
-def _some(frames: Iterator[np.ndarray], count: int) -> list[np.ndarray]:
-    return list(islice(frames, count))
+def _some(frames: Iterator[np.ndarray], count: int, stop: Event) -> list[np.ndarray]:
+    """The next frames, fewer at the end or when told to stop."""
+    found: list[np.ndarray] = []
+    while len(found) < count and not stop.is_set() and (frame := next(frames, None)) is not None:
+        found.append(frame)
+    return found
 
 
 def _read_ahead(items: Iterable[Any]) -> None:

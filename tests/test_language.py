@@ -356,6 +356,8 @@ def test_clips_are_run_once(captioner, monkeypatch, kind):
         ValueError, match=r"pixel_values: found shape \(3, 3, 45, 45\), expected \(B, frames, 3, H, W\)"
     ):
         ours.generate(pixels[:, 0], **asked)
+    with pytest.raises(ValueError, match="found 3 and 2, expected as many instructions as pictures or clips"):
+        bvl.AutoModel.from_pretrained(folder).get_qformer_features(pixels, asked["qformer_input_ids"][:2])
     with pytest.raises(ValueError, match=r"has 20 placeholders \(id 180\), expected 15"):
         bvl.AutoModel.from_pretrained(folder).generate(pixels[:, :3], **prompts(case[0]))
 

@@ -150,6 +150,37 @@ def test_words_out(folders, case, capsys):
     assert json.loads(capsys.readouterr().out)["generated_text"] == answer
 
 
+def test_clips(folders, tmp_path):
+    """InstructBlipVideo takes four frames of a clip, and puts a placeholder for each query of each frame."""
+    seeing("InstructBlipVideo", "llama")[0].save_pretrained(tmp_path)
+    source = folders["InstructBlip", "llama"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, tmp_path)
+    shutil.copytree(source / "qformer_tokenizer", tmp_path / "qformer_tokenizer")
+    fields = json.loads((source / "processor_config.json").read_text())
+    fields["video_processor"] = fields.pop("image_processor") | {
+        "video_processor_type": "InstructBlipVideoVideoProcessor"
+    }
+    del fields["video_processor"]["image_processor_type"]
+    fields["video_token"] = "<image>"
+    (tmp_path / "processor_config.json").write_text(json.dumps(fields))
+    model = bvl.AutoModel.from_pretrained(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (16, 40, 60, 3), dtype=np.uint8)
+    inputs = model.processor(text="what is this", videos=frames, return_tensors="np")
+    assert inputs["pixel_values"].shape == (1, 4, 3, 45, 45)
+    assert (inputs["input_ids"][0, : 4 * QUERIES] == IMAGE).all() and inputs["input_ids"][0, 4 * QUERIES] == 2
+    expected = model.processor.image_processor(list(frames[::4]))["pixel_values"]
+    assert np.array_equal(inputs["pixel_values"][0], expected)
+    text = model.answer(frames, "what is this", max_new_tokens=6)
+    ids = model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
+    assert model.processor.batch_decode(ids, skip_special_tokens=True)[0].strip() == text
+    for clip in (list(frames), [Image.fromarray(frame) for frame in frames], [frames], frames[None]):
+        assert model.answer(clip, "what is this", max_new_tokens=6) in (text, [text])
+    assert len(model.encode_image([frames, frames[::-1]])) == 2 and len(model.encode_image(list(frames))) == 1
+    with pytest.raises(ValueError, match="videos: given to a processor of pictures"):
+        bvl.AutoProcessor.from_pretrained(source)(videos=frames)
+
+
 def test_packed(folders, tmp_path):
     """Both tokenizers go with the weights."""
     model = bvl.AutoModel.from_pretrained(folders["InstructBlip", "t5"], dtype="int8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from fractions import Fraction
 
 import clips
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 import beyondvl as bvl
 from beyondvl.cli import main
+from beyondvl.processing import video
 from beyondvl.processing.video import Sampling, video_frames
 
 av = pytest.importorskip("av", reason="video files need PyAV: pip install 'beyondvl[video]'")
@@ -54,34 +56,78 @@ def test_the_sampling_is_transformers():
         assert Sampling(count).indices(total, 30.0) == expected.tolist()
 
 
-def test_seeking(tmp_path, monkeypatch):
-    """A long clip is not decoded as a whole, and what is found is the same."""
-    path = clips.write(tmp_path / "long.mp4", count=128, rate=4, gop=8)
-    decoded, seen = [], av.container.InputContainer.decode
+class Watched:
+    """A container that counts the frames it decodes."""
 
-    def counting(*args):
-        for frame in seen(*args):
-            decoded.append(frame)
+    def __init__(self, inner, decoded):
+        self.inner, self.decoded = inner, decoded
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def decode(self, stream):
+        for frame in self.inner.decode(stream):
+            self.decoded.append(frame.time)
             yield frame
 
-    import beyondvl.processing.video as video
 
-    class Watched:
-        """A container that counts what it decodes."""
+def test_seeking(tmp_path, monkeypatch):
+    """A long clip is not decoded as a whole, and one with few key frames not over and over; what is found is the same."""
+    decoded = []
 
-        def __init__(self, inner):
-            self.inner = inner
+    class Counted(video._Reader):
+        """Reads through a container that counts."""
 
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
+        def __init__(self, container):
+            super().__init__(Watched(container, decoded))
 
-        def decode(self, stream):
-            return counting(self.inner, stream)
-
-    at_times = video._at_times
-    monkeypatch.setattr(video, "_at_times", lambda container, *rest: at_times(Watched(container), *rest))
+    monkeypatch.setattr(video, "_Reader", Counted)
+    path = clips.write(tmp_path / "long.mp4", count=128, rate=4, gop=8)
     np.testing.assert_allclose(clips.places(bvl.load_video(path, num_frames=4)), [0, 32, 64, 96], atol=0.6)
     assert 4 <= len(decoded) < 40
+    decoded.clear()
+    path = clips.write(tmp_path / "sparse.mp4", count=120, rate=2, gop=1000)
+    np.testing.assert_allclose(clips.places(bvl.load_video(path, num_frames=20)), range(0, 120, 6), atol=0.6)
+    assert 115 <= len(decoded) < 400
+
+
+def write_times(path, times, rate=1000, gop=12, sound=0.0, **options):
+    """A clip whose frame i begins at times[i] seconds, with so many seconds of sound."""
+    with av.open(str(path), "w", options={k: str(v) for k, v in options.items()}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 96, 64, "yuv420p", gop
+        stream.codec_context.time_base = Fraction(1, rate)
+        noise = container.add_stream("pcm_s16le", rate=8000, layout="mono") if sound else None
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 2 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time * rate), Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if noise:
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, int(8000 * sound)), np.int16), layout="mono")
+            frame.sample_rate = 8000
+            container.mux(noise.encode(frame))
+            container.mux(noise.encode())
+    return path
+
+
+EVEN = np.arange(100) / 25
+TIMES = {
+    "sound that goes on": ("a.mkv", EVEN, {"sound": 8.0}, {"num_frames": 4}, [0, 25, 50, 75]),
+    "a later start": ("a.mkv", EVEN + 5, {}, {"num_frames": 4}, [0, 25, 50, 75]),
+    "no length in the header": ("a.mkv", EVEN, {"live": 1}, {"num_frames": 4}, [0, 25, 50, 75]),
+    "packets without an index": ("a.ts", EVEN, {"gop": 50}, {"num_frames": 2, "start": 3.0}, [75, 87]),
+    "a picture that stays": ("a.mkv", [0, 0.1, 0.2, 0.3, 4.0, 4.1], {}, {"num_frames": 4}, [0, 3, 3, 3]),
+    "frames further and further apart": ("a.mkv", [0, 1, 3, 6, 10], {}, {"num_frames": 4}, [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times(tmp_path, name):
+    """A frame is shown from its time on until the next one begins."""
+    file, times, options, settings, expected = TIMES[name]
+    path = write_times(tmp_path / file, times, **options)
+    np.testing.assert_allclose(clips.places(bvl.load_video(path, **settings)), expected, atol=1.0)
 
 
 def test_a_turned_clip(folder, tmp_path):
@@ -162,13 +208,35 @@ def bad_files(folder):
         "cut.mp4": (mp4[: len(mp4) // 2], "cut.mp4: Invalid data"),
         "empty.mp4": (b"", "empty.mp4: the file is empty"),
         "text.mp4": (b"no clip at all " * 40, "text.mp4: Invalid data"),
-        "list.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n", "list.mp4: "),
+        "list.m3u8": (
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n",
+            "list.m3u8: not a format among",
+        ),
         "script.mp4": (b"ffconcat version 1.0\nfile clip.mp4\n", "not a format among"),
         "sound.mkv": (audio.getvalue(), "sound.mkv: no video stream"),
         "huge.avi": (bytes(huge), "huge.avi: "),
         "long.mkv": (bytes(long), "long.mkv: a length of 1e[+]12 s, expected"),
         "broken.gif": (b"GIF89a" + bytes(30), "broken.gif"),
     }
+
+
+def test_cut_animations(tmp_path):
+    """Whatever Pillow's readers meet, the error is ours."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)) for _ in range(4)]
+    for kind in ("GIF", "WEBP"):
+        buffer = io.BytesIO()
+        images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=100)
+        data = buffer.getvalue()
+        for end in range(1, len(data), 7):
+            try:
+                assert bvl.load_video(data[:end]).shape[1:] == (12, 16, 3)
+            except bvl.VideoError:
+                continue
+    bomb = bytearray(b"GIF89a" + bytes(40))
+    bomb[6:10] = b"\xff\xff\xff\xff"
+    with pytest.raises(bvl.VideoError, match="video bytes: "):
+        bvl.load_video(bytes(bomb))
 
 
 def test_bad_files(folder, tmp_path):
@@ -218,6 +286,11 @@ def test_embeddings(folder, capsys):
         model.encode([path], modality="sound")
     with pytest.raises(ValueError, match="found frames, expected some of"):
         model.encode([{"video": path, "frames": 3}])
+    with pytest.raises(ValueError, match="item: found keys video, expected image alone"):
+        model.encode([{"video": path}], modality="image")
+    with pytest.raises(ValueError, match="item: found keys image, num_frames, expected image alone"):
+        model.encode([{"image": frames[0], "num_frames": 3}])
+    assert np.array_equal(model.encode(np.stack(frames), modality="video"), model.encode([np.stack(frames)])[0])
     with pytest.raises(SystemExit):
         main(["embed", path, str(folder / "none.mp4")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

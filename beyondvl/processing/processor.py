@@ -107,11 +107,12 @@ class Processor:
         """pixel_values (B, num_frames, 3, H, W) float32 of a clip or a list of clips."""
         from .video import load_video
 
-        several = isinstance(videos, list | tuple) and (not videos or _is_clip(videos[0]))
-        frames = [list(load_video(clip, num_frames=self.num_frames)) for clip in (videos if several else [videos])]
-        if not frames:
+        clips = as_clips(videos)
+        if not clips:
             raise ValueError("videos: the list is empty, expected at least one clip")
-        return np.stack([self.image_processor(clip)["pixel_values"] for clip in frames])
+        return np.stack(
+            [self.image_processor(list(load_video(clip, num_frames=self.num_frames)))["pixel_values"] for clip in clips]
+        )
 
     def _texts(
         self, text: Any, placeholders: bool, return_tensors: str | None, kwargs: dict[str, Any]
@@ -150,9 +151,13 @@ class Processor:
         return [*self.tokenizer.model_input_names, "pixel_values", *qformer]
 
 
-def _is_clip(item: Any) -> bool:
-    """Whether an item of a list is a clip, and not a frame of one."""
-    return isinstance(item, str | os.PathLike | bytes | list | tuple) or getattr(item, "ndim", 0) == 4
+def as_clips(videos: Any) -> list[Any]:
+    """A list of clips, of a clip or several: a list of pictures is one clip, an array (B, T, H, W, 3) is several."""
+    if isinstance(videos, list | tuple):
+        first = videos[0] if videos else b""
+        clip = isinstance(first, str | os.PathLike | bytes | bytearray | memoryview | list | tuple)
+        return list(videos) if clip or getattr(first, "ndim", 0) == 4 else [videos]
+    return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
 
 
 def _placeholders(folder: Path, what: str) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 
 Which frames: of the n frames between `start` and `end` those at floor(i n / num_frames), as transformers samples them;
 with `fps`, num_frames is what that gives. In a file a frame is found by its time: the decoder jumps to the key frame
-before it where that is further than it would have to decode.
+before it where that is further than it would have to decode. AVI keeps no times: with B-frames its frames are those of
+neighbouring places.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import math
 import os
+import re
+import stat
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,6 +30,7 @@ __all__ = ["Sampling", "load_video", "video_frames"]
 
 MOST_FRAMES = 4096  # of one clip, sampled
 MOST_SECONDS = 7 * 24 * 3600
+MOST_PIXELS = 1 << 31  # of all pictures of an animation, which must be read to learn their times
 TICKS = 100.0  # a second of an animation: GIF's own unit
 SEEK_AFTER = 2.0  # seconds ahead that are decoded rather than jumped over
 # playlists and scripts name other files and hosts: none is opened
@@ -135,6 +139,8 @@ def _head(path: str | os.PathLike) -> bytes:
     text = os.fspath(path)
     if isinstance(text, str) and "://" in text[:16]:
         raise ValueError("URLs are not fetched: download the clip and give its path or bytes")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")
     with open(path, "rb") as file:
         return file.read(16)
 
@@ -157,22 +163,30 @@ def _from_pictures(pictures: Any, sampling: Sampling) -> Iterator[np.ndarray]:
 
 def _from_animation(data: bytes, sampling: Sampling) -> Iterator[np.ndarray]:
     """Pictures of a GIF or WebP at times that lie evenly, each as long as it stays."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data), formats=("GIF", "WEBP"))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an animation that can be read") from error
-    check_pixels(image.height, image.width)
-    ends, at = [], 0.0
-    for index in range(min(getattr(image, "n_frames", 1), 1 << 16)):
-        image.seek(index)
-        image.load()
-        at += max(image.info.get("duration") or 0, 10) / 1000
-        ends.append(at)
-    for tick in sampling.indices(round(at * TICKS), TICKS):
-        image.seek(min(int(np.searchsorted(ends, (tick + 0.5) / TICKS)), len(ends) - 1))
-        yield pil_to_rgb(image.convert("RGBA"))[:, :, :3]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("GIF", "WEBP"))
+        count = getattr(image, "n_frames", 1)
+        if count * image.height * image.width > MOST_PIXELS:
+            raise ValueError(
+                f"{count} pictures of {image.width} x {image.height} pixels, expected {MOST_PIXELS} in all"
+            )
+        ends, at = [], 0.0
+        for index in range(count):
+            image.seek(index)
+            image.load()
+            at += max(image.info.get("duration") or 0, 10) / 1000
+            ends.append(at)
+        for tick in sampling.indices(round(at * TICKS), TICKS):
+            image.seek(min(int(np.searchsorted(ends, (tick + 0.5) / TICKS)), count - 1))
+            yield pil_to_rgb(image.convert("RGBA"))[:, :, :3]
+    except (GeneratorExit, ValueError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises what its readers meet: IndexError, struct.error, ...
+        raise ValueError(f"not an animation that can be read: {error}") from error
 
 
 def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
@@ -181,56 +195,104 @@ def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
     except ImportError as error:
         raise ImportError("to read video files install PyAV: pip install 'beyondvl[video]'") from error
     try:
-        with av.open(source, options=OPEN, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise ValueError("no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            check_pixels(stream.codec_context.height, stream.codec_context.width)
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the stream itself may say otherwise
-            seconds, rate = _length(container, stream)
-            begin = float((stream.start_time or 0) * stream.time_base)
-            places = sampling.indices(max(1, round(seconds * rate)), rate)
-            yield from _at_times(container, stream, begin, [begin + place / rate for place in places], 0.5 / rate)
+        container = av.open(source, options=OPEN, metadata_errors="replace")
     except av.FFmpegError as error:
         refused = error.errno == errno.EINVAL  # by OPEN
         raise ValueError(f"not a format among {OPEN['format_whitelist']}" if refused else error.strerror) from error
+    try:
+        with container:
+            if not container.streams.video:
+                raise ValueError("no video stream")
+            yield from _Reader(container).frames(sampling)
+    except av.FFmpegError as error:
+        raise ValueError(error.strerror) from error
 
 
-def _length(container: Any, stream: Any) -> tuple[float, float]:
-    """Seconds and frames a second of a stream, by its header."""
-    rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
-    if not 0 < rate <= 1000:
-        raise ValueError(f"{rate:g} frames a second, expected above 0 and at most 1000")
-    if stream.duration is not None:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        seconds = container.duration / 1e6
-    else:
-        seconds = stream.frames / rate
-    if not 0 < seconds <= MOST_SECONDS:
-        raise ValueError(f"a length of {seconds:g} s, expected above 0 and at most {MOST_SECONDS}")
-    return seconds, rate
+class _Reader:
+    """The first video stream of a container, read by time.
 
+    What is shown at a time is the last frame that has begun. `ahead` is how far a time must lie ahead to be jumped to:
+    more than the distance between key frames, once that is known.
+    """
 
-def _at_times(container: Any, stream: Any, begin: float, times: list[float], half: float) -> Iterator[np.ndarray]:
-    """The frame shown at each of the times, which rise from `begin` on; `half` is half the time a frame stays."""
-    frames, shown, pixels = container.decode(stream), None, None
-    for time in times:
-        if time - (shown.time if shown else begin) > SEEK_AFTER:
-            with contextlib.suppress(OSError):  # a stream that cannot jump is decoded
-                container.seek(int(time / stream.time_base), stream=stream)
-                frames = container.decode(stream)
-        while shown is None or shown.time + half < time:
-            following = next((f for f in frames if f.time is not None), None)
-            if following is None:
+    def __init__(self, container: Any):
+        self.container, self.stream = container, container.streams.video[0]
+        self.stream.thread_type = "AUTO"
+        context = self.stream.codec_context
+        check_pixels(context.height, context.width)
+        context.options = {"max_pixels": str(MAX_PIXELS)}  # the stream itself may say otherwise
+        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or self.stream.base_rate or 0)
+        if not 0 < self.rate <= 1000:
+            raise ValueError(f"{self.rate:g} frames a second, expected above 0 and at most 1000")
+        self.begin = float((self.stream.start_time or 0) * self.stream.time_base)
+        self.ahead = SEEK_AFTER
+        self.current = self.following = None
+
+    def frames(self, sampling: Sampling) -> Iterator[np.ndarray]:
+        places = sampling.indices(max(1, round(self._seconds() * self.rate)), self.rate)
+        self._restart()
+        shown = pixels = None
+        for place in places:
+            self._go(self.begin + place / self.rate)
+            if self.current is not shown:
+                shape, shown = None if pixels is None else pixels.shape, self.current
+                pixels = _upright(shown)
+                if shape not in (None, pixels.shape):
+                    raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels at {shown.time:.2f} s, expected "
+                                     f"{shape[1]} x {shape[0]} as before")  # fmt: skip
+            yield pixels
+
+    def _seconds(self) -> float:
+        """Length of the stream: by its header, else by the times of its packets."""
+        stream = self.stream
+        if stream.duration is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif clock := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+            hours, minutes, rest = (float(part) for part in clock.groups())
+            seconds = 3600 * hours + 60 * minutes + rest - self.begin
+        else:
+            times = [float(p.pts * stream.time_base) for p in self.container.demux(stream) if p.pts is not None]
+            seconds = max(times) - min(times) + 1 / self.rate if times else 0.0
+            self.container.seek(0)
+        if self.container.duration is not None and self.container.duration > 1e6 * MOST_SECONDS:
+            seconds = self.container.duration / 1e6
+        if not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(f"a length of {seconds:g} s, expected above 0 and at most {MOST_SECONDS}")
+        return seconds
+
+    def _restart(self) -> None:
+        self.decoded = (frame for frame in self.container.decode(self.stream) if frame.time is not None)
+        self.current, self.following = None, next(self.decoded, None)
+
+    def _go(self, time: float) -> None:
+        """Makes `current` the frame shown at `time`, which is not before the last one asked for."""
+        slack = min(0.5 / self.rate, 0.002)  # containers round times
+        here = self.current.time if self.current else self.begin
+        if time - here > self.ahead:
+            self._jump(time, slack, here)
+        while self.following is not None and (self.current is None or self.following.time <= time + slack):
+            self.current, self.following = self.following, next(self.decoded, None)
+        if self.current is None:
+            raise ValueError(f"ends before its first frame, expected one at {time:.2f} s")
+        stays = float((getattr(self.current, "duration", None) or 0) * self.stream.time_base)
+        if self.following is None and time > self.current.time + max(stays, 1 / self.rate) + SLACK:
+            raise ValueError(f"ends after {self.current.time:.2f} s, expected a frame at {time:.2f} s")
+
+    def _jump(self, time: float, slack: float, here: float) -> None:
+        """To the key frame before `time`; further back where a container lands late."""
+        back = 0.0
+        while True:
+            target = max(time - back, self.begin)
+            self.container.seek(int(target / self.stream.time_base), stream=self.stream)
+            self._restart()
+            if (self.following is not None and self.following.time <= time + slack) or target <= self.begin:
                 break
-            shown, pixels = following, None
-        if shown is None or shown.time + SLACK + 2 * half < time:
-            found = "nothing" if shown is None else f"{shown.time:.2f} s"
-            raise ValueError(f"ends after {found}, expected a frame at {time:.2f} s")
-        if pixels is None:
-            pixels = shown.to_ndarray(format="rgb24")
-            turns = round((getattr(shown, "rotation", 0) or 0) / 90) % 4
-            pixels = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
-        yield pixels
+            back = max(1.0, 2 * back)
+        if self.following is not None and self.following.time <= here:  # no key frame in between
+            self.ahead = max(self.ahead, 2 * (time - self.following.time))
+
+
+def _upright(frame: Any) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24")
+    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

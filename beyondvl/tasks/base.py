@@ -74,7 +74,7 @@ class TaskModel(PreTrainedModel):
         Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
         """
         if pixel_values is None:
-            items = list(images) if isinstance(images, list | tuple) else [images]
+            items = self._items(images)
             parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
             batches = (self._pixels([items[i] for i in part], list(part)) for part in parts)
         else:
@@ -87,6 +87,9 @@ class TaskModel(PreTrainedModel):
             for name in ("embeds", "features")
         )
         return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays, found[0].frames)
+
+    def _items(self, images: Any) -> list[Any]:
+        return list(images) if isinstance(images, list | tuple) else [images]
 
     def _pixels(self, items: list[Any], positions: list[int]) -> np.ndarray:
         return self.image_processor(items, positions=positions)["pixel_values"]

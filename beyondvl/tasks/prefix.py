@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ..generation import Prompt
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
+from ..processing.processor import as_clips
 from .base import EncodedImages, text_inputs
 from .writing import CaptioningModel, Prompted, one_each
 
@@ -28,6 +29,7 @@ class PrefixCaptioningModel(CaptioningModel):
 
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
         """What the query tokens drew from pictures."""
+        self._require_pairs(contexts, text)
         return self.tower("queries").run({"contexts": contexts, **text}, wanted, self.num_threads)
 
     def get_qformer_features(self, pixel_values: Any = None, **kwargs: Any) -> Any:
@@ -36,6 +38,13 @@ class PrefixCaptioningModel(CaptioningModel):
         check_neutral(kwargs)
         contexts = self._contexts(prepared("pixel_values", pixel_values))
         return from_numpy(self._drawn(contexts, ["query_output"])["query_output"], kind_of(pixel_values))
+
+    def _require_pairs(self, contexts: list[Any], text: dict[str, np.ndarray]) -> None:
+        if text and len(contexts) != len(text["input_ids"]):
+            raise ValueError(
+                f"pixel_values, qformer_input_ids: found {len(contexts)} and {len(text['input_ids'])}, expected as "
+                "many instructions as pictures or clips"
+            )
 
     def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of texts, each after the placeholders of a picture."""
@@ -139,8 +148,11 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         if len(instruction["input_ids"]) != count:
             found = len(instruction["input_ids"])
             raise ValueError(f"qformer_input_ids: found {found} instructions, expected {count}, one for each prompt")
-        contexts = encoded.source(count, "qformer_input_ids")["contexts"]
+        contexts = self._grouped(encoded.source(count, "qformer_input_ids")["contexts"], encoded)
         return {"features": self._drawn(contexts, ["features"], **instruction)["features"]}
+
+    def _grouped(self, contexts: list[Any], encoded: EncodedImages) -> list[Any]:
+        return contexts
 
     def _instruction(self, ids: Any, mask: Any) -> dict[str, np.ndarray]:
         if ids is None:
@@ -214,29 +226,41 @@ class InstructedVideoModel(InstructedCaptioningModel):
     Wherever a picture is expected a clip is (see `load_video`), and `pixel_values` are (B, frames, 3, H, W).
     """
 
+    def _items(self, images: Any) -> list[Any]:
+        return as_clips(images)
+
     def _pixels(self, items: list[Any], positions: list[int]) -> np.ndarray:
         return self.processor.clips(items)
 
-    def _frames(self, pixels: Any) -> np.ndarray:
-        """(B * frames, 3, H, W)"""
+    def _by_clip(self, pixels: Any, run: Callable[[np.ndarray], Any]) -> tuple[Any, int]:
+        """What `run` finds in the frames (B * frames, 3, H, W) of clips, and how many frames a clip has."""
         array = prepared("pixel_values", pixels)
         if array.ndim != 5:
             raise ValueError(f"pixel_values: found shape {array.shape}, expected (B, frames, 3, H, W)")
-        return array.reshape(-1, *array.shape[2:])
+        return run(array.reshape(-1, *array.shape[2:])), array.shape[1]
 
     def _seen(self, pixels: Any) -> dict[str, Any]:
-        return super()._seen(self._frames(pixels))
+        found, frames = self._by_clip(pixels, super()._seen)
+        return found | {"context": in_groups(found["context"], frames)}
 
     def _contexts(self, pixels: np.ndarray) -> list[Any]:
-        return super()._contexts(self._frames(pixels))
+        return in_groups(*self._by_clip(pixels, super()._contexts))
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
-        return EncodedImages(tuple(self._contexts(pixels)), frames=pixels.shape[1])
+        return EncodedImages(tuple(c for clip in self._contexts(pixels) for c in clip), frames=pixels.shape[1])
+
+    def _grouped(self, contexts: list[Any], encoded: EncodedImages) -> list[Any]:
+        return in_groups(contexts, encoded.frames)
 
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
-        clips = len(text["input_ids"])
-        text = {name: np.repeat(array, len(contexts) // clips, 0) for name, array in text.items()}
-        found = super()._drawn(contexts, wanted, **text)
+        self._require_pairs(contexts, text)
+        frames, clips = len(contexts[0]), len(contexts)
+        text = {name: np.repeat(array, frames, 0) for name, array in text.items()}
+        found = super()._drawn([c for clip in contexts for c in clip], wanted, **text)
         if "features" in found:
             found["features"] = found["features"].reshape(clips, -1, found["features"].shape[2])
         return found
+
+
+def in_groups(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
