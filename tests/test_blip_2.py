@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -173,6 +174,37 @@ def test_encoded_pictures_are_run_once(made, monkeypatch):
     monkeypatch.setattr(ours.tower("vision"), "run", None)
     logits = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask, True).logits_per_image
     np.testing.assert_allclose(ours.match(encoded, ["a", "b", "c"]), logits.softmax(1)[:, 1].numpy(), rtol=1e-5)
+
+
+def test_reranking(made, tmp_path):
+    """A shortlist by the queries' cosines, the largest over them, then matching on it alone."""
+    model, folder, *_ = made(RETRIEVAL)
+    words = "a red cup old wall two cats on the table".split()
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    fields = {"image_processor_type": "BlipImageProcessor", "size": {"height": 45, "width": 45}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    ours = bvl.AutoModel.from_pretrained(tmp_path)
+    pictures = list(np.random.default_rng(0).integers(0, 256, (5, 50, 60, 3), dtype=np.uint8))
+    texts = ["a red cup", "an old wall", "two cats on the table"]
+    encoded = ours.encode_image(pictures)
+    text = ours.encode({"text": texts[0]}, normalize_embeddings=True)
+    cosines = (encoded.embeds @ text).max(1)
+    few = np.argsort(-cosines)[:3]
+    scores = ours.match(encoded[few], [texts[0]] * 3)
+    found = ours.rerank(texts[0], encoded, top_k=2, shortlist=3)
+    assert [r["corpus_id"] for r in found] == list(few[np.argsort(-scores)[:2]])
+    assert [r["similarity"] for r in found] == pytest.approx(cosines[[r["corpus_id"] for r in found]], abs=1e-6)
+    assert ours.rerank(texts[0], pictures, top_k=2, shortlist=3) == found
+    by_picture = ours.rerank(pictures[0], texts, top_k=3)
+    assert [r["corpus_id"] for r in by_picture] == list(np.argsort(-ours.match(encoded[0], texts)))
+    inputs = ours.texts(texts)
+    with torch.no_grad():
+        pixels = torch.from_numpy(ours.image_processor(pictures[:1])["pixel_values"]).expand(3, -1, -1, -1)
+        logits = model(pixels, **{n: torch.from_numpy(a) for n, a in inputs.items()}, use_image_text_matching_head=True)
+    expected = logits.logits_per_image.softmax(1)[:, 1].numpy()
+    np.testing.assert_allclose(ours.match(encoded[0], texts), expected, rtol=1e-4)
 
 
 def test_queries_are_not_one_embedding(made):
