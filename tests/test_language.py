@@ -41,6 +41,11 @@ def decoded(kind):
     return {"decoder_input_ids": DECODED} if kind == "t5" else {}
 
 
+def kept(kind, inputs):
+    """Rows of logits that mean something: all of a decoder's, those that the mask keeps of a prompt's."""
+    return np.ones(DECODED.shape, bool) if kind == "t5" else np.asarray(inputs["attention_mask"]).astype(bool)
+
+
 @by_any_case
 def test_forward_and_greedy_search(isa, captioner, case):
     model, folder, pixels, expected = captioner(case)
@@ -53,7 +58,7 @@ def test_forward_and_greedy_search(isa, captioner, case):
     close(found.vision_outputs.last_hidden_state, reference.vision_outputs.last_hidden_state)
     hidden = [r.qformer_outputs.last_hidden_state[:, :QUERIES] for r in (found, reference)]
     close(*hidden)
-    keep = np.ones((3, 5), bool) if case[1] == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    keep = kept(case[1], inputs)
     close(found.logits, reference.logits, keep)
     ids = ours.generate(pixel_values=pixels, **instructions(case[0]), max_new_tokens=TOKENS)
     assert np.array_equal(ids.numpy(), expected)
@@ -112,7 +117,7 @@ def test_items_and_threads(isa, captioner, case, dtype):
     inputs = {"pixel_values": pixels, **prompts(case[0]), **decoded(case[1])}
     inputs = {name: array.numpy() for name, array in inputs.items()}
     mask, first = inputs["attention_mask"], None
-    keep = np.ones((3, 5), bool) if case[1] == "t5" else mask.astype(bool)
+    keep = kept(case[1], inputs)
     for threads in (1, 2, 3):
         ours = bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
         found = ours(**inputs).logits
@@ -213,7 +218,7 @@ def test_published_widths(tmp_path, kind):
         reference = model(**inputs).logits
     model.save_pretrained(tmp_path)
     del model
-    keep = np.ones((3, 5), bool) if kind == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    keep = kept(kind, inputs)
     close(bvl.AutoModel.from_pretrained(tmp_path)(**inputs).logits, reference, keep)
 
 
@@ -221,7 +226,7 @@ def test_published_widths(tmp_path, kind):
 def test_precisions(captioner, kind):
     _, folder, pixels, _ = captioner(("Blip2", kind))
     inputs = {"pixel_values": pixels, **prompts("Blip2"), **decoded(kind)}
-    keep = np.ones((3, 5), bool) if kind == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    keep = kept(kind, inputs)
     exact = bvl.AutoModel.from_pretrained(folder)(**inputs).logits.numpy()[keep]
     for dtype, bound in (("bfloat16", 0.995), ("int8", 0.97)):
         found = bvl.AutoModel.from_pretrained(folder, dtype=dtype)(**inputs).logits.numpy()[keep]
@@ -252,7 +257,7 @@ def test_variants(tmp_path, name):
     inputs = {"pixel_values": pixels, **prompts("Blip2"), **decoded(kind)}
     with torch.no_grad():
         reference = model(**inputs).logits
-    keep = np.ones((3, 5), bool) if kind == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    keep = kept(kind, inputs)
     close(bvl.AutoModel.from_pretrained(tmp_path, strict=True)(**inputs).logits, reference, keep)
 
 
@@ -376,7 +381,7 @@ def test_padding_behind_the_placeholders(captioner, case):
     with torch.no_grad():
         reference = model(pixels, **inputs, **decoded(case[1]))
         words = model.generate(pixels, **inputs, max_new_tokens=10)
-    keep = np.ones((3, 5), bool) if case[1] == "t5" else inputs["attention_mask"].numpy().astype(bool)
+    keep = kept(case[1], inputs)
     close(ours(pixels, **inputs, **decoded(case[1])).logits, reference.logits, keep)
     assert np.array_equal(ours.generate(pixels, **inputs, max_new_tokens=10), words)
 

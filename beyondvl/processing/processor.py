@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import Config, read_json
 from ..errors import ConfigError
+from ..families.blip_2 import VIDEO_FRAMES
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
 from .image import ImageProcessor
@@ -17,7 +18,6 @@ from .text import Tokenizer, as_tensors
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
 
-CLIP_FRAMES = 4  # of InstructBlipVideo, which knows no other number
 QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a folder of its own
 
 
@@ -45,8 +45,8 @@ class Processor:
             tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
         pictures = ImageProcessor.from_pretrained(folder, **kwargs)
         video = pictures.kind == "InstructBlipVideo"
-        processor = cls(pictures, **tokenizers, **_placeholders(folder, "video" if video else "image"))
-        processor.num_frames = CLIP_FRAMES if video else None
+        placeholders = _placeholders(folder, "video" if video else "image")
+        processor = cls(pictures, **tokenizers, **placeholders, num_frames=VIDEO_FRAMES if video else None)
         if pictures.kind in ("Blip", "InstructBlipVideo"):  # their models know no token types, though a tokenizer does
             for tokenizer in tokenizers.values():
                 names = tokenizer.model_input_names

@@ -11,13 +11,13 @@ from ..generation import Prompt
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.processor import as_clips
-from .base import EncodedImages, text_inputs
-from .writing import CaptioningModel, Prompted, one_each
+from .base import EncodedImages, TaskModel, text_inputs
+from .writing import AnswersMixin, CaptioningModel, Prompted
 
 __all__ = ["InstructedCaptioningModel", "InstructedVideoModel", "PrefixCaptioningModel"]
 
 
-class PrefixCaptioningModel(CaptioningModel):
+class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
     """Says what a picture shows, or answers a question about it: a language model that reads what query tokens drew
     from the picture in place of words."""
 
@@ -50,15 +50,8 @@ class PrefixCaptioningModel(CaptioningModel):
         """`input_ids` and `attention_mask` of texts, each after the placeholders of a picture."""
         return self.head.prefixed(self.config, super().texts(texts))
 
-    def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
-        """The answer to a question about a picture, or a list for a list: what the language model writes after the
-        family's form of a question ("Question: ... Answer:" in BLIP-2)."""
-        one_each(settings)
-        encoded = self._encoded(images, None)
-        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
-        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
-        texts = self._continued(encoded, [self.head.question.format(q) for q in asked], settings, only_new=True)
-        return texts[0] if single else texts
+    def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
+        return self._continued(encoded, [self.head.question.format(q) for q in questions], settings, only_new=True)
 
     def _repeated(self, length: int) -> int:
         return 0 if "encoder" in self.towers else length
@@ -121,8 +114,7 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
     What the vision tower found serves any number of instructions; the query tokens run for each.
     """
 
-    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
-        return EncodedImages(tuple(self._contexts(pixels)))
+    _encode_pixels = TaskModel._encode_pixels  # what the queries draw waits for the instruction
 
     def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of instructions, each after the placeholders of a picture, and the same

@@ -138,7 +138,22 @@ class CaptioningModel(TaskModel):
         return length
 
 
-class AnsweringModel(TaskModel):
+class AnswersMixin:
+    """`answer`, for models that say in `_answers` how."""
+
+    def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
+        """The answer to a question about a picture, or a list for a list; padding never counts. A language model is
+        asked in the family's form of a question ("Question: ... Answer:" in BLIP-2), and gives what it writes after
+        it."""
+        one_each(settings)
+        encoded = self._encoded(images, None)
+        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
+        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
+        texts = self._answers(encoded, asked, settings)
+        return texts[0] if single else texts
+
+
+class AnsweringModel(AnswersMixin, TaskModel):
     """Answers questions about pictures: an encoder of the question that attends to the picture, and a decoder that
     attends to the question."""
 
@@ -195,11 +210,5 @@ class AnsweringModel(TaskModel):
         found = self._generated({"contexts": asked}, ids, None, settings)
         return from_numpy(found, kind_of(input_ids, pixel_values))
 
-    def answer(self, images: Any, questions: str | list[str], **settings: Any) -> str | list[str]:
-        """The answer to a question about a picture, or a list for a list; padding never counts here."""
-        one_each(settings)
-        encoded = self._encoded(images, None)
-        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
-        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
-        texts = self._decoded(self.generate(images=encoded, ignore_padding=True, **self.texts(asked), **settings))
-        return texts[0] if single else texts
+    def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
+        return self._decoded(self.generate(images=encoded, ignore_padding=True, **self.texts(questions), **settings))

@@ -159,8 +159,8 @@ static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build
     *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1, .cached = -1};
     s->group = heads / kv_heads;
     s->kv = kv_heads * s->hd;
-    s->scale = b->params[P_SCALE] > 0 ? (float)b->params[P_SCALE] : 1.0f / sqrtf((float)s->hd);
-    s->act = (bvl_activation)b->params[P_ACT];
+    s->scale = scale > 0 ? (float)scale : 1.0f / sqrtf((float)s->hd);
+    s->act = (bvl_activation)act;
     const bvl_precision rest = pool ? BVL_FLOAT32 : p->precision;
     if (linear_build(p, r, b, QKV_W, rows, D, p->precision, &s->qkv, err) != BVL_OK) return err->status;
     return linear_build(p, r, b, OUT_W, D, inner, rest, &s->out, err);
@@ -184,6 +184,10 @@ static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b,
 /* Words between rows of q k v, of attention's output, of the MLP's inner activations and of cached k v. */
 static int64_t block_ld(int64_t cols, bool bf16) {
     return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
+}
+
+static int64_t qkv_ld(const block *s) {
+    return block_ld(s->inner + 2 * s->kv, s->bf16);
 }
 
 bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
@@ -251,7 +255,7 @@ static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b,
  * inner rows; operand rows. */
 static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t *operand) {
     *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)), bvl_norm_operand(&s->norm1, &s->qkv));
-    *wide = block_ld(s->inner + 2 * s->kv, s->bf16);
+    *wide = qkv_ld(s);
     *operand = BVL_MAX(bvl_linear_operand(&s->out), s->pre_norm ? 0 : bvl_linear_operand(&s->qkv));
     for (int i = 0; i < 2; i++) {
         const feed_forward *f = i ? &s->query_ffn : &s->ffn;
@@ -422,7 +426,7 @@ static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *nor
 /* The sub-layer over the contexts of `count` items from `first` of the call on, at their rows. */
 static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, int64_t count,
                            const place *at) {
-    const int64_t ldq = block_ld(s->inner + 2 * s->kv, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    const int64_t ldq = qkv_ld(s), ldo = block_ld(s->inner, s->direct_out);
     int64_t ld;
     const float *a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, at, &ld);
     clear_tails(s, run, at->wide, ldq, at->rows);
@@ -474,7 +478,7 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const block *s = r->state;
     const bvl_slot *slot = &run->program->slots[r->src];
     const int64_t T = bvl_slot_rows(slot, run->inputs), tokens = run->count * T;
-    const int64_t ldq = block_ld(s->inner + 2 * s->kv, s->bf16), ldo = block_ld(s->inner, s->direct_out);
+    const int64_t ldq = qkv_ld(s), ldo = block_ld(s->inner, s->direct_out);
     int64_t narrow, wide, operand, ld;
     block_parts(s, &narrow, &wide, &operand);
     place at = {.x = run->slots[r->src], .h = run->shared, .ldx = slot->ld, .rows = tokens};

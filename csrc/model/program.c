@@ -218,7 +218,7 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
     if (p->rotary) run.rotary = memory + l->rotary;
     if (team.tid == 0 && run.key_bias) fill_key_bias(memory + l->key_bias, &run);
     if (team.tid == 0 && run.rotary) fill_rotary(memory + l->rotary, &run);
-    bvl_barrier(team);
+    if (run.key_bias || run.rotary) bvl_barrier(team);
     for (int i = 0; i < p->record_count; i++) {
         /* a team must agree on stopping, so it stops only between micro-batches */
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
