@@ -82,6 +82,25 @@ def resize(
     image: NDArray[np.uint8], height: int, width: int, filter: int, top: int, left: int, /
 ) -> NDArray[np.uint8]: ...
 def stb_decode(data: bytes, max_pixels: int, /) -> NDArray[np.uint8]: ...
+def log_mel(
+    sound: NDArray[np.float32],
+    window: NDArray[np.float64],
+    filters: NDArray[np.float64],
+    length: int,
+    hop: int,
+    center: bool,
+    mels_first: bool,
+    kaldi: bool,
+    emphasis: float,
+    floor: float,
+    scale: float,
+    num_threads: int,
+    /,
+) -> NDArray[np.float32]:
+    """scale * log(max(energies, floor)) of the frames of sound [n]: window [frame], filters [length / 2 + 1, mels];
+    (frames, mels), or (mels, frames). `center`: frames about i * hop, the ends mirrored; `kaldi`: the mean is taken off
+    a frame."""
+
 def set_openblas_path(path: str, /) -> None: ...
 def matmul_nt(a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /) -> NDArray[np.float32]:
     """a @ b.T by OpenBLAS."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "ImageError", "MissingWeightError", "VideoError"]
+__all__ = ["AudioError", "CheckpointError", "ConfigError", "ImageError", "MissingWeightError", "VideoError"]
 
 
 class ConfigError(ValueError):
@@ -27,3 +27,7 @@ class ImageError(ValueError):
 
 class VideoError(ValueError):
     """A clip could not be read."""
+
+
+class AudioError(ValueError):
+    """A sound could not be read."""

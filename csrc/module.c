@@ -187,6 +187,9 @@ static PyMethodDef functions[] = {
      "arrow_pixels(capsule, height, width) -> uint8 (H, W, 4)"},
     {"resize", bvl_py_resize, METH_VARARGS, "resize(image, height, width, filter, 0, 0) -> uint8 array"},
     {"stb_decode", bvl_py_stb_decode, METH_VARARGS, "stb_decode(bytes, max_pixels) -> uint8 (H, W, 3)"},
+    {"log_mel", bvl_py_log_mel, METH_VARARGS,
+     "log_mel(sound, window, filters, length, hop, center, mels_first, remove_mean, emphasis, floor, scale, "
+     "num_threads) -> scale * log(max(mel energies, floor)), (frames, mels) or (mels, frames) float32"},
     {"set_openblas_path", set_openblas_path, METH_VARARGS, "set_openblas_path(path)"},
     {"matmul_nt", matmul_nt, METH_VARARGS, "matmul_nt(a, b, num_threads) -> a @ b.T by OpenBLAS"},
     {"alloc_fail_at", bvl_py_alloc_fail_at, METH_VARARGS,

@@ -43,6 +43,8 @@ PyObject *bvl_py_preprocess(PyObject *module, PyObject *args);
 PyObject *bvl_py_resize(PyObject *module, PyObject *args);
 PyObject *bvl_py_arrow_pixels(PyObject *module, PyObject *args);
 PyObject *bvl_py_stb_decode(PyObject *module, PyObject *args);
+/* module_audio.c */
+PyObject *bvl_py_log_mel(PyObject *module, PyObject *args);
 /* module_test.c: reach single kernels and the allocator's fault hook */
 PyObject *bvl_py_alloc_fail_at(PyObject *module, PyObject *args);
 PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused);

@@ -130,3 +130,19 @@ def depthwise(x, w, bias, kernel, stride, pad, out_height, out_width, activation
                         acc += x[row, col].astype(np.float64) * w[i * kernel + j]
             y[r, c] = ACTIVATIONS[activation](acc)
     return y
+
+
+def log_mel(sound, window, filters, length, hop, center, remove_mean, emphasis, floor, scale):
+    """(frames, mels): scale * log of mel energies, ends mirrored where frames are centred."""
+    x = np.asarray(sound, np.float64)
+    if center:
+        x = np.pad(x, len(window) // 2, mode="reflect")
+    rows = []
+    for start in range(0, len(x) - len(window) + 1, hop):
+        frame = x[start : start + len(window)].copy()
+        if remove_mean:
+            frame -= frame.mean()
+        if emphasis:
+            frame = np.concatenate([frame[:1] * (1 - emphasis), frame[1:] - emphasis * frame[:-1]])
+        rows.append(np.abs(np.fft.rfft(frame * window, length)) ** 2 @ filters)
+    return scale * np.log(np.maximum(rows, floor))

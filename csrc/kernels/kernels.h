@@ -83,6 +83,22 @@ typedef struct {
     int64_t groups;
 } bvl_taps;
 
+enum { BVL_MEL_PASSES = 32, BVL_MEL_LANES = 16 };
+
+/* How frames of a sound become mel energies (spectrum.c); every number of it is checked where it is made. */
+typedef struct {
+    int64_t length, frame; /* of the transform, and samples of a frame, at most as many */
+    int passes, radix[BVL_MEL_PASSES];
+    double *turns;  /* [length, 2] exp(-2 pi i n / length) */
+    double *window; /* [frame] */
+    bool remove_mean;
+    double emphasis; /* x[n] - emphasis x[n - 1] */
+    int64_t mels;
+    int64_t *begin, *count; /* [mels] bins each filter covers */
+    double *weights;        /* of those, one filter after the other */
+    double floor, scale;    /* scale * log(max(energy, floor)) */
+} bvl_mel;
+
 typedef struct {
     bvl_isa isa;
     int mr, nr;     /* float32 microkernel tile; weights are packed in panels of nr columns */
@@ -121,6 +137,11 @@ typedef struct {
     /* one line of n bytes from 4 * groups lines; those past the last tap may be any */
     void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words, int64_t groups,
                               int64_t n);
+    /* out[i][m * step] of mel_lanes frames at once, 16 at most; those without an out[i] are read and left.
+     * scratch: aligned, (5 * length + 2) * mel_lanes / 2 doubles */
+    int mel_lanes;
+    void (*mel_frames)(float *const *out, int64_t step, const float *const *frames, const bvl_mel *mel,
+                       double *scratch);
 } bvl_kernels;
 
 /* Whether a level was built and this machine has it. */

@@ -10,6 +10,15 @@
 #define BVL_PASTE(a, b) BVL_PASTE2(a, b)
 #define BVL_NAME(name) BVL_PASTE(name, BVL_ISA)
 
+/* doubles in a vector */
+#if defined(__AVX512F__)
+#define BVL_DOUBLES 8
+#elif defined(__AVX2__)
+#define BVL_DOUBLES 4
+#else
+#define BVL_DOUBLES 2
+#endif
+
 #define BVL_PACK(name)                                                                                 \
     void BVL_NAME(name)(float *dst, const float *w, int64_t ld, int64_t N, int64_t K, bool transposed, \
                         int64_t p0, int64_t p1)
@@ -32,6 +41,10 @@ void BVL_NAME(bvl_resample_horizontal)(uint8_t *y, int64_t ldy, const uint8_t *x
                                        const bvl_taps *taps, int64_t count, int64_t channels);
 void BVL_NAME(bvl_resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words,
                                      int64_t groups, int64_t n);
+
+/* spectrum.c */
+void BVL_NAME(bvl_mel_frames)(float *const *out, int64_t step, const float *const *frames, const bvl_mel *mel,
+                              double *scratch);
 
 extern const bvl_product BVL_NAME(bvl_products)[BVL_PRECISION_COUNT];
 
