@@ -38,6 +38,8 @@ _C.set_openblas_path(str(Path(__file__).parent / "_libs" / "libscipy_openblas.so
 
 # name -> module; imported when first asked for, so that `import beyondvl` stays quick
 _LAZY = {
+    "AudioError": "errors",
+    "AutoFeatureExtractor": "processing.features",
     "AutoImageProcessor": "processing.image",
     "AutoModel": "modeling",
     "AutoProcessor": "processing.processor",
@@ -55,6 +57,7 @@ _LAZY = {
     "Tokenizer": "processing.text",
     "VideoError": "errors",
     "cos_sim": "encode",
+    "load_audio": "processing.audio",
     "load_image": "processing.loading",
     "load_video": "processing.video",
     "pipeline": "pipelines",

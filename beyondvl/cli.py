@@ -23,10 +23,10 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def similarity(options: argparse.Namespace) -> None:
-    """Cosine of every picture with every text, and the best text of each picture."""
+    """Cosine of every picture, clip or sound with every text, and the best text of each."""
     from .modeling import AutoModel
 
-    pictures = _pictures(options.images, clips=True)
+    pictures = _pictures(options.images, all_media=True)
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     items = [_seen(name) for name in pictures]
     images = model.encode(items, normalize_embeddings=True, show_progress_bar=options.progress)
@@ -55,17 +55,18 @@ def similarity(options: argparse.Namespace) -> None:
 
 
 def _seen(name: str) -> dict[str, str]:
-    """A file as a clip when its extension says so, else as a picture, whatever it is called."""
+    """A file as a clip or a sound when its extension says so, else as a picture, whatever it is called."""
     from .encode import modality_of
 
-    return {"video" if modality_of(name) == "video" else "image": name}
+    found = modality_of(name)
+    return {found if found in ("video", "audio") else "image": name}
 
 
-def _pictures(arguments: list[str], clips: bool = False) -> list[str]:
-    """Files as given; a folder stands for the pictures in it, and the clips."""
-    from .encode import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
+def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
+    """Files as given; a folder stands for the pictures in it, and with `all_media` for the clips and sounds too."""
+    from .encode import AUDIO_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 
-    extensions = PICTURE_EXTENSIONS + (VIDEO_EXTENSIONS if clips else ())
+    extensions = PICTURE_EXTENSIONS + (VIDEO_EXTENSIONS + AUDIO_EXTENSIONS if all_media else ())
     found: list[str] = []
     for argument in arguments:
         path = Path(argument)
@@ -82,7 +83,7 @@ def _pictures(arguments: list[str], clips: bool = False) -> list[str]:
 
 def embed(options: argparse.Namespace) -> None:
     """One JSON line per item: {"input", "embedding"}; a bad item has "error" instead and the exit code is 1."""
-    from .errors import ImageError, VideoError
+    from .errors import AudioError, ImageError, VideoError
     from .modeling import AutoModel
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
@@ -92,7 +93,7 @@ def embed(options: argparse.Namespace) -> None:
             given = _seen(item) if Path(item).is_file() else item
             row = model.encode([given], normalize_embeddings=options.normalize)[0]
             print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
-        except (ImageError, VideoError) as error:
+        except (AudioError, ImageError, VideoError) as error:
             failed = True
             print(json.dumps({"input": item, "error": str(error)}))
     if failed:
@@ -229,12 +230,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--dtype", help="float32 (default), bfloat16, int8, fastest or auto")
 
     sub = add(similarity)
-    sub.add_argument("images", nargs="+", help="picture and video files, or folders of them")
+    sub.add_argument("images", nargs="+", help="picture, video and sound files, or folders of them")
     sub.add_argument("--text", nargs="+", required=True, help="texts to compare with")
     sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     model_option(sub)
     sub = add(embed)
-    sub.add_argument("inputs", nargs="+", help="texts, picture and video files")
+    sub.add_argument("inputs", nargs="+", help="texts, picture, video and sound files")
     sub.add_argument("--normalize", action="store_true", help="unit length")
     model_option(sub)
     for function in (caption, ask):

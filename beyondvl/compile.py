@@ -14,11 +14,13 @@ from .spec import (
     AttentionPool,
     BatchNormConv,
     Block,
+    CropFusion,
     Encoder,
     FirstRows,
     InvertedResidual,
     JoinStem,
     Linear,
+    MergeRows,
     Norm,
     Normalize,
     PatchStem,
@@ -27,6 +29,7 @@ from .spec import (
     QueryStem,
     Ref,
     Softmax,
+    SpectrogramStem,
     same_padding,
 )
 
@@ -65,11 +68,15 @@ class Reader:
         return found if ref.scale == 1 else found * np.float32(ref.scale)
 
     def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:
-        if ref.patchified:
-            out, channels, kernel, _ = ref.shape
-            array = self.checkpoint.read(name, (out, kernel * kernel * channels))
+        if ref.stored_as:
             self.used.add(name)
-            return np.ascontiguousarray(array.reshape(out, kernel, kernel, channels).transpose(0, 3, 1, 2))
+            out, channels, height, width = ref.shape
+            if ref.stored_as == "time":
+                return np.ascontiguousarray(self.checkpoint.read(name, (out, width, height)).transpose(0, 2, 1))[
+                    :, None
+                ]
+            array = self.checkpoint.read(name, (out, height * width * channels))
+            return np.ascontiguousarray(array.reshape(out, height, width, channels).transpose(0, 3, 1, 2))
         shape = (rows, *ref.shape[1:])
         stored = shape[::-1] if ref.transpose else shape
         array = self.checkpoint.read(name, stored)
@@ -80,15 +87,21 @@ class Reader:
             array = array[ref.rows[0] : ref.rows[1]]
         return np.ascontiguousarray(array)
 
-    def folded(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of conv followed by its batch norm in inference: w g / s, b - mean g / s."""
-        channels = conv.weight.shape[0]
+    def batch_norm(self, prefix: str, channels: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
+        """Factor and offset of a batch norm in inference: g / s, b - mean g / s, float64."""
         gamma, beta, mean, var = (
-            self(Ref((f"{conv.norm}.{part}",), (channels,))).astype(np.float64) for part in BATCH_NORM_PARTS
+            self(Ref((f"{prefix}.{part}",), (channels,))).astype(np.float64) for part in BATCH_NORM_PARTS
         )
-        scale = gamma / np.sqrt(var + conv.eps)
+        scale = gamma / np.sqrt(var + eps)
+        return scale, beta - mean * scale
+
+    def folded(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of conv followed by its batch norm."""
+        scale, shift = self.batch_norm(conv.norm, conv.weight.shape[0], conv.eps)
         weight = self(conv.weight) * scale[:, None, None, None]
-        return weight.astype(np.float32), (beta - mean * scale).astype(np.float32)
+        if conv.bias:
+            shift = shift + self(conv.bias) * scale
+        return weight.astype(np.float32), shift.astype(np.float32)
 
 
 def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> None:
@@ -179,28 +192,60 @@ class Builder:
             self.add("embed_tokens", hidden, hidden, params, rotary=rotary, **weights)
         return hidden
 
-    def patch_stem(self, stem: PatchStem) -> str:
+    def patch_stem(self, stem: PatchStem, name: str = "hidden") -> str:
         if isinstance(stem.weight, BatchNormConv):
             weight, bias = self.read.folded(stem.weight)
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
-        (height, width), (rows, cols) = stem.size, stem.grid
-        same = stem.padding == "same"
+        source = self.source(stem.source, f"{name}_source") if stem.source else None
+        rows, cols = stem.grid
         params = {
             "channels": stem.channels,
-            "height": height,
-            "width": width,
-            "stride": stem.stride,
-            "pad_top": same_padding(height, stem.kernel, stem.stride) if same else 0,
-            "pad_left": same_padding(width, stem.kernel, stem.stride) if same else 0,
+            "height": stem.size[0],
+            "width": stem.size[1],
+            "stride_down": stem.strides[0],
+            "stride_right": stem.strides[1],
+            "pad_top": stem.zeros[0],
+            "pad_left": stem.zeros[1],
             "out_height": rows,
             "out_width": cols,
             "activation": activation_code(stem.activation),
         }
-        hidden = self.slot("hidden", rows * cols + (stem.class_token is not None), weight.shape[0])
+        hidden = self.slot(name, rows * cols + (stem.class_token is not None), weight.shape[0])
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
-        self.add("patch_embed", hidden, hidden, params, weight=weight, bias=bias, **more)
+        self.add("patch_embed", source or hidden, hidden, params, weight=weight, bias=bias, **more)
+        if stem.fusion:
+            self.crop_fusion(stem, stem.fusion, source, hidden)
         return hidden
+
+    def crop_fusion(self, stem: PatchStem, fusion: CropFusion, picture: str, hidden: str) -> None:
+        crops = PatchStem(fusion.crop.weight, None, None, None, stem.size, fusion.stride, 1, stem.zeros)
+        params = {
+            "crops": stem.source.channels - 1,
+            "height": stem.size[0],
+            "width": stem.size[1],
+            "stride_down": crops.strides[0],
+            "stride_right": crops.strides[1],
+            "pad_top": crops.zeros[0],
+            "pad_left": crops.zeros[1],
+            "out_height": crops.grid[0],
+            "out_width": crops.grid[1],
+        }
+        weights = self.affine(fusion.crop, "crop_")
+        for name in ("local", "whole"):
+            for i, conv in enumerate(getattr(fusion, name), 1):
+                weights |= self.affine(conv, f"{name}{i}_")
+        self.add("fuse_crops", picture, hidden, params, **weights)
+
+    def source(self, stem: PatchStem | SpectrogramStem, name: str) -> str:
+        """The slot of a picture that is made of the input."""
+        if isinstance(stem, PatchStem):
+            return self.patch_stem(stem, name)
+        picture = self.slot(name, stem.channels * stem.size[0], stem.size[1])
+        scale, shift = (part.astype(np.float32) for part in self.read.batch_norm(stem.norm, stem.mels, stem.eps))
+        self.add("fold_spectrogram", picture, picture, {"channels": stem.channels, "parts": stem.parts},
+                 scale=scale, shift=shift)  # fmt: skip
+        return picture
 
     def block(self, block: Block, hidden: str) -> str:
         params = {
@@ -214,6 +259,7 @@ class Builder:
             "rms_norm": block.norm1.bias is None,
             "rotary": block.rotary,
             "gated": any(ffn.gated for ffn in (block.ffn, block.query_ffn) if ffn),
+            "window": block.windows.size if block.windows else 0,
         }
         weights = {}
         for name in ("qkv", "out", "norm1"):
@@ -230,6 +276,10 @@ class Builder:
         if block.relative:
             table = self.read(block.relative.table)
             weights["relative_bias"] = np.ascontiguousarray(table[list(block.relative.buckets)].T)
+        if block.windows:
+            weights["window_rows"] = np.array(block.windows.rows, np.float32)
+            if len(set(block.windows.regions)) > 1:
+                weights["window_regions"] = np.array(block.windows.regions, np.float32)
         if self.precision == "int8" and block.pre_norm:
             fold_norm(weights, "norm1", "qkv")
             if block.ffn:
@@ -265,6 +315,13 @@ class Builder:
         # two slots of a shape take turns, so that a deep stack needs few
         dst = self.slot(f"map_{rows}x{cols}x{channels}_{index % 2}", rows * cols, channels)
         self.add("inverted_residual", src, dst, params, **weights)
+        return dst
+
+    def merge_rows(self, layer: MergeRows, src: str, index: int) -> str:
+        dst = self.slot(f"merged_{index}", len(layer.rows) // layer.count, layer.weight.shape[0])
+        order = np.array(layer.rows, np.float32)
+        self.add("merge_rows", src, dst, {"layer_norm_eps": layer.norm.eps}, order=order,
+                 weight=self.read(layer.weight), **self.affine(layer.norm, "norm_"))  # fmt: skip
         return dst
 
     def attention_pool(self, pool: AttentionPool, src: str, dst: str) -> None:
@@ -318,10 +375,13 @@ class Builder:
         if self.encoder.stem_norm:
             self.step(hidden, hidden, self.encoder.stem_norm)
         for index, layer in enumerate(self.encoder.layers):
-            if isinstance(layer, Block):
-                hidden = self.block(layer, hidden)
-            else:
-                hidden = self.inverted_residual(layer, hidden, index)
+            match layer:
+                case Block():
+                    hidden = self.block(layer, hidden)
+                case MergeRows():
+                    hidden = self.merge_rows(layer, hidden, index)
+                case InvertedResidual():
+                    hidden = self.inverted_residual(layer, hidden, index)
         for step in self.encoder.steps:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
         if context := self.encoder.context:

@@ -16,31 +16,37 @@ import numpy as np
 from . import _C
 from .config import Config, read_json
 from .outputs import from_numpy, is_torch, to_numpy
+from .processing.audio import is_sound_and_rate
 
 __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
 CLIP_BATCH = 8  # frames of a clip at once: they are large
-MODALITIES = ("text", "image", "video")
+MODALITIES = ("text", "image", "video", "audio")
 
 
 def modality_of(item: Any) -> str:
-    """One of MODALITIES. A string is a picture or a clip only when its extension says so; {"text": s}, {"image": x} and
-    {"video": x} say it themselves."""
+    """One of MODALITIES. A string is a picture, a clip or a sound only when its extension says so; {"text": s},
+    {"image": x}, {"video": x} and {"audio": x} say it themselves."""
     if isinstance(item, dict):
-        return next((name for name in MODALITIES if name in item), "text")
+        return next((name for name in MODALITIES if name in item), "audio" if "array" in item else "text")
+    if is_sound_and_rate(item):
+        return "audio"
     if isinstance(item, str | os.PathLike):
         name = os.fspath(item).lower()
         if name.endswith(VIDEO_EXTENSIONS):
             return "video"
+        if name.endswith(AUDIO_EXTENSIONS):
+            return "audio"
         return "image" if not isinstance(item, str) or name.endswith(PICTURE_EXTENSIONS) else "text"
     return "video" if getattr(item, "ndim", 0) == 4 else "image"
 
 
 def _content(item: Any, modality: str) -> Any:
     """What an item holds; ValueError where a dictionary is not of that modality, or says more than it."""
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or (modality == "audio" and "array" in item):
         return item
     if modality not in item or len(item) > 1:
         raise ValueError(f"item: found keys {', '.join(map(str, item))}, expected {modality} alone")
@@ -69,6 +75,11 @@ class EncodeMixin:
         """The processor's, or the processor where that is all it is."""
         return getattr(self.processor, "image_processor", self.processor)
 
+    @property
+    def feature_extractor(self) -> Any:
+        """The processor's, or the processor where that is all it is."""
+        return getattr(self.processor, "feature_extractor", self.processor)
+
     def encode(
         self,
         inputs: Any,
@@ -79,28 +90,29 @@ class EncodeMixin:
         convert_to_tensor: bool = False,
         modality: str | None = None,
     ) -> Any:
-        """Embeddings of texts and pictures, in the order given.
+        """Embeddings of texts, pictures, clips and sounds, in the order given.
 
         Args:
-            inputs: one item or a list. A string is text unless it ends in the extension of a picture or a clip;
-                {"text": s} is always text; other paths, bytes, PIL images and arrays are pictures; {"video": x} is a
-                clip (see `load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the
-                mean of the unit embeddings of its frames (Luo et al., 2021).
+            inputs: one item or a list. A string is text unless it ends in the extension of a picture, a clip or a
+                sound; {"text": s} is always text; other paths, bytes, PIL images and arrays are pictures; {"audio": x}
+                is a sound (see `load_audio`: a path, bytes or (array, rate)); {"video": x} is a clip (see
+                `load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the mean of the
+                unit embeddings of its frames (Luo et al., 2021).
             batch_size: items per call of the model.
             show_progress_bar: None shows one when logging is at INFO or below.
             normalize_embeddings: unit length.
             convert_to_tensor: a torch tensor instead of an array.
-            modality: "text", "image" or "video" for all items, whatever their names look like; None decides item by
-                item.
+            modality: "text", "image", "video" or "audio" for all items, whatever their names look like; None decides
+                item by item.
 
         Returns (n, D) float32, or (D,) for a single item. A text's embedding does not depend on its neighbours:
         texts run without padding, grouped by length (or padded to the model's own length).
 
-        Raises ImageError naming the place of a picture that cannot be read, VideoError naming the clip; a ValueError
-        for an empty list.
+        Raises ImageError naming the place of a picture that cannot be read, VideoError or AudioError naming the file; a
+        ValueError for an empty list.
         """
-        several = isinstance(inputs, list | tuple) or (getattr(inputs, "ndim", 0) == 4 and modality != "video")
-        single = not several
+        several = isinstance(inputs, list | tuple) and not is_sound_and_rate(inputs)
+        single = not several and not (getattr(inputs, "ndim", 0) == 4 and modality != "video")
         items = [inputs] if single else list(inputs)
         if not items:
             raise ValueError("inputs: the list is empty, expected at least one item")
@@ -110,7 +122,7 @@ class EncodeMixin:
             raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
         kinds = [modality or modality_of(item) for item in items]
         places = {name: [i for i, kind in enumerate(kinds) if kind == name] for name in MODALITIES}
-        encoders = (self._encode_texts, self._encode_pictures, self._encode_videos)
+        encoders = (self._encode_texts, self._encode_pictures, self._encode_videos, self._encode_sounds)
         out: np.ndarray | None = None
         with _progress(len(items), show_progress_bar) as bar:
             for indices, encode in zip(places.values(), encoders, strict=True):
@@ -142,13 +154,14 @@ class EncodeMixin:
     @cached_property
     def _text_length(self) -> int:
         """Tokens the model takes: the position table, or less where a sentence encoder's own setting says so."""
-        positions = self.tower("text").program.info()["max_positions"]
+        positions = self.tower("text").max_positions
         path = self.folder / "sentence_bert_config.json"
         if not path.exists():
             return positions
         return min(positions, Config(read_json(path), path.name).integer("max_seq_length", positions, 1, 1 << 30))
 
     def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        self.tower("vision")
         image_processor = self.image_processor
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
@@ -159,6 +172,7 @@ class EncodeMixin:
     def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         from .processing.video import Sampling, video_frames
 
+        self.tower("vision")
         for i in indices:
             settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
             if "video" not in settings:
@@ -177,6 +191,13 @@ class EncodeMixin:
                 pool.shutdown(cancel_futures=True)
                 frames.close()
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
+
+    def _encode_sounds(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+        self.tower("audio")
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            inputs = self.feature_extractor([_content(items[i], "audio") for i in batch], return_tensors="np")
+            yield batch, self._embed("audio", {name: inputs[name] for name in inputs})
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         outputs = self.tower(modality).outputs

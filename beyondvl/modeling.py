@@ -27,7 +27,12 @@ from .weights import Checkpoint, open_checkpoint
 __all__ = ["AutoModel", "PreTrainedModel", "model_class"]
 
 DTYPES = (*_C.PRECISIONS, "fastest", "auto")
-INPUTS = {"text": ("input_ids", "attention_mask", "token_type_ids"), "vision": ("pixel_values",)}
+INPUTS = {
+    "text": ("input_ids", "attention_mask", "token_type_ids"),
+    "vision": ("pixel_values",),
+    "audio": ("input_features", "is_longer"),
+}
+NAMES = {"text": "text", "vision": "image", "audio": "audio"}  # of each modality in outputs
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
     "return_dict": (None, True),
@@ -47,15 +52,34 @@ class Tower:
         self.program, self.outputs, self.sizes = compiled.program, compiled.outputs, compiled.sizes
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
+        padding = getattr(self.encoder.stem, "padding", None)
+        if "input_features" in inputs:  # a spectrogram is a picture to the core
+            inputs = {("pixel_values" if name == "input_features" else name): a for name, a in inputs.items()}
+        elif isinstance(padding, int) and "input_ids" in inputs:
+            kept = inputs["input_ids"] != padding
+            inputs = inputs | {"position_ids": kept.cumsum(1) * kept + padding}
         found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
-        return {name: found[self.outputs[name]] for name in wanted}
+        found = {name: found[self.outputs[name]] for name in wanted}
+        if self.encoder.grid and "last_hidden_state" in found:
+            parts, bins, frames = self.encoder.grid
+            rows = found["last_hidden_state"].reshape(-1, parts, bins, frames, self.encoder.hidden_size)
+            rows = rows.transpose(0, 4, 2, 1, 3).reshape(len(rows), self.encoder.hidden_size, bins, parts * frames)
+            found["last_hidden_state"] = np.ascontiguousarray(rows)
+        return found
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest text."""
+        padding = getattr(self.encoder.stem, "padding", None)
+        return self.program.info()["max_positions"] - (0 if padding is None else padding + 1)
 
 
 class PreTrainedModel(EncodeMixin):
-    """A model with a text tower, a vision tower, or both. Made by `from_pretrained`; immutable and thread-safe.
+    """A model with a text tower, a vision or an audio tower, or two. Made by `from_pretrained`; immutable, thread-safe.
 
     `model(**inputs)` takes what a processor returns: `input_ids` (B, L) integers, `attention_mask` (B, L),
-    `pixel_values` (B, 3, H, W) float32. NumPy in gives NumPy out, torch tensors in give torch tensors out.
+    `pixel_values` (B, 3, H, W) float32, `input_features` (B, C, frames, mels) float32. NumPy in gives NumPy out, torch
+    tensors in give torch tensors out.
     """
 
     family: ClassVar[Family | None] = None
@@ -67,14 +91,13 @@ class PreTrainedModel(EncodeMixin):
         config: Config,
         family: Family,
         towers: dict[str, Tower],
-        scale: float,
-        bias: float,
+        scales: list[float],
         folder: Path,
         num_threads: int,
         dtype: str,
     ):
         self.config, self.towers, self.folder = config, towers, folder
-        self.logit_scale, self.logit_bias = scale, bias
+        self.logit_scale, self.logit_bias, self.text_scale = scales
         self.num_threads, self.dtype = num_threads, dtype
         self.isa = _C.config()["isa"]
         self._family = family
@@ -139,9 +162,10 @@ class PreTrainedModel(EncodeMixin):
             both = cls.__name__ in family.classes and len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
             if len(sizes) > 1:
-                raise ConfigError(f"config.json: text and vision embeddings differ in size: {sorted(sizes, key=str)}")
+                raise ConfigError(f"config.json: the towers' embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
-            bias = _scalar(reader, family.bias, both)
+            other = float(np.exp(_scalar(reader, family.text_scale, both))) if family.text_scale else scale
+            scales = [scale, _scalar(reader, family.bias, both), other]
         except MissingWeightError as error:
             if (fitting := _fitting_head(checkpoint, config, cls)) is None:
                 raise
@@ -152,7 +176,7 @@ class PreTrainedModel(EncodeMixin):
                 source.close()
             _C.trim()  # the widened tensors of the checkpoint leave holes as large as the packed weights
         _report_surplus(checkpoint, reader, config, cls, strict)
-        return cls(config, family, towers, scale, bias, folder, num_threads, precision)
+        return cls(config, family, towers, scales, folder, num_threads, precision)
 
     @classmethod
     def encoders(cls, config: Config) -> dict[str, Encoder]:
@@ -194,18 +218,19 @@ class PreTrainedModel(EncodeMixin):
         return self._family.sigmoid
 
     def tower(self, modality: str) -> Tower:
-        """The "text" or "vision" tower; ValueError names what the model has when it lacks that one."""
+        """The "text", "vision" or "audio" tower; ValueError names what the model has when it lacks that one."""
         if modality not in self.towers:
             raise ValueError(f"{type(self).__name__} has no {modality} tower; it has {', '.join(self.towers)}")
         return self.towers[modality]
 
     def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
-        """Named outputs of one tower ("text" or "vision") for prepared inputs, as float32 arrays."""
+        """Named outputs of one tower ("text", "vision", "audio") for prepared inputs, as float32 arrays."""
         arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
         return self.tower(modality).run(arrays, wanted, self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
-        output = "embeds" if "embeds" in self.tower(modality).outputs else "pooler_output"
+        names = ("unit_embeds" if self._family.unit_features else "embeds", "pooler_output")
+        output = next(name for name in names if name in self.tower(modality).outputs)
         found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         if kind_of(*inputs.values()) == "pt":
             return from_numpy(found[output], "pt")
@@ -229,26 +254,35 @@ class PreTrainedModel(EncodeMixin):
         check_neutral(kwargs)
         return self._features("vision", {"pixel_values": pixel_values})
 
+    def get_audio_features(self, input_features: Any, is_longer: Any = None, **kwargs: Any) -> Any:
+        """Projected embeddings (B, D) of sounds, unit norm: an array that also has `.pooler_output`, or a torch tensor
+        where the inputs are torch tensors."""
+        check_neutral(kwargs)
+        return self._features("audio", {"input_features": input_features, "is_longer": is_longer})
+
     def __call__(
         self,
         input_ids: Any = None,
         pixel_values: Any = None,
         attention_mask: Any = None,
         token_type_ids: Any = None,
+        *,
+        input_features: Any = None,
+        is_longer: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Runs the towers whose inputs are given.
 
         Returns a ModelOutput. With both: `logits_per_image` (Bi, Bt), `logits_per_text` (Bt, Bi), `text_embeds`,
-        `image_embeds` (unit norm), `text_model_output`, `vision_model_output`. With one: its embeds,
-        `last_hidden_state`, `pooler_output`.
+        `image_embeds` (unit norm), `text_model_output`, `vision_model_output`; of sounds `logits_per_audio`,
+        `audio_embeds`, `audio_model_output` in their place. With one: its embeds, `last_hidden_state`, `pooler_output`.
 
         Raises ValueError naming the input, what was found and what was expected.
         """
         check_neutral(kwargs)
-        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values, (input_features, is_longer))
         found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in given}
-        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values))
+        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values, input_features))
 
     def _wanted(self, modality: str) -> list[str]:
         outputs = self.tower(modality).outputs
@@ -256,17 +290,21 @@ class PreTrainedModel(EncodeMixin):
         return [name for name in names if name in outputs]
 
     def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:
-        names = {"text": "text", "vision": "image"}
         output = ModelOutput()
         if len(found) == 2:
-            text, image = found["text"]["unit_embeds"], found["vision"]["unit_embeds"]
-            logits = (text @ image.T) * np.float32(self.logit_scale) + np.float32(self.logit_bias)
-            output["logits_per_image"] = from_numpy(np.ascontiguousarray(logits.T), kind)
+            seen = next(modality for modality in found if modality != "text")
+            cosines = found["text"]["unit_embeds"] @ found[seen]["unit_embeds"].T
+            logits = cosines * np.float32(self.text_scale) + np.float32(self.logit_bias)
+            if self.text_scale != self.logit_scale:
+                cosines = cosines * np.float32(self.logit_scale) + np.float32(self.logit_bias)
+            else:
+                cosines = logits
+            output[f"logits_per_{NAMES[seen]}"] = from_numpy(np.ascontiguousarray(cosines.T), kind)
             output["logits_per_text"] = from_numpy(logits, kind)
         for modality, arrays in found.items():
             embeds = arrays.get("unit_embeds", arrays.get("embeds"))
             if embeds is not None:
-                output[f"{names[modality]}_embeds"] = from_numpy(embeds, kind)
+                output[f"{NAMES[modality]}_embeds"] = from_numpy(embeds, kind)
         for modality, arrays in found.items():
             states = {n: from_numpy(a, kind) for n, a in arrays.items() if n in ("last_hidden_state", "pooler_output")}
             if len(self.towers) == 2:
@@ -288,12 +326,15 @@ class PreTrainedModel(EncodeMixin):
         return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
 
 
-def given_inputs(text: tuple[Any, ...], pixel_values: Any) -> dict[str, dict[str, Any]]:
-    """Inputs by modality of those that were given; `text` in the order of INPUTS. ValueError when there are none."""
-    values = {"text": dict(zip(INPUTS["text"], text, strict=True)), "vision": {"pixel_values": pixel_values}}
+def given_inputs(
+    text: tuple[Any, ...], pixel_values: Any, audio: tuple[Any, ...] = (None, None)
+) -> dict[str, dict[str, Any]]:
+    """Inputs by modality of those that were given, in the order of INPUTS. ValueError when there are none."""
+    sides = {"text": text, "vision": (pixel_values,), "audio": audio}
+    values = {modality: dict(zip(INPUTS[modality], side, strict=True)) for modality, side in sides.items()}
     given = {modality: inputs for modality, inputs in values.items() if inputs[INPUTS[modality][0]] is not None}
     if not given:
-        raise ValueError("found neither input_ids nor pixel_values, expected at least one of them")
+        raise ValueError("found neither input_ids nor pixel_values nor input_features, expected at least one of them")
     return given
 
 
@@ -400,7 +441,7 @@ def _precision(dtype: str, config: Config) -> str:
 def check_neutral(kwargs: dict[str, Any]) -> None:
     for name, value in kwargs.items():
         if name not in NEUTRAL:
-            known = [n for names in INPUTS.values() for n in names]
+            known = [known for names in INPUTS.values() for known in names]
             raise TypeError(f"unexpected input {name!r}, expected some of {', '.join(known)}")
         if not any(value is allowed for allowed in NEUTRAL[name]):
             raise ValueError(f"{name}: found {value!r}, which is not available here")
@@ -409,9 +450,9 @@ def check_neutral(kwargs: dict[str, Any]) -> None:
 def prepared(name: str, value: Any) -> np.ndarray:
     """The array the core borrows: contiguous float32 pixels as they are, a contiguous int64 copy of ids and masks."""
     array = to_numpy(value)
-    if name == "pixel_values":
+    if name in ("pixel_values", "input_features"):
         if array.dtype != np.float32:
-            raise ValueError(f"pixel_values: found dtype {array.dtype}, expected float32")
+            raise ValueError(f"{name}: found dtype {array.dtype}, expected float32")
         return np.ascontiguousarray(array)
     if array.size and array.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")

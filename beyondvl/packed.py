@@ -21,7 +21,7 @@ from .errors import CheckpointError, ConfigError
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 3  # of both files, and of the layouts in csrc/kernels/dot.h
+FORMAT = 4  # of both files, and of the layouts in csrc/kernels/dot.h
 ALIGNMENT = 64
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
 
@@ -75,6 +75,7 @@ def save(model: Any, folder: Path) -> None:
             "class": type(model).__name__,
             "logit_scale": model.logit_scale,
             "logit_bias": model.logit_bias,
+            "text_scale": model.text_scale,
             "bytes": temporary.stat().st_size,
             "checksum": f"{_C.checksum(_map(temporary), model.num_threads):016x}",
             "towers": towers,
@@ -149,9 +150,9 @@ def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads:
             modality: Tower(encoder, _program(sections.section(modality), mapping, precision, num_threads))
             for modality, encoder in saved.encoders(config).items()
         }
-        scale, bias = (record.number(n, 0.0, -1e30, 1e30) for n in ("logit_scale", "logit_bias"))
+        scales = [record.number(n, 0.0, -1e30, 1e30) for n in ("logit_scale", "logit_bias", "text_scale")]
     except (CheckpointError, ConfigError):
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"packed.json: the programs cannot be built: {error}") from error
-    return saved(config, saved.family, towers, scale, bias, folder, num_threads, precision)
+    return saved(config, saved.family, towers, scales, folder, num_threads, precision)

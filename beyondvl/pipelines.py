@@ -10,6 +10,8 @@ import numpy as np
 
 from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
+from .processing.audio import is_sound_and_rate
+from .processing.processor import as_clips
 from .tasks import AnsweringModel, CaptioningModel, EncodedImages, MatchingModel
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "ImageTextToText",
     "ImageToText",
     "VisualQuestionAnswering",
+    "ZeroShotAudioClassification",
     "ZeroShotImageClassification",
+    "ZeroShotVideoClassification",
     "pipeline",
 ]
 
@@ -45,7 +49,36 @@ class Pipeline:
         self.model, self.processor = model, model.processor
 
 
-class ZeroShotImageClassification(Pipeline):
+class ZeroShotClassification(Pipeline):
+    """Which of the labels something is; the base of those that name what."""
+
+    def _classified(
+        self, items: list[Any], modality: str, labels: Any, template: str, batch_size: int, kwargs: dict[str, Any]
+    ) -> list[Scores]:
+        """Scores of each item. They are a softmax over the labels, or a sigmoid of each for SigLIP, as the model was
+        trained. Each label is put into the template."""
+        if kwargs:
+            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
+        if not labels:
+            raise ValueError("candidate_labels: found none, expected at least one label")
+        labels = [label.strip() for label in (labels.split(",") if isinstance(labels, str) else labels)]
+        texts = [{"text": template.format(label)} for label in labels]
+        text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
+        seen = self.model.encode(items, batch_size=batch_size, normalize_embeddings=True, modality=modality)
+        logits = self.model.similarity(seen, text) * self.model.logit_scale + self.model.logit_bias
+        return [self._ranked(row, labels) for row in logits]
+
+    def _ranked(self, logits: np.ndarray, labels: list[str]) -> Scores:
+        logits = logits.astype(np.float64)
+        if self.model.sigmoid:
+            scores = 1 / (1 + np.exp(-logits))
+        else:
+            scores = np.exp(logits - logits.max())
+            scores /= scores.sum()
+        return Scores.ranked(scores, labels)
+
+
+class ZeroShotImageClassification(ZeroShotClassification):
     """Which of the labels a picture shows: `classify(image, candidate_labels=[...])`."""
 
     def __call__(
@@ -62,29 +95,60 @@ class ZeroShotImageClassification(Pipeline):
         Scores are a softmax over the labels, or a sigmoid of each for SigLIP, as the model was trained. Each label is
         put into `hypothesis_template`.
         """
-        if kwargs:
-            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
-        if not candidate_labels:
-            raise ValueError("candidate_labels: found none, expected at least one label")
-        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else candidate_labels
-        labels = [label.strip() for label in labels]
         single = not isinstance(images, list | tuple)
-        texts = [{"text": hypothesis_template.format(label)} for label in labels]
-        text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
-        pictures = [images] if single else list(images)
-        image = self.model.encode(pictures, batch_size=batch_size, normalize_embeddings=True, modality="image")
-        logits = self.model.similarity(image, text) * self.model.logit_scale + self.model.logit_bias
-        results = [self._ranked(row, labels) for row in logits]
-        return results[0] if single else results
+        items = [images] if single else list(images)
+        found = self._classified(items, "image", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return found[0] if single else found
 
-    def _ranked(self, logits: np.ndarray, labels: list[str]) -> Scores:
-        logits = logits.astype(np.float64)
-        if self.model.sigmoid:
-            scores = 1 / (1 + np.exp(-logits))
-        else:
-            scores = np.exp(logits - logits.max())
-            scores /= scores.sum()
-        return Scores.ranked(scores, labels)
+
+class ZeroShotVideoClassification(ZeroShotClassification):
+    """Which of the labels a clip shows: `classify(video, candidate_labels=[...])`. Our own name; transformers has
+    none."""
+
+    def __call__(
+        self,
+        videos: Any,
+        candidate_labels: list[str] | None = None,
+        *,
+        hypothesis_template: str = "This is a video of {}.",
+        batch_size: int = 32,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ZeroShotImageClassification, for a clip (see `load_video`) or a list of paths, bytes or arrays. A clip's
+        embedding is the mean of its frames', sampled by num_frames (default 8), fps, start, end."""
+        clips = as_clips(videos)
+        sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+        given = {name: value for name, value in sampling.items() if value is not None}
+        items = [{"video": clip, **given} for clip in clips]
+        found = self._classified(items, "video", candidate_labels, hypothesis_template, batch_size, kwargs)
+        several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
+        return found if several or getattr(videos, "ndim", 0) == 5 else found[0]
+
+
+class ZeroShotAudioClassification(ZeroShotClassification):
+    """Which of the labels a sound is of: `classify(sound, candidate_labels=[...])`."""
+
+    def __call__(
+        self,
+        audios: Any,
+        candidate_labels: list[str] | None = None,
+        *,
+        hypothesis_template: str = "This is a sound of {}.",
+        batch_size: int = 32,
+        sampling_rate: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ZeroShotImageClassification, for a sound (see `load_audio`) or a list. Arrays need their sampling_rate,
+        here or as (array, rate) or {"array", "sampling_rate"}; transformers takes them to be at the model's."""
+        single = is_sound_and_rate(audios) or not isinstance(audios, list | tuple)
+        sounds = [audios] if single else list(audios)
+        items = [{"audio": (s, sampling_rate) if sampling_rate and hasattr(s, "shape") else s} for s in sounds]
+        found = self._classified(items, "audio", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return found[0] if single else found
 
 
 class ImageFeatureExtraction(Pipeline):
@@ -184,6 +248,8 @@ class ImageTextMatching(Pipeline):
 
 TASKS = {
     "zero-shot-image-classification": ZeroShotImageClassification,
+    "zero-shot-audio-classification": ZeroShotAudioClassification,
+    "zero-shot-video-classification": ZeroShotVideoClassification,
     "image-feature-extraction": ImageFeatureExtraction,
     "image-text-to-text": ImageTextToText,
     "image-text-matching": ImageTextMatching,

@@ -14,6 +14,7 @@ __all__ = [
     "Block",
     "CFormer",
     "Context",
+    "CropFusion",
     "Cross",
     "Encoder",
     "FeedForward",
@@ -21,6 +22,7 @@ __all__ = [
     "InvertedResidual",
     "JoinStem",
     "Linear",
+    "MergeRows",
     "Norm",
     "Normalize",
     "PatchStem",
@@ -31,8 +33,10 @@ __all__ = [
     "Ref",
     "RelativeBias",
     "Softmax",
+    "SpectrogramStem",
     "Step",
     "TokenStem",
+    "Windows",
 ]
 
 
@@ -43,7 +47,9 @@ class Ref:
     `names` are stacked along rows when there are several, `row_counts` of each where they differ. `rows` = (begin, end)
     takes part of a packed tensor whose full number of rows is `packed_rows`. `transpose` is for tensors stored as
     [in, out]. `optional` parameters may be absent and are then zero or left out. A `tied` parameter is stored under
-    another name where its own is absent. What is read is multiplied by `scale`.
+    another name where its own is absent. What is read is multiplied by `scale`. `stored_as` tells another layout of a
+    convolution: "patches" of [D, C, k, k] a linear [D, k * k * C], "time" of [D, 1, k, C], along the lines of a picture
+    whose columns are C, [D, C, k].
     """
 
     names: tuple[str, ...]
@@ -55,7 +61,7 @@ class Ref:
     optional: bool = False
     tied: str | None = None
     scale: float = 1.0
-    patchified: bool = False  # a convolution [D, C, k, k] stored as a linear [D, k * k * C]
+    stored_as: str = ""
 
     @property
     def stored_rows(self) -> tuple[int, ...]:
@@ -110,10 +116,20 @@ class FeedForward:
 @dataclass(frozen=True)
 class RelativeBias:
     """What is added to scores by distance: table[buckets[key - query + reach], head], for distances from -reach to
-    reach; what lies further off counts as that far."""
+    reach; what lies further off counts as that far. In windows of n rows by pair: table[buckets[query * n + key]]."""
 
     table: Ref  # [buckets, heads]
-    buckets: tuple[int, ...]  # 2 * reach + 1
+    buckets: tuple[int, ...]  # 2 * reach + 1, or n * n
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Rows that attend to each other alone (Liu et al., 2021): `size` at a time in the order of `rows`; within a window
+    those of different `regions`, which are in that order too, all but do not."""
+
+    size: int
+    rows: tuple[int, ...]
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,17 @@ class Block:
     scale: float | None = None
     relative: RelativeBias | None = None
     rotary: bool = False
+    windows: Windows | None = None
+
+
+@dataclass(frozen=True)
+class MergeRows:
+    """Every `count` rows in the order of `rows` side by side, normed and projected to one (Liu et al., 2021)."""
+
+    norm: Norm
+    weight: Ref
+    rows: tuple[int, ...]
+    count: int = 4
 
 
 @dataclass(frozen=True)
@@ -160,6 +187,7 @@ class BatchNormConv:
     weight: Ref  # [out, in / groups, k, k]
     norm: str  # prefix of weight, bias, running_mean, running_var
     eps: float
+    bias: Ref | None = None
 
     @property
     def out_features(self) -> int:
@@ -189,7 +217,8 @@ class InvertedResidual:
 
 @dataclass(frozen=True)
 class TokenStem:
-    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
+    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`. With
+    `padding` positions count the tokens that are not that id, from padding + 1 on (RoBERTa).
 
     Without a table of positions there may be `max_positions` of them, told apart by the blocks: by distance, or by
     angles of position times each frequency in `rotary`.
@@ -201,6 +230,7 @@ class TokenStem:
     feature_token: int = -1
     max_positions: int = 0
     rotary: tuple[float, ...] = ()
+    padding: int | None = None
 
 
 @dataclass(frozen=True)
@@ -224,10 +254,37 @@ class JoinStem:
 
 
 @dataclass(frozen=True)
+class SpectrogramStem:
+    """A log-mel spectrogram (channels, frames, mels) as a picture: a batch norm by mel (`norm` is the prefix of its
+    weight, bias, running_mean, running_var), stretched along time to `size`[1] * parts frames, cut in parts that lie
+    one above the other (Chen et al., 2022)."""
+
+    norm: str
+    eps: float
+    mels: int
+    parts: int
+    size: tuple[int, int]
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class CropFusion:
+    """Crops of a long sound, channels 1, 2, ... of a spectrogram, fused into its patches (Wu et al., 2023): a
+    convolution of each crop, side by side, and attention over channels, `local` and of the mean, `whole`."""
+
+    crop: Linear  # [D, 1, k, k']
+    stride: tuple[int, int]
+    local: tuple[BatchNormConv, BatchNormConv]
+    whole: tuple[BatchNormConv, BatchNormConv]
+
+
+@dataclass(frozen=True)
 class PatchStem:
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
-    `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right).
+    `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (above and below,
+    left and right). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: the
+    rows of another convolution as a picture of one channel, or a spectrogram.
     """
 
     weight: Ref | BatchNormConv
@@ -235,18 +292,35 @@ class PatchStem:
     class_token: Ref | None
     position: Ref | None
     size: tuple[int, int]
-    stride: int
+    stride: int | tuple[int, int]
     channels: int = 3
-    padding: str = "valid"
+    padding: str | tuple[int, int] = "valid"
     activation: str = "none"
+    source: PatchStem | SpectrogramStem | None = None
+    fusion: CropFusion | None = None
 
     @property
-    def kernel(self) -> int:
-        return (self.weight.weight if isinstance(self.weight, BatchNormConv) else self.weight).shape[-1]
+    def kernel(self) -> tuple[int, int]:
+        return (self.weight.weight if isinstance(self.weight, BatchNormConv) else self.weight).shape[-2:]
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return (self.stride, self.stride) if isinstance(self.stride, int) else self.stride
+
+    @property
+    def zeros(self) -> tuple[int, int]:
+        """Rows of zeros above the picture, columns before it."""
+        if self.padding == "same":
+            return tuple(same_padding(*sizes) for sizes in zip(self.size, self.kernel, self.strides, strict=True))
+        return (0, 0) if self.padding == "valid" else self.padding
 
     @property
     def grid(self) -> tuple[int, int]:
-        return tuple(out_size(n, self.kernel, self.stride, self.padding) for n in self.size)
+        if isinstance(self.padding, str):
+            sizes = zip(self.size, self.kernel, self.strides, strict=True)
+            return tuple(out_size(*each, self.padding) for each in sizes)
+        sizes = zip(self.size, self.zeros, self.kernel, self.strides, strict=True)
+        return tuple(out_size(n + 2 * pad, kernel, stride, "valid") for n, pad, kernel, stride in sizes)
 
 
 def out_size(size: int, kernel: int, stride: int, padding: str) -> int:
@@ -324,19 +398,22 @@ class Encoder:
     """Stem, layers, then steps from "hidden" to the outputs.
 
     Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised), logits;
-    "context" where it makes one.
+    "context" where it makes one. With `grid` = (parts, bins, frames) the rows of last_hidden_state are those of a
+    spectrogram's parts, and it is given as (hidden_size, bins, parts * frames) an item.
     """
 
     stem: TokenStem | PatchStem | QueryStem | JoinStem
-    layers: tuple[Block | InvertedResidual, ...]
+    layers: tuple[Block | InvertedResidual | MergeRows, ...]
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None
     context: Context | None = None
+    grid: tuple[int, int, int] | None = None
 
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""
-        return replace(self, steps=tuple(step for step in self.steps if step.dst not in ("embeds", "unit_embeds")))
+        left_out = ("embeds_inner", "embeds", "unit_embeds")
+        return replace(self, steps=tuple(step for step in self.steps if step.dst not in left_out))
 
 
 @dataclass(frozen=True)

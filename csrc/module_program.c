@@ -207,11 +207,12 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
         if (PyArray_Check(pixels)) {
             PyArrayObject *a = (PyArrayObject *)pixels;
             if (PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 4 || PyArray_DIM(a, 1) != p->channels ||
-                PyArray_DIM(a, 2) != p->height || PyArray_DIM(a, 3) != p->width) {
+                PyArray_DIM(a, 2) > p->height || PyArray_DIM(a, 2) < (p->lower ? 1 : p->height) ||
+                PyArray_DIM(a, 3) != p->width) {
                 PyObject *shape = PyObject_GetAttrString(pixels, "shape");
-                PyErr_Format(PyExc_ValueError,
-                             "pixel_values: found %R %S, expected (B, %zd, %zd, %zd) float32",
-                             shape ? shape : Py_None, PyArray_DESCR(a), (Py_ssize_t)p->channels,
+                PyErr_Format(PyExc_ValueError, "%s: found %R %S, expected (B, %zd, %s%zd, %zd) float32",
+                             p->lower ? "input_features" : "pixel_values", shape ? shape : Py_None,
+                             PyArray_DESCR(a), (Py_ssize_t)p->channels, p->lower ? "1 to " : "",
                              (Py_ssize_t)p->height, (Py_ssize_t)p->width);
                 Py_XDECREF(shape);
                 return false;
@@ -220,7 +221,19 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
         PyArrayObject *a = bvl_borrow(pixels, "pixel_values", NPY_FLOAT32, 4);
         if (!a) return false;
         in->B = PyArray_DIM(a, 0);
+        in->height = PyArray_DIM(a, 2);
         in->pixel_values = PyArray_DATA(a);
+    }
+    PyObject *longer = p->fuses ? PyDict_GetItemString(dict, "is_longer") : NULL;
+    if (longer && longer != Py_None) {
+        PyArrayObject *a = bvl_borrow(longer, "is_longer", NPY_INT64, 2);
+        if (!a) return false;
+        if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != 1) {
+            PyErr_Format(PyExc_ValueError, "is_longer: found shape (%zd, %zd), expected (%zd, 1)",
+                         (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B);
+            return false;
+        }
+        in->is_longer = PyArray_DATA(a);
     }
     PyObject *features = PyDict_GetItemString(dict, "features");
     if (features && features != Py_None) {

@@ -226,7 +226,7 @@ def test_queries_are_not_one_embedding(made):
 def lying_programs():
     """Programs that no family builds, as a lying packed.json could: (records, call, message)."""
     block = {"num_attention_heads": 1, "activation": 0, "layer_norm_eps": 1e-5, "causal": 1, "pre_norm": 1,
-             "num_key_value_heads": 1, "attention_scale": 0, "rms_norm": 0, "rotary": 0, "gated": 0}  # fmt: skip
+             "num_key_value_heads": 1, "attention_scale": 0, "rms_norm": 0, "rotary": 0, "gated": 0, "window": 0}  # fmt: skip
     ones = {n: np.ones(s, np.float32) for n, s in {
         "qkv_weight": (24, 8), "out_weight": (8, 8), "norm1_weight": 8, "norm1_bias": 8, "fc1_weight": (8, 8),
         "fc2_weight": (8, 8), "norm2_weight": 8, "norm2_bias": 8}.items()}  # fmt: skip

@@ -54,8 +54,9 @@ def cross_part(prefix: str, hidden: int, eps: float, part: str = "self") -> Cros
     )
 
 
-def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...]) -> Encoder:
-    """A BERT under the key prefix, with the given steps after its last layer."""
+def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], padding: int | None = None) -> Encoder:
+    """A BERT under the key prefix, with the given steps after its last layer; `padding`: a RoBERTa, whose positions
+    count the tokens that are not that id."""
     if section.get("position_embedding_type", "absolute") != "absolute" or section.get("is_decoder"):
         raise ConfigError("config.json: expected absolute positions and no decoder")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
@@ -73,6 +74,7 @@ def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...]) -> Encod
             word=ref(f"{embeddings}.word_embeddings.weight", vocab, hidden),
             position=ref(f"{embeddings}.position_embeddings.weight", positions, hidden),
             type=ref(f"{embeddings}.token_type_embeddings.weight", types, hidden),
+            padding=padding,
         ),
         stem_norm=norm(f"{embeddings}.LayerNorm", hidden, eps),
         layers=tuple(

@@ -30,10 +30,11 @@ MODULES = (
     "blip_2",
     "instructblip",
     "flava",
+    "clap",
 )
 
 # buffers that older versions of the libraries stored: recomputed, never read
-IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids")
+IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids", "relative_position_index")
 
 
 def keep(key: str) -> str:
@@ -75,11 +76,12 @@ class Head:
 class Family:
     """One kind of checkpoint.
 
-    `towers` gives the encoders of a config by modality ("text", "vision"), in the order they are built. `rename`
-    maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a public
-    class name to the modalities that class loads; `heads` holds the classes that have towers of their own. `scale`
-    and `bias` name the parameters of logits = cos * exp(scale) + bias, and `sigmoid` tells how scores become
-    probabilities.
+    `towers` gives the encoders of a config by modality ("text", "vision", "audio"), in the order they are built.
+    `rename` maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a
+    public class name to the modalities that class loads; `heads` holds the classes that have towers of their own.
+    `scale` and `bias` name the parameters of logits = cos * exp(scale) + bias (`text_scale` that of logits_per_text
+    where it is another one), and `sigmoid` tells how scores become probabilities. `unit_features`: get_*_features are
+    normalised.
     """
 
     model_type: str
@@ -90,7 +92,9 @@ class Family:
     heads: Mapping[str, Head] = field(default_factory=dict)
     scale: str | None = None
     bias: str | None = None
+    text_scale: str | None = None
     sigmoid: bool = False
+    unit_features: bool = False
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
     aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
@@ -104,7 +108,7 @@ class Family:
     def belongs_elsewhere(self, key: str, modalities: tuple[str, ...]) -> bool:
         """Whether a key is of a tower that a one-tower class leaves out."""
         others = [p for name, prefixes in self.prefixes.items() if name not in modalities for p in prefixes]
-        return key in (self.scale, self.bias) or key.startswith(tuple(others))
+        return key in (self.scale, self.bias, self.text_scale) or key.startswith(tuple(others))
 
 
 @cache

@@ -89,7 +89,7 @@ def stem(config: Config, section: Config, hidden: int) -> PatchStem:
         raise ConfigError(f"vision_config: num_patches: found {patches}, expected a square number")
     values = {"image_size": side * patch, "patch_size": patch}
     square = patch_stem(section.updated(Config(values)), hidden, prefix, bias=True, class_token=False)
-    return replace(square, weight=replace(square.weight, patchified=True))
+    return replace(square, weight=replace(square.weight, stored_as="patches"))
 
 
 def vision(config: Config) -> Encoder:

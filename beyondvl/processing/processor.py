@@ -1,4 +1,4 @@
-"""Processors: text and pictures in one call, as transformers' ProcessorMixin."""
+"""Processors: text, pictures, clips and sounds in one call, as transformers' ProcessorMixin."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..families.blip_2 import VIDEO_FRAMES
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
+from .features import FeatureExtractor, extractor_config
 from .image import ImageProcessor
 from .text import Tokenizer, as_tensors
 
@@ -22,18 +23,21 @@ QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a
 
 
 class Processor:
-    """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model."""
+    """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` in place
+    of `images` where the model hears, which then has a `feature_extractor` and no `image_processor`."""
 
     def __init__(
         self,
-        image_processor: ImageProcessor,
+        image_processor: ImageProcessor | None,
         tokenizer: Tokenizer,
         qformer_tokenizer: Tokenizer | None = None,
         num_query_tokens: int | None = None,
         image_token: str = "<image>",
         num_frames: int | None = None,
+        feature_extractor: FeatureExtractor | None = None,
     ):
         self.image_processor, self.tokenizer, self.qformer_tokenizer = image_processor, tokenizer, qformer_tokenizer
+        self.feature_extractor = feature_extractor
         self.num_query_tokens, self.image_token, self.num_frames = num_query_tokens, image_token, num_frames
 
     @classmethod
@@ -43,6 +47,8 @@ class Processor:
         tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **kwargs)}
         if (folder / QFORMER_TOKENIZER).is_dir():
             tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
+        if sounds := extractor_config(folder):
+            return cls(None, **tokenizers, feature_extractor=FeatureExtractor.from_config(sounds))
         pictures = ImageProcessor.from_pretrained(folder, **kwargs)
         video = pictures.kind == "InstructBlipVideo"
         placeholders = _placeholders(folder, "video" if video else "image")
@@ -59,6 +65,8 @@ class Processor:
         text: Any = None,
         *,
         videos: Any = None,
+        audio: Any = None,
+        sampling_rate: int | None = None,
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -69,6 +77,8 @@ class Processor:
             images: a picture or a list; see `load_image` for what a picture may be.
             videos: for a model of clips, a clip or a list; see `load_video` for what a clip may be. InstructBlipVideo
                 takes four frames of each, and takes clips as `images` too, as in transformers.
+            audio: for a model of sounds, a sound or a list; see `load_audio` for what a sound may be. Arrays need their
+                `sampling_rate`, here or as (array, rate); other rates than the model's are resampled.
             return_tensors: "np", "pt" or None for lists.
 
         Where a language model reads what query tokens drew from a picture (BLIP-2, InstructBLIP), texts that come with
@@ -77,6 +87,10 @@ class Processor:
 
         Raises ValueError when neither is given.
         """
+        if self.feature_extractor:
+            return self._heard(text, audio, sampling_rate, return_tensors, kwargs, (images, videos))
+        if audio is not None:
+            raise ValueError("audio: given to a processor of pictures, expected images")
         if self.num_frames:
             images, videos = None, videos if videos is not None else images
         elif videos is not None:
@@ -101,6 +115,22 @@ class Processor:
         if videos is not None:
             pixels = self.clips(videos)
             inputs["pixel_values"] = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
+        return inputs
+
+    def _heard(
+        self, text: Any, audio: Any, rate: int | None, tensors: str | None, kwargs: dict[str, Any], seen: tuple
+    ) -> BatchFeature:
+        """Inputs for a model of texts and sounds."""
+        if any(value is not None for value in seen):
+            raise ValueError("images, videos: given to a processor of sounds, expected audio")
+        if text is None and audio is None:
+            raise ValueError("found neither text nor audio, expected at least one of them")
+        inputs, seed = BatchFeature(), {"seed": kwargs.pop("seed")} if "seed" in kwargs else {}
+        if text is not None:
+            inputs.update(self.tokenizer(text, return_tensors=tensors, **kwargs))
+        if audio is not None:  # padding, truncation and max_length beside a text are the text's
+            options = seed if text is not None else kwargs | seed
+            inputs.update(self.feature_extractor(audio, sampling_rate=rate, return_tensors=tensors, **options))
         return inputs
 
     def clips(self, videos: Any) -> np.ndarray:
@@ -147,6 +177,8 @@ class Processor:
 
     @property
     def model_input_names(self) -> list[str]:
+        if self.feature_extractor:
+            return [*self.tokenizer.model_input_names, self.feature_extractor.input_name]
         qformer = ["qformer_input_ids", "qformer_attention_mask"] if self.qformer_tokenizer else []
         return [*self.tokenizer.model_input_names, "pixel_values", *qformer]
 
@@ -189,7 +221,9 @@ class AutoProcessor:
     """`AutoProcessor.from_pretrained(name)`: a Processor, or the one half the folder has files for."""
 
     @staticmethod
-    def from_pretrained(name: str | os.PathLike, **kwargs: Any) -> Processor | Tokenizer | ImageProcessor:
+    def from_pretrained(
+        name: str | os.PathLike, **kwargs: Any
+    ) -> Processor | Tokenizer | ImageProcessor | FeatureExtractor:
         hub = hub_options(kwargs)
         folder = resolve(name, weights=False, **hub)
         pictures = any(
@@ -202,6 +236,8 @@ class AutoProcessor:
             )
         )
         texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
+        if not texts and (sounds := extractor_config(folder)):
+            return FeatureExtractor.from_config(sounds, **kwargs)
         kind = (
             Processor if (pictures and texts) or not (pictures or texts) else ImageProcessor if pictures else Tokenizer
         )
@@ -217,12 +253,16 @@ _NAMES = (
     "Blip2Processor",
     "InstructBlipProcessor",
     "InstructBlipVideoProcessor",
+    "ClapProcessor",
 )
 
 
 def processor_class(name: str) -> type:
     """CLIPProcessor and its like are one class: what differs lies in the files. KeyError for other names."""
+    from . import features
+
     classes = {
+        **{n: getattr(features, n) for n in features.__all__ if n.endswith("FeatureExtractor")},
         "CLIPTokenizer": Tokenizer,
         "CLIPTokenizerFast": Tokenizer,
         "SiglipTokenizer": Tokenizer,

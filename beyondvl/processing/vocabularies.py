@@ -1,7 +1,7 @@
 """Tokenizer backends from vocabulary files, assembled with the `tokenizers` library.
 
-The pipelines are those of the models' own tokenizers: CLIP's byte-level BPE with `</w>`, BERT's WordPiece, SigLIP's
-SentencePiece unigram over canonical text (lower case, no punctuation, single spaces).
+The pipelines are those of the models' own tokenizers: CLIP's byte-level BPE with `</w>`, RoBERTa's without, BERT's
+WordPiece, SigLIP's SentencePiece unigram over canonical text (lower case, no punctuation, single spaces).
 """
 
 from __future__ import annotations
@@ -45,6 +45,18 @@ BERT = Defaults(
     512,
     ("input_ids", "token_type_ids", "attention_mask"),
 )
+ROBERTA = Defaults(
+    {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+    512,
+)
 SIGLIP = Defaults({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, SIGLIP_LENGTH, exact_length=True)
 # Gemma's vocabulary as SigLIP 2 uses it: ids alone, padded to 64
 SIGLIP2 = Defaults(
@@ -53,7 +65,13 @@ SIGLIP2 = Defaults(
     ("input_ids",),
     exact_length=True,
 )
-KINDS = {"CLIPTokenizer": CLIP, "BertTokenizer": BERT, "SiglipTokenizer": SIGLIP, "Siglip2Tokenizer": SIGLIP2}
+KINDS = {
+    "CLIPTokenizer": CLIP,
+    "BertTokenizer": BERT,
+    "RobertaTokenizer": ROBERTA,
+    "SiglipTokenizer": SIGLIP,
+    "Siglip2Tokenizer": SIGLIP2,
+}
 
 
 def _model_type(folder: Path) -> Any:
@@ -71,7 +89,8 @@ def _kind(folder: Path, settings: Config) -> Defaults | None:
         return SIGLIP2
     if name in KINDS:
         return KINDS[name]
-    by_model = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2, "bert": BERT, "chinese_clip": BERT}
+    by_model = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2, "bert": BERT, "chinese_clip": BERT,
+                "clap": ROBERTA}  # fmt: skip
     return by_model.get(model_type)
 
 
@@ -97,7 +116,7 @@ def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
     kind = _kind(folder, settings)
     builders = (
         ("tokenizer.json", _from_tokenizer_json, kind or Defaults()),
-        ("merges.txt", _clip, CLIP),
+        ("merges.txt", _roberta, ROBERTA) if kind is ROBERTA else ("merges.txt", _clip, CLIP),
         ("vocab.txt", _bert, BERT),
         ("spiece.model", _siglip, SIGLIP),
     )
@@ -149,18 +168,39 @@ def _bert_normalizer(settings: Config) -> Any:
     )
 
 
-def _clip(folder: Path, settings: Config) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
+def _pairs(folder: Path, settings: Config, kind: Defaults) -> tuple[dict[str, int], list[tuple], dict[str, str]]:
+    """Vocabulary, merges and special tokens of a byte-level BPE."""
     vocab = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in merges):
         raise ConfigError("merges.txt: expected two tokens a line")
-    special = special_tokens(folder, settings, CLIP)
+    special = special_tokens(folder, settings, kind)
     for token in (special["bos_token"], special["eos_token"]):
         if token not in vocab:
             raise ConfigError(f"vocab.json: {token} is missing")
+    return vocab, merges, special
+
+
+def _roberta(folder: Path, settings: Config) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocab, merges, special = _pairs(folder, settings, ROBERTA)
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    spaced = settings.get("add_prefix_space") is True
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    backend.decoder = decoders.ByteLevel()
+    known = [token for token in dict.fromkeys(special.values()) if token in vocab]
+    backend.add_special_tokens(known)
+    ends = [(special[name], vocab[special[name]]) for name in ("eos_token", "bos_token")]
+    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=spaced)
+    return backend
+
+
+def _clip(folder: Path, settings: Config) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocab, merges, special = _pairs(folder, settings, CLIP)
     backend = Tokenizer(
         models.BPE(
             vocab=vocab,

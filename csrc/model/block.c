@@ -1,4 +1,4 @@
-/* block.c: the transformer block, and attention pooling, which is one whose only query is learned.
+/* block.c: the transformer block.
  *
  *   pre-norm (CLIP, SigLIP)                  post-norm (BERT)
  *   x = x + out(attention(norm1(x)))         x = norm1(x + out(attention(x)))
@@ -18,273 +18,21 @@
  *
  * cross: the same with the keys and values of the item's context (state.h), which the operation "context"
  * made in another program.
- * attention_pool (SigLIP's MAP head): y = out(attention(probe Wq, x Wk, x Wv)); y + fc2(act(fc1(norm(y)))).
- * The probe's query does not depend on the input: it is computed when the model is built, and all that
- * follows its one row stays in float32.
+ *
+ * Windows (Swin; Liu et al., 2021): rows attend within groups of them alone, with a bias by pair; where a
+ * window holds rows of several regions, scores between them are lowered. All else works row by row, so a
+ * worker takes a few windows through the whole block at once.
  *
  * In bfloat16 and int8, where bfloat16 is native, q, k, v and both products of attention are bfloat16. The
  * residual stream and the norms are float32 in every precision.
  */
-#include <math.h>
 #include <string.h>
 
-#include "../arena.h"
-#include "../ops/attention.h"
-#include "../ops/linear.h"
 #include "../ops/rotary.h"
-#include "ops.h"
-
-typedef struct {
-    bvl_linear fc1, fc2;
-    bvl_norm norm;
-    int64_t intermediate;
-    bool direct, gated; /* direct: fc1 writes fc2's operand itself */
-} feed_forward;
-
-typedef struct {
-    bvl_linear qkv, out; /* attention_pool: qkv holds k and v */
-    bvl_norm norm1;      /* attention_pool: none */
-    feed_forward ffn;    /* intermediate 0: there is one for queries alone */
-    feed_forward query_ffn;
-    bvl_linear cross_q, cross_out; /* where layer >= 0 */
-    bvl_norm cross_norm;
-    int64_t layer;               /* of the contexts, or -1 */
-    int64_t cached;              /* layer of the cache, or -1 */
-    float *query;                /* attention_pool: [D] */
-    int64_t D, heads, hd, inner; /* inner = heads * hd */
-    int64_t group, kv;           /* heads of queries to one of keys; columns of keys, and of values */
-    float scale, *relative;      /* relative: [heads, 2 * reach + 1] or NULL */
-    int64_t reach;
-    bvl_activation act;
-    bool causal, pre_norm, rotary;
-    bool bf16;       /* q, k, v and attention are bfloat16 */
-    bool direct_out; /* attention writes out's operand itself */
-} block;
-
-enum {
-    P_HEADS,
-    P_ACT,
-    P_EPS,
-    P_CAUSAL, /* from here on the block's alone: 0 in an attention_pool */
-    P_PRE_NORM,
-    P_KV_HEADS,
-    P_SCALE,
-    P_RMS,
-    P_ROTARY,
-    P_GATED
-};
-enum {
-    QKV_W,
-    QKV_B,
-    OUT_W,
-    OUT_B,
-    NORM1_W,
-    NORM1_B,
-    FFN,             /* fc1, fc2 and norm2, six parameters */
-    QUERY = FFN + 6, /* attention_pool's last; what follows is the block's */
-    CROSS_Q_W = QUERY,
-    CROSS_Q_B,
-    CROSS_OUT_W,
-    CROSS_OUT_B,
-    CROSS_NORM_W,
-    CROSS_NORM_B,
-    QUERY_FFN,
-    RELATIVE = QUERY_FFN + 6
-};
-enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* within a feed-forward */
-
-/* The product whose weight [N, K] is number `at` and whose bias, which may be absent, is the next; N -1: any.
- */
-static bvl_status linear_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
-                               int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err) {
-    const bvl_array *weight = &b->weights[at], *bias = weight + 1;
-    if (bvl_expect(r->op, b, at, 2, N, K, 0, 0, err) != BVL_OK ||
-        (bias->data && bvl_expect(r->op, b, at + 1, 1, weight->shape[0], 0, 0, 0, err) != BVL_OK))
-        return err->status;
-    return bvl_linear_init(linear, &p->store, p->kernels, precision, weight, bias, b->threads, err);
-}
-
-static bvl_status norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
-                             bvl_norm *norm, bvl_error *err) {
-    return bvl_norm_build(p, r, b, at, D, b->params[P_EPS], b->params[P_RMS] != 0, norm, err);
-}
-
-/* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
-static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
-    return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
-           2 * next->product->operand_words(next->K) == next->K;
-}
-
-/* The six parameters from `at` on; act and gated are the block's. */
-static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
-                                     bvl_precision precision, feed_forward *f, bvl_error *err) {
-    const int64_t D = p->slots[r->src].cols;
-    f->gated = b->params[P_GATED] != 0;
-    if (linear_build(p, r, b, at + FC1_W, -1, D, precision, &f->fc1, err) != BVL_OK) return err->status;
-    f->intermediate = f->gated ? f->fc1.N / 2 : f->fc1.N;
-    if (f->gated && f->fc1.N % 2)
-        return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
-                        r->op->name, r->op->weights[at + FC1_W], (long long)f->fc1.N);
-    if (linear_build(p, r, b, at + FC2_W, D, f->intermediate, precision, &f->fc2, err) != BVL_OK)
-        return err->status;
-    f->direct = !f->gated && precision == p->precision && writes_operand(p, &f->fc2);
-    return norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
-}
-
-/* q, k and v; an attention pool's are k and v alone, and its other products are float32. */
-static bvl_status attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bool pool,
-                                  bvl_error *err) {
-    const int64_t D = p->slots[r->src].cols, heads = (int64_t)b->params[P_HEADS];
-    const int64_t kv_heads = pool ? heads : (int64_t)b->params[P_KV_HEADS];
-    if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, OUT_W, 2, D, -1, 0, 0, err) != BVL_OK)
-        return err->status;
-    const int64_t rows = b->weights[QKV_W].shape[0], inner = b->weights[OUT_W].shape[1];
-    const double act = b->params[P_ACT], scale = b->params[P_SCALE];
-    if (heads < 1 || kv_heads < 1 || heads % kv_heads || inner % heads)
-        return bvl_fail(
-            err, BVL_INVALID,
-            "%s: out_weight of %lld columns, %lld heads, %lld of keys: expected a multiple of the "
-            "heads, and these of the heads of keys",
-            r->op->name, (long long)inner, (long long)heads, (long long)kv_heads);
-    if (rows != (pool ? 0 : inner) + 2 * kv_heads * (inner / heads))
-        return bvl_fail(err, BVL_INVALID, "%s: qkv_weight of %lld rows, expected %lld", r->op->name,
-                        (long long)rows, (long long)((pool ? 0 : inner) + 2 * kv_heads * (inner / heads)));
-    if (!(act >= 0 && act < BVL_ACT_COUNT) || !(scale >= 0))
-        return bvl_fail(err, BVL_INVALID,
-                        "%s: activation %g, attention_scale %g: expected 0 to %d, and 0 or more", r->op->name,
-                        act, scale, BVL_ACT_COUNT - 1);
-    block *s = r->state = bvl_alloc(sizeof *s);
-    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    *s = (block){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .layer = -1, .cached = -1};
-    s->group = heads / kv_heads;
-    s->kv = kv_heads * s->hd;
-    s->scale = scale > 0 ? (float)scale : 1.0f / sqrtf((float)s->hd);
-    s->act = (bvl_activation)act;
-    const bvl_precision rest = pool ? BVL_FLOAT32 : p->precision;
-    if (linear_build(p, r, b, QKV_W, rows, D, p->precision, &s->qkv, err) != BVL_OK) return err->status;
-    return linear_build(p, r, b, OUT_W, D, inner, rest, &s->out, err);
-}
-
-/* The part that attends to a context. */
-static bvl_status cross_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    block *s = r->state;
-    if (!b->weights[CROSS_Q_W].data) return BVL_OK;
-    if (s->group != 1)
-        return bvl_fail(err, BVL_INVALID,
-                        "%s: cross_q_weight: found where heads share keys, expected neither", r->op->name);
-    if (linear_build(p, r, b, CROSS_Q_W, s->inner, s->D, p->precision, &s->cross_q, err) != BVL_OK ||
-        linear_build(p, r, b, CROSS_OUT_W, s->D, s->inner, p->precision, &s->cross_out, err) != BVL_OK ||
-        norm_build(p, r, b, CROSS_NORM_W, s->D, &s->cross_norm, err) != BVL_OK)
-        return err->status;
-    s->layer = p->takes.layers;
-    return bvl_context_layer(&p->takes, s->heads, s->hd, s->bf16, r->op->name, err);
-}
-
-/* Words between rows of q k v, of attention's output, of the MLP's inner activations and of cached k v. */
-static int64_t block_ld(int64_t cols, bool bf16) {
-    return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
-}
-
-static int64_t qkv_ld(const block *s) {
-    return block_ld(s->inner + 2 * s->kv, s->bf16);
-}
-
-bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
-    /* a product's operand may reach past the last head's query, but only into keys and values */
-    return bvl_attention_bf16(p->kernels, p->precision, hd) &&
-           2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * kv;
-}
-
-/* How attention sees positions: a bias by distance, or queries and keys turned. */
-static bvl_status positions_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    block *s = r->state;
-    const bvl_array *relative = &b->weights[RELATIVE];
-    const bvl_slot *slot = &p->slots[r->src];
-    s->rotary = b->params[P_ROTARY] != 0;
-    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->hd))
-        return bvl_fail(
-            err, BVL_INVALID,
-            "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
-            r->op->name, (long long)p->rotary_half, (long long)s->hd / 2);
-    if (!relative->data) return BVL_OK;
-    if (bvl_expect(r->op, b, RELATIVE, 2, s->heads, -1, 0, 0, err) != BVL_OK) return err->status;
-    if (relative->shape[1] % 2 == 0)
-        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found %lld columns, expected an odd number",
-                        r->op->name, (long long)relative->shape[1]);
-    if (p->queries)
-        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found beside %lld query tokens, expected none",
-                        r->op->name, (long long)p->queries);
-    s->reach = relative->shape[1] / 2;
-    return bvl_copy_vector(&s->relative, &p->store, relative, err);
-}
-
-static bvl_status block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const bvl_slot *slot = &p->slots[r->src];
-    const bool queries = b->weights[QUERY_FFN].data != NULL;
-    if (r->src != r->dst) return bvl_fail(err, BVL_INVALID, "transformer_block: expected src == dst");
-    if (queries != (p->queries != 0) || ((slot->text || queries) && slot->rows != p->queries))
-        return bvl_fail(err, BVL_INVALID,
-                        "transformer_block: slot %s of %lld rows, %lld query tokens, weights for %s",
-                        slot->name, (long long)slot->rows, (long long)p->queries, queries ? "some" : "none");
-    if (attention_build(p, r, b, false, err) != BVL_OK) return err->status;
-    block *s = r->state;
-    s->causal = b->params[P_CAUSAL] != 0;
-    s->pre_norm = b->params[P_PRE_NORM] != 0;
-    if (norm_build(p, r, b, NORM1_W, s->D, &s->norm1, err) != BVL_OK) return err->status;
-    if ((b->weights[FFN].data || slot->text) &&
-        feed_forward_build(p, r, b, FFN, p->precision, &s->ffn, err) != BVL_OK)
-        return err->status;
-    if (queries && feed_forward_build(p, r, b, QUERY_FFN, p->precision, &s->query_ffn, err) != BVL_OK)
-        return err->status;
-    if (!queries && !s->ffn.intermediate)
-        return bvl_expect(r->op, b, FFN, 2, -1, s->D, 0, 0, err); /* says that it is missing */
-    s->bf16 = bvl_block_bf16(p, s->hd, s->kv);
-    s->direct_out = s->bf16 && writes_operand(p, &s->out);
-    if (cross_build(p, r, b, err) != BVL_OK || positions_build(p, r, b, err) != BVL_OK) return err->status;
-    if (s->causal && slot->text && slot->rows == 0) {
-        s->cached = p->cached_layers;
-        p->cached_words[p->cached_layers++] = block_ld(2 * s->kv, s->bf16);
-    } else if (slot->text) {
-        p->uncached = true;
-    }
-    return BVL_OK;
-}
-
-/* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's
- * inner rows; operand rows. */
-static void block_parts(const block *s, int64_t *narrow, int64_t *wide, int64_t *operand) {
-    *narrow = BVL_MAX(bvl_padded(BVL_MAX(s->D, s->inner)), bvl_norm_operand(&s->norm1, &s->qkv));
-    *wide = qkv_ld(s);
-    *operand = BVL_MAX(bvl_linear_operand(&s->out), s->pre_norm ? 0 : bvl_linear_operand(&s->qkv));
-    for (int i = 0; i < 2; i++) {
-        const feed_forward *f = i ? &s->query_ffn : &s->ffn;
-        if (!f->intermediate) continue;
-        *narrow = BVL_MAX(*narrow, bvl_norm_operand(&f->norm, &f->fc1));
-        *wide = BVL_MAX(*wide, block_ld(f->fc1.N, f->direct));
-        *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc2));
-        if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc1));
-    }
-    if (s->layer < 0) return;
-    *narrow = BVL_MAX(*narrow, bvl_norm_operand(&s->cross_norm, &s->cross_q));
-    *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_out));
-    if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&s->cross_q));
-}
-
-static int64_t block_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in) {
-    int64_t narrow, wide, operand;
-    block_parts(r->state, &narrow, &wide, &operand);
-    return count * bvl_slot_rows(&p->slots[r->src], in) * (narrow + wide + operand);
-}
-
-static int64_t block_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
-    const block *s = r->state;
-    const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(&p->slots[r->src], in), in->context_rows);
-    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_padded(s->D));
-}
+#include "block.h"
 
 /* Turns queries and keys by their positions; nothing in a block that does not. */
-static void turn_rows(const block *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+static void turn_rows(const bvl_layer *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
     const int64_t half = run->program->rotary_half;
     int64_t begin, end;
     if (!s->rotary) return;
@@ -296,11 +44,11 @@ static void turn_rows(const block *s, const bvl_run *run, float *qkv, int64_t ld
 }
 
 /* Appends k and v of the new tokens to the cache; nothing without one. */
-static void append_to_cache(const block *s, const bvl_run *run, const float *qkv, int64_t ld, int64_t T) {
+static void append_to_cache(const bvl_layer *s, const bvl_run *run, const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
     if (s->cached < 0 || !in->cache) return;
     const int64_t q = s->inner / (s->bf16 ? 2 : 1), kv = s->kv / (s->bf16 ? 2 : 1);
-    const int64_t words = block_ld(2 * s->kv, s->bf16);
+    const int64_t words = bvl_block_ld(2 * s->kv, s->bf16);
     int64_t begin, end;
     bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++)
@@ -311,7 +59,7 @@ static void append_to_cache(const block *s, const bvl_run *run, const float *qkv
 
 /* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
  * are all tokens, or the one that run->pool takes of each item. */
-static void self_attention(const block *s, const bvl_run *run, int slot, float *out, int64_t ldo,
+static void self_attention(const bvl_layer *s, const bvl_run *run, int slot, float *out, int64_t ldo,
                            const float *qkv, int64_t ld, int64_t T) {
     const bvl_inputs *in = run->inputs;
     const bool cached = s->cached >= 0 && in->cache;
@@ -321,7 +69,7 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
                                  .Tk = past + T,
                                  .hd = s->hd,
                                  .ldq = ld,
-                                 .ldkv = cached ? block_ld(2 * s->kv, s->bf16) : ld,
+                                 .ldkv = cached ? bvl_block_ld(2 * s->kv, s->bf16) : ld,
                                  .ldo = ldo,
                                  .scale = s->scale,
                                  .reach = s->reach,
@@ -340,7 +88,12 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
             cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + s->inner / per;
         k += head / s->group * s->hd / per;
         shape.first = past + row;
-        shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
+        if (s->window) {
+            shape.pairs = s->relative ? s->relative + head * T * T : NULL;
+            shape.regions = s->regions ? s->regions + (run->first + item) * T : NULL;
+        } else {
+            shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
+        }
         shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
         bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * s->hd / to,
                       q + row * ld + head * s->hd / per, k, k + s->kv / per, &shape, run->local);
@@ -348,7 +101,7 @@ static void self_attention(const block *s, const bvl_run *run, int slot, float *
 }
 
 /* Zeros behind each row of q, where the operand of the last head reaches past it: stale bits may be NaN. */
-static void clear_tails(const block *s, const bvl_run *run, float *q, int64_t ldq, int64_t rows) {
+static void clear_tails(const bvl_layer *s, const bvl_run *run, float *q, int64_t ldq, int64_t rows) {
     const int64_t reach = run->kernels->product[BVL_BFLOAT16].operand_words(s->hd) - s->hd / 2;
     int64_t begin, end;
     if (!s->bf16 || reach <= 0) return;
@@ -359,7 +112,7 @@ static void clear_tails(const block *s, const bvl_run *run, float *q, int64_t ld
 
 /* out[rows, inner] = attention of q[rows, inner] over the contexts of `count` items from `first` of the call
  * on, Tq rows an item. */
-static void cross_attention(const block *s, const bvl_run *run, int64_t first, int64_t count, float *out,
+static void cross_attention(const bvl_layer *s, const bvl_run *run, int64_t first, int64_t count, float *out,
                             int64_t ldo, const float *q, int64_t ldq, int64_t Tq) {
     bvl_attention_shape shape = {.Tq = Tq,
                                  .hd = s->hd,
@@ -393,14 +146,14 @@ static void keep_pooled(const bvl_run *run, float *x, int64_t ldx, int64_t T, in
     bvl_barrier(run->team);
 }
 
-/* Where a sub-layer works: rows of x, and the scratch of the team (block_parts). */
+/* Where a sub-layer works: rows of x, and the scratch of the team (bvl_block_parts). */
 typedef struct {
     float *x, *h, *wide, *z;
     int64_t ldx, rows;
 } place;
 
 /* The rows a sub-layer's first product reads, *ld apart: of norm(x), or in a post-norm block of x itself. */
-static const float *begin_sublayer(const block *s, const bvl_run *run, const bvl_norm *norm,
+static const float *begin_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_norm *norm,
                                    const bvl_linear *first, const place *at, int64_t *ld) {
     *ld = at->ldx;
     if (!s->pre_norm) return bvl_linear_load(first, at->z, at->x, ld, at->rows, run->team);
@@ -411,7 +164,7 @@ static const float *begin_sublayer(const block *s, const bvl_run *run, const bvl
 }
 
 /* x += last(y), then the norm of a post-norm block. `direct`: y was written as the operand. */
-static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *norm, const bvl_linear *last,
+static void end_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_norm *norm, const bvl_linear *last,
                          const place *at, const float *y, int64_t ldy, bool direct) {
     const bvl_kernels *k = run->kernels;
     const float *a = direct ? y : bvl_linear_load(last, at->z, y, &ldy, at->rows, run->team);
@@ -424,9 +177,9 @@ static void end_sublayer(const block *s, const bvl_run *run, const bvl_norm *nor
 }
 
 /* The sub-layer over the contexts of `count` items from `first` of the call on, at their rows. */
-static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, int64_t count,
+static void cross_sublayer(const bvl_layer *s, const bvl_run *run, int64_t first, int64_t count,
                            const place *at) {
-    const int64_t ldq = qkv_ld(s), ldo = block_ld(s->inner, s->direct_out);
+    const int64_t ldq = bvl_qkv_ld(s), ldo = bvl_block_ld(s->inner, s->direct_out);
     int64_t ld;
     const float *a = begin_sublayer(s, run, &s->cross_norm, &s->cross_q, at, &ld);
     clear_tails(s, run, at->wide, ldq, at->rows);
@@ -438,7 +191,7 @@ static void cross_sublayer(const block *s, const bvl_run *run, int64_t first, in
 }
 
 /* wide[rows, intermediate] = act(the gates) * what they gate. */
-static void open_gates(const block *s, const bvl_run *run, const feed_forward *f, const place *at,
+static void open_gates(const bvl_layer *s, const bvl_run *run, const bvl_feed_forward *f, const place *at,
                        int64_t ldm) {
     int64_t begin, end;
     bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
@@ -447,9 +200,9 @@ static void open_gates(const block *s, const bvl_run *run, const feed_forward *f
     bvl_barrier(run->team);
 }
 
-static void feed_forward_sublayer(const block *s, const bvl_run *run, const feed_forward *f,
+static void feed_forward_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_feed_forward *f,
                                   const place *at) {
-    const int64_t ldm = block_ld(f->fc1.N, f->direct);
+    const int64_t ldm = bvl_block_ld(f->fc1.N, f->direct);
     int64_t ld;
     const float *a = begin_sublayer(s, run, &f->norm, &f->fc1, at, &ld);
     bvl_linear_run(&f->fc1, run->kernels, at->wide, ldm, a, ld, at->rows,
@@ -461,7 +214,7 @@ static void feed_forward_sublayer(const block *s, const bvl_run *run, const feed
 
 /* What follows self-attention where queries and text part ways: item by item, for the rows of one side lie
  * apart. */
-static void part_ways(const block *s, const bvl_run *run, const place *all, int64_t queries, int64_t T) {
+static void part_ways(const bvl_layer *s, const bvl_run *run, const place *all, int64_t queries, int64_t T) {
     place at = *all;
     for (int64_t i = 0; i < run->count; i++) {
         at.x = all->x + i * T * at.ldx;
@@ -474,14 +227,11 @@ static void part_ways(const block *s, const bvl_run *run, const place *all, int6
     }
 }
 
-static void block_run(const bvl_record *r, const bvl_run *run) {
-    const block *s = r->state;
-    const bvl_slot *slot = &run->program->slots[r->src];
-    const int64_t T = bvl_slot_rows(slot, run->inputs), tokens = run->count * T;
-    const int64_t ldq = qkv_ld(s), ldo = block_ld(s->inner, s->direct_out);
+/* The block over run->count items of T rows at `at`, whose scratch is the team's. */
+static void block_rows(const bvl_layer *s, const bvl_run *run, int slot, place at, int64_t T) {
+    const int64_t ldq = bvl_qkv_ld(s), ldo = bvl_block_ld(s->inner, s->direct_out), tokens = at.rows;
     int64_t narrow, wide, operand, ld;
-    block_parts(s, &narrow, &wide, &operand);
-    place at = {.x = run->slots[r->src], .h = run->shared, .ldx = slot->ld, .rows = tokens};
+    bvl_block_parts(s, &narrow, &wide, &operand);
     at.wide = at.h + tokens * narrow;
     at.z = at.wide + tokens * wide;
 
@@ -491,10 +241,12 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     bvl_barrier(run->team);
     turn_rows(s, run, at.wide, ldq, T);
     append_to_cache(s, run, at.wide, ldq, T);
-    self_attention(s, run, r->src, at.h, ldo, at.wide, ldq, T);
+    self_attention(s, run, slot, at.h, ldo, at.wide, ldq, T);
     bvl_barrier(run->team);
-    if (run->pool) keep_pooled(run, at.x, at.ldx, T, s->D);
-    at.rows = bvl_run_rows(run, r->src, &at.ldx); /* from here on, perhaps one row an item */
+    if (run->pool) {
+        keep_pooled(run, at.x, at.ldx, T, s->D);
+        at.rows = bvl_run_rows(run, slot, &at.ldx); /* from here on, one row an item */
+    }
     end_sublayer(s, run, &s->norm1, &s->out, &at, at.h, ldo, s->direct_out);
 
     const bool queries = s->query_ffn.intermediate && run->inputs->contexts;
@@ -506,93 +258,60 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     feed_forward_sublayer(s, run, &s->ffn, &at);
 }
 
+/* Each worker takes whole windows out of x, through the block alone, and puts them back. */
+static void windows_run(const bvl_layer *s, const bvl_run *run, int src) {
+    const bvl_slot *slot = &run->program->slots[src];
+    const int64_t W = s->window, most = bvl_windows_at_once(s), each = slot->rows / W;
+    bvl_run alone = *run;
+    alone.team = (bvl_team){0, 1, NULL};
+    place at = {.x = run->local, .ldx = slot->ld};
+    int64_t narrow, wide, operand, begin, end;
+    bvl_block_parts(s, &narrow, &wide, &operand);
+    at.h = at.x + most * W * slot->ld;
+    alone.local = at.h + most * W * (narrow + wide + operand);
+    bvl_share(run->count * each, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t w = begin; w < end;) {
+        alone.first = w % each; /* of its item's windows */
+        alone.count = BVL_MIN(BVL_MIN(most, end - w), each - alone.first);
+        float *item = run->slots[src] + w / each * slot->rows * slot->ld;
+        const float *order = s->order + alone.first * W;
+        at.rows = alone.count * W;
+        for (int64_t i = 0; i < at.rows; i++)
+            memcpy(at.x + i * slot->ld, item + (int64_t)order[i] * slot->ld, (size_t)s->D * sizeof(float));
+        block_rows(s, &alone, src, at, W);
+        for (int64_t i = 0; i < at.rows; i++)
+            memcpy(item + (int64_t)order[i] * slot->ld, at.x + i * slot->ld, (size_t)s->D * sizeof(float));
+        w += alone.count;
+    }
+    bvl_barrier(run->team);
+}
+
+static void block_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_layer *s = r->state;
+    const bvl_slot *slot = &run->program->slots[r->src];
+    const int64_t T = bvl_slot_rows(slot, run->inputs);
+    if (s->window)
+        windows_run(s, run, r->src);
+    else
+        block_rows(
+            s, run, r->src,
+            (place){.x = run->slots[r->src], .h = run->shared, .ldx = slot->ld, .rows = run->count * T}, T);
+}
+
 const bvl_op bvl_op_transformer_block = {
     .name = "transformer_block",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", "causal", "pre_norm",
-               "num_key_value_heads", "attention_scale", "rms_norm", "rotary", "gated", NULL},
-    .weights = {"qkv_weight",        "qkv_bias",
-                "out_weight",        "out_bias",
-                "norm1_weight",      "norm1_bias",
-                "fc1_weight",        "fc1_bias",
-                "fc2_weight",        "fc2_bias",
-                "norm2_weight",      "norm2_bias",
-                "cross_q_weight",    "cross_q_bias",
-                "cross_out_weight",  "cross_out_bias",
-                "cross_norm_weight", "cross_norm_bias",
-                "query_fc1_weight",  "query_fc1_bias",
-                "query_fc2_weight",  "query_fc2_bias",
-                "query_norm_weight", "query_norm_bias",
-                "relative_bias",     NULL},
-    .build = block_build,
-    .shared = block_shared,
-    .local = block_local,
+               "num_key_value_heads", "attention_scale", "rms_norm", "rotary", "gated", "window", NULL},
+    .weights = {"qkv_weight",        "qkv_bias",        "out_weight",        "out_bias",
+                "norm1_weight",      "norm1_bias",      "fc1_weight",        "fc1_bias",
+                "fc2_weight",        "fc2_bias",        "norm2_weight",      "norm2_bias",
+                "cross_q_weight",    "cross_q_bias",    "cross_out_weight",  "cross_out_bias",
+                "cross_norm_weight", "cross_norm_bias", "query_fc1_weight",  "query_fc1_bias",
+                "query_fc2_weight",  "query_fc2_bias",  "query_norm_weight", "query_norm_bias",
+                "relative_bias",     "window_rows",     "window_regions",    NULL},
+    .build = bvl_block_build,
+    .shared = bvl_block_shared,
+    .local = bvl_block_local,
     .run = block_run,
     .prunes = true,
-};
-
-static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
-        return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
-                        (long long)p->slots[r->src].cols);
-    if (attention_build(p, r, b, true, err) != BVL_OK) return err->status;
-    block *s = r->state;
-    if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
-        feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
-        return err->status;
-    return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
-}
-
-static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count,
-                                     const bvl_inputs *in) {
-    const block *s = r->state;
-    const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], in);
-    return rows * (bvl_padded(2 * s->inner) + bvl_linear_operand(&s->qkv)) +
-           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->ffn.intermediate));
-}
-
-static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
-    const block *s = r->state;
-    const bvl_kernels *k = run->kernels;
-    const bvl_team team = run->team;
-    const bvl_slot *src = &run->program->slots[r->src];
-    const int64_t T = bvl_slot_rows(src, run->inputs), n = run->count, ldy = run->program->slots[r->dst].ld;
-    const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
-                  ldm = bvl_padded(s->ffn.intermediate);
-    float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
-    float *y = run->slots[r->dst];
-    int64_t ld = src->ld;
-
-    const float *a = bvl_linear_load(&s->qkv, z, run->slots[r->src], &ld, n * T, team);
-    bvl_linear_run(&s->qkv, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
-    bvl_barrier(team);
-    const bvl_attention_shape shape = {
-        .Tq = 1, .Tk = T, .hd = s->hd, .ldq = s->inner, .ldkv = ldkv, .ldo = ldh, .scale = s->scale};
-    int64_t begin, end;
-    bvl_share(n * s->heads, team.tid, team.nt, &begin, &end);
-    for (int64_t u = begin; u < end; u++) {
-        const int64_t item = u / s->heads, at = u % s->heads * s->hd;
-        const float *keys = kv + item * T * ldkv + at;
-        bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + s->inner, &shape, run->local);
-    }
-    bvl_barrier(team);
-    bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
-    bvl_barrier(team);
-    bvl_norm_run(&s->ffn.norm, k, h, ldh, y, ldy, n, team);
-    bvl_barrier(team);
-    bvl_linear_run(&s->ffn.fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
-    bvl_barrier(team);
-    bvl_linear_run(&s->ffn.fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
-    bvl_barrier(team);
-}
-
-const bvl_op bvl_op_attention_pool = {
-    .name = "attention_pool",
-    .params = {"num_attention_heads", "activation", "layer_norm_eps", NULL},
-    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm1_weight", "norm1_bias",
-                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias", "query",
-                NULL},
-    .build = attention_pool_build,
-    .shared = attention_pool_shared,
-    .local = block_local,
-    .run = attention_pool_run,
 };

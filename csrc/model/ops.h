@@ -5,11 +5,15 @@
 #include "../ops/rows.h"
 #include "program.h"
 
-extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens,
-    bvl_op_patch_embed;                                              /* stem.c */
-extern const bvl_op bvl_op_transformer_block, bvl_op_attention_pool; /* block.c */
-extern const bvl_op bvl_op_context;                                  /* context.c */
-extern const bvl_op bvl_op_inverted_residual;                        /* conv.c */
+extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens; /* stem.c */
+extern const bvl_op bvl_op_patch_embed;                                             /* patch.c */
+extern const bvl_op bvl_op_fold_spectrogram;                                        /* spectrogram.c */
+extern const bvl_op bvl_op_fuse_crops;                                              /* fuse.c */
+extern const bvl_op bvl_op_merge_rows;                                              /* merge.c */
+extern const bvl_op bvl_op_transformer_block;                                       /* block.c */
+extern const bvl_op bvl_op_attention_pool;                                          /* attention_pool.c */
+extern const bvl_op bvl_op_context;                                                 /* context.c */
+extern const bvl_op bvl_op_inverted_residual;                                       /* conv.c */
 extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize, bvl_op_softmax,
     bvl_op_first_rows; /* head.c */
 
@@ -19,5 +23,9 @@ bool bvl_block_bf16(const bvl_program *program, int64_t hd, int64_t kv);
 /* The norm over D columns whose gain is weight `at` and whose offset, which rms_norm has not, is the next. */
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
                           double eps, bool rms, bvl_norm *norm, bvl_error *err);
+
+/* Whether weight `at` holds each of the numbers 0 .. rows - 1 once: an order of a slot's rows. */
+bvl_status bvl_order_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                           int64_t rows, bvl_error *err);
 
 #endif

@@ -16,6 +16,7 @@
 
 #include "../arena.h"
 #include "../ops/rotary.h"
+#include "ops.h"
 
 #define ROWS_PER_MICRO_BATCH 256
 
@@ -113,6 +114,23 @@ bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int 
     format_shape(expected, sizeof expected, rank, wanted);
     return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name, op->weights[weight],
                     found, expected);
+}
+
+bvl_status bvl_order_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                           int64_t rows, bvl_error *err) {
+    if (bvl_expect(r->op, b, at, 1, rows, 0, 0, 0, err) != BVL_OK) return err->status;
+    if (p->store.mapped) return BVL_OK; /* the file's checksum stands for it */
+    uint8_t *seen = bvl_alloc((size_t)rows);
+    if (!seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)rows);
+    int64_t i = 0;
+    for (; i < rows; i++) {
+        const float row = b->weights[at].data[i];
+        if (!(row >= 0 && row < (float)rows) || row != floorf(row) || seen[(int64_t)row]++) break;
+    }
+    bvl_free(seen);
+    if (i == rows) return BVL_OK;
+    return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected each of 0 to %lld once", r->op->name,
+                    r->op->weights[at], (long long)i, (double)b->weights[at].data[i], (long long)rows - 1);
 }
 
 /* Layout of one worker's memory for micro-batches of `count` items. */
@@ -325,6 +343,8 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (p->channels && !in->pixel_values)
         return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
                         (long long)p->channels, (long long)p->height, (long long)p->width);
+    if (p->fuses && !in->is_longer)
+        return bvl_fail(err, BVL_INVALID, "is_longer: not given, expected (B, 1): this model fuses crops");
     if (p->joins && !in->features)
         return bvl_fail(err, BVL_INVALID, "features: not given, expected (B, n, %lld) float32",
                         (long long)p->feature_cols);
@@ -370,7 +390,7 @@ static void find_pooling(job *j) {
     j->last_block = j->pool = -1;
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
-    if (p->queries && j->inputs->contexts) slot = -1; /* queries and text part ways */
+    if ((p->queries && j->inputs->contexts) || p->windowed) slot = -1; /* rows of an item part ways */
     if (slot < 0) {
         j->last_block = -1;
         return;

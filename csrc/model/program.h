@@ -26,6 +26,8 @@ typedef struct {
 typedef struct {
     int64_t B, L;
     const float *pixel_values;     /* [B, channels, height, width] or NULL */
+    int64_t height;                /* of pixel_values */
+    const int64_t *is_longer;      /* [B] or NULL: items whose crops are fused into the whole */
     const int64_t *input_ids;      /* [B, L] or NULL */
     const int64_t *attention_mask; /* [B, past + L] or NULL */
     const int64_t *token_type_ids; /* [B, L] or NULL */
@@ -54,6 +56,9 @@ typedef struct {
     bvl_record *records;
     int record_count, record_capacity;
     int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
+    bool lower;                          /* pictures of less height are taken too */
+    bool fuses;                          /* it takes is_longer */
+    bool windowed;                       /* some block attends within windows */
     int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
     float *rotary;                       /* [rotary_half] frequencies of a rotary embedding, or NULL */
     int64_t rotary_half;

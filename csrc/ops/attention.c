@@ -61,6 +61,15 @@ static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int6
     if (s->bias) kernels->add(row, s->bias, n);
 }
 
+/* The bias of query i of a window: its row of pairs, lowered for keys of other regions. */
+static const float *pair_row(float *row, int64_t i, const bvl_attention_shape *s) {
+    const float *pairs = s->pairs + i * s->Tk;
+    if (!s->regions) return pairs;
+    for (int64_t j = 0; j < s->Tk; j++)
+        row[j] = pairs[j] - (s->regions[j] != s->regions[i] ? BVL_APART : 0.0f);
+    return row;
+}
+
 void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q, const float *packed,
                           const bvl_attention_shape *s, float *scratch) {
     const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
@@ -78,8 +87,13 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
             float *row = scores + i * ld;
             const int64_t last = BVL_MAX(s->first + t0 + i + 1, s->prefix);
             const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
-            if (s->relative) relative_row(kernels, row_bias, seen, s->first + t0 + i, s);
-            kernels->softmax(row, seen, s->scale, s->relative ? row_bias : s->bias);
+            const float *bias = s->bias;
+            if (s->relative) {
+                relative_row(kernels, row_bias, seen, s->first + t0 + i, s);
+                bias = row_bias;
+            }
+            if (s->pairs) bias = pair_row(row_bias, t0 + i, s);
+            kernels->softmax(row, seen, s->scale, bias);
             memset(row + seen, 0, (size_t)(s->Tk - seen) * sizeof(float));
         }
         if (s->bf16) product->load(weights, ld, scores, ld, rows, s->Tk);

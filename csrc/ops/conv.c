@@ -3,20 +3,20 @@
 
 #include <string.h>
 
-/* One window: channels x kernel lines, each copied where it lies inside the picture. */
+/* One window: channels x kernel_height lines, each copied where it lies inside the picture. */
 static void copy_window(float *row, const float *picture, const bvl_patches *p, int64_t top, int64_t left) {
-    const int64_t begin = BVL_MAX(0, -left), end = BVL_MIN(p->kernel, p->width - left);
+    const int64_t begin = BVL_MAX(0, -left), end = BVL_MIN(p->kernel_width, p->width - left);
     for (int64_t c = 0; c < p->channels; c++)
-        for (int64_t i = 0; i < p->kernel; i++, row += p->kernel) {
+        for (int64_t i = 0; i < p->kernel_height; i++, row += p->kernel_width) {
             const int64_t line = top + i;
             if (line < 0 || line >= p->height || begin >= end) {
-                memset(row, 0, (size_t)p->kernel * sizeof(float));
+                memset(row, 0, (size_t)p->kernel_width * sizeof(float));
                 continue;
             }
-            const float *source = picture + (c * p->height + line) * p->width + left;
+            const float *source = picture + (c * p->height + line) * p->ld + left;
             for (int64_t j = 0; j < begin; j++) row[j] = 0;
             memcpy(row + begin, source + begin, (size_t)(end - begin) * sizeof(float));
-            for (int64_t j = end; j < p->kernel; j++) row[j] = 0;
+            for (int64_t j = end; j < p->kernel_width; j++) row[j] = 0;
         }
 }
 
@@ -25,7 +25,8 @@ void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_pat
     bvl_share(p->out_height * p->out_width, team.tid, team.nt, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         const int64_t i = r / p->out_width, j = r % p->out_width;
-        copy_window(rows + r * ld, picture, p, i * p->stride - p->pad_top, j * p->stride - p->pad_left);
+        copy_window(rows + r * ld, picture, p, i * p->stride_down - p->pad_top,
+                    j * p->stride_right - p->pad_left);
     }
 }
 

@@ -1,0 +1,75 @@
+/* attention_pool.c: attention pooling, a block whose only query is learned (SigLIP's MAP head).
+ *
+ *   y = out(attention(probe Wq, x Wk, x Wv)); y + fc2(act(fc1(norm(y))))
+ *
+ * The probe's query does not depend on the input: it is computed when the model is built, and all that
+ * follows its one row stays in float32.
+ */
+#include "block.h"
+
+static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
+        return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
+                        (long long)p->slots[r->src].cols);
+    if (bvl_attention_build(p, r, b, true, err) != BVL_OK) return err->status;
+    bvl_layer *s = r->state;
+    if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
+        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
+        return err->status;
+    return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
+}
+
+static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                                     const bvl_inputs *in) {
+    const bvl_layer *s = r->state;
+    const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], in);
+    return rows * (bvl_padded(2 * s->inner) + bvl_linear_operand(&s->qkv)) +
+           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->ffn.intermediate));
+}
+
+static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_layer *s = r->state;
+    const bvl_kernels *k = run->kernels;
+    const bvl_team team = run->team;
+    const bvl_slot *src = &run->program->slots[r->src];
+    const int64_t T = bvl_slot_rows(src, run->inputs), n = run->count, ldy = run->program->slots[r->dst].ld;
+    const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
+                  ldm = bvl_padded(s->ffn.intermediate);
+    float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
+    float *y = run->slots[r->dst];
+    int64_t ld = src->ld;
+
+    const float *a = bvl_linear_load(&s->qkv, z, run->slots[r->src], &ld, n * T, team);
+    bvl_linear_run(&s->qkv, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
+    bvl_barrier(team);
+    const bvl_attention_shape shape = {
+        .Tq = 1, .Tk = T, .hd = s->hd, .ldq = s->inner, .ldkv = ldkv, .ldo = ldh, .scale = s->scale};
+    int64_t begin, end;
+    bvl_share(n * s->heads, team.tid, team.nt, &begin, &end);
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t item = u / s->heads, at = u % s->heads * s->hd;
+        const float *keys = kv + item * T * ldkv + at;
+        bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + s->inner, &shape, run->local);
+    }
+    bvl_barrier(team);
+    bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
+    bvl_barrier(team);
+    bvl_norm_run(&s->ffn.norm, k, h, ldh, y, ldy, n, team);
+    bvl_barrier(team);
+    bvl_linear_run(&s->ffn.fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
+    bvl_barrier(team);
+    bvl_linear_run(&s->ffn.fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
+    bvl_barrier(team);
+}
+
+const bvl_op bvl_op_attention_pool = {
+    .name = "attention_pool",
+    .params = {"num_attention_heads", "activation", "layer_norm_eps", NULL},
+    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm1_weight", "norm1_bias",
+                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias", "query",
+                NULL},
+    .build = attention_pool_build,
+    .shared = attention_pool_shared,
+    .local = bvl_block_local,
+    .run = attention_pool_run,
+};

@@ -1,0 +1,167 @@
+/* patch.c: the stem of a picture, or of what a slot holds as one.
+ *
+ * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first
+ *
+ * A patch embedding has stride = kernel; a convolution has overlapping, padded windows. The picture is the
+ * call's pixel_values, or with src != dst the source slot, whose rows are the lines of its channels: a
+ * convolution along time is one whose kernel is as wide as the picture.
+ */
+#include <string.h>
+
+#include "../arena.h"
+#include "../ops/conv.h"
+#include "../ops/linear.h"
+#include "ops.h"
+
+typedef struct {
+    bvl_patches patches;
+    bvl_linear linear;
+    float *class_token; /* [D] or NULL */
+    float *position;    /* [T, D], class token first, or NULL */
+    int64_t ld;         /* floats between two rows of windows */
+    bvl_activation act;
+} patch_embed;
+
+enum {
+    P_CHANNELS,
+    P_HEIGHT,
+    P_WIDTH,
+    P_STRIDE_DOWN,
+    P_STRIDE_RIGHT,
+    P_PAD_TOP,
+    P_PAD_LEFT,
+    P_OUT_HEIGHT,
+    P_OUT_WIDTH,
+    P_ACT
+};
+enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
+
+static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                    bvl_error *err) {
+    const bvl_slot *dst = &p->slots[r->dst];
+    const int64_t channels = (int64_t)b->params[P_CHANNELS];
+    const int64_t tokens = (int64_t)(b->params[P_OUT_HEIGHT] * b->params[P_OUT_WIDTH]);
+    const int64_t total = tokens + (b->weights[W_CLASS].data ? 1 : 0);
+    const bvl_slot *src = &p->slots[r->src];
+    const bool inner = r->src != r->dst;
+    if (!inner && p->channels)
+        return bvl_fail(err, BVL_INVALID, "patch_embed: expected one per program that reads pixel_values");
+    if (inner && (src->text || (double)src->rows < (double)channels * b->params[P_HEIGHT] ||
+                  src->cols != (int64_t)b->params[P_WIDTH]))
+        return bvl_fail(err, BVL_INVALID, "patch_embed: slot %s of %lld x %lld does not hold the picture",
+                        src->name, (long long)src->rows, (long long)src->cols);
+    if (dst->text || dst->rows != total || total < 1)
+        return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
+                        (long long)total);
+    if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
+    if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[W_CLASS].data && bvl_expect(r->op, b, W_CLASS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+        return err->status;
+    if (b->weights[W_POSITION].data) return bvl_expect(r->op, b, W_POSITION, 2, total, dst->cols, 0, 0, err);
+    return BVL_OK;
+}
+
+static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    if (patch_embed_check(p, r, b, err) != BVL_OK) return err->status;
+    patch_embed *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for patch_embed");
+    s->patches = (bvl_patches){.channels = (int64_t)b->params[P_CHANNELS],
+                               .height = (int64_t)b->params[P_HEIGHT],
+                               .width = (int64_t)b->params[P_WIDTH],
+                               .ld = r->src == r->dst ? (int64_t)b->params[P_WIDTH] : p->slots[r->src].ld,
+                               .out_height = (int64_t)b->params[P_OUT_HEIGHT],
+                               .out_width = (int64_t)b->params[P_OUT_WIDTH],
+                               .kernel_height = b->weights[W_WEIGHT].shape[2],
+                               .kernel_width = b->weights[W_WEIGHT].shape[3],
+                               .stride_down = (int64_t)b->params[P_STRIDE_DOWN],
+                               .stride_right = (int64_t)b->params[P_STRIDE_RIGHT],
+                               .pad_top = (int64_t)b->params[P_PAD_TOP],
+                               .pad_left = (int64_t)b->params[P_PAD_LEFT]};
+    s->act = (bvl_activation)b->params[P_ACT];
+    if (r->src == r->dst) {
+        p->channels = s->patches.channels;
+        p->height = s->patches.height;
+        p->width = s->patches.width;
+    }
+    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, p->slots[r->dst].rows),
+                        &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads, err) != BVL_OK)
+        return err->status;
+    s->ld = bvl_padded(s->linear.K);
+    if (b->weights[W_CLASS].data &&
+        bvl_copy_vector(&s->class_token, &p->store, &b->weights[W_CLASS], err) != BVL_OK)
+        return err->status;
+    if (!b->weights[W_POSITION].data) return BVL_OK;
+    return bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err);
+}
+
+enum {
+    ROWS_AT_ONCE = 512
+}; /* windows of pictures taken together, so that the weights are read once for them */
+
+static int64_t pictures_at_once(const bvl_slot *dst, int64_t count) {
+    return BVL_MIN(count, BVL_MAX(1, ROWS_AT_ONCE / dst->rows));
+}
+
+static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count,
+                                  const bvl_inputs *in) {
+    const patch_embed *s = r->state;
+    const bvl_slot *dst = &p->slots[r->dst];
+    (void)in;
+    return pictures_at_once(dst, count) * dst->rows * (s->ld + bvl_linear_operand(&s->linear));
+}
+
+/* Rows of x [pictures * T, D]: the class token in the first of each picture, positions added to all. */
+static void finish_rows(const patch_embed *s, const bvl_run *run, float *x, const bvl_slot *dst,
+                        int64_t pictures) {
+    int64_t begin, end;
+    bvl_share(pictures * dst->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t t = i % dst->rows;
+        if (s->class_token && t == 0)
+            memcpy(x + i * dst->ld, s->class_token, (size_t)dst->cols * sizeof(float));
+        if (s->position) run->kernels->add(x + i * dst->ld, s->position + t * dst->cols, dst->cols);
+    }
+    bvl_barrier(run->team);
+}
+
+/* The class token's row goes through the product as zeros, so that the rows of several pictures are one
+ * matrix. */
+static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
+    const patch_embed *s = r->state;
+    const bvl_slot *dst = &run->program->slots[r->dst];
+    const int64_t T = dst->rows, skip = s->class_token ? 1 : 0, most = pictures_at_once(dst, run->count);
+    const bvl_slot *src = &run->program->slots[r->src];
+    const bool inner = r->src != r->dst;
+    const int64_t pixels =
+        inner ? src->rows * src->ld : s->patches.channels * s->patches.height * s->patches.width;
+    const float *pictures_in = inner ? run->slots[r->src] : run->inputs->pixel_values + run->first * pixels;
+    float *windows = run->shared, *operand = windows + most * T * s->ld;
+    for (int64_t i = 0; i < run->count; i += most) {
+        const int64_t pictures = BVL_MIN(most, run->count - i);
+        float *x = run->slots[r->dst] + i * T * dst->ld;
+        int64_t ld = s->ld;
+        for (int64_t n = 0; n < pictures; n++) {
+            float *rows = windows + n * T * s->ld;
+            if (skip && run->team.tid == 0) memset(rows, 0, (size_t)s->linear.K * sizeof(float));
+            bvl_patch_rows(rows + skip * s->ld, s->ld, pictures_in + (i + n) * pixels, &s->patches,
+                           run->team);
+        }
+        bvl_barrier(run->team);
+        const float *a = bvl_linear_load(&s->linear, operand, windows, &ld, pictures * T, run->team);
+        bvl_linear_run(&s->linear, run->kernels, x, dst->ld, a, ld, pictures * T,
+                       (bvl_epilogue){.act = s->act}, run->team);
+        bvl_barrier(run->team);
+        if (s->class_token || s->position) finish_rows(s, run, x, dst, pictures);
+    }
+}
+
+const bvl_op bvl_op_patch_embed = {
+    .name = "patch_embed",
+    .params = {"channels", "height", "width", "stride_down", "stride_right", "pad_top", "pad_left",
+               "out_height", "out_width", "activation", NULL},
+    .weights = {"weight", "bias", "class_token", "position", NULL},
+    .build = patch_embed_build,
+    .shared = patch_embed_shared,
+    .run = patch_embed_run,
+};
