@@ -49,11 +49,11 @@ class Reader:
 
     def has(self, ref: Ref) -> bool:
         """False for an optional parameter that the checkpoint lacks."""
-        return not ref.optional or all(name in self.checkpoint for name in ref.names)
+        return not ref.optional or all(name in self.checkpoint for name in ref.names if name)
 
     def stored(self, ref: Ref, name: str) -> str:
         """The name a parameter is read under; of a tied one that is stored twice, both count as used."""
-        if ref.tied is None:
+        if ref.tied is None or not name:
             return name
         self.used |= {twin for twin in (name, ref.tied) if twin in self.checkpoint}
         return name if name in self.checkpoint else ref.tied
@@ -68,6 +68,8 @@ class Reader:
         return found if ref.scale == 1 else found * np.float32(ref.scale)
 
     def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:
+        if not name:
+            return np.zeros((rows, *ref.shape[1:]), np.float32)
         if ref.stored_as:
             self.used.add(name)
             out, channels, height, width = ref.shape

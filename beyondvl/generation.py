@@ -6,7 +6,7 @@ stay in a `_C.Cache`. Everything here is NumPy on (B, vocabulary) rows: the time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class GenerationSettings:
         repetition_penalty: above 1, tokens already there become less likely (Keskar et al., 2019).
         length_penalty, early_stopping: how finished beams are scored, and when the search ends (True, False, "never").
         num_return_sequences: the best so many beams of each item.
+        suppress_tokens, begin_suppress_tokens: ids that never come, or not as the first.
+        logits_processor: functions (ids (B, T), scores (B, vocabulary)) -> scores, called in their order.
         eos_token_id, pad_token_id: what ends a sequence and what fills it up; set by the model.
         seed: of sampling; None draws a fresh one.
     """
@@ -53,6 +55,9 @@ class GenerationSettings:
     eos_token_id: int = 0
     pad_token_id: int = 0
     seed: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    logits_processor: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()
 
     def __post_init__(self):
         whole = {"min_new_tokens": (0, 1 << 20), "min_length": (0, 1 << 20), "num_beams": (1, 1024),
@@ -73,6 +78,12 @@ class GenerationSettings:
             raise ValueError(f"length_penalty: found {self.length_penalty!r}, expected a number")
         if type(self.early_stopping) is not bool and self.early_stopping != "never":
             raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(type(i) is int and 0 <= i < 1 << 22 for i in value):
+                raise ValueError(f"{name}: found {value!r}, expected token ids")
+        if not all(map(callable, self.logits_processor)):
+            raise ValueError(f"logits_processor: found {self.logits_processor!r}, expected functions of ids and scores")
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
 
@@ -135,7 +146,7 @@ class Prompt:
     """
 
     def __init__(self, ids: np.ndarray, mask: np.ndarray | None):
-        self.ids, self.fresh = ids, ids
+        self.ids, self.fresh, self.length = ids, ids, ids.shape[1]
         self.mask = None if mask is None or mask.all() else mask.astype(np.int64)
         self.positions = None
         self.padding = np.zeros((len(ids), 1), np.int64)
@@ -159,17 +170,23 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
 
 
 def processed(
-    scores: np.ndarray, ids: np.ndarray, padding: np.ndarray, settings: GenerationSettings, least: int
+    scores: np.ndarray, ids: np.ndarray, prompt: Prompt, settings: GenerationSettings, least: int
 ) -> np.ndarray:
-    """Scores (B, vocabulary) after the repetition penalty, which the padding before a prompt does not call for, and
-    without an end of text before its time."""
+    """Scores (B, vocabulary) after the repetition penalty, which the padding before a prompt does not call for, without
+    what is suppressed, nor an end of text before its time, and after the caller's own functions."""
     if settings.repetition_penalty != 1:
-        ids = np.where(np.arange(ids.shape[1]) < padding, np.take_along_axis(ids, padding, 1), ids)
-        seen = np.take_along_axis(scores, ids, 1)
+        padding = prompt.padding
+        told = np.where(np.arange(ids.shape[1]) < padding, np.take_along_axis(ids, padding, 1), ids)
+        seen = np.take_along_axis(scores, told, 1)
         penalty = np.float32(settings.repetition_penalty)
-        np.put_along_axis(scores, ids, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+        np.put_along_axis(scores, told, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+    if ids.shape[1] == prompt.length:
+        scores[:, list(settings.begin_suppress_tokens)] = -np.inf
+    scores[:, list(settings.suppress_tokens)] = -np.inf
     if ids.shape[1] < least:
         scores[:, settings.eos_token_id] = -np.inf
+    for process in settings.logits_processor:
+        scores = process(ids, scores)
     return scores
 
 
@@ -196,7 +213,7 @@ def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, posit
     ids, running = prompt.ids, np.ones(len(prompt.ids), bool)
     while ids.shape[1] < most and running.any():
         logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
-        scores = processed(logits, ids, prompt.padding, settings, least)
+        scores = processed(logits, ids, prompt, settings, least)
         tokens = drawn(scores, settings, rng) if settings.do_sample else scores.argmax(1)
         tokens = np.where(running, tokens, settings.pad_token_id)
         running &= tokens != settings.eos_token_id
@@ -240,7 +257,7 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
     while True:
         logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
         ids = running[:, :, :length].reshape(B * beams, length)
-        step = processed(log_softmax(logits), ids, prompt.padding, settings, least).reshape(B, beams, -1)
+        step = processed(log_softmax(logits), ids, prompt, settings, least).reshape(B, beams, -1)
         step += scores[:, :, None]
         vocabulary = step.shape[2]
         places = best(step.reshape(B, -1), 2 * beams)

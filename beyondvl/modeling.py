@@ -402,7 +402,7 @@ def _fitting_head(checkpoint: Checkpoint, config: Config, cls: type[PreTrainedMo
     """Another class of the family that the checkpoint has everything for, when there is one."""
     reader = Reader(checkpoint)
     for name, wanted in _head_parameters(cls.family, config).items():
-        if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names):
+        if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names if n):
             return name
     return None
 

@@ -12,10 +12,11 @@ from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
 from .processing.audio import is_sound_and_rate
 from .processing.processor import as_clips
-from .tasks import AnsweringModel, CaptioningModel, EncodedImages, MatchingModel
+from .tasks import AnsweringModel, CaptioningModel, EncodedImages, MatchingModel, TranscribingModel
 
 __all__ = [
     "TASKS",
+    "AutomaticSpeechRecognition",
     "ImageFeatureExtraction",
     "ImageTextMatching",
     "ImageTextToText",
@@ -246,10 +247,53 @@ class ImageTextMatching(Pipeline):
         return results if isinstance(images, list | tuple) else results[0]
 
 
+class AutomaticSpeechRecognition(Pipeline):
+    """What is said in a sound: `transcribe(sound)`."""
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        return_timestamps: bool | None = None,
+        chunk_length_s: float | None = None,
+        stride_length_s: float | None = None,
+        sampling_rate: int | None = None,
+        batch_size: int = 8,
+        generate_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """{"text"}, with `return_timestamps` also "chunks", of a sound (see `load_audio`; transformers' {"raw" or
+        "array", "sampling_rate"} too); a list for a list. `generate_kwargs`: language, task and GenerationSettings;
+        five beams of at most 256 new tokens unless they say otherwise, as in transformers' pipeline.
+
+        Sounds longer than the model hears at once: see `transcribe`.
+        """
+        if kwargs:
+            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
+        if not isinstance(self.model, TranscribingModel):
+            raise ValueError(f"model: found {type(self.model).__name__}, expected one that transcribes")
+        several = isinstance(inputs, list)
+        sounds = [
+            {"array": s["raw"], "sampling_rate": s.get("sampling_rate")} if isinstance(s, dict) and "raw" in s else s
+            for s in (inputs if several else [inputs])
+        ]
+        found = self.model.transcribe(
+            sounds,
+            sampling_rate=sampling_rate,
+            return_timestamps=bool(return_timestamps) if return_timestamps != "word" else "word",
+            chunk_length_s=chunk_length_s,
+            stride_length_s=stride_length_s,
+            batch_size=batch_size,
+            **({"num_beams": 5, "max_new_tokens": 256} | (generate_kwargs or {})),
+        )
+        return found if several else found[0]
+
+
 TASKS = {
     "zero-shot-image-classification": ZeroShotImageClassification,
     "zero-shot-audio-classification": ZeroShotAudioClassification,
     "zero-shot-video-classification": ZeroShotVideoClassification,
+    "automatic-speech-recognition": AutomaticSpeechRecognition,
     "image-feature-extraction": ImageFeatureExtraction,
     "image-text-to-text": ImageTextToText,
     "image-text-matching": ImageTextMatching,

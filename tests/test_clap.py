@@ -116,7 +116,7 @@ def test_one_tower(made, tmp_path, cls):
     ["relative_position_bias_table", "mel_conv2d.weight", "global_att.4.bias", "local_att.0.weight", "reduction"],
 )
 def test_a_zeroed_part_is_noticed(made, tmp_path, part):
-    folder, reference = made("small", True)
+    _, reference = made("small", True)
     given = sounds.inputs("small", True)
     state = {name: torch.zeros_like(p) if part in name else p for name, p in reference.state_dict().items()}
     assert sum(part in name for name in state)

@@ -31,6 +31,7 @@ MODULES = (
     "instructblip",
     "flava",
     "clap",
+    "whisper",
 )
 
 # buffers that older versions of the libraries stored: recomputed, never read

@@ -121,6 +121,8 @@ class Processor:
         self, text: Any, audio: Any, rate: int | None, tensors: str | None, kwargs: dict[str, Any], seen: tuple
     ) -> BatchFeature:
         """Inputs for a model of texts and sounds."""
+        if self.feature_extractor.kind == "Whisper" and audio is None and seen[0] is not None:
+            audio, seen = seen[0], (None, None)  # its first argument is the sound
         if any(value is not None for value in seen):
             raise ValueError("images, videos: given to a processor of sounds, expected audio")
         if text is None and audio is None:
@@ -254,6 +256,7 @@ _NAMES = (
     "InstructBlipProcessor",
     "InstructBlipVideoProcessor",
     "ClapProcessor",
+    "WhisperProcessor",
 )
 
 

@@ -1,12 +1,15 @@
-"""Models that read text together with pictures: matching, captions, answers, one stream of both."""
+"""Models that read text together with pictures: matching, captions, answers, one stream of both; and that hear
+speech."""
 
 from .base import EncodedImages, TaskModel
 from .joint import JointModel
 from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
 from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
+from .transcribing import TranscribingModel
 from .writing import AnsweringModel, CaptioningModel
 
-__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel", "TaskModel"]
+__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel", "TaskModel",
+           "TranscribingModel"]  # fmt: skip
 
 TASK_MODELS = {
     "joint": JointModel,
@@ -19,4 +22,5 @@ TASK_MODELS = {
     "instructed_captioning": InstructedCaptioningModel,
     "instructed_video": InstructedVideoModel,
     "answering": AnsweringModel,
+    "transcribing": TranscribingModel,
 }

