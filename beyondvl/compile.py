@@ -213,7 +213,7 @@ class Builder:
             "out_width": cols,
             "activation": activation_code(stem.activation),
         }
-        hidden = self.slot(name, rows * cols + (stem.class_token is not None), weight.shape[0])
+        hidden = self.slot(name, rows * cols + stem.class_tokens, weight.shape[0])
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
         self.add("patch_embed", source or hidden, hidden, params, weight=weight, bias=bias, **more)
         if stem.fusion:

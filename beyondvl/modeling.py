@@ -30,7 +30,7 @@ DTYPES = (*_C.PRECISIONS, "fastest", "auto")
 INPUTS = {
     "text": ("input_ids", "attention_mask", "token_type_ids"),
     "vision": ("pixel_values",),
-    "audio": ("input_features", "is_longer"),
+    "audio": ("input_features", "input_values", "is_longer"),
 }
 NAMES = {"text": "text", "vision": "image", "audio": "audio"}  # of each modality in outputs
 # accepted for the sake of callers of transformers, at the values that change nothing
@@ -53,8 +53,9 @@ class Tower:
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
         padding = getattr(self.encoder.stem, "padding", None)
-        if "input_features" in inputs:  # a spectrogram is a picture to the core
-            inputs = {("pixel_values" if name == "input_features" else name): a for name, a in inputs.items()}
+        if spectrogram := {"input_features", "input_values"} & set(inputs):
+            inputs = dict(inputs)
+            inputs["pixel_values"] = self._picture(name := spectrogram.pop(), inputs.pop(name))
         elif isinstance(padding, int) and "input_ids" in inputs:
             kept = inputs["input_ids"] != padding
             inputs = inputs | {"position_ids": kept.cumsum(1) * kept + padding}
@@ -66,6 +67,15 @@ class Tower:
             rows = rows.transpose(0, 4, 2, 1, 3).reshape(len(rows), self.encoder.hidden_size, bins, parts * frames)
             found["last_hidden_state"] = np.ascontiguousarray(rows)
         return found
+
+    def _picture(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A spectrogram as the core takes it: a picture of its channels; without channels its axes change places."""
+        channels, height, width = self.program.info()["image"]
+        if array.ndim == 4:
+            return array
+        if channels > 1 or array.ndim != 3 or array.shape[1:] != (width, height):
+            raise ValueError(f"{name}: found shape {array.shape}, expected (B, {width}, {height})")
+        return np.ascontiguousarray(array.transpose(0, 2, 1))[:, None]
 
     @property
     def max_positions(self) -> int:
@@ -268,6 +278,7 @@ class PreTrainedModel(EncodeMixin):
         token_type_ids: Any = None,
         *,
         input_features: Any = None,
+        input_values: Any = None,
         is_longer: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
@@ -280,9 +291,10 @@ class PreTrainedModel(EncodeMixin):
         Raises ValueError naming the input, what was found and what was expected.
         """
         check_neutral(kwargs)
-        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values, (input_features, is_longer))
+        heard = (input_features, input_values, is_longer)
+        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values, heard)
         found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in given}
-        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values, input_features))
+        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values, *heard[:2]))
 
     def _wanted(self, modality: str) -> list[str]:
         outputs = self.tower(modality).outputs
@@ -327,12 +339,13 @@ class PreTrainedModel(EncodeMixin):
 
 
 def given_inputs(
-    text: tuple[Any, ...], pixel_values: Any, audio: tuple[Any, ...] = (None, None)
+    text: tuple[Any, ...], pixel_values: Any, audio: tuple[Any, ...] = (None, None, None)
 ) -> dict[str, dict[str, Any]]:
     """Inputs by modality of those that were given, in the order of INPUTS. ValueError when there are none."""
     sides = {"text": text, "vision": (pixel_values,), "audio": audio}
     values = {modality: dict(zip(INPUTS[modality], side, strict=True)) for modality, side in sides.items()}
-    given = {modality: inputs for modality, inputs in values.items() if inputs[INPUTS[modality][0]] is not None}
+    main = {"text": ["input_ids"], "vision": ["pixel_values"], "audio": ["input_features", "input_values"]}
+    given = {m: inputs for m, inputs in values.items() if any(inputs[name] is not None for name in main[m])}
     if not given:
         raise ValueError("found neither input_ids nor pixel_values nor input_features, expected at least one of them")
     return given
@@ -450,7 +463,7 @@ def check_neutral(kwargs: dict[str, Any]) -> None:
 def prepared(name: str, value: Any) -> np.ndarray:
     """The array the core borrows: contiguous float32 pixels as they are, a contiguous int64 copy of ids and masks."""
     array = to_numpy(value)
-    if name in ("pixel_values", "input_features"):
+    if name in ("pixel_values", "input_features", "input_values"):
         if array.dtype != np.float32:
             raise ValueError(f"{name}: found dtype {array.dtype}, expected float32")
         return np.ascontiguousarray(array)

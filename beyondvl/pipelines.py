@@ -12,10 +12,18 @@ from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
 from .processing.audio import is_sound_and_rate
 from .processing.processor import as_clips
-from .tasks import AnsweringModel, CaptioningModel, EncodedImages, MatchingModel, TranscribingModel
+from .tasks import (
+    AnsweringModel,
+    CaptioningModel,
+    ClassifyingModel,
+    EncodedImages,
+    MatchingModel,
+    TranscribingModel,
+)
 
 __all__ = [
     "TASKS",
+    "AudioClassification",
     "AutomaticSpeechRecognition",
     "ImageFeatureExtraction",
     "ImageTextMatching",
@@ -247,6 +255,20 @@ class ImageTextMatching(Pipeline):
         return results if isinstance(images, list | tuple) else results[0]
 
 
+class AudioClassification(Pipeline):
+    """Which of the model's own labels a sound is of: `classify(sound)`."""
+
+    def __call__(self, inputs: Any, *, top_k: int | None = 5, sampling_rate: int | None = None) -> Any:
+        """The `top_k` likeliest {"score", "label"} (None: all), best first, of a sound (see `load_audio`); a list of
+        such lists for a list."""
+        if not isinstance(self.model, ClassifyingModel):
+            raise ValueError(f"model: found {type(self.model).__name__}, expected one that classifies sounds")
+        several = isinstance(inputs, list)
+        shares = self.model.classify(inputs if several else [inputs], sampling_rate)
+        found = [Scores(Scores.ranked(row, self.model.labels)[:top_k]) for row in shares]
+        return found if several else found[0]
+
+
 class AutomaticSpeechRecognition(Pipeline):
     """What is said in a sound: `transcribe(sound)`."""
 
@@ -293,6 +315,7 @@ TASKS = {
     "zero-shot-image-classification": ZeroShotImageClassification,
     "zero-shot-audio-classification": ZeroShotAudioClassification,
     "zero-shot-video-classification": ZeroShotVideoClassification,
+    "audio-classification": AudioClassification,
     "automatic-speech-recognition": AutomaticSpeechRecognition,
     "image-feature-extraction": ImageFeatureExtraction,
     "image-text-to-text": ImageTextToText,

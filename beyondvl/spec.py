@@ -305,6 +305,11 @@ class PatchStem:
         return (self.weight.weight if isinstance(self.weight, BatchNormConv) else self.weight).shape[-2:]
 
     @property
+    def class_tokens(self) -> int:
+        shape = self.class_token.shape if self.class_token else (0, 0)
+        return shape[0] if len(shape) == 2 else 1
+
+    @property
     def strides(self) -> tuple[int, int]:
         return (self.stride, self.stride) if isinstance(self.stride, int) else self.stride
 

@@ -32,6 +32,7 @@ MODULES = (
     "flava",
     "clap",
     "whisper",
+    "audio_spectrogram",
 )
 
 # buffers that older versions of the libraries stored: recomputed, never read

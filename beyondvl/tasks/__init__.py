@@ -2,14 +2,15 @@
 speech."""
 
 from .base import EncodedImages, TaskModel
+from .classifying import ClassifyingModel
 from .joint import JointModel
 from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
 from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
 from .transcribing import TranscribingModel
 from .writing import AnsweringModel, CaptioningModel
 
-__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "EncodedImages", "MatchingModel", "TaskModel",
-           "TranscribingModel"]  # fmt: skip
+__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "ClassifyingModel", "EncodedImages", "MatchingModel",
+           "TaskModel", "TranscribingModel"]  # fmt: skip
 
 TASK_MODELS = {
     "joint": JointModel,
@@ -23,4 +24,5 @@ TASK_MODELS = {
     "instructed_video": InstructedVideoModel,
     "answering": AnsweringModel,
     "transcribing": TranscribingModel,
+    "classifying": ClassifyingModel,
 }

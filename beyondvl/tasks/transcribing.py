@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import Config, read_json
 from ..generation import GenerationSettings, generate, log_softmax
-from ..modeling import check_neutral, prepared
+from ..modeling import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import TaskModel, text_inputs
 
@@ -100,20 +100,10 @@ class TranscribingModel(TaskModel):
 
     # ---- the encoder and the decoder
 
-    def _spectrograms(self, input_features: Any) -> np.ndarray:
-        """(B, 1, frames, mels): what the core takes for a picture of one channel."""
+    def _heard(self, input_features: Any, wanted: tuple[str, ...] = ("context",)) -> dict[str, Any]:
         if input_features is None:
             raise ValueError("input_features: not given, expected (B, mels, frames) float32")
-        array = prepared("input_features", input_features)
-        _, frames, mels = self.tower("audio").program.info()["image"]
-        if array.ndim != 3 or array.shape[1:] != (mels, frames):
-            raise ValueError(f"input_features: found shape {array.shape}, expected (B, {mels}, {frames})")
-        return np.ascontiguousarray(array.transpose(0, 2, 1))[:, None]
-
-    def _heard(self, input_features: Any, wanted: tuple[str, ...] = ("context",)) -> dict[str, Any]:
-        return self.tower("audio").run(
-            {"pixel_values": self._spectrograms(input_features)}, list(wanted), self.num_threads
-        )
+        return self.run_tower("audio", {"input_features": input_features}, list(wanted))
 
     def __call__(
         self,

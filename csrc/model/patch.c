@@ -1,6 +1,6 @@
 /* patch.c: the stem of a picture, or of what a slot holds as one.
  *
- * patch_embed    x = act(windows(picture) W^T + b) (+ position), an optional class token first
+ * patch_embed    x = act(windows(picture) W^T + b) (+ position), class tokens, if any, first
  *
  * A patch embedding has stride = kernel; a convolution has overlapping, padded windows. The picture is the
  * call's pixel_values, or with src != dst the source slot, whose rows are the lines of its channels: a
@@ -16,9 +16,10 @@
 typedef struct {
     bvl_patches patches;
     bvl_linear linear;
-    float *class_token; /* [D] or NULL */
-    float *position;    /* [T, D], class token first, or NULL */
-    int64_t ld;         /* floats between two rows of windows */
+    float *class_token; /* [class_tokens, D] or NULL */
+    int64_t class_tokens;
+    float *position; /* [T, D], class tokens first, or NULL */
+    int64_t ld;      /* floats between two rows of windows */
     bvl_activation act;
 } patch_embed;
 
@@ -41,7 +42,8 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     const bvl_slot *dst = &p->slots[r->dst];
     const int64_t channels = (int64_t)b->params[P_CHANNELS];
     const int64_t tokens = (int64_t)(b->params[P_OUT_HEIGHT] * b->params[P_OUT_WIDTH]);
-    const int64_t total = tokens + (b->weights[W_CLASS].data ? 1 : 0);
+    const bvl_array *first = &b->weights[W_CLASS];
+    const int64_t total = tokens + (!first->data ? 0 : first->rank == 2 ? first->shape[0] : 1);
     const bvl_slot *src = &p->slots[r->src];
     const bool inner = r->src != r->dst;
     if (!inner && p->channels)
@@ -56,7 +58,8 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
     if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
         return err->status;
-    if (b->weights[W_CLASS].data && bvl_expect(r->op, b, W_CLASS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
+    if (first->data && bvl_expect(r->op, b, W_CLASS, first->rank == 2 ? 2 : 1,
+                                  first->rank == 2 ? -1 : dst->cols, dst->cols, 0, 0, err) != BVL_OK)
         return err->status;
     if (b->weights[W_POSITION].data) return bvl_expect(r->op, b, W_POSITION, 2, total, dst->cols, 0, 0, err);
     return BVL_OK;
@@ -88,6 +91,7 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
                         &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;
     s->ld = bvl_padded(s->linear.K);
+    s->class_tokens = p->slots[r->dst].rows - s->patches.out_height * s->patches.out_width;
     if (b->weights[W_CLASS].data &&
         bvl_copy_vector(&s->class_token, &p->store, &b->weights[W_CLASS], err) != BVL_OK)
         return err->status;
@@ -111,26 +115,26 @@ static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int
     return pictures_at_once(dst, count) * dst->rows * (s->ld + bvl_linear_operand(&s->linear));
 }
 
-/* Rows of x [pictures * T, D]: the class token in the first of each picture, positions added to all. */
+/* Rows of x [pictures * T, D]: the class tokens in the first of each picture, positions added to all. */
 static void finish_rows(const patch_embed *s, const bvl_run *run, float *x, const bvl_slot *dst,
                         int64_t pictures) {
     int64_t begin, end;
     bvl_share(pictures * dst->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         const int64_t t = i % dst->rows;
-        if (s->class_token && t == 0)
-            memcpy(x + i * dst->ld, s->class_token, (size_t)dst->cols * sizeof(float));
+        if (t < s->class_tokens)
+            memcpy(x + i * dst->ld, s->class_token + t * dst->cols, (size_t)dst->cols * sizeof(float));
         if (s->position) run->kernels->add(x + i * dst->ld, s->position + t * dst->cols, dst->cols);
     }
     bvl_barrier(run->team);
 }
 
-/* The class token's row goes through the product as zeros, so that the rows of several pictures are one
+/* The class tokens' rows go through the product as zeros, so that the rows of several pictures are one
  * matrix. */
 static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
     const patch_embed *s = r->state;
     const bvl_slot *dst = &run->program->slots[r->dst];
-    const int64_t T = dst->rows, skip = s->class_token ? 1 : 0, most = pictures_at_once(dst, run->count);
+    const int64_t T = dst->rows, skip = s->class_tokens, most = pictures_at_once(dst, run->count);
     const bvl_slot *src = &run->program->slots[r->src];
     const bool inner = r->src != r->dst;
     const int64_t pixels =
@@ -143,7 +147,7 @@ static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
         int64_t ld = s->ld;
         for (int64_t n = 0; n < pictures; n++) {
             float *rows = windows + n * T * s->ld;
-            if (skip && run->team.tid == 0) memset(rows, 0, (size_t)s->linear.K * sizeof(float));
+            if (run->team.tid == 0) memset(rows, 0, (size_t)(skip * s->ld) * sizeof(float));
             bvl_patch_rows(rows + skip * s->ld, s->ld, pictures_in + (i + n) * pixels, &s->patches,
                            run->team);
         }
