@@ -22,7 +22,7 @@ __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
 CLIP_BATCH = 8  # frames of a clip at once: they are large
 MODALITIES = ("text", "image", "video", "audio")
 
@@ -201,7 +201,9 @@ class EncodeMixin:
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         outputs = self.tower(modality).outputs
-        name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), "embeds")
+        name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), None)
+        if name is None:
+            raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
         return self.run_tower(modality, inputs, [name])[name]
 
     def similarity(self, a: Any, b: Any) -> Any:

@@ -80,10 +80,12 @@ class GenerationSettings:
             raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not all(type(i) is int and 0 <= i < 1 << 22 for i in value):
+            known = isinstance(value, list | tuple | np.ndarray)
+            if not known or not all(isinstance(i, int | np.integer) and 0 <= i < 1 << 22 for i in value):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
-        if not all(map(callable, self.logits_processor)):
-            raise ValueError(f"logits_processor: found {self.logits_processor!r}, expected functions of ids and scores")
+        processors = self.logits_processor
+        if not isinstance(processors, list | tuple) or not all(map(callable, processors)):
+            raise ValueError(f"logits_processor: found {processors!r}, expected functions of ids and scores")
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
 
@@ -186,7 +188,10 @@ def processed(
     if ids.shape[1] < least:
         scores[:, settings.eos_token_id] = -np.inf
     for process in settings.logits_processor:
+        shape = scores.shape
         scores = process(ids, scores)
+        if getattr(scores, "shape", None) != shape:
+            raise ValueError(f"logits_processor: returned {type(scores).__name__}, expected scores of shape {shape}")
     return scores
 
 
@@ -302,8 +307,11 @@ def generate(
     num_threads: int,
 ) -> np.ndarray:
     """Prompts and what follows them, (B * num_return_sequences, length) int64; what ended early is padded."""
-    positions = tower.program.info()["max_positions"]
+    positions, vocab = (tower.program.info()[name] for name in ("max_positions", "vocab_size"))
     _, most = settings.lengths(ids.shape[1], positions)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if beyond := [i for i in getattr(settings, name) if i >= vocab]:
+            raise ValueError(f"{name}: found {beyond[0]}, expected at most {vocab - 1} (the vocabulary)")
     prompt = Prompt(ids, mask)
     if settings.num_beams == 1:
         decoder = Decoder(tower, source, len(ids), most, num_threads)

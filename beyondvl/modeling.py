@@ -240,7 +240,9 @@ class PreTrainedModel(EncodeMixin):
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         names = ("unit_embeds" if self._family.unit_features else "embeds", "pooler_output")
-        output = next(name for name in names if name in self.tower(modality).outputs)
+        output = next((name for name in names if name in self.tower(modality).outputs), None)
+        if output is None:
+            raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
         found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         if kind_of(*inputs.values()) == "pt":
             return from_numpy(found[output], "pt")
@@ -251,8 +253,8 @@ class PreTrainedModel(EncodeMixin):
     def get_text_features(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **kwargs: Any
     ) -> Any:
-        """Projected text embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
-        where the inputs are torch tensors."""
+        """Projected text embeddings (B, D), not normalised (CLAP's are): an array that also has `.pooler_output`, or a
+        torch tensor where the inputs are torch tensors."""
         check_neutral(kwargs)
         return self._features(
             "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}

@@ -155,7 +155,8 @@ class ZeroShotAudioClassification(ZeroShotClassification):
         here or as (array, rate) or {"array", "sampling_rate"}; transformers takes them to be at the model's."""
         single = is_sound_and_rate(audios) or not isinstance(audios, list | tuple)
         sounds = [audios] if single else list(audios)
-        items = [{"audio": (s, sampling_rate) if sampling_rate and hasattr(s, "shape") else s} for s in sounds]
+        bare = [not isinstance(s, str | bytes | os.PathLike | dict) and not is_sound_and_rate(s) for s in sounds]
+        items = [{"audio": (s, sampling_rate) if sampling_rate and b else s} for s, b in zip(sounds, bare, strict=True)]
         found = self._classified(items, "audio", candidate_labels, hypothesis_template, batch_size, kwargs)
         return found[0] if single else found
 
@@ -278,7 +279,7 @@ class AutomaticSpeechRecognition(Pipeline):
         *,
         return_timestamps: bool | None = None,
         chunk_length_s: float | None = None,
-        stride_length_s: float | None = None,
+        stride_length_s: float | tuple[float, float] | None = None,
         sampling_rate: int | None = None,
         batch_size: int = 8,
         generate_kwargs: dict[str, Any] | None = None,
@@ -296,13 +297,15 @@ class AutomaticSpeechRecognition(Pipeline):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one that transcribes")
         several = isinstance(inputs, list)
         sounds = [
-            {"array": s["raw"], "sampling_rate": s.get("sampling_rate")} if isinstance(s, dict) and "raw" in s else s
+            {"array": s["raw"], "sampling_rate": s.get("sampling_rate", sampling_rate)}
+            if isinstance(s, dict) and "raw" in s
+            else s
             for s in (inputs if several else [inputs])
         ]
         found = self.model.transcribe(
             sounds,
             sampling_rate=sampling_rate,
-            return_timestamps=bool(return_timestamps) if return_timestamps != "word" else "word",
+            return_timestamps=False if return_timestamps is None else return_timestamps,
             chunk_length_s=chunk_length_s,
             stride_length_s=stride_length_s,
             batch_size=batch_size,

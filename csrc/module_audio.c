@@ -31,6 +31,7 @@ PyObject *bvl_py_log_mel(PyObject *module, PyObject *args) {
     s.center = center != 0;
     s.mels_first = mels_first != 0;
     s.remove_mean = remove_mean != 0;
+    threads = BVL_MAX(1, BVL_MIN(threads, 1024));
     const int64_t samples = PyArray_DIM(x, 0);
     if (bvl_mel_check(&s, samples, &err) != BVL_OK) return bvl_raise(&err);
     const int64_t frames = bvl_mel_frame_count(&s, samples);

@@ -200,8 +200,13 @@ static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***
     return true;
 }
 
-static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
-                         const bvl_context ***contexts) {
+/* What the caller calls the picture: a spectrogram may be lower than the program's. */
+static const char *picture_name(const bvl_program *p) {
+    return p->lower ? "input_features" : "pixel_values";
+}
+
+/* The picture, and which items' crops are fused; the first input that sets B. */
+static bool parse_pictures(const bvl_program *p, PyObject *dict, bvl_inputs *in) {
     PyObject *pixels = p->channels ? PyDict_GetItemString(dict, "pixel_values") : NULL;
     if (pixels && pixels != Py_None) {
         if (PyArray_Check(pixels)) {
@@ -211,30 +216,35 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
                 PyArray_DIM(a, 3) != p->width) {
                 PyObject *shape = PyObject_GetAttrString(pixels, "shape");
                 PyErr_Format(PyExc_ValueError, "%s: found %R %S, expected (B, %zd, %s%zd, %zd) float32",
-                             p->lower ? "input_features" : "pixel_values", shape ? shape : Py_None,
-                             PyArray_DESCR(a), (Py_ssize_t)p->channels, p->lower ? "1 to " : "",
-                             (Py_ssize_t)p->height, (Py_ssize_t)p->width);
+                             picture_name(p), shape ? shape : Py_None, PyArray_DESCR(a),
+                             (Py_ssize_t)p->channels, p->lower ? "1 to " : "", (Py_ssize_t)p->height,
+                             (Py_ssize_t)p->width);
                 Py_XDECREF(shape);
                 return false;
             }
         }
-        PyArrayObject *a = bvl_borrow(pixels, "pixel_values", NPY_FLOAT32, 4);
+        PyArrayObject *a = bvl_borrow(pixels, picture_name(p), NPY_FLOAT32, 4);
         if (!a) return false;
         in->B = PyArray_DIM(a, 0);
         in->height = PyArray_DIM(a, 2);
         in->pixel_values = PyArray_DATA(a);
     }
-    PyObject *longer = p->fuses ? PyDict_GetItemString(dict, "is_longer") : NULL;
-    if (longer && longer != Py_None) {
-        PyArrayObject *a = bvl_borrow(longer, "is_longer", NPY_INT64, 2);
-        if (!a) return false;
-        if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != 1) {
-            PyErr_Format(PyExc_ValueError, "is_longer: found shape (%zd, %zd), expected (%zd, 1)",
-                         (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B);
-            return false;
-        }
-        in->is_longer = PyArray_DATA(a);
+    PyObject *longer = p->fuses && in->pixel_values ? PyDict_GetItemString(dict, "is_longer") : NULL;
+    if (!longer || longer == Py_None) return true;
+    PyArrayObject *a = bvl_borrow(longer, "is_longer", NPY_INT64, 2);
+    if (!a) return false;
+    if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != 1) {
+        PyErr_Format(PyExc_ValueError, "is_longer: found shape (%zd, %zd), expected (%zd, 1)",
+                     (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B);
+        return false;
     }
+    in->is_longer = PyArray_DATA(a);
+    return true;
+}
+
+static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
+                         const bvl_context ***contexts) {
+    if (!parse_pictures(p, dict, in)) return false;
     PyObject *features = PyDict_GetItemString(dict, "features");
     if (features && features != Py_None) {
         PyArrayObject *a = bvl_borrow(features, "features", NPY_FLOAT32, 3);

@@ -10,6 +10,8 @@ merged column by column.
 
 from __future__ import annotations
 
+from functools import cache
+
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import (
@@ -79,6 +81,7 @@ def numbers(section: Config, name: str, default: list[int]) -> list[int]:
     return value
 
 
+@cache
 def windows(height: int, width: int, size: int, shift: int) -> Windows:
     """The rows of a grid window by window after a turn by `shift` lines and columns; what comes together from both ends
     of the grid is of different regions."""
@@ -96,9 +99,14 @@ def windows(height: int, width: int, size: int, shift: int) -> Windows:
 def window_bias(name: str, size: int, heads: int) -> RelativeBias:
     """One bias for each of the (2 size - 1)^2 ways two places of a window lie to each other."""
     span = 2 * size - 1
-    places = [(y, x) for y in range(size) for x in range(size)]
-    buckets = tuple((y - v + size - 1) * span + x - u + size - 1 for y, x in places for v, u in places)
-    return RelativeBias(ref(name, span * span, heads), buckets)
+    return RelativeBias(ref(name, span * span, heads), pairs(size))
+
+
+@cache
+def pairs(size: int) -> tuple[int, ...]:
+    """Which of those ways each pair of places, row by row, lies to each other."""
+    span, places = 2 * size - 1, [(y, x) for y in range(size) for x in range(size)]
+    return tuple((y - v + size - 1) * span + x - u + size - 1 for y, x in places for v, u in places)
 
 
 def block(prefix: str, hidden: int, heads: int, grid: tuple[int, int], size: int, shift: int, section: Config) -> Block:
@@ -136,10 +144,11 @@ def merge(prefix: str, hidden: int, grid: tuple[int, int]) -> MergeRows:
 def stages(section: Config, prefix: str, hidden: int, grid: tuple[int, int]) -> tuple[Block | MergeRows, ...]:
     """Blocks of each stage, and what merges rows between them."""
     depths, heads = numbers(section, "depths", [2, 2, 6, 2]), numbers(section, "num_attention_heads", [4, 8, 16, 32])
-    size = section.integer("window_size", 8, 1, 64)
-    if len(heads) != len(depths):
+    size = section.integer("window_size", 8, 1, 16)
+    if len(heads) != len(depths) or sum(depths) > 256:
         raise ConfigError(
-            f"audio_config: found {len(depths)} depths and {len(heads)} numbers of heads, expected as many"
+            f"audio_config: found {len(depths)} depths and {len(heads)} numbers of heads, expected as many, "
+            "and at most 256 blocks"
         )
     layers: list[Block | MergeRows] = []
     for stage, depth in enumerate(depths):

@@ -2,7 +2,7 @@
 float32 in one channel at the rate a model wants (soxr).
 
 Channels are averaged. Integers become -1 to 1, floats are taken as they are. A file that ends before what its header
-announced is refused where the format tells (WAV, FLAC, Ogg).
+announced is refused where the format tells: WAV, AIFF, AU, FLAC, Ogg.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MOST_SECONDS = 6 * 3600
 MOST_CHANNELS = 64
 RATES = (1_000, 768_000)
 BLOCK = 1 << 18  # samples a channel read at once
-STREAMED = (0, 0xFFFFFFFF)  # the sizes a WAV has whose writer could not go back
+STREAMED = (0, 0xFFFFFFFF)  # the sizes a file has whose writer could not go back
+UNKNOWN = 1 << 62  # samples of a FLAC that does not say
+MOST_CHUNKS = 1000  # of a WAV or AIFF before its samples
 
 
 def load_audio(source: Any, sampling_rate: int, given_rate: int | None = None) -> np.ndarray:
@@ -37,6 +39,7 @@ def load_audio(source: Any, sampling_rate: int, given_rate: int | None = None) -
     Raises AudioError (a ValueError) that names the file when it cannot be read, ends early, announces an absurd length
     or holds no sound; ValueError for an array without a rate; ImportError where soundfile or soxr is missing.
     """
+    sampling_rate = _rate(sampling_rate)
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return _from_file(source, sampling_rate)
     rate = given_rate
@@ -48,10 +51,15 @@ def load_audio(source: Any, sampling_rate: int, given_rate: int | None = None) -
         source, rate = source
     if rate is None:
         raise ValueError("sampling_rate: not given, expected samples a second beside an array: (array, rate)")
-    if isinstance(rate, bool) or rate != int(rate) or not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"sampling_rate: found {rate!r}, expected a whole number from {RATES[0]} to {RATES[1]}")
-    samples = _one_channel(_floats(source))
-    return _resampled(iter([samples]), int(rate), sampling_rate)
+    rate = _rate(rate)
+    return _resampled(iter([_one_channel(_floats(source))]), rate, sampling_rate)
+
+
+def _rate(value: Any) -> int:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not RATES[0] <= value <= RATES[1] or value != int(value):
+        raise ValueError(f"sampling_rate: found {value!r}, expected a whole number from {RATES[0]} to {RATES[1]}")
+    return int(value)
 
 
 def is_sound_and_rate(source: Any) -> bool:
@@ -65,15 +73,18 @@ def is_sound_and_rate(source: Any) -> bool:
 
 
 def _floats(source: Any) -> np.ndarray:
-    array = source.detach().numpy() if is_torch(source) else np.asarray(source)
+    if is_torch(source):
+        source = source.detach()
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    array = np.asarray(source)
     if array.size == 0 or array.ndim not in (1, 2):
         raise AudioError(f"array of shape {array.shape}: expected samples [n], [channels, n] or [n, channels]")
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / 128
-    if array.dtype.kind == "i":
+    if array.dtype in (np.int16, np.int32):
         return (array / np.float64(-int(np.iinfo(array.dtype).min))).astype(np.float32)
     if array.dtype.kind != "f":
-        raise AudioError(f"array of {array.dtype}: expected floats, uint8 or signed integers")
+        raise AudioError(f"array of {array.dtype}: expected floats, uint8, int16 or int32")
     array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise AudioError("array: found samples that are not finite, expected numbers")
@@ -116,14 +127,15 @@ def _from_file(source: Any, wanted: int) -> np.ndarray:
     try:
         with _opened(source) if path else io.BytesIO(source) as file:
             _check_complete(file)
-            with soundfile.SoundFile(file) as sound:
+            # a file goes by its number: soundfile would read more into the name it was opened by
+            with soundfile.SoundFile(file.fileno() if path else file, closefd=False) as sound:
                 _check_header(sound)
                 return _resampled(_blocks(sound), sound.samplerate, wanted)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: {str(error.error_string).rstrip('.')}") from error
-    except (ValueError, OSError, OverflowError, RuntimeError) as error:
+    except (ValueError, TypeError, BufferError, OSError, OverflowError, RuntimeError) as error:
         raise AudioError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -133,24 +145,25 @@ def _opened(path: str | os.PathLike) -> Any:
         raise AudioError("URLs are not fetched: download the sound and give its path or bytes")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise AudioError("not a file")
-    return open(path, "rb")
+    return open(path, "rb", buffering=0)
 
 
 def _check_complete(file: Any) -> None:
-    """Whether a WAV or Ogg file holds what it announces: libsndfile takes less without a word."""
+    """Whether a file holds the samples it announces: libsndfile takes fewer without a word."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)
     if not head:
         raise AudioError("the file is empty")
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        at = 12
-        while at + 8 <= size:
-            file.seek(at)
-            chunk, length = file.read(4), int.from_bytes(file.read(4), "little")
-            if chunk == b"data" and length not in STREAMED and at + 8 + length > size:
-                raise AudioError(f"ends after {size} bytes, expected {at + 8 + length} from its header: truncated")
-            at += 8 + length + length % 2
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
+        end = _end_of_samples(file, size, "little" if head[:4] in (b"RIFF", b"RF64") else "big")
+    elif head[:4] == b".snd":
+        begin, length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:], "big")
+        end = 0 if length in STREAMED else begin + length
+    else:
+        end = 0
+    if end > size:
+        raise AudioError(f"ends after {size} bytes, expected {end} from its header: truncated")
     if head[:4] == b"OggS":
         file.seek(max(0, size - (1 << 16) - 512))  # more than a page
         page = file.read()
@@ -161,11 +174,29 @@ def _check_complete(file: Any) -> None:
     file.seek(0)
 
 
+def _end_of_samples(file: Any, size: int, order: str) -> int:
+    """Where the chunk of samples of a WAV or AIFF ends by its header; 0 where that does not say."""
+    at, long = 12, 0
+    for _ in range(MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or at >= size:
+            break
+        length = int.from_bytes(head[4:], order)
+        if head[:4] == b"ds64":  # the sizes of an RF64
+            long = int.from_bytes(file.read(16)[8:], "little")
+        if head[:4] in (b"data", b"SSND"):
+            length = long if long and length == STREAMED[1] else length
+            return 0 if length in STREAMED else at + 8 + length
+        at += 8 + length + length % 2
+    return 0
+
+
 def _check_header(sound: Any) -> None:
     if not RATES[0] <= sound.samplerate <= RATES[1] or not 1 <= sound.channels <= MOST_CHANNELS:
         raise AudioError(f"{sound.channels} channels of {sound.samplerate} samples a second, expected 1 to "
                          f"{MOST_CHANNELS} of {RATES[0]} to {RATES[1]}")  # fmt: skip
-    if sound.frames > MOST_SECONDS * sound.samplerate:
+    if MOST_SECONDS * sound.samplerate < sound.frames < UNKNOWN:
         raise AudioError(f"a length of {sound.frames / sound.samplerate:.0f} s, expected at most {MOST_SECONDS}")
 
 
@@ -180,5 +211,5 @@ def _blocks(sound: Any) -> Iterator[np.ndarray]:
         yield block[:, 0].copy() if block.shape[1] == 1 else block.mean(1, dtype=np.float32)
     if not total:
         raise AudioError("holds no samples")
-    if 0 < sound.frames < 1 << 62 and total < sound.frames:
+    if total < sound.frames < UNKNOWN:
         raise AudioError(f"ends after {total} samples, expected {sound.frames} from its header: truncated")

@@ -70,8 +70,8 @@ def mel_filters(bins: int, count: int, low: float, high: float, rate: int, scale
 class FeatureExtractor:
     """Sounds -> the input of a model; the base of those below. Thread-safe.
 
-    A sound is what `load_audio` takes: a path, bytes, (array, rate), or an array beside `sampling_rate=`. Sounds of
-    another rate than the model's are resampled.
+    A sound is what `load_audio` takes: a path, bytes, (array, rate), or an array [n] beside `sampling_rate=`; an array
+    (B, n) or a list is several. Sounds of another rate than the model's are resampled.
     """
 
     kind: ClassVar[str] = ""
@@ -82,10 +82,13 @@ class FeatureExtractor:
         unknown = sorted(set(fields) - set(self.defaults))
         if unknown:
             raise TypeError(f"{type(self).__name__}() got unexpected arguments: {', '.join(unknown)}")
-        for name, value in (self.defaults | fields).items():
+        values = self.defaults | {name: value for name, value in fields.items() if value is not None}
+        for name, value in values.items():
+            if type(self.defaults[name]) is bool and type(value) is not bool:
+                raise ConfigError(f"preprocessor_config.json: {name}: found {value!r}, expected true or false")
             setattr(self, name, value)
         self.num_threads = num_threads or _C.default_threads()
-        self._prepare(Config(self.defaults | fields, "preprocessor_config.json"))
+        self._prepare(Config(values, "preprocessor_config.json"))
 
     def _prepare(self, config: Config) -> None:
         """Checks the fields and makes the filters."""
@@ -198,7 +201,7 @@ class ClapFeatureExtractor(FeatureExtractor):
         padding = self.padding if padding in (True, None) else padding
         self._check(truncation, padding)
         rng = None if seed is None else np.random.RandomState(seed)
-        length = max_length or self.max_length_s * self.sampling_rate
+        length = _samples(max_length, self.max_length_s * self.sampling_rate)
         found = [self._input(s, length, truncation, padding, rng) for s in self.sounds(raw_speech, sampling_rate)]
         longer = np.array([[longer] for _, longer in found])
         if truncation == "fusion":
@@ -280,12 +283,12 @@ class WhisperFeatureExtractor(FeatureExtractor):
         """`raw_speech`: one sound or a list; `padding` "max_length" (30 s, or `max_length` samples) or "longest".
         Raises AudioError, ValueError."""
         sounds = self.sounds(raw_speech, sampling_rate)
-        most = max_length or self.n_samples
+        most = _samples(max_length, self.n_samples)
         if truncation:
             sounds = [sound[:most] for sound in sounds]
         if padding not in ("max_length", "longest", True):
             raise ValueError(f"padding: found {padding!r}, expected 'max_length' or 'longest'")
-        longest = max(map(len, sounds))
+        longest = max(self.hop_length, *map(len, sounds))  # a frame at least
         length = max(most, longest) if padding == "max_length" else longest
         features = np.stack([self._features(np.pad(sound, (0, length - len(sound)))) for sound in sounds])
         found = BatchFeature(input_features=from_numpy(features, return_tensors) if return_tensors else list(features))
@@ -330,15 +333,27 @@ class ASTFeatureExtractor(FeatureExtractor):
         """`raw_speech`: one sound or a list. Raises AudioError, ValueError."""
         features = []
         for sound in self.sounds(raw_speech, sampling_rate):
+            sound = np.pad(sound, (0, max(0, len(self.window) - len(sound))))
             mel = self._log_mel(sound, self.filters, 1.0, kaldi=True)
             mel = np.pad(mel[: self.max_length], ((0, max(0, self.max_length - len(mel))), (0, 0)))
             features.append((mel - np.float32(self.mean)) / np.float32(2 * self.std) if self.do_normalize else mel)
         return BatchFeature(input_values=from_numpy(np.stack(features), return_tensors) if return_tensors else features)
 
 
+def _samples(value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"max_length: found {value!r}, expected a whole number of samples from 1")
+    return int(value)
+
+
 def as_sounds(raw: Any) -> list[Any]:
     """A list of sounds, of one or several: a list of numbers is one, an array (B, n) several."""
     if is_sound_and_rate(raw) or not isinstance(raw, list | tuple):
+        if getattr(raw, "ndim", 0) == 2 and raw.shape[0] > raw.shape[1]:
+            raise AudioError(f"array of shape {tuple(raw.shape)}: expected (B, n), more samples than sounds; "
+                             "one sound of several channels is (array, rate)")  # fmt: skip
         return list(raw) if getattr(raw, "ndim", 0) == 2 else [raw]
     return [np.asarray(raw)] if len(raw) and isinstance(raw[0], int | float | np.number) else list(raw)
 

@@ -128,7 +128,9 @@ class Processor:
         if text is None and audio is None:
             raise ValueError("found neither text nor audio, expected at least one of them")
         inputs, seed = BatchFeature(), {"seed": kwargs.pop("seed")} if "seed" in kwargs else {}
-        if text is not None:
+        if text is not None and audio is not None and self.feature_extractor.kind == "Whisper":
+            inputs["labels"] = self.tokenizer(text, return_tensors=tensors, **kwargs)["input_ids"]
+        elif text is not None:
             inputs.update(self.tokenizer(text, return_tensors=tensors, **kwargs))
         if audio is not None:  # padding, truncation and max_length beside a text are the text's
             options = seed if text is not None else kwargs | seed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, read_json
+from ..errors import ConfigError
 from ..generation import GenerationSettings, generate, log_softmax
 from ..modeling import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
@@ -51,34 +52,62 @@ class TranscribingModel(TaskModel):
     def _stated(self) -> Config:
         """Fields of generation_config.json over those of the model's own config, where older checkpoints keep them."""
         path = self.folder / "generation_config.json"
-        return self.config.updated(Config(read_json(path), path.name)) if path.exists() else self.config
+        if not path.exists():
+            return self.config
+        return Config(self.config.to_dict() | read_json(path), path.name)
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Ids that generation begins, ends and pads with."""
+        return self.head.tokens(self._stated)
+
+    @cached_property
+    def _vocab(self) -> int:
+        return self.config.integer("vocab_size", 51865, 1, 1 << 20)
+
+    def _token(self, stated: Config, name: str, token: str) -> int:
+        """A token's id: stated under that name, or what the tokenizer has it under."""
+        if stated.get(name) is not None:
+            return stated.integer(name, None, 0, self._vocab - 1)
+        found = self.tokenizer.get_vocab().get(token)
+        if found is None:
+            raise ConfigError(f"generation_config.json: {name} is missing, and the tokenizer has no {token}")
+        return found
 
     @cached_property
     def languages(self) -> dict[str, int]:
         """Language code -> its token; empty for English-only checkpoints."""
-        stated = self._stated.section("lang_to_id").to_dict()
-        if stated:
-            return {str(token)[2:-2]: int(number) for token, number in stated.items()}
-        known = self.tokenizer.get_vocab()
-        if self.config.integer("vocab_size", 51865) % 5 == 4:  # 51864: the multilingual ones have a token more
+        stated = self._stated.section("lang_to_id")
+        if names := list(stated.to_dict()):
+            return {str(token)[2:-2]: stated.integer(token, None, 0, self._vocab - 1) for token in names}
+        if self._stated.get("is_multilingual", self._vocab >= 51865) is not True:
             return {}
+        known = self.tokenizer.get_vocab()
         return {code: known[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in known}
 
     def _task_token(self, task: str) -> int:
         if task not in TASKS:
             raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
-        stated = self._stated.section("task_to_id").get(task)
-        return self.tokenizer.convert_tokens_to_ids(f"<|{task}|>") if stated is None else int(stated)
+        return self._token(self._stated.section("task_to_id"), task, f"<|{task}|>")
 
     @cached_property
     def _no_timestamps(self) -> int:
         """The token after which the timestamps lie."""
-        stated = self._stated.get("no_timestamps_token_id")
-        return self.tokenizer.convert_tokens_to_ids("<|notimestamps|>") if stated is None else int(stated)
+        found = self._token(self._stated, "no_timestamps_token_id", "<|notimestamps|>")
+        if found + 1 >= self._vocab:
+            raise ConfigError(
+                f"generation_config.json: no_timestamps_token_id: found {found}, expected timestamps after it"
+            )
+        return found
 
     def _ids(self, name: str) -> tuple[int, ...]:
-        vocab = self.config.integer("vocab_size", 51865, 1, 1 << 20)
-        return tuple(i for i in self._stated.get(name) or () if type(i) is int and 0 <= i < vocab)
+        """A list of ids; those below 0 mean nothing."""
+        value = self._stated.get(name)
+        if value is not None and (
+            not isinstance(value, list) or not all(type(i) is int and i < self._vocab for i in value)
+        ):
+            raise ConfigError(f"generation_config.json: {name}: found {value!r}, expected ids below {self._vocab}")
+        return tuple(i for i in value or () if i >= 0)
 
     def _language_token(self, language: str) -> int:
         """Of a code ("en"), a name ("english") or a token ("<|en|>")."""
@@ -90,12 +119,26 @@ class TranscribingModel(TaskModel):
         return self.languages[code]
 
     @cached_property
+    def _forced(self) -> tuple[str | None, str | None]:
+        """Language and task that the checkpoint asks for where the caller does not: by name, or as older ones have it,
+        as the tokens at places 1 and 2."""
+        language, task = self._stated.get("language"), self._stated.get("task")
+        places = self._stated.get("forced_decoder_ids")
+        if language is None and task is None and isinstance(places, list):
+            at = {row[0]: row[1] for row in places if isinstance(row, list) and len(row) == 2}
+            language = next((code for code, token in self.languages.items() if token == at.get(1)), None)
+            tasks = TASKS if self.languages else ()
+            task = next((name for name in tasks if self._task_token(name) == at.get(2)), None)
+        return language, task
+
+    @cached_property
     def generation_settings(self) -> GenerationSettings:
-        """The defaults of `generate`: transformers', the checkpoint's ids, and as many tokens as it has positions."""
+        """The defaults of `generate`: transformers', the checkpoint's, and as many tokens as it has positions."""
         ids = {name: self.tokens[name] for name in ("eos_token_id", "pad_token_id")}
         most = self.config.integer("max_target_positions", 448, 1, 1 << 16)
         most = min(most, self._stated.integer("max_length", most, 2, 1 << 20))
-        return GenerationSettings(**ids, max_length=most, suppress_tokens=self._ids("suppress_tokens"),
+        return GenerationSettings(**ids, max_length=most, num_beams=self._stated.integer("num_beams", 1, 1, 1024),
+                                  suppress_tokens=self._ids("suppress_tokens"),
                                   begin_suppress_tokens=self._ids("begin_suppress_tokens"))  # fmt: skip
 
     # ---- the encoder and the decoder
@@ -146,21 +189,24 @@ class TranscribingModel(TaskModel):
         language: str | list[str] | None = None,
         task: str | None = None,
         return_timestamps: bool = False,
+        attention_mask: Any = None,
         **settings: Any,
     ) -> Any:
-        """Token ids (B, length) int64 of what is said in each spectrogram, without the prompt and the end.
+        """Token ids (B * num_return_sequences, length) int64 of what is said in each spectrogram, without the prompt
+        and the end.
 
         Args:
             input_features: (B, mels, 3000) float32, of the processor.
-            language: a code, a name, or one for each item; None: the likeliest (English-only checkpoints have none).
-            task: "transcribe" (the default) or "translate", into English.
+            language: a code, a name, or one for each item; None: what the checkpoint asks for, else the likeliest
+                (English-only checkpoints have none).
+            task: "transcribe" or "translate", into English; None: what the checkpoint asks for, else the former.
             return_timestamps: with tokens for the times between which each segment is said.
+            attention_mask: changes nothing, as in transformers: the encoder hears the silence too.
             settings: see GenerationSettings.
         """
         contexts = self._heard(input_features)["context"]
         found = self._written(contexts, self._spoken_or(contexts, language), task, return_timestamps, settings)
-        most = max(map(len, found))
-        pad = self.tokens["pad_token_id"]
+        most, pad = max(map(len, found)), self.generation_settings.updated(settings).pad_token_id
         ids = np.array([row + [pad] * (most - len(row)) for row in found], np.int64).reshape(len(found), most)
         return from_numpy(ids, kind_of(input_features))
 
@@ -168,8 +214,11 @@ class TranscribingModel(TaskModel):
         """A token of language for each item; none where the checkpoint has no languages."""
         if not self.languages and language is None:
             return []
+        language = self._forced[0] if language is None else language
         if language is None:
             return self._spoken(contexts).tolist()
+        if not isinstance(language, str | list | tuple):
+            raise ValueError(f"language: found {language!r}, expected a language, or a list of them")
         given = [language] * len(contexts) if isinstance(language, str) else list(language)
         if len(given) != len(contexts):
             raise ValueError(f"language: found {len(given)}, expected one, or {len(contexts)}")
@@ -185,17 +234,17 @@ class TranscribingModel(TaskModel):
             self._task_token(task)
             raise ValueError(f"task: found {task!r}, and this checkpoint is English-only: it transcribes")
         start = self.tokens["decoder_start_token_id"]
-        rest = ([self._task_token(task or TASKS[0])] if languages else []) + (
-            [] if timestamps else [self._no_timestamps]
-        )
+        task = task or self._forced[1] or TASKS[0]
+        rest = ([self._task_token(task)] if languages else []) + ([] if timestamps else [self._no_timestamps])
         ids = np.array([[start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
         chosen = self.generation_settings.updated(settings)
         if timestamps:
-            rule = timestamp_rule(self._no_timestamps, self.tokens["eos_token_id"], ids.shape[1],
-                                  self._stated.get("max_initial_timestamp_index"))  # fmt: skip
+            first = self._stated.get("max_initial_timestamp_index")
+            first = None if first is None else self._stated.integer("max_initial_timestamp_index", None, 0, self._vocab)
+            rule = timestamp_rule(self._no_timestamps, chosen.eos_token_id, ids.shape[1], first)
             chosen = chosen.updated({"logits_processor": (rule, *chosen.logits_processor)})
         found = generate(self.tower("decoder"), {"contexts": contexts}, ids, None, chosen, self.num_threads)
-        end = self.tokens["eos_token_id"]
+        end = chosen.eos_token_id
         rows = [row[ids.shape[1] :] for row in found.tolist()]
         return [row[: row.index(end)] if end in row else row for row in rows]
 
@@ -210,7 +259,7 @@ class TranscribingModel(TaskModel):
         task: str | None = None,
         return_timestamps: bool = False,
         chunk_length_s: float | None = None,
-        stride_length_s: float | None = None,
+        stride_length_s: float | tuple[float, float] | None = None,
         batch_size: int = 8,
         **settings: Any,
     ) -> Any:
@@ -222,20 +271,18 @@ class TranscribingModel(TaskModel):
         overlap by `stride_length_s` on either side (default a sixth), run several at a time, and joined where their
         texts agree; timestamps need the first way.
 
-        Raises AudioError naming the sound that cannot be read.
+        Raises AudioError naming the sound that cannot be read; ValueError for settings that make no sense.
         """
-        from ..processing.features import as_sounds
-
-        items = as_sounds(audio)
-        single = len(items) == 1 and not isinstance(audio, list)
-        sounds = self.feature_extractor.sounds(audio, sampling_rate)
         rate, most = self.feature_extractor.sampling_rate, self.feature_extractor.n_samples
+        check_transcription(return_timestamps, chunk_length_s, stride_length_s, batch_size, settings, most / rate)
+        sounds = self.feature_extractor.sounds(audio, sampling_rate)
+        single = len(sounds) == 1 and not isinstance(audio, list)
         pieces: list[tuple[int, np.ndarray]] = []
         for i, sound in enumerate(sounds):
             if len(sound) <= most and not return_timestamps:
                 pieces.append((i, sound))
             elif chunk_length_s and not return_timestamps:
-                pieces += [(i, part) for part in cut(sound, chunk_length_s, stride_length_s, rate, most)]
+                pieces += [(i, part) for part in cut(sound, chunk_length_s, stride_length_s, rate)]
         texts: dict[int, list[list[int]]] = {}
         for start in range(0, len(pieces), batch_size):
             batch = pieces[start : start + batch_size]
@@ -305,6 +352,33 @@ class TranscribingModel(TaskModel):
             at += step if step > 0 else here
 
 
+def check_transcription(
+    timestamps: Any, length: Any, stride: Any, batch_size: Any, settings: dict[str, Any], most: float
+) -> None:
+    """ValueError for what `transcribe` cannot do."""
+    if timestamps not in (True, False):
+        raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
+    if settings.get("num_return_sequences", 1) not in (1, None):
+        raise ValueError(f"num_return_sequences: found {settings['num_return_sequences']}, expected 1 here")
+    if length in (None, 0):
+        return
+    given = (length, *strides(length, stride))
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and np.isfinite(n) for n in given) or not (
+        0 < length <= most and min(given) >= 0 and given[1] + given[2] < length
+    ):
+        raise ValueError(f"chunk_length_s, stride_length_s: found {length!r}, {stride!r}, expected at most {most:g} s, "
+                         "and both sides together below that")  # fmt: skip
+
+
+def strides(length: Any, stride: Any) -> tuple[Any, Any]:
+    """Seconds that a piece shares with the one before and the one after."""
+    if stride is None and isinstance(length, int | float):
+        return length / 6, length / 6
+    return tuple(stride) if isinstance(stride, list | tuple) and len(stride) == 2 else (stride, stride)
+
+
 def timestamp_rule(
     no_timestamps: int, end: int, begin: int, most_initial: int | None
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -338,14 +412,11 @@ def timestamp_rule(
     return rule
 
 
-def cut(sound: np.ndarray, length: float, stride: float | None, rate: int, most: int) -> Iterator[np.ndarray]:
-    """Pieces of `length` seconds, each beginning `length - 2 * stride` after the one before."""
-    size, side = (round(seconds * rate) for seconds in (length, length / 6 if stride is None else stride))
-    if not 0 < size <= most or not 0 <= 2 * side < size:
-        raise ValueError(f"chunk_length_s, stride_length_s: found {length}, {stride}, expected at most {most / rate:g} "
-                         "seconds, and twice the stride below it")  # fmt: skip
-    for start in range(0, len(sound), size - 2 * side):
-        if start == 0 or len(sound) - start > side:
+def cut(sound: np.ndarray, length: float, stride: Any, rate: int) -> Iterator[np.ndarray]:
+    """Pieces of `length` seconds, each beginning where the one before ends, less what they share."""
+    size, before, after = (round(seconds * rate) for seconds in (length, *strides(length, stride)))
+    for start in range(0, len(sound), max(1, size - before - after)):
+        if start == 0 or len(sound) - start > before:
             yield sound[start : start + size]
         if start + size >= len(sound):
             return

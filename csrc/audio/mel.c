@@ -104,7 +104,7 @@ static void work(void *context, bvl_team team) {
         for (int i = 0; i < lanes; i++) {
             const int64_t f = g * lanes + i;
             const bool there = f < j->frames;
-            frames[i] = there ? frame_at(j, f, edges + i * s->frame) : frames[0];
+            frames[i] = there ? frame_at(j, f, edges + i * s->frame) : frames[i - 1];
             out[i] = there ? j->out + f * (s->mels_first ? 1 : s->mels) : NULL;
         }
         j->kernels->mel_frames(out, s->mels_first ? j->frames : 1, frames, &j->mel, scratch);
@@ -116,12 +116,14 @@ bvl_status bvl_mel_check(const bvl_mel_settings *s, int64_t samples, bvl_error *
         s->hop > MOST_LENGTH || s->mels < 1 || s->mels > MOST_MELS)
         return bvl_fail(
             err, BVL_INVALID,
-            "mel: frames of %lld, %lld apart, transforms of %lld, %lld filters: expected 1 to %d, 1 "
+            "mel: frames of %lld, %lld apart, transforms of %lld, %lld filters: expected 2 to %d, 1 "
             "to %d filters, and no frame longer than its transform",
             (long long)s->frame, (long long)s->hop, (long long)s->length, (long long)s->mels, MOST_LENGTH,
             MOST_MELS);
-    if (!(s->floor >= 1e-300 && s->floor < 1e300))
-        return bvl_fail(err, BVL_INVALID, "mel: floor: found %g, expected a number above 0", s->floor);
+    if (!(s->floor >= 1e-300 && s->floor < 1e300) || !isfinite(s->emphasis) || !isfinite(s->scale))
+        return bvl_fail(err, BVL_INVALID,
+                        "mel: floor: found %g, emphasis %g, scale %g: expected 1e-300 to 1e300, and numbers",
+                        s->floor, s->emphasis, s->scale);
     if (samples < 1 || bvl_mel_frame_count(s, samples) < 1)
         return bvl_fail(err, BVL_INVALID, "mel: a sound of %lld samples, expected at least a frame, %lld",
                         (long long)samples, (long long)s->frame);
@@ -137,8 +139,9 @@ bvl_status bvl_mel_spectrogram(float *out, const float *x, int64_t samples, cons
     threads = (int)BVL_MAX(1, BVL_MIN(threads, (j.frames + lanes - 1) / lanes));
     void *const plan = lay_out(&j.mel, s);
     j.memory = plan ? bvl_alloc((size_t)(threads * j.doubles) * sizeof(double)) : NULL;
-    if (j.memory) bvl_parallel(threads, work, &j);
+    const bool done = j.memory != NULL;
+    if (done) bvl_parallel(threads, work, &j);
     bvl_free(j.memory);
     bvl_free(plan);
-    return j.memory ? BVL_OK : bvl_fail(err, BVL_NO_MEMORY, "no memory for a spectrogram");
+    return done ? BVL_OK : bvl_fail(err, BVL_NO_MEMORY, "no memory for a spectrogram");
 }

@@ -1,13 +1,14 @@
 /* spectrum.c: mel energies of frames of a sound; compiled once per instruction set.
  *
- *   X[k] = sum_n w[n] x[n] exp(-2 pi i n k / N)      E[m] = sum_k F[m, k] |X[k]|^2      y[m] = c log max(E,
- * floor)
+ *   X[k] = sum_n w[n] x[n] exp(-2 pi i n k / N)
+ *
+ *   E[m] = sum_k F[m, k] |X[k]|^2      y[m] = c log max(E[m], floor)
  *
  * In double precision, as the published extractors: quiet bands lie far below what float32 resolves beside
- * loud ones. A lane of every vector is one complex signal, and holds two real frames, a + i b, whose spectra
- * part by symmetry: A[k] = (Z[k] + conj Z[N-k]) / 2, B[k] = (Z[k] - conj Z[N-k]) / 2i. So the transform, of
- * any length, has no shuffles: Stockham's, radix 4, 2, 5 or another prime (Stockham, 1966). Sums and products
- * are not fused, and every level gives the same bits.
+ * loud ones. A lane of every vector is one complex signal, and holds two neighbouring frames, a + i b, whose
+ * spectra part by symmetry: A[k] = (Z[k] + conj Z[N-k]) / 2, B[k] = (Z[k] - conj Z[N-k]) / 2i. So the
+ * transform, of any length, has no shuffles: Stockham's, radix 4, 2, 5 or another prime (Stockham, 1966).
+ * Sums and products are not fused, and every level gives the same bits.
  */
 #include <math.h>
 
@@ -26,8 +27,9 @@ BVL_INLINE vd set1(double x) {
 BVL_INLINE vd pick(vi where, vd a, vd b) {
     return (vd)((where & (vi)a) | (~where & (vi)b));
 }
-BVL_INLINE vd larger(vd a, vd b) {
-    return pick(a > b, a, b);
+/* NaN stays */
+BVL_INLINE vd at_least(vd x, vd least) {
+    return pick(x < least, least, x);
 }
 
 /* log(x) of normal x > 0: x = m 2^e with m about 1, log m = 2 atanh s by its series, s = (m - 1) / (m + 1).
@@ -39,7 +41,8 @@ BVL_INLINE vd logarithm(vd x) {
     const vd s = (m - (vd)one) / (m + (vd)one), t = s * s;
     vd p = set1(1.0 / 17);
     for (int d = 15; d > 0; d -= 2) p = p * t + 1.0 / d;
-    return __builtin_convertvector(e, vd) * 0.6931471805599453 + 2.0 * s * p;
+    const vd y = __builtin_convertvector(e, vd) * 0.6931471805599453 + 2.0 * s * p;
+    return pick(x < set1(INFINITY), y, x); /* infinity and NaN stay */
 }
 
 /* One pass: y[q + s (r p + k)] = w^(p k) sum_j x[q + s (p + m j)] exp(-2 pi i j k / r). */
@@ -147,8 +150,8 @@ static void load(vc *z, const float *const *frames, const bvl_mel *mel) {
     vc mean = {{0}, {0}};
     for (int64_t n = 0; n < mel->frame; n++) {
         for (int l = 0; l < LANES; l++) {
-            z[n].re[l] = (double)frames[l][n];
-            z[n].im[l] = (double)frames[LANES + l][n];
+            z[n].re[l] = (double)frames[2 * l][n];
+            z[n].im[l] = (double)frames[2 * l + 1][n];
         }
         mean.re += z[n].re;
         mean.im += z[n].im;
@@ -185,11 +188,11 @@ void BVL_NAME(bvl_mel_frames)(float *const *out, int64_t step, const float *cons
             sum.re += power[mel->begin[m] + k].re * *weight;
             sum.im += power[mel->begin[m] + k].im * *weight;
         }
-        sum.re = logarithm(larger(sum.re, set1(mel->floor))) * mel->scale;
-        sum.im = logarithm(larger(sum.im, set1(mel->floor))) * mel->scale;
+        sum.re = logarithm(at_least(sum.re, set1(mel->floor))) * mel->scale;
+        sum.im = logarithm(at_least(sum.im, set1(mel->floor))) * mel->scale;
         for (int l = 0; l < LANES; l++) {
-            if (out[l]) out[l][m * step] = (float)sum.re[l];
-            if (out[LANES + l]) out[LANES + l][m * step] = (float)sum.im[l];
+            if (out[2 * l]) out[2 * l][m * step] = (float)sum.re[l];
+            if (out[2 * l + 1]) out[2 * l + 1][m * step] = (float)sum.im[l];
         }
     }
 }

@@ -105,9 +105,7 @@ static bvl_status window_build(bvl_program *p, bvl_record *r, const bvl_build *b
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
-    if (bvl_order_check(p, r, b, WINDOW_ROWS, slot->rows, err) != BVL_OK ||
-        bvl_copy_vector(&s->order, &p->store, &b->weights[WINDOW_ROWS], err) != BVL_OK)
-        return err->status;
+    if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, &s->order, err) != BVL_OK) return err->status;
     p->windowed = true;
     if (b->weights[RELATIVE].data &&
         (bvl_expect(r->op, b, RELATIVE, 2, s->heads, W * W, 0, 0, err) != BVL_OK ||
@@ -133,6 +131,9 @@ static bvl_status positions_build(bvl_program *p, bvl_record *r, const bvl_build
             "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
             r->op->name, (long long)p->rotary_half, (long long)s->hd / 2);
     if (b->params[P_WINDOW] != 0) return window_build(p, r, b, err);
+    if (b->weights[WINDOW_ROWS].data || b->weights[WINDOW_REGIONS].data)
+        return bvl_fail(err, BVL_INVALID, "%s: window_rows, window_regions: given, and window is 0",
+                        r->op->name);
     if (!relative->data) return BVL_OK;
     if (bvl_expect(r->op, b, RELATIVE, 2, s->heads, -1, 0, 0, err) != BVL_OK) return err->status;
     if (relative->shape[1] % 2 == 0)

@@ -1,8 +1,11 @@
 /* fuse.c: attentional feature fusion of the crops of a long sound into the whole (Dai et al., 2021; Wu et
  * al., 2023).
  *
- * fuse_crops   y = windows(crop) Wl^T + bl of each crop of the source picture, side by side as wide as x,
- * then zeros g = sigmoid(local(x + y) + whole(mean(x + y)))      x = 2 x g + 2 y (1 - g)
+ * fuse_crops   y = windows(crop) Wl^T + bl of each crop of the source, side by side as wide as x, then zeros
+ *
+ *              g = sigmoid(local(x + y) + whole(mean(x + y)))
+ *
+ *              x = 2 x g + 2 y (1 - g)
  *
  * local and whole are two products each with relu in between, batch norms folded into them. Only items that
  * the call marks are fused: the source's first channel is the whole sound, the others its crops.
@@ -14,17 +17,6 @@
 #include "../ops/linear.h"
 #include "ops.h"
 
-enum {
-    P_CROPS,
-    P_HEIGHT,
-    P_WIDTH,
-    P_STRIDE_DOWN,
-    P_STRIDE_RIGHT,
-    P_PAD_TOP,
-    P_PAD_LEFT,
-    P_OUT_HEIGHT,
-    P_OUT_WIDTH
-};
 enum { CROP, LOCAL1 = 2, LOCAL2 = 4, WHOLE1 = 6, WHOLE2 = 8, LINEARS = 5 }; /* weights; biases follow them */
 
 typedef struct {
@@ -33,19 +25,16 @@ typedef struct {
     int64_t crops, out_width; /* out_width: of x */
 } fuse;
 
-static bvl_status fuse_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_error *err) {
+static bvl_status fuse_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
+                             const bvl_patches *patches, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    const double *q = b->params;
-    if (p->fuses || src->text || dst->text || !(q[P_CROPS] >= 1) ||
-        (double)src->rows != (1 + q[P_CROPS]) * q[P_HEIGHT] || (double)src->cols != q[P_WIDTH] ||
-        !(q[P_OUT_HEIGHT] >= 1) ||
-        (double)(dst->rows / (int64_t)q[P_OUT_HEIGHT]) < q[P_CROPS] * q[P_OUT_WIDTH] ||
-        dst->rows % (int64_t)q[P_OUT_HEIGHT])
+    if (p->fuses) return bvl_fail(err, BVL_INVALID, "fuse_crops: expected one per program");
+    if (src->text || dst->text || src->rows != (1 + patches->channels) * patches->height ||
+        src->cols != patches->width || dst->rows % patches->out_height ||
+        dst->rows / patches->out_height < patches->channels * patches->out_width)
         return bvl_fail(err, BVL_INVALID, "fuse_crops: slots %s and %s do not hold the pictures", src->name,
                         dst->name);
-    if (bvl_expect(r->op, b, CROP, 4, dst->cols, 1, -1, -1, err) != BVL_OK ||
-        bvl_expect(r->op, b, CROP + 1, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
-        return err->status;
+    if (bvl_expect(r->op, b, CROP + 1, 1, dst->cols, 0, 0, 0, err) != BVL_OK) return err->status;
     for (int i = LOCAL1; i <= WHOLE1; i += WHOLE1 - LOCAL1) {
         if (bvl_expect(r->op, b, i, 2, -1, dst->cols, 0, 0, err) != BVL_OK) return err->status;
         const int64_t narrow = b->weights[i].shape[0];
@@ -58,27 +47,21 @@ static bvl_status fuse_check(const bvl_program *p, const bvl_record *r, const bv
 }
 
 static bvl_status fuse_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const double *q = b->params;
-    if (fuse_check(p, r, b, err) != BVL_OK) return err->status;
+    const bvl_slot *dst = &p->slots[r->dst];
+    bvl_patches patches; /* its channels are the crops */
+    if (bvl_expect(r->op, b, CROP, 4, dst->cols, 1, -1, -1, err) != BVL_OK ||
+        bvl_patches_build(r, b, &b->weights[CROP], p->slots[r->src].ld, &patches, err) != BVL_OK ||
+        fuse_check(p, r, b, &patches, err) != BVL_OK)
+        return err->status;
     fuse *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for fuse_crops");
-    s->crops = (int64_t)q[P_CROPS];
-    s->patches = (bvl_patches){.channels = 1,
-                               .height = (int64_t)q[P_HEIGHT],
-                               .width = (int64_t)q[P_WIDTH],
-                               .ld = p->slots[r->src].ld,
-                               .out_height = (int64_t)q[P_OUT_HEIGHT],
-                               .out_width = (int64_t)q[P_OUT_WIDTH],
-                               .kernel_height = b->weights[CROP].shape[2],
-                               .kernel_width = b->weights[CROP].shape[3],
-                               .stride_down = (int64_t)q[P_STRIDE_DOWN],
-                               .stride_right = (int64_t)q[P_STRIDE_RIGHT],
-                               .pad_top = (int64_t)q[P_PAD_TOP],
-                               .pad_left = (int64_t)q[P_PAD_LEFT]};
-    s->out_width = p->slots[r->dst].rows / s->patches.out_height;
+    s->crops = patches.channels;
+    s->patches = patches;
+    s->patches.channels = 1;
+    s->out_width = dst->rows / patches.out_height;
     p->fuses = true;
     bvl_linear *const linears[] = {&s->crop, &s->local1, &s->local2, &s->whole1, &s->whole2};
-    const bvl_precision precision = bvl_outer_precision(p, p->slots[r->dst].rows);
+    const bvl_precision precision = bvl_outer_precision(p, dst->rows);
     for (int i = 0; i < LINEARS; i++)
         if (bvl_linear_init(linears[i], &p->store, p->kernels, i < 3 ? precision : BVL_FLOAT32,
                             &b->weights[2 * i], &b->weights[2 * i + 1], b->threads, err) != BVL_OK)

@@ -27,13 +27,11 @@ static bvl_status merge_build(bvl_program *p, bvl_record *r, const bvl_build *b,
                         "merge_rows: %lld rows of slot %s into %lld of %s: expected a divisor",
                         (long long)src->rows, src->name, (long long)dst->rows, dst->name);
     const int64_t count = src->rows / dst->rows, wide = count * src->cols;
-    if (bvl_order_check(p, r, b, W_ORDER, src->rows, err) != BVL_OK ||
-        bvl_expect(r->op, b, W_WEIGHT, 2, dst->cols, wide, 0, 0, err) != BVL_OK)
-        return err->status;
+    if (bvl_expect(r->op, b, W_WEIGHT, 2, dst->cols, wide, 0, 0, err) != BVL_OK) return err->status;
     merge *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for merge_rows");
     s->count = count;
-    if (bvl_copy_vector(&s->order, &p->store, &b->weights[W_ORDER], err) != BVL_OK ||
+    if (bvl_order_build(p, r, b, W_ORDER, src->rows, &s->order, err) != BVL_OK ||
         bvl_norm_build(p, r, b, W_NORM, wide, b->params[0], false, &s->norm, err) != BVL_OK)
         return err->status;
     return bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, dst->rows),

@@ -2,6 +2,7 @@
 #ifndef BVL_MODEL_OPS_H
 #define BVL_MODEL_OPS_H
 
+#include "../ops/conv.h"
 #include "../ops/rows.h"
 #include "program.h"
 
@@ -24,8 +25,14 @@ bool bvl_block_bf16(const bvl_program *program, int64_t hd, int64_t kv);
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
                           double eps, bool rms, bvl_norm *norm, bvl_error *err);
 
-/* Whether weight `at` holds each of the numbers 0 .. rows - 1 once: an order of a slot's rows. */
-bvl_status bvl_order_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
-                           int64_t rows, bvl_error *err);
+/* A copy of weight `at`, which must hold each of the numbers 0 .. rows - 1 once: an order of a slot's rows.
+ */
+bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t rows,
+                           float **order, bvl_error *err);
+
+/* The picture and its windows as the first nine parameters say, the kernel as the weight [D, C, height,
+ * width] does; ld: floats between two lines, 0: its width. */
+bvl_status bvl_patches_build(const bvl_record *r, const bvl_build *b, const bvl_array *weight, int64_t ld,
+                             bvl_patches *patches, bvl_error *err);
 
 #endif

@@ -6,6 +6,7 @@
  * call's pixel_values, or with src != dst the source slot, whose rows are the lines of its channels: a
  * convolution along time is one whose kernel is as wide as the picture.
  */
+#include <math.h>
 #include <string.h>
 
 #include "../arena.h"
@@ -37,25 +38,51 @@ enum {
 };
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
 
+bvl_status bvl_patches_build(const bvl_record *r, const bvl_build *b, const bvl_array *weight, int64_t ld,
+                             bvl_patches *patches, bvl_error *err) {
+    int64_t n[P_ACT];
+    for (int i = 0; i < P_ACT; i++) {
+        const double value = b->params[i], least = i == P_PAD_TOP || i == P_PAD_LEFT ? 0 : 1;
+        if (!(value >= least && value <= 1 << 20) || value != floor(value))
+            return bvl_fail(err, BVL_INVALID, "%s: %s: found %g, expected a whole number from %g to 2^20",
+                            r->op->name, r->op->params[i], value, least);
+        n[i] = (int64_t)value;
+    }
+    *patches = (bvl_patches){.channels = n[P_CHANNELS],
+                             .height = n[P_HEIGHT],
+                             .width = n[P_WIDTH],
+                             .ld = ld ? ld : n[P_WIDTH],
+                             .out_height = n[P_OUT_HEIGHT],
+                             .out_width = n[P_OUT_WIDTH],
+                             .kernel_height = weight->shape[2],
+                             .kernel_width = weight->shape[3],
+                             .stride_down = n[P_STRIDE_DOWN],
+                             .stride_right = n[P_STRIDE_RIGHT],
+                             .pad_top = n[P_PAD_TOP],
+                             .pad_left = n[P_PAD_LEFT]};
+    return BVL_OK;
+}
+
+/* The slots and the weights beside the product's, once the picture is known. */
 static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                    bvl_error *err) {
-    const bvl_slot *dst = &p->slots[r->dst];
-    const int64_t channels = (int64_t)b->params[P_CHANNELS];
-    const int64_t tokens = (int64_t)(b->params[P_OUT_HEIGHT] * b->params[P_OUT_WIDTH]);
+                                    const bvl_patches *patches, bvl_error *err) {
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const bvl_array *first = &b->weights[W_CLASS];
-    const int64_t total = tokens + (!first->data ? 0 : first->rank == 2 ? first->shape[0] : 1);
-    const bvl_slot *src = &p->slots[r->src];
-    const bool inner = r->src != r->dst;
-    if (!inner && p->channels)
+    const int64_t total = patches->out_height * patches->out_width + (!first->data       ? 0
+                                                                      : first->rank == 2 ? first->shape[0]
+                                                                                         : 1);
+    if (r->src == r->dst && p->channels)
         return bvl_fail(err, BVL_INVALID, "patch_embed: expected one per program that reads pixel_values");
-    if (inner && (src->text || (double)src->rows < (double)channels * b->params[P_HEIGHT] ||
-                  src->cols != (int64_t)b->params[P_WIDTH]))
+    if (r->src != r->dst &&
+        (src->text || src->rows < patches->channels * patches->height || src->cols != patches->width))
         return bvl_fail(err, BVL_INVALID, "patch_embed: slot %s of %lld x %lld does not hold the picture",
                         src->name, (long long)src->rows, (long long)src->cols);
-    if (dst->text || dst->rows != total || total < 1)
+    if (!(b->params[P_ACT] >= 0 && b->params[P_ACT] < BVL_ACT_COUNT))
+        return bvl_fail(err, BVL_INVALID, "patch_embed: activation: found %g, expected 0 to %d",
+                        b->params[P_ACT], BVL_ACT_COUNT - 1);
+    if (dst->text || dst->rows != total)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)total);
-    if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, channels, -1, -1, err) != BVL_OK) return err->status;
     if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
         return err->status;
     if (first->data && bvl_expect(r->op, b, W_CLASS, first->rank == 2 ? 2 : 1,
@@ -66,34 +93,29 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
 }
 
 static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    if (patch_embed_check(p, r, b, err) != BVL_OK) return err->status;
+    const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
+    const bvl_array *weight = &b->weights[W_WEIGHT];
+    bvl_patches patches;
+    if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, -1, -1, -1, err) != BVL_OK ||
+        bvl_patches_build(r, b, weight, r->src == r->dst ? 0 : src->ld, &patches, err) != BVL_OK ||
+        bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, patches.channels, -1, -1, err) != BVL_OK ||
+        patch_embed_check(p, r, b, &patches, err) != BVL_OK)
+        return err->status;
     patch_embed *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for patch_embed");
-    s->patches = (bvl_patches){.channels = (int64_t)b->params[P_CHANNELS],
-                               .height = (int64_t)b->params[P_HEIGHT],
-                               .width = (int64_t)b->params[P_WIDTH],
-                               .ld = r->src == r->dst ? (int64_t)b->params[P_WIDTH] : p->slots[r->src].ld,
-                               .out_height = (int64_t)b->params[P_OUT_HEIGHT],
-                               .out_width = (int64_t)b->params[P_OUT_WIDTH],
-                               .kernel_height = b->weights[W_WEIGHT].shape[2],
-                               .kernel_width = b->weights[W_WEIGHT].shape[3],
-                               .stride_down = (int64_t)b->params[P_STRIDE_DOWN],
-                               .stride_right = (int64_t)b->params[P_STRIDE_RIGHT],
-                               .pad_top = (int64_t)b->params[P_PAD_TOP],
-                               .pad_left = (int64_t)b->params[P_PAD_LEFT]};
+    s->patches = patches;
     s->act = (bvl_activation)b->params[P_ACT];
+    s->class_tokens = dst->rows - patches.out_height * patches.out_width;
     if (r->src == r->dst) {
-        p->channels = s->patches.channels;
-        p->height = s->patches.height;
-        p->width = s->patches.width;
+        p->channels = patches.channels;
+        p->height = patches.height;
+        p->width = patches.width;
     }
-    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, p->slots[r->dst].rows),
-                        &b->weights[W_WEIGHT], &b->weights[W_BIAS], b->threads, err) != BVL_OK)
+    if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, dst->rows), weight,
+                        &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;
     s->ld = bvl_padded(s->linear.K);
-    s->class_tokens = p->slots[r->dst].rows - s->patches.out_height * s->patches.out_width;
-    if (b->weights[W_CLASS].data &&
-        bvl_copy_vector(&s->class_token, &p->store, &b->weights[W_CLASS], err) != BVL_OK)
+    if (s->class_tokens && bvl_copy_vector(&s->class_token, &p->store, &b->weights[W_CLASS], err) != BVL_OK)
         return err->status;
     if (!b->weights[W_POSITION].data) return BVL_OK;
     return bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err);

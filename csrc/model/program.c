@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "../arena.h"
+#include "../ops/linear.h"
 #include "../ops/rotary.h"
 #include "ops.h"
 
@@ -116,21 +117,22 @@ bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int 
                     found, expected);
 }
 
-bvl_status bvl_order_check(const bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
-                           int64_t rows, bvl_error *err) {
-    if (bvl_expect(r->op, b, at, 1, rows, 0, 0, 0, err) != BVL_OK) return err->status;
-    if (p->store.mapped) return BVL_OK; /* the file's checksum stands for it */
+bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t rows,
+                           float **order, bvl_error *err) {
+    if (bvl_expect(r->op, b, at, 1, rows, 0, 0, 0, err) != BVL_OK ||
+        bvl_copy_vector(order, &p->store, &b->weights[at], err) != BVL_OK)
+        return err->status;
     uint8_t *seen = bvl_alloc((size_t)rows);
     if (!seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)rows);
     int64_t i = 0;
-    for (; i < rows; i++) {
-        const float row = b->weights[at].data[i];
+    for (; i < rows; i++) { /* of the copy: out of a mapped file it comes unseen too */
+        const float row = (*order)[i];
         if (!(row >= 0 && row < (float)rows) || row != floorf(row) || seen[(int64_t)row]++) break;
     }
     bvl_free(seen);
     if (i == rows) return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected each of 0 to %lld once", r->op->name,
-                    r->op->weights[at], (long long)i, (double)b->weights[at].data[i], (long long)rows - 1);
+                    r->op->weights[at], (long long)i, (double)(*order)[i], (long long)rows - 1);
 }
 
 /* Layout of one worker's memory for micro-batches of `count` items. */
@@ -341,8 +343,9 @@ static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_e
     if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
     if (check_state(p, in, err) != BVL_OK) return err->status;
     if (p->channels && !in->pixel_values)
-        return bvl_fail(err, BVL_INVALID, "pixel_values: not given, expected (B, %lld, %lld, %lld) float32",
-                        (long long)p->channels, (long long)p->height, (long long)p->width);
+        return bvl_fail(err, BVL_INVALID, "%s: not given, expected (B, %lld, %s%lld, %lld) float32",
+                        p->lower ? "input_features" : "pixel_values", (long long)p->channels,
+                        p->lower ? "1 to " : "", (long long)p->height, (long long)p->width);
     if (p->fuses && !in->is_longer)
         return bvl_fail(err, BVL_INVALID, "is_longer: not given, expected (B, 1): this model fuses crops");
     if (p->joins && !in->features)

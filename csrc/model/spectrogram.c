@@ -49,13 +49,14 @@ static void cubic(float w[4], float t) {
 static void fold_frame(const fold *s, float *column, int64_t ld, const float *in, int64_t frames,
                        int64_t wide, int64_t t) {
     const int64_t mels = s->mels;
-    float w[4] = {0, 1, 0, 0};
-    int64_t at = t;
-    if (frames < wide) {
-        const float place = (float)(frames - 1) / (float)(wide - 1) * (float)t;
-        at = BVL_MIN((int64_t)floorf(place), frames - 1);
-        cubic(w, place - (float)at);
+    float w[4];
+    if (frames == wide) {
+        for (int64_t f = 0; f < mels; f++) column[f * ld] = in[t * mels + f] * s->scale[f] + s->shift[f];
+        return;
     }
+    const float place = (float)(frames - 1) / (float)(wide - 1) * (float)t;
+    const int64_t at = BVL_MIN((int64_t)floorf(place), frames - 1);
+    cubic(w, place - (float)at);
     const float *row[4];
     for (int64_t k = 0; k < 4; k++) row[k] = in + BVL_MIN(BVL_MAX(at + k - 1, 0), frames - 1) * mels;
     for (int64_t f = 0; f < mels; f++) {
