@@ -11,7 +11,8 @@ from . import _C
 
 __all__ = ["describe", "show_config"]
 
-OPTIONAL = {"simplejpeg": "fast JPEG", "huggingface_hub": "hub ids", "torch": "return_tensors='pt'"}
+OPTIONAL = {"simplejpeg": "fast JPEG", "av": "video files", "soundfile": "sound files", "soxr": "other sampling rates",
+            "huggingface_hub": "hub ids", "torch": "return_tensors='pt'"}  # fmt: skip
 
 
 def describe() -> dict[str, Any]:

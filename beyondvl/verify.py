@@ -1,6 +1,6 @@
 """`verify MODEL`: the user's own check of published weights against transformers, on the spot.
 
-Loads the checkpoint in both libraries, feeds both the same pictures and texts, and prints for every output the largest
+Loads the checkpoint in both libraries, feeds both the same pictures, sounds and texts, and prints for every output the largest
 difference, the smallest cosine between rows and both speeds.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from .hub import resolve
 from .modeling import AutoModel
 from .outputs import to_numpy
-from .tasks import AnsweringModel, TaskModel
+from .tasks import AnsweringModel, ClassifyingModel, TaskModel, TranscribingModel
 
 __all__ = ["verify_model"]
 
@@ -23,7 +23,9 @@ TEXTS = ["a photo of a cat", "a dog that runs on the beach", "two cups of coffee
 OUTPUTS = (
     "text_embeds",
     "image_embeds",
+    "audio_embeds",
     "logits_per_image",
+    "logits_per_audio",
     "logits_per_text",
     "itm_score",
     "logits",
@@ -32,9 +34,10 @@ OUTPUTS = (
     "multimodal_embeddings",
     "pooler_output",
     "last_hidden_state",
+    "encoder_last_hidden_state",
 )
 # what a model without embeddings is judged by: sizes are free there, so by the angle alone
-STATES = OUTPUTS[4:]
+STATES = OUTPUTS[6:]
 COSINE, DIFFERENCE = 0.99999, 2e-5
 
 
@@ -49,6 +52,38 @@ def _pictures(count: int) -> list[np.ndarray]:
         np.asarray(Image.fromarray(s).resize(shapes[i % 4][::-1], Image.Resampling.BICUBIC))
         for i, s in enumerate(small)
     ]
+
+
+def _sounds(count: int, rate: int) -> list[np.ndarray]:
+    """Three seconds each of tones that swell."""
+    t = np.arange(3 * rate) / rate
+    return [(np.sin(2 * np.pi * 220 * (i + 1) * t) * np.sin(np.pi * t / 3)).astype(np.float32) for i in range(count)]
+
+
+def _inputs(model: Any) -> dict[str, Any]:
+    """What both libraries are given, as torch tensors."""
+    import torch
+
+    inputs: dict[str, Any] = {}
+    if isinstance(model, TranscribingModel):
+        inputs["decoder_input_ids"] = torch.full((4, 1), model.tokens["decoder_start_token_id"])
+    elif isinstance(model, ClassifyingModel):
+        pass
+    elif isinstance(model, TaskModel):  # one text for all pictures: what stands in for padding is nobody's business
+        inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4).items()}
+        if isinstance(model, AnsweringModel):
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+    elif "text" in model.towers:
+        tokenizer = model.tokenizer
+        padding = "max_length" if tokenizer.exact_length else True
+        inputs |= tokenizer(TEXTS, padding=padding, return_tensors="pt")
+    if "vision" in model.towers:
+        inputs |= model.image_processor(_pictures(4), return_tensors="pt")
+    if "audio" in model.towers:
+        extract = model.feature_extractor
+        sounds = _sounds(4, extract.sampling_rate)
+        inputs |= extract(sounds, sampling_rate=extract.sampling_rate, return_tensors="pt")
+    return inputs
 
 
 def _timed(call: Any, repeats: int = 5) -> tuple[Any, float]:
@@ -75,17 +110,7 @@ def verify_model(name: str, as_json: bool = False) -> bool:
         raise ImportError(f"verify needs torch and transformers: {error}") from error
     folder = resolve(name)
     model = AutoModel.from_pretrained(folder)
-    inputs = {}
-    if isinstance(model, TaskModel):  # one text for all pictures: what stands in for padding is nobody's business
-        inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4).items()}
-        if isinstance(model, AnsweringModel):
-            inputs["decoder_input_ids"] = inputs["input_ids"]
-    elif "text" in model.towers:
-        tokenizer = model.tokenizer
-        padding = "max_length" if tokenizer.exact_length else True
-        inputs |= tokenizer(TEXTS, padding=padding, return_tensors="pt")
-    if "vision" in model.towers:
-        inputs |= model.image_processor(_pictures(4), return_tensors="pt")
+    inputs = _inputs(model)
     torch.set_num_threads(model.num_threads)
     reference_class = getattr(transformers, type(model).__name__, None)
     if reference_class is None:

@@ -162,7 +162,7 @@ def test_slots_that_nothing_fills_are_refused():
     with pytest.raises(ValueError, match="slot 'hidden': 0 x 8"):
         other.slot("hidden", 0, 8)
     other.slot("text", 0, 8, True)
-    with pytest.raises(ValueError, match="patch_embed: 0 rows"):
+    with pytest.raises(ValueError, match="patch_embed: out_height: found 0"):
         other.add("patch_embed", 0, 0, params | {"out_height": 0}, {"weight": weight}, 1)
 
 
