@@ -1,7 +1,7 @@
 """`verify MODEL`: the user's own check of published weights against transformers, on the spot.
 
-Loads the checkpoint in both libraries, feeds both the same pictures, sounds and texts, and prints for every output the largest
-difference, the smallest cosine between rows and both speeds.
+Loads the checkpoint in both libraries, feeds both the same pictures, sounds and texts, and prints for every output the
+largest difference, the smallest cosine between rows and both speeds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ ODD = {"spec_size": 80, "num_mel_bins": 20, "window_size": 5, "patch_embeds_hidd
        "depths": [3, 1, 2], "num_attention_heads": [2, 2, 4], "qkv_bias": False, "mlp_ratio": 2.5,
        "enable_patch_layer_norm": False, "hidden_act": "relu"}  # fmt: skip
 REAL = {"depths": [2, 2, 2, 2]}
-SHAPES = {"small": SMALL, "odd": ODD, "real": REAL}
+SHAPES = {"small": SMALL, "odd": ODD, "real": REAL, "thin": {"depths": [1, 1, 1, 1]}}
 
 
 def build(shape: str, fused: bool, seed: int = 0):

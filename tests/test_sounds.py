@@ -340,7 +340,7 @@ def test_a_clip_is_no_sound(tmp_path):
 def folder(tmp_path_factory, transformers):
     """A CLAP folder as published: weights, a tokenizer, an extractor."""
     folder = tmp_path_factory.mktemp("clap")
-    sounds.build("real", False).save_pretrained(folder)
+    sounds.build("thin", False).save_pretrained(folder)
     transformers.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)
     sounds.tokenizer(folder)
     return folder
