@@ -21,6 +21,7 @@ from .spec import (
     JoinStem,
     Linear,
     MergeRows,
+    Message,
     Norm,
     Normalize,
     PatchStem,
@@ -30,6 +31,7 @@ from .spec import (
     Ref,
     Softmax,
     SpectrogramStem,
+    TakeRows,
     same_padding,
 )
 
@@ -72,6 +74,8 @@ class Reader:
             return np.zeros((rows, *ref.shape[1:]), np.float32)
         if ref.stored_as:
             self.used.add(name)
+            if ref.stored_as == "diagonal":
+                return np.diag(self.checkpoint.read(name, ref.shape[:1]))
             out, channels, height, width = ref.shape
             if ref.stored_as == "time":
                 return np.ascontiguousarray(self.checkpoint.read(name, (out, width, height)).transpose(0, 2, 1))[
@@ -212,8 +216,10 @@ class Builder:
             "out_height": rows,
             "out_width": cols,
             "activation": activation_code(stem.activation),
+            "pictures": stem.pictures,
+            "spare": stem.spare,
         }
-        hidden = self.slot(name, rows * cols + stem.class_tokens, weight.shape[0])
+        hidden = self.slot(name, stem.pictures * stem.rows, weight.shape[0])
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}
         self.add("patch_embed", source or hidden, hidden, params, weight=weight, bias=bias, **more)
         if stem.fusion:
@@ -319,6 +325,20 @@ class Builder:
         self.add("inverted_residual", src, dst, params, **weights)
         return dst
 
+    def take_rows(self, src: str, dst: str, rows: tuple[int, ...], count: int = 1) -> str:
+        self.slot(dst, len(rows) // count, self.sizes[src][1])
+        self.add("take_rows", src, dst, {"count": count}, order=np.array(rows, np.float32))
+        return dst
+
+    def message(self, layer: Message, hidden: str) -> str:
+        senders = self.take_rows(hidden, "message_senders", layer.rows)
+        messages = self.slot("messages", len(layer.rows), layer.fc.out_features)
+        params = {"activation": activation_code("none"), "accumulate": False, "as_blocks": True}
+        self.add("linear", senders, messages, params, **self.affine(layer.fc))
+        self.block(layer.block, messages)
+        self.add("put_rows", messages, hidden, order=np.array(layer.spare, np.float32))
+        return hidden
+
     def merge_rows(self, layer: MergeRows, src: str, index: int) -> str:
         dst = self.slot(f"merged_{index}", len(layer.rows) // layer.count, layer.weight.shape[0])
         order = np.array(layer.rows, np.float32)
@@ -347,6 +367,9 @@ class Builder:
             rows, text = 1, False
         if isinstance(what, FirstRows):
             rows, text = what.count, False
+        if isinstance(what, TakeRows):
+            self.take_rows(src, dst, what.rows, what.count)
+            return
         if isinstance(what, Project):
             cols = what.linear.out_features
         self.slot(dst, rows, cols, text)
@@ -382,6 +405,8 @@ class Builder:
                     hidden = self.block(layer, hidden)
                 case MergeRows():
                     hidden = self.merge_rows(layer, hidden, index)
+                case Message():
+                    hidden = self.message(layer, hidden)
                 case InvertedResidual():
                     hidden = self.inverted_residual(layer, hidden, index)
         for step in self.encoder.steps:

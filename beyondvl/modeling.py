@@ -169,8 +169,9 @@ class PreTrainedModel(EncodeMixin):
                 name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm, precision))
                 for name, encoder in encoders.items()
             }
-            both = cls.__name__ in family.classes and len(towers) == 2
-            sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if both else {0}
+            two = cls.__name__ in family.classes and len(towers) == 2
+            sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if two else {0}
+            both = two or cls.__name__ in family.heads
             if len(sizes) > 1:
                 raise ConfigError(f"config.json: the towers' embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))

@@ -16,6 +16,7 @@ from .tasks import (
     AnsweringModel,
     CaptioningModel,
     ClassifyingModel,
+    ClipPromptingModel,
     EncodedImages,
     MatchingModel,
     TranscribingModel,
@@ -51,6 +52,10 @@ class Scores(list):
         return f"<table><tr><th>label</th><th>score</th></tr>{rows}</table>"
 
 
+def _labels(labels: str | list[str]) -> list[str]:
+    return [label.strip() for label in (labels.split(",") if isinstance(labels, str) else labels)]
+
+
 class Pipeline:
     """A model and its processor for one task."""
 
@@ -70,7 +75,7 @@ class ZeroShotClassification(Pipeline):
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
         if not labels:
             raise ValueError("candidate_labels: found none, expected at least one label")
-        labels = [label.strip() for label in (labels.split(",") if isinstance(labels, str) else labels)]
+        labels = _labels(labels)
         texts = [{"text": template.format(label)} for label in labels]
         text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
         seen = self.model.encode(items, batch_size=batch_size, normalize_embeddings=True, modality=modality)
@@ -127,15 +132,24 @@ class ZeroShotVideoClassification(ZeroShotClassification):
         end: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As ZeroShotImageClassification, for a clip (see `load_video`) or a list of paths, bytes or arrays. A clip's
-        embedding is the mean of its frames', sampled by num_frames (default 8), fps, start, end."""
+        """As ZeroShotImageClassification, for a clip (see `load_video`) or a list of paths, bytes or arrays. A picture
+        model's embedding of a clip is the mean of its frames', sampled by num_frames (default 8), fps, start, end;
+        X-CLIP takes the frames it was trained for, from start to end, and its texts look at the clip."""
         clips = as_clips(videos)
+        several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
+        several = several or getattr(videos, "ndim", 0) == 5
         sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
         given = {name: value for name, value in sampling.items() if value is not None}
-        items = [{"video": clip, **given} for clip in clips]
-        found = self._classified(items, "video", candidate_labels, hypothesis_template, batch_size, kwargs)
-        several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
-        return found if several or getattr(videos, "ndim", 0) == 5 else found[0]
+        if isinstance(self.model, ClipPromptingModel) and candidate_labels and not kwargs:
+            labels = _labels(candidate_labels)
+            most = self.model.tower("text").max_positions
+            texts = self.model.texts([hypothesis_template.format(label) for label in labels], max_length=most)
+            logits = (self.model(**texts, pixel_values=self.model.clip_pixels(clip, **given)) for clip in clips)
+            found = [self._ranked(each.logits_per_video[0], labels) for each in logits]
+        else:
+            items = [{"video": clip, **given} for clip in clips]
+            found = self._classified(items, "video", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return found if several else found[0]
 
 
 class ZeroShotAudioClassification(ZeroShotClassification):

@@ -23,6 +23,7 @@ __all__ = [
     "JoinStem",
     "Linear",
     "MergeRows",
+    "Message",
     "Norm",
     "Normalize",
     "PatchStem",
@@ -35,6 +36,7 @@ __all__ = [
     "Softmax",
     "SpectrogramStem",
     "Step",
+    "TakeRows",
     "TokenStem",
     "Windows",
 ]
@@ -45,12 +47,11 @@ class Ref:
     """One parameter: the shape the config implies and where the checkpoint keeps it.
 
     `names` are stacked along rows when there are several, `row_counts` of each where they differ; an empty name stands
-    for zeros. `rows` = (begin, end)
-    takes part of a packed tensor whose full number of rows is `packed_rows`. `transpose` is for tensors stored as
+    for zeros. `rows` = (begin, end) takes part of a packed tensor whose full number of rows is `packed_rows`. `transpose` is for tensors stored as
     [in, out]. `optional` parameters may be absent and are then zero or left out. A `tied` parameter is stored under
-    another name where its own is absent. What is read is multiplied by `scale`. `stored_as` tells another layout of a
-    convolution: "patches" of [D, C, k, k] a linear [D, k * k * C], "time" of [D, 1, k, C], along the lines of a picture
-    whose columns are C, [D, C, k].
+    another name where its own is absent. What is read is multiplied by `scale`. `stored_as` tells another layout of the
+    weight: "diagonal" of [D, D] its diagonal [D]; "patches" of a convolution [D, C, k, k] a linear [D, k * k * C];
+    "time" of one [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k].
     """
 
     names: tuple[str, ...]
@@ -182,6 +183,17 @@ class MergeRows:
 
 
 @dataclass(frozen=True)
+class Message:
+    """One row of each picture, from `rows`, attends to those of the others and is put in its row `spare` (Ni et al.,
+    2022): m = fc(x[rows]); m + block(m), whose feed-forward is nothing."""
+
+    fc: Linear
+    block: Block
+    rows: tuple[int, ...]
+    spare: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BatchNormConv:
     """A convolution and the batch norm after it; folded into one weight and bias when compiled."""
 
@@ -285,7 +297,8 @@ class PatchStem:
 
     `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (above and below,
     left and right). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: the
-    rows of another convolution as a picture of one channel, or a spectrogram.
+    rows of another convolution as a picture of one channel, or a spectrogram. An item may be several
+    `pictures`, as many channels each; each may have `spare` rows of nothing after its own, for the layers to fill.
     """
 
     weight: Ref | BatchNormConv
@@ -299,10 +312,17 @@ class PatchStem:
     activation: str = "none"
     source: PatchStem | SpectrogramStem | None = None
     fusion: CropFusion | None = None
+    pictures: int = 1
+    spare: int = 0
 
     @property
     def kernel(self) -> tuple[int, int]:
         return (self.weight.weight if isinstance(self.weight, BatchNormConv) else self.weight).shape[-2:]
+
+    @property
+    def rows(self) -> int:
+        """Rows of one picture."""
+        return self.grid[0] * self.grid[1] + self.class_tokens + self.spare
 
     @property
     def class_tokens(self) -> int:
@@ -374,6 +394,14 @@ class Project:
 
 
 @dataclass(frozen=True)
+class TakeRows:
+    """Rows of the source in that order; with `count` the mean of as many at a time."""
+
+    rows: tuple[int, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class FirstRows:
     """The first `count` rows: what the query tokens drew."""
 
@@ -396,7 +424,7 @@ class Step:
 
     dst: str
     src: str
-    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows
+    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows
 
 
 @dataclass(frozen=True)
@@ -409,7 +437,7 @@ class Encoder:
     """
 
     stem: TokenStem | PatchStem | QueryStem | JoinStem
-    layers: tuple[Block | InvertedResidual | MergeRows, ...]
+    layers: tuple[Block | InvertedResidual | MergeRows | Message, ...]
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None

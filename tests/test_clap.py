@@ -263,7 +263,7 @@ def test_orders_are_checked():
 
 
 PATCHES = {"channels": 1, "height": 8, "width": 8, "stride_down": 2, "stride_right": 2, "pad_top": 0, "pad_left": 0,
-           "out_height": 4, "out_width": 4, "activation": 0}  # fmt: skip
+           "out_height": 4, "out_width": 4, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,9 @@ PATCHES = {"channels": 1, "height": 8, "width": 8, "stride_down": 2, "stride_rig
         ({"width": 1e9}, "width: found 1e"),
         ({"activation": 99}, "activation: found 99"),
         ({"out_height": 3}, "16 rows, expected 12"),
+        ({"pictures": 0}, "found 0 pictures"),
+        ({"spare": 0.5}, "0.5 rows to spare"),
+        ({"pictures": 2}, "16 rows, expected 32"),
     ],
 )
 def test_patches_are_checked(change, message):

@@ -33,6 +33,7 @@ MODULES = (
     "clap",
     "whisper",
     "audio_spectrogram",
+    "x_clip",
 )
 
 # buffers that older versions of the libraries stored: recomputed, never read

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
 DEFAULTS["Blip"] = {"size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
 DEFAULTS["InstructBlipVideo"] = DEFAULTS["Blip"]
+DEFAULTS["VideoMAE"] = DEFAULTS["CLIP"] | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF}
 DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
 SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor", "VideoProcessor")
 KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")

@@ -50,9 +50,9 @@ class Processor:
         if sounds := extractor_config(folder):
             return cls(None, **tokenizers, feature_extractor=FeatureExtractor.from_config(sounds))
         pictures = ImageProcessor.from_pretrained(folder, **kwargs)
-        video = pictures.kind == "InstructBlipVideo"
-        placeholders = _placeholders(folder, "video" if video else "image")
-        processor = cls(pictures, **tokenizers, **placeholders, num_frames=VIDEO_FRAMES if video else None)
+        frames = {"InstructBlipVideo": VIDEO_FRAMES, "VideoMAE": _num_frames(folder)}.get(pictures.kind)
+        placeholders = _placeholders(folder, "video" if frames else "image")
+        processor = cls(pictures, **tokenizers, **placeholders, num_frames=frames)
         if pictures.kind in ("Blip", "InstructBlipVideo"):  # their models know no token types, though a tokenizer does
             for tokenizer in tokenizers.values():
                 names = tokenizer.model_input_names
@@ -76,7 +76,7 @@ class Processor:
             text: a text or a list of texts; see Tokenizer for padding, truncation, max_length.
             images: a picture or a list; see `load_image` for what a picture may be.
             videos: for a model of clips, a clip or a list; see `load_video` for what a clip may be. InstructBlipVideo
-                takes four frames of each, and takes clips as `images` too, as in transformers.
+                takes four frames of each, X-CLIP as many as its config says; both take clips as `images` too.
             audio: for a model of sounds, a sound or a list; see `load_audio` for what a sound may be. Arrays need their
                 `sampling_rate`, here or as (array, rate); other rates than the model's are resampled.
             return_tensors: "np", "pt" or None for lists.
@@ -209,6 +209,13 @@ def _placeholders(folder: Path, what: str) -> dict[str, Any]:
     return {"num_query_tokens": fields.integer("num_query_tokens", None, 1, 1 << 12), "image_token": token}
 
 
+def _num_frames(folder: Path) -> int:
+    """Frames of a clip that the folder's model takes."""
+    path = folder / "config.json"
+    fields = Config(read_json(path) if path.exists() else {}, path.name)
+    return fields.section("vision_config").integer("num_frames", 8, 1, 256)
+
+
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else value
 
@@ -257,6 +264,7 @@ _NAMES = (
     "Blip2Processor",
     "InstructBlipProcessor",
     "InstructBlipVideoProcessor",
+    "XCLIPProcessor",
     "ClapProcessor",
     "WhisperProcessor",
 )

@@ -90,7 +90,7 @@ def _kind(folder: Path, settings: Config) -> Defaults | None:
     if name in KINDS:
         return KINDS[name]
     by_model = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2, "bert": BERT, "chinese_clip": BERT,
-                "clap": ROBERTA}  # fmt: skip
+                "clap": ROBERTA, "xclip": CLIP}  # fmt: skip
     return by_model.get(model_type)
 
 

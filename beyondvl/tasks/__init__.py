@@ -6,11 +6,12 @@ from .classifying import ClassifyingModel
 from .joint import JointModel
 from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
 from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
+from .prompting import ClipPromptingModel
 from .transcribing import TranscribingModel
 from .writing import AnsweringModel, CaptioningModel
 
-__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "ClassifyingModel", "EncodedImages", "MatchingModel",
-           "TaskModel", "TranscribingModel"]  # fmt: skip
+__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "ClassifyingModel", "ClipPromptingModel",
+           "EncodedImages", "MatchingModel", "TaskModel", "TranscribingModel"]  # fmt: skip
 
 TASK_MODELS = {
     "joint": JointModel,
@@ -25,4 +26,5 @@ TASK_MODELS = {
     "answering": AnsweringModel,
     "transcribing": TranscribingModel,
     "classifying": ClassifyingModel,
+    "clip_prompting": ClipPromptingModel,
 }

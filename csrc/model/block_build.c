@@ -105,7 +105,8 @@ static bvl_status window_build(bvl_program *p, bvl_record *r, const bvl_build *b
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
-    if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, &s->order, err) != BVL_OK) return err->status;
+    if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, &s->order, err) != BVL_OK)
+        return err->status;
     p->windowed = true;
     if (b->weights[RELATIVE].data &&
         (bvl_expect(r->op, b, RELATIVE, 2, s->heads, W * W, 0, 0, err) != BVL_OK ||

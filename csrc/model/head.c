@@ -282,6 +282,8 @@ const bvl_op *const bvl_ops[] = {
     &bvl_op_context,
     &bvl_op_inverted_residual,
     &bvl_op_merge_rows,
+    &bvl_op_take_rows,
+    &bvl_op_put_rows,
     &bvl_op_norm,
     &bvl_op_linear,
     &bvl_op_pool,

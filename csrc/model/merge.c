@@ -31,7 +31,7 @@ static bvl_status merge_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     merge *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for merge_rows");
     s->count = count;
-    if (bvl_order_build(p, r, b, W_ORDER, src->rows, &s->order, err) != BVL_OK ||
+    if (bvl_order_build(p, r, b, W_ORDER, src->rows, src->rows, &s->order, err) != BVL_OK ||
         bvl_norm_build(p, r, b, W_NORM, wide, b->params[0], false, &s->norm, err) != BVL_OK)
         return err->status;
     return bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, dst->rows),

@@ -10,6 +10,7 @@ extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_toke
 extern const bvl_op bvl_op_patch_embed;                                             /* patch.c */
 extern const bvl_op bvl_op_fold_spectrogram;                                        /* spectrogram.c */
 extern const bvl_op bvl_op_fuse_crops;                                              /* fuse.c */
+extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;                              /* rows.c */
 extern const bvl_op bvl_op_merge_rows;                                              /* merge.c */
 extern const bvl_op bvl_op_transformer_block;                                       /* block.c */
 extern const bvl_op bvl_op_attention_pool;                                          /* attention_pool.c */
@@ -25,10 +26,9 @@ bool bvl_block_bf16(const bvl_program *program, int64_t hd, int64_t kv);
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
                           double eps, bool rms, bvl_norm *norm, bvl_error *err);
 
-/* A copy of weight `at`, which must hold each of the numbers 0 .. rows - 1 once: an order of a slot's rows.
- */
-bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t rows,
-                           float **order, bvl_error *err);
+/* A copy of weight `at`, which must hold `count` different numbers from 0 to rows - 1: rows of a slot. */
+bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
+                           int64_t rows, float **order, bvl_error *err);
 
 /* The picture and its windows as the first nine parameters say, the kernel as the weight [D, C, height,
  * width] does; ld: floats between two lines, 0: its width. */

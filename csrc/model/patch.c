@@ -3,8 +3,8 @@
  * patch_embed    x = act(windows(picture) W^T + b) (+ position), class tokens, if any, first
  *
  * A patch embedding has stride = kernel; a convolution has overlapping, padded windows. The picture is the
- * call's pixel_values, or with src != dst the source slot, whose rows are the lines of its channels: a
- * convolution along time is one whose kernel is as wide as the picture.
+ * call's pixel_values, in each item one or several, or with src != dst the source slot, whose rows are the
+ * lines of its channels: a convolution along time is one whose kernel is as wide as the picture.
  */
 #include <math.h>
 #include <string.h>
@@ -17,10 +17,10 @@
 typedef struct {
     bvl_patches patches;
     bvl_linear linear;
-    float *class_token; /* [class_tokens, D] or NULL */
-    int64_t class_tokens;
-    float *position; /* [T, D], class tokens first, or NULL */
-    int64_t ld;      /* floats between two rows of windows */
+    float *class_token;                   /* [class_tokens, D] or NULL */
+    int64_t class_tokens, pictures, rows; /* pictures of an item, and rows of each in dst */
+    float *position;                      /* [T, D], class tokens first, or NULL */
+    int64_t ld;                           /* floats between two rows of windows */
     bvl_activation act;
 } patch_embed;
 
@@ -34,7 +34,9 @@ enum {
     P_PAD_LEFT,
     P_OUT_HEIGHT,
     P_OUT_WIDTH,
-    P_ACT
+    P_ACT,
+    P_PICTURES,
+    P_SPARE
 };
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
 
@@ -80,9 +82,16 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     if (!(b->params[P_ACT] >= 0 && b->params[P_ACT] < BVL_ACT_COUNT))
         return bvl_fail(err, BVL_INVALID, "patch_embed: activation: found %g, expected 0 to %d",
                         b->params[P_ACT], BVL_ACT_COUNT - 1);
-    if (dst->text || dst->rows != total)
+    const double pictures = b->params[P_PICTURES], spare = b->params[P_SPARE];
+    if (!(pictures >= 1 && pictures <= 1 << 12) || pictures != floor(pictures) ||
+        !(spare >= 0 && spare <= 64) || spare != floor(spare) || (pictures > 1 && r->src != r->dst))
+        return bvl_fail(err, BVL_INVALID,
+                        "patch_embed: found %g pictures, %g rows to spare: expected 1 to 4096, 0 to 64",
+                        pictures, spare);
+    const int64_t wanted = (int64_t)pictures * (total + (int64_t)spare);
+    if (dst->text || dst->rows != wanted)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
-                        (long long)total);
+                        (long long)wanted);
     if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
         return err->status;
     if (first->data && bvl_expect(r->op, b, W_CLASS, first->rank == 2 ? 2 : 1,
@@ -105,9 +114,11 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for patch_embed");
     s->patches = patches;
     s->act = (bvl_activation)b->params[P_ACT];
-    s->class_tokens = dst->rows - patches.out_height * patches.out_width;
+    s->pictures = (int64_t)b->params[P_PICTURES];
+    s->rows = dst->rows / s->pictures;
+    s->class_tokens = s->rows - (int64_t)b->params[P_SPARE] - patches.out_height * patches.out_width;
     if (r->src == r->dst) {
-        p->channels = patches.channels;
+        p->channels = s->pictures * patches.channels;
         p->height = patches.height;
         p->width = patches.width;
     }
@@ -125,53 +136,58 @@ enum {
     ROWS_AT_ONCE = 512
 }; /* windows of pictures taken together, so that the weights are read once for them */
 
-static int64_t pictures_at_once(const bvl_slot *dst, int64_t count) {
-    return BVL_MIN(count, BVL_MAX(1, ROWS_AT_ONCE / dst->rows));
+static int64_t pictures_at_once(const patch_embed *s, int64_t count) {
+    return BVL_MIN(count * s->pictures, BVL_MAX(1, ROWS_AT_ONCE / s->rows));
 }
 
 static int64_t patch_embed_shared(const bvl_program *p, const bvl_record *r, int64_t count,
                                   const bvl_inputs *in) {
     const patch_embed *s = r->state;
-    const bvl_slot *dst = &p->slots[r->dst];
-    (void)in;
-    return pictures_at_once(dst, count) * dst->rows * (s->ld + bvl_linear_operand(&s->linear));
+    (void)p, (void)in;
+    return pictures_at_once(s, count) * s->rows * (s->ld + bvl_linear_operand(&s->linear));
 }
 
-/* Rows of x [pictures * T, D]: the class tokens in the first of each picture, positions added to all. */
+/* Rows of x [pictures * T, D]: the class tokens in the first of each picture, positions added to all it has.
+ */
 static void finish_rows(const patch_embed *s, const bvl_run *run, float *x, const bvl_slot *dst,
                         int64_t pictures) {
+    const int64_t placed = s->class_tokens + s->patches.out_height * s->patches.out_width;
     int64_t begin, end;
-    bvl_share(pictures * dst->rows, run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(pictures * s->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        const int64_t t = i % dst->rows;
+        const int64_t t = i % s->rows;
         if (t < s->class_tokens)
             memcpy(x + i * dst->ld, s->class_token + t * dst->cols, (size_t)dst->cols * sizeof(float));
-        if (s->position) run->kernels->add(x + i * dst->ld, s->position + t * dst->cols, dst->cols);
+        if (s->position && t < placed)
+            run->kernels->add(x + i * dst->ld, s->position + t * dst->cols, dst->cols);
     }
     bvl_barrier(run->team);
 }
 
-/* The class tokens' rows go through the product as zeros, so that the rows of several pictures are one
- * matrix. */
+/* The rows of class tokens, and those to spare, go through the product as zeros, so that the rows of several
+ * pictures are one matrix. */
 static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
     const patch_embed *s = r->state;
-    const bvl_slot *dst = &run->program->slots[r->dst];
-    const int64_t T = dst->rows, skip = s->class_tokens, most = pictures_at_once(dst, run->count);
-    const bvl_slot *src = &run->program->slots[r->src];
+    const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
+    const int64_t T = s->rows, most = pictures_at_once(s, run->count), total = run->count * s->pictures;
+    const int64_t skip = s->class_tokens, last = skip + s->patches.out_height * s->patches.out_width;
     const bool inner = r->src != r->dst;
     const int64_t pixels =
         inner ? src->rows * src->ld : s->patches.channels * s->patches.height * s->patches.width;
-    const float *pictures_in = inner ? run->slots[r->src] : run->inputs->pixel_values + run->first * pixels;
+    const float *in =
+        inner ? run->slots[r->src] : run->inputs->pixel_values + run->first * s->pictures * pixels;
     float *windows = run->shared, *operand = windows + most * T * s->ld;
-    for (int64_t i = 0; i < run->count; i += most) {
-        const int64_t pictures = BVL_MIN(most, run->count - i);
+    for (int64_t i = 0; i < total; i += most) {
+        const int64_t pictures = BVL_MIN(most, total - i);
         float *x = run->slots[r->dst] + i * T * dst->ld;
         int64_t ld = s->ld;
         for (int64_t n = 0; n < pictures; n++) {
             float *rows = windows + n * T * s->ld;
-            if (run->team.tid == 0) memset(rows, 0, (size_t)(skip * s->ld) * sizeof(float));
-            bvl_patch_rows(rows + skip * s->ld, s->ld, pictures_in + (i + n) * pixels, &s->patches,
-                           run->team);
+            if (run->team.tid == 0) {
+                memset(rows, 0, (size_t)(skip * s->ld) * sizeof(float));
+                memset(rows + last * s->ld, 0, (size_t)((T - last) * s->ld) * sizeof(float));
+            }
+            bvl_patch_rows(rows + skip * s->ld, s->ld, in + (i + n) * pixels, &s->patches, run->team);
         }
         bvl_barrier(run->team);
         const float *a = bvl_linear_load(&s->linear, operand, windows, &ld, pictures * T, run->team);
@@ -185,7 +201,7 @@ static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_patch_embed = {
     .name = "patch_embed",
     .params = {"channels", "height", "width", "stride_down", "stride_right", "pad_top", "pad_left",
-               "out_height", "out_width", "activation", NULL},
+               "out_height", "out_width", "activation", "pictures", "spare", NULL},
     .weights = {"weight", "bias", "class_token", "position", NULL},
     .build = patch_embed_build,
     .shared = patch_embed_shared,

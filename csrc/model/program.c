@@ -117,20 +117,20 @@ bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int 
                     found, expected);
 }
 
-bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t rows,
-                           float **order, bvl_error *err) {
-    if (bvl_expect(r->op, b, at, 1, rows, 0, 0, 0, err) != BVL_OK ||
+bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
+                           int64_t rows, float **order, bvl_error *err) {
+    if (bvl_expect(r->op, b, at, 1, count, 0, 0, 0, err) != BVL_OK ||
         bvl_copy_vector(order, &p->store, &b->weights[at], err) != BVL_OK)
         return err->status;
     uint8_t *seen = bvl_alloc((size_t)rows);
     if (!seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)rows);
     int64_t i = 0;
-    for (; i < rows; i++) { /* of the copy: out of a mapped file it comes unseen too */
+    for (; i < count; i++) { /* of the copy: out of a mapped file it comes unseen too */
         const float row = (*order)[i];
         if (!(row >= 0 && row < (float)rows) || row != floorf(row) || seen[(int64_t)row]++) break;
     }
     bvl_free(seen);
-    if (i == rows) return BVL_OK;
+    if (i == count) return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected each of 0 to %lld once", r->op->name,
                     r->op->weights[at], (long long)i, (double)(*order)[i], (long long)rows - 1);
 }
