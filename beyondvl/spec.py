@@ -47,11 +47,12 @@ class Ref:
     """One parameter: the shape the config implies and where the checkpoint keeps it.
 
     `names` are stacked along rows when there are several, `row_counts` of each where they differ; an empty name stands
-    for zeros. `rows` = (begin, end) takes part of a packed tensor whose full number of rows is `packed_rows`. `transpose` is for tensors stored as
-    [in, out]. `optional` parameters may be absent and are then zero or left out. A `tied` parameter is stored under
-    another name where its own is absent. What is read is multiplied by `scale`. `stored_as` tells another layout of the
-    weight: "diagonal" of [D, D] its diagonal [D]; "patches" of a convolution [D, C, k, k] a linear [D, k * k * C];
-    "time" of one [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k].
+    for zeros. `rows` = (begin, end) takes part of a packed tensor whose full number of rows is `packed_rows`.
+    `transpose` is for tensors stored as [in, out]. `optional` parameters may be absent and are then zero or left out. A
+    `tied` parameter is stored under another name where its own is absent. What is read is multiplied by `scale`.
+    `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "patches" of a convolution
+    [D, C, k, k] a linear [D, k * k * C]; "time" of one [D, 1, k, C] along the lines of a picture whose columns are C,
+    [D, C, k].
     """
 
     names: tuple[str, ...]
