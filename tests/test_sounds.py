@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,7 +323,11 @@ for path in sys.argv[1:]:
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
     paths = [str(tmp_path / name) for name in files]
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    # not from the root of the checkout, where Python would find the sources before the installed package
+    env = {**os.environ, "PYTHONPATH": str(Path(bvl.__file__).parent.parent)}
+    command = [sys.executable, "-c", script, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300 * 1024
 
 
