@@ -8,25 +8,9 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, FeedForward, FirstRows, PatchStem, Pool, Project, Step, ref
-from .blocks import ACTIVATIONS, linear, norm, stacked
+from ..spec import Encoder, FirstRows, PatchStem, Pool, Project, Step, ref
+from .blocks import ACTIVATIONS, linear, norm, vit_block
 from .registry import Family, Head, strip_prefixes
-
-
-def block(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float, bias: bool) -> Block:
-    attention = f"{prefix}.attention.attention"
-    return Block(
-        qkv=stacked([f"{attention}.{part}" for part in ("query", "key", "value")], hidden, hidden, bias=bias),
-        out=linear(f"{prefix}.attention.output.dense", hidden, hidden),
-        norm1=norm(f"{prefix}.layernorm_before", hidden, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.intermediate.dense", intermediate, hidden),
-            linear(f"{prefix}.output.dense", hidden, intermediate),
-            norm(f"{prefix}.layernorm_after", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-    )
 
 
 def audio(config: Config) -> Encoder:
@@ -53,7 +37,7 @@ def audio(config: Config) -> Encoder:
             channels=1,
         ),
         layers=tuple(
-            block(f"encoder.layer.{i}", hidden, intermediate, heads, activation, eps, bias)
+            vit_block(f"encoder.layer.{i}", hidden, intermediate, heads, activation, eps, bias=bias)
             for i in range(config.integer("num_hidden_layers", 12, 1, 1024))
         ),
         steps=(

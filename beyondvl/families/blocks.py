@@ -70,3 +70,48 @@ def pre_norm_block(
         activation=activation,
         causal=causal,
     )
+
+
+def vit_block(
+    prefix: str,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    activation: str,
+    eps: float,
+    part: str = "attention",
+    bias: bool = True,
+) -> Block:
+    """A layer as transformers' ViT names it: FLAVA's, AST's; CLAP's where `part` is "self". `bias`: of q, k, v."""
+    attention = f"{prefix}.attention.{part}"
+    return Block(
+        qkv=stacked([f"{attention}.{name}" for name in ("query", "key", "value")], hidden, hidden, bias=bias),
+        out=linear(f"{prefix}.attention.output.dense", hidden, hidden),
+        norm1=norm(f"{prefix}.layernorm_before", hidden, eps),
+        ffn=FeedForward(
+            linear(f"{prefix}.intermediate.dense", intermediate, hidden),
+            linear(f"{prefix}.output.dense", hidden, intermediate),
+            norm(f"{prefix}.layernorm_after", hidden, eps),
+        ),
+        num_attention_heads=heads,
+        activation=activation,
+    )
+
+
+def bart_block(
+    prefix: str, qkv: Linear, hidden: int, intermediate: int, heads: int, activation: str, eps: float, causal: bool
+) -> Block:
+    """A layer as transformers' BART names it, pre-norm: OPT's, Whisper's."""
+    return Block(
+        qkv=qkv,
+        out=linear(f"{prefix}.self_attn.out_proj", hidden, hidden),
+        norm1=norm(f"{prefix}.self_attn_layer_norm", hidden, eps),
+        ffn=FeedForward(
+            linear(f"{prefix}.fc1", intermediate, hidden),
+            linear(f"{prefix}.fc2", hidden, intermediate),
+            norm(f"{prefix}.final_layer_norm", hidden, eps),
+        ),
+        num_attention_heads=heads,
+        activation=activation,
+        causal=causal,
+    )

@@ -10,6 +10,7 @@ merged column by column.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from ..config import Config
@@ -19,7 +20,6 @@ from ..spec import (
     Block,
     CropFusion,
     Encoder,
-    FeedForward,
     Linear,
     MergeRows,
     Normalize,
@@ -33,7 +33,7 @@ from ..spec import (
     ref,
 )
 from .bert import bert_encoder
-from .blocks import ACTIVATIONS, linear, norm, stacked
+from .blocks import ACTIVATIONS, linear, norm, vit_block
 from .clip import tower_config
 from .registry import Family
 
@@ -110,24 +110,14 @@ def pairs(size: int) -> tuple[int, ...]:
 
 
 def block(prefix: str, hidden: int, heads: int, grid: tuple[int, int], size: int, shift: int, section: Config) -> Block:
-    eps = section.number("layer_norm_eps", EPS, 0.0, 1.0)
     wide = int(section.number("mlp_ratio", 4.0, 0.1, 64.0) * hidden)
-    attention = f"{prefix}.attention.self"
-    return Block(
-        qkv=stacked([f"{attention}.{part}" for part in ("query", "key", "value")], hidden, hidden,
-                    bias=section.get("qkv_bias", True) is True),
-        out=linear(f"{prefix}.attention.output.dense", hidden, hidden),
-        norm1=norm(f"{prefix}.layernorm_before", hidden, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.intermediate.dense", wide, hidden),
-            linear(f"{prefix}.output.dense", hidden, wide),
-            norm(f"{prefix}.layernorm_after", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=section.choice("hidden_act", "gelu", ACTIVATIONS),
-        relative=window_bias(f"{attention}.relative_position_bias_table", size, heads),
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    eps, bias = section.number("layer_norm_eps", EPS, 0.0, 1.0), section.get("qkv_bias", True) is True
+    return replace(
+        vit_block(prefix, hidden, wide, heads, activation, eps, part="self", bias=bias),
+        relative=window_bias(f"{prefix}.attention.self.relative_position_bias_table", size, heads),
         windows=windows(*grid, size, shift),
-    )  # fmt: skip
+    )
 
 
 def merge(prefix: str, hidden: int, grid: tuple[int, int]) -> MergeRows:

@@ -13,7 +13,6 @@ from ..spec import (
     Block,
     CFormer,
     Encoder,
-    FeedForward,
     JoinStem,
     Norm,
     Normalize,
@@ -24,7 +23,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
-from .blocks import ACTIVATIONS, linear, norm, square_picture, stacked
+from .blocks import ACTIVATIONS, linear, norm, square_picture, vit_block
 from .registry import Family, Head, strip_prefixes
 
 
@@ -38,24 +37,10 @@ def layers(section: Config, prefix: str, count: int) -> tuple[Block, ...]:
     heads, activation = section.heads(hidden, 768, 12), section.choice("hidden_act", "gelu", ACTIVATIONS)
     if section.get("qkv_bias", True) is not True:
         raise ConfigError("qkv_bias: found false, expected true")
-
-    def block(layer: str) -> Block:
-        attention = f"{layer}.attention.attention"
-        return Block(
-            qkv=stacked([f"{attention}.{name}" for name in ("query", "key", "value")], hidden, hidden),
-            out=linear(f"{layer}.attention.output.dense", hidden, hidden),
-            norm1=norm(f"{layer}.layernorm_before", hidden, eps),
-            ffn=FeedForward(
-                linear(f"{layer}.intermediate.dense", intermediate, hidden),
-                linear(f"{layer}.output.dense", hidden, intermediate),
-                norm(f"{layer}.layernorm_after", hidden, eps),
-            ),
-            num_attention_heads=heads,
-            activation=activation,
-        )
-
     number = section.integer("num_hidden_layers", count, 1, 1024)
-    return tuple(block(f"{prefix}.encoder.layer.{i}") for i in range(number))
+    return tuple(
+        vit_block(f"{prefix}.encoder.layer.{i}", hidden, intermediate, heads, activation, eps) for i in range(number)
+    )
 
 
 def steps(config: Config, name: str, hidden: int, final: Norm) -> tuple[Step, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
-from .blocks import ACTIVATIONS, linear, norm, rms_norm, stacked
+from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, stacked
 
 OPT_OFFSET = 2
 OPT_EPS = 1e-5
@@ -66,21 +66,10 @@ def language_head(
 
 
 def opt_block(section: Config, prefix: str, hidden: int, intermediate: int, heads: int) -> Block:
-    attention = f"{prefix}.self_attn"
-    return Block(
-        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], hidden, hidden),
-        out=linear(f"{attention}.out_proj", hidden, hidden),
-        norm1=norm(f"{prefix}.self_attn_layer_norm", hidden, OPT_EPS),
-        ffn=FeedForward(
-            linear(f"{prefix}.fc1", intermediate, hidden),
-            linear(f"{prefix}.fc2", hidden, intermediate),
-            norm(f"{prefix}.final_layer_norm", hidden, OPT_EPS),
-        ),
-        num_attention_heads=heads,
-        activation=section.choice("activation_function", "relu", ACTIVATIONS),
-        causal=True,
-        pre_norm=section.get("do_layer_norm_before", True) is True,
-    )
+    qkv = stacked([f"{prefix}.self_attn.{part}_proj" for part in "qkv"], hidden, hidden)
+    activation = section.choice("activation_function", "relu", ACTIVATIONS)
+    found = bart_block(prefix, qkv, hidden, intermediate, heads, activation, OPT_EPS, True)
+    return replace(found, pre_norm=section.get("do_layer_norm_before", True) is True)
 
 
 def opt(section: Config, prefix: str, feature_token: int) -> Encoder:

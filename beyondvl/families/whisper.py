@@ -8,6 +8,8 @@ have one token less and no languages.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import (
@@ -15,7 +17,6 @@ from ..spec import (
     Context,
     Cross,
     Encoder,
-    FeedForward,
     Linear,
     PatchStem,
     Pool,
@@ -25,7 +26,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
-from .blocks import ACTIVATIONS, linear, norm
+from .blocks import ACTIVATIONS, bart_block, linear, norm
 from .registry import Family, Head
 
 EPS = 1e-5
@@ -51,25 +52,15 @@ def projections(name: str, parts: str, hidden: int) -> Linear:
 
 
 def block(prefix: str, hidden: int, wide: int, heads: int, activation: str, causal: bool) -> Block:
+    """The encoder's, or the decoder's, which is causal and attends to what was heard."""
+    qkv = projections(f"{prefix}.self_attn", "qkv", hidden)
     cross = Cross(
         query=linear(f"{prefix}.encoder_attn.q_proj", hidden, hidden),
         out=linear(f"{prefix}.encoder_attn.out_proj", hidden, hidden),
         norm=norm(f"{prefix}.encoder_attn_layer_norm", hidden, EPS),
     )
-    return Block(
-        qkv=projections(f"{prefix}.self_attn", "qkv", hidden),
-        out=linear(f"{prefix}.self_attn.out_proj", hidden, hidden),
-        norm1=norm(f"{prefix}.self_attn_layer_norm", hidden, EPS),
-        ffn=FeedForward(
-            linear(f"{prefix}.fc1", wide, hidden),
-            linear(f"{prefix}.fc2", hidden, wide),
-            norm(f"{prefix}.final_layer_norm", hidden, EPS),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-        causal=causal,
-        cross=cross if causal else None,
-    )
+    found = bart_block(prefix, qkv, hidden, wide, heads, activation, EPS, causal)
+    return replace(found, cross=cross) if causal else found
 
 
 def audio(config: Config) -> Encoder:
