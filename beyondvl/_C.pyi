@@ -90,7 +90,7 @@ def log_mel(
     hop: int,
     center: bool,
     mels_first: bool,
-    kaldi: bool,
+    remove_mean: bool,
     emphasis: float,
     floor: float,
     scale: float,
@@ -98,8 +98,8 @@ def log_mel(
     /,
 ) -> NDArray[np.float32]:
     """scale * log(max(energies, floor)) of the frames of sound [n]: window [frame], filters [length / 2 + 1, mels];
-    (frames, mels), or (mels, frames). `center`: frames about i * hop, the ends mirrored; `kaldi`: the mean is taken off
-    a frame."""
+    (frames, mels), or (mels, frames). `center`: frames about i * hop, the ends mirrored; `remove_mean`: of each
+    frame."""
 
 def set_openblas_path(path: str, /) -> None: ...
 def matmul_nt(a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /) -> NDArray[np.float32]:

@@ -204,17 +204,9 @@ class Builder:
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
         source = self.source(stem.source, f"{name}_source") if stem.source else None
-        rows, cols = stem.grid
         params = {
             "channels": stem.channels,
-            "height": stem.size[0],
-            "width": stem.size[1],
-            "stride_down": stem.strides[0],
-            "stride_right": stem.strides[1],
-            "pad_top": stem.zeros[0],
-            "pad_left": stem.zeros[1],
-            "out_height": rows,
-            "out_width": cols,
+            **self.sliding(stem),
             "activation": activation_code(stem.activation),
             "pictures": stem.pictures,
             "spare": stem.spare,
@@ -226,19 +218,24 @@ class Builder:
             self.crop_fusion(stem, stem.fusion, source, hidden)
         return hidden
 
+    @staticmethod
+    def sliding(stem: PatchStem) -> dict[str, int]:
+        """How windows move over a picture."""
+        (height, width), (rows, cols) = stem.size, stem.grid
+        return {
+            "height": height,
+            "width": width,
+            "stride_down": stem.strides[0],
+            "stride_right": stem.strides[1],
+            "pad_top": stem.zeros[0],
+            "pad_left": stem.zeros[1],
+            "out_height": rows,
+            "out_width": cols,
+        }
+
     def crop_fusion(self, stem: PatchStem, fusion: CropFusion, picture: str, hidden: str) -> None:
         crops = PatchStem(fusion.crop.weight, None, None, None, stem.size, fusion.stride, 1, stem.zeros)
-        params = {
-            "crops": stem.source.channels - 1,
-            "height": stem.size[0],
-            "width": stem.size[1],
-            "stride_down": crops.strides[0],
-            "stride_right": crops.strides[1],
-            "pad_top": crops.zeros[0],
-            "pad_left": crops.zeros[1],
-            "out_height": crops.grid[0],
-            "out_width": crops.grid[1],
-        }
+        params = {"crops": stem.source.channels - 1, **self.sliding(crops)}
         weights = self.affine(fusion.crop, "crop_")
         for name in ("local", "whole"):
             for i, conv in enumerate(getattr(fusion, name), 1):

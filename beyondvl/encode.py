@@ -53,6 +53,14 @@ def _content(item: Any, modality: str) -> Any:
     return item[modality]
 
 
+def clip_of(items: list[Any], i: int) -> tuple[Any, dict[str, Any]]:
+    """A clip and how its frames are sampled; ValueError where a dictionary holds none."""
+    settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
+    if "video" not in settings:
+        raise ValueError(f"item {i}: found keys {', '.join(map(str, settings))}, expected video")
+    return settings.pop("video"), settings
+
+
 class EncodeMixin:
     """What every model can do with raw inputs."""
 
@@ -174,10 +182,8 @@ class EncodeMixin:
 
         self.tower("vision")
         for i in indices:
-            settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
-            if "video" not in settings:
-                raise ValueError(f"item {i}: found keys {', '.join(map(str, settings))}, expected video")
-            frames = video_frames(settings.pop("video"), Sampling.of(settings))
+            video, sampling = clip_of(items, i)
+            frames = video_frames(video, Sampling.of(sampling))
             rows, count = [], min(batch_size, CLIP_BATCH)
             pool, stop = ThreadPoolExecutor(1), Event()  # decodes what comes next while the model runs
             try:

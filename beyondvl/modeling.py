@@ -457,7 +457,7 @@ def _precision(dtype: str, config: Config) -> str:
 def check_neutral(kwargs: dict[str, Any]) -> None:
     for name, value in kwargs.items():
         if name not in NEUTRAL:
-            known = [known for names in INPUTS.values() for known in names]
+            known = [n for names in INPUTS.values() for n in names]
             raise TypeError(f"unexpected input {name!r}, expected some of {', '.join(known)}")
         if not any(value is allowed for allowed in NEUTRAL[name]):
             raise ValueError(f"{name}: found {value!r}, which is not available here")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..errors import AudioError
 from ..outputs import is_torch
+from .loading import open_regular
 
 __all__ = ["is_sound_and_rate", "load_audio"]
 
@@ -125,7 +125,7 @@ def _from_file(source: Any, wanted: int) -> np.ndarray:
     path = isinstance(source, str | os.PathLike)
     name = os.fspath(source) if path else "sound bytes"
     try:
-        with _opened(source) if path else io.BytesIO(source) as file:
+        with open_regular(source, "sound") if path else io.BytesIO(source) as file:
             _check_complete(file)
             # a file goes by its number: soundfile would read more into the name it was opened by
             with soundfile.SoundFile(file.fileno() if path else file, closefd=False) as sound:
@@ -137,15 +137,6 @@ def _from_file(source: Any, wanted: int) -> np.ndarray:
         raise AudioError(f"{name}: {str(error.error_string).rstrip('.')}") from error
     except (ValueError, TypeError, BufferError, OSError, OverflowError, RuntimeError) as error:
         raise AudioError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _opened(path: str | os.PathLike) -> Any:
-    text = os.fspath(path)
-    if isinstance(text, str) and "://" in text[:16]:
-        raise AudioError("URLs are not fetched: download the sound and give its path or bytes")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise AudioError("not a file")
-    return open(path, "rb", buffering=0)
 
 
 def _check_complete(file: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from .. import _C
 from ..errors import ImageError
 from ..outputs import is_torch
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "pil_to_rgb", "read_file"]
+__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "open_regular", "pil_to_rgb",
+           "read_file"]  # fmt: skip
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -86,6 +88,16 @@ def read_file(path: str | os.PathLike) -> bytes:
         return Path(text).read_bytes()
     except OSError as error:
         raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
+
+
+def open_regular(path: str | os.PathLike, what: str) -> Any:
+    """A file to read bytes from, unbuffered; ValueError for a URL and for what is no file, such as a pipe."""
+    text = os.fspath(path)
+    if isinstance(text, str) and "://" in text[:16]:
+        raise ValueError(f"URLs are not fetched: download the {what} and give its path or bytes")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")
+    return open(path, "rb", buffering=0)
 
 
 def _decode(data: bytes, decoder: str, formats: tuple[str, ...], scratch: Scratch | None) -> np.ndarray:

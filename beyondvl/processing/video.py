@@ -14,7 +14,6 @@ import io
 import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -24,7 +23,7 @@ import numpy as np
 
 from ..errors import ImageError, VideoError
 from ..outputs import is_torch
-from .loading import MAX_PIXELS, check_pixels, load_image, pil_to_rgb, read_file
+from .loading import MAX_PIXELS, check_pixels, load_image, open_regular, pil_to_rgb, read_file
 
 __all__ = ["Sampling", "load_video", "video_frames"]
 
@@ -136,12 +135,7 @@ def video_frames(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
 
 
 def _head(path: str | os.PathLike) -> bytes:
-    text = os.fspath(path)
-    if isinstance(text, str) and "://" in text[:16]:
-        raise ValueError("URLs are not fetched: download the clip and give its path or bytes")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a file")
-    with open(path, "rb") as file:
+    with open_regular(path, "clip") as file:
         return file.read(16)
 
 

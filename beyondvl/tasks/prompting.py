@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..encode import clip_of
 from ..modeling import check_neutral, prepared
 from ..outputs import Features, ModelOutput, from_numpy, kind_of
 from .base import TaskModel, text_inputs
@@ -88,10 +89,8 @@ class ClipPromptingModel(TaskModel):
 
     def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         for i in indices:
-            settings = dict(item) if isinstance(item := items[i], dict) else {"video": item}
-            if "video" not in settings:
-                raise ValueError(f"item {i}: found keys {', '.join(map(str, settings))}, expected video")
-            yield [i], self.get_video_features(self.clip_pixels(settings.pop("video"), **settings))
+            video, sampling = clip_of(items, i)
+            yield [i], self.get_video_features(self.clip_pixels(video, **sampling))
 
     def clip_pixels(self, video: Any, **sampling: Any) -> np.ndarray:
         """pixel_values (1, num_frames, 3, H, W) of a clip (see `load_video`), its frames sampled evenly between `start`
