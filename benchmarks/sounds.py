@@ -12,10 +12,10 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from bench import interleaved_times
 
 import beyondvl as bvl
 
@@ -25,14 +25,7 @@ sys.path.append(str(ROOT / "tests"))
 
 def interleaved(work: dict, repeats: int) -> dict[str, float]:
     """Median milliseconds of each function, run in turns."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(repeats + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(float(np.median(found)), 3) for name, found in times.items()}
+    return {name: round(1e3 * seconds, 3) for name, seconds in interleaved_times(work, repeats).items()}
 
 
 def features(repeats: int) -> dict[str, float]:

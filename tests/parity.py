@@ -29,3 +29,9 @@ def close(found, expected, keep=None) -> None:
     if keep is not None:
         found, expected = found[keep], expected[keep]
     np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())), rtol=0)
+
+
+def worst_cosine(found, expected) -> float:
+    """The least cosine between rows, after the mean of the expected ones is taken off."""
+    a, b = (np.asarray(x) - np.asarray(expected).mean(0) for x in (found, expected))
+    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()

@@ -41,13 +41,15 @@ def build(shape: str, fused: bool, seed: int = 0):
     return model
 
 
-def inputs(shape: str, fused: bool, batch: int = 3, frames: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Texts with padding, and spectrograms that differ in the large and the small."""
+def inputs(
+    shape: str, fused: bool, batch: int = 3, frames: int | None = None, seed: int = 0, tilt: float = 9
+) -> dict[str, np.ndarray]:
+    """Texts with padding, and spectrograms that differ in the large and the small, by `tilt` in which bands are loud."""
     rng = np.random.default_rng(seed)
     audio = {"spec_size": 256, "num_mel_bins": 64} | SHAPES[shape]
     mels = audio["num_mel_bins"]
     frames = frames or audio["spec_size"] ** 2 // mels - 23
-    coarse = rng.normal(size=(batch, 4 if fused else 1, 6, 4)) * 12 + rng.normal(size=(batch, 1, 1, 4)) * 9 - 25
+    coarse = rng.normal(size=(batch, 4 if fused else 1, 6, 4)) * 12 + rng.normal(size=(batch, 1, 1, 4)) * tilt - 25
     t, f = (np.arange(n) * m // n for n, m in ((frames, 6), (mels, 4)))
     features = coarse[:, :, t][:, :, :, f] + rng.normal(size=(batch, 4 if fused else 1, frames, mels)) * 5
     ids = rng.integers(3, 390, (batch, 9))

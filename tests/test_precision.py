@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from parity import worst_cosine
 
 import beyondvl as bvl
 import families
@@ -151,11 +152,6 @@ def made(tmp_path_factory):
         return _made[name, factor]
 
     return make
-
-
-def worst_cosine(found, expected):
-    a, b = (x - expected.mean(0) for x in (found, expected))
-    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
 
 
 def skip_unless_there(precision):
