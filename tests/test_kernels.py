@@ -182,10 +182,26 @@ def test_softmax(isa, rng, guarded):
     for n in (*sizes_around(16), 577):
         x, bias = rng.normal(0, 8, size=n), np.where(rng.random(n) < 0.3, -np.inf, 0.0)
         for b in (None, bias, np.full(n, -np.inf)):
-            out = guarded(x)
-            expected = reference.softmax(out, 0.3, b)
-            run("softmax", out, [guarded(b)], (n, 0.3))
+            scores = guarded(x)
+            expected = reference.softmax(scores, 0.3, b)
+            out = run("softmax", scores, [scores, guarded(b)], (n, 0.3, 1, 0, 0))
             np.testing.assert_allclose(out, expected, atol=3e-7)
+
+
+def test_softmax_of_rows(isa, rng, guarded):
+    """Rows with a bias each; where bfloat16 is native also as bfloat16, with zeros up to whole vectors."""
+    for n in (1, 15, 16, 33, 64, 129, 300):
+        x, bias = (rng.normal(0, 4, (5, n)).astype(np.float32) for _ in range(2))
+        expected = np.stack([reference.softmax(row, 0.5, b) for row, b in zip(x, bias, strict=True)])
+        out = run("softmax", guarded(np.zeros((5, n))), [guarded(x), guarded(bias)], (n, 0.5, 5, n, 0))
+        np.testing.assert_allclose(out, expected, atol=3e-7)
+        if _C._test_scratch(1, 1)["bf16_rows"]:
+            whole = -(-n // 16) * 16
+            words = guarded(np.full((5, whole // 2), np.nan))
+            run("softmax", words, [guarded(x), guarded(bias)], (n, 0.5, 5, n, 1))
+            shares = (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            np.testing.assert_allclose(shares[:, :n], expected, atol=1e-7, rtol=2**-8)
+            np.testing.assert_array_equal(shares[:, n:], 0)
 
 
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)
@@ -218,7 +234,8 @@ def test_activate_passes_nan_and_inf(isa, activation):
 
 def test_softmax_keeps_nan(isa):
     for n in (1, 3, 10, 17, 40):
-        out = run("softmax", np.full(n, np.nan, np.float32), [None], (n, 1.0))
+        scores = np.full(n, np.nan, np.float32)
+        out = run("softmax", scores, [scores, None], (n, 1.0, 1, 0, 0))
         assert np.isnan(out).all()
 
 

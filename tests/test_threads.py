@@ -229,7 +229,7 @@ def test_interrupt(folders):
     timer.start()
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(20):
+        while time.perf_counter() - start < 5:
             model(**large)
     assert time.perf_counter() - start < 5
     timer.join()

@@ -115,23 +115,48 @@ static void dequantize(float *t, int mr, const float *a, int64_t lda, const uint
     }
 }
 
+/* One tile of `width` columns from n0 on through the epilogue; all but the pointers and sizes are constants
+ * at each call that is to be fast. */
+BVL_INLINE void finish_rows(const bvl_activation act, const bool whole, const bool bf16, float *c,
+                            int64_t ldc, const float *t, int mr, int64_t n0, int64_t width,
+                            const bvl_epilogue *e) {
+    const float *bias = e->bias ? e->bias + n0 : NULL, *residual = e->residual ? e->residual + n0 : NULL;
+    vf b[2] = {v_set1(0.0f), v_set1(0.0f)};
+    if (whole) width = V_NR;
+    for (int j = 0; j < 2 && bias; j++)
+        if (j * V_WIDTH < width) b[j] = v_load_first(bias + j * V_WIDTH, width - j * V_WIDTH);
+    for (int i = 0; i < mr; i++, t += V_NR, c += ldc) {
+#pragma GCC unroll 2
+        for (int j = 0; j < V_NR; j += V_WIDTH) {
+            if (j >= width) continue;
+            vf x = v_activate(act, v_load(t + j) + b[j / V_WIDTH]);
+            if (residual) x = x + v_load_first(residual + i * e->ldr + j, width - j);
+            if (bf16)
+                v_store_bf16((uint16_t *)(void *)c + n0 + j, x, width - j);
+            else
+                v_store_first(c + n0 + j, x, width - j);
+        }
+    }
+}
+
 /* Writes columns [n0, n0 + width) of one tile through the epilogue. */
 static void finish_tile(float *c, int64_t ldc, const float *t, int mr, int64_t n0, int64_t width,
-                        const bvl_epilogue *e){
-#define LOOP(ACT)                                                                                \
-    for (int i = 0; i < mr; i++)                                                                 \
-        for (int64_t j = 0; j < width; j += V_WIDTH) {                                           \
-            vf x = v_load(t + i * V_NR + j);                                                     \
-            if (e->bias) x = x + v_load_first(e->bias + n0 + j, width - j);                      \
-            x = v_activate(ACT, x);                                                              \
-            if (e->residual) x = x + v_load_first(e->residual + i * e->ldr + n0 + j, width - j); \
-            if (e->bf16)                                                                         \
-                v_store_bf16((uint16_t *)(void *)(c + i * ldc) + n0 + j, x, width - j);          \
-            else                                                                                 \
-                v_store_first(c + i * ldc + n0 + j, x, width - j);                               \
-        }
-    BVL_FOR_ACTIVATION(e -> act, LOOP)
-#undef LOOP
+                        const bvl_epilogue *e) {
+#define ROWS(act, whole, bf16) finish_rows(act, whole, bf16, c, ldc, t, mr, n0, width, e)
+#define WHOLE(act) ROWS(act, true, false)
+#define WHOLE_BF16(act) ROWS(act, true, true)
+#define PART(act) ROWS(act, false, e->bf16)
+    if (width < V_NR) {
+        BVL_FOR_ACTIVATION(e->act, PART)
+    } else if (e->bf16) {
+        BVL_FOR_ACTIVATION(e->act, WHOLE_BF16)
+    } else {
+        BVL_FOR_ACTIVATION(e->act, WHOLE)
+    }
+#undef ROWS
+#undef WHOLE
+#undef WHOLE_BF16
+#undef PART
 }
 
 BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const float *a, int64_t lda,

@@ -7,37 +7,32 @@
 #include "level.h"
 #include "vec.h"
 
-/* The sum of f(x) over a row: full vectors first, then the tail, then across the lanes. */
-#define ROW_SUM(total, n, EXPRESSION)                                             \
-    do {                                                                          \
-        vf sum_ = v_set1(0.0f);                                                   \
-        int64_t j = 0;                                                            \
-        for (; j + V_WIDTH <= (n); j += V_WIDTH) sum_ = EXPRESSION(v_load, sum_); \
-        if (j < (n)) sum_ = EXPRESSION(TAIL_LOAD, sum_);                          \
-        (total) = v_sum(sum_);                                                    \
-    } while (0)
+enum { SHORT_ROW = 8 }; /* vectors of a row that stay in registers */
+
+BVL_INLINE vf add_term(vf sum, vf d, const bool squares) {
+    if (squares) return v_fma(d, d, sum);
+    return sum + d;
+}
+
+/* The sum of x - m over a row, or of its squares; in four chains, for an addition takes as many cycles. */
+BVL_INLINE float row_sum(const float *x, int64_t D, vf m, const bool squares) {
+    const vf zero = v_set1(0.0f);
+    vf s[4] = {zero, zero, zero, zero};
+    int64_t j = 0;
+    for (; j + 4 * V_WIDTH <= D; j += 4 * V_WIDTH)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) s[i] = add_term(s[i], v_load(x + j + i * V_WIDTH) - m, squares);
+    for (; j + V_WIDTH <= D; j += V_WIDTH) s[0] = add_term(s[0], v_load(x + j) - m, squares);
+    if (j < D) s[1] = add_term(s[1], v_first(v_load_tail(x + j, (int)(D - j)) - m, D - j, zero), squares);
+    return v_sum((s[0] + s[1]) + (s[2] + s[3]));
+}
 
 static void layer_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
                        const float *beta, float eps, int64_t rows, int64_t D) {
     for (int64_t r = 0; r < rows; r++, x += ldx, y += ldy) {
-        float sum, squares;
-#define TAIL_LOAD(p) v_load_tail(p, (int)(D - j))
-#define PLAIN(LOAD, s) (s + LOAD(x + j))
-        ROW_SUM(sum, D, PLAIN);
-#undef PLAIN
-        const float mean = sum / (float)D;
-        const vf m = v_set1(mean);
-        vf acc = v_set1(0.0f);
-        int64_t j = 0;
-        for (; j + V_WIDTH <= D; j += V_WIDTH) {
-            const vf d = v_load(x + j) - m;
-            acc = v_fma(d, d, acc);
-        }
-        squares = v_sum(acc);
-        for (; j < D; j++) squares += (x[j] - mean) * (x[j] - mean);
-#undef TAIL_LOAD
-        const vf inv = v_set1(1.0f / sqrtf(squares / (float)D + eps));
-        for (j = 0; j < D; j += V_WIDTH) {
+        const vf m = v_set1(row_sum(x, D, v_set1(0.0f), false) / (float)D);
+        const vf inv = v_set1(1.0f / sqrtf(row_sum(x, D, m, true) / (float)D + eps));
+        for (int64_t j = 0; j < D; j += V_WIDTH) {
             const vf d = (v_load_first(x + j, D - j) - m) * inv;
             v_store_first(y + j, v_fma(d, v_load_first(gamma + j, D - j), v_load_first(beta + j, D - j)),
                           D - j);
@@ -48,48 +43,95 @@ static void layer_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const
 static void rms_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
                      int64_t rows, int64_t D) {
     for (int64_t r = 0; r < rows; r++, x += ldx, y += ldy) {
-        vf acc = v_set1(0.0f);
-        for (int64_t j = 0; j < D; j += V_WIDTH) {
-            const vf v = v_load_first(x + j, D - j);
-            acc = v_fma(v, v, acc);
-        }
-        const vf inv = v_set1(1.0f / sqrtf(v_sum(acc) / (float)D + eps));
+        const vf inv = v_set1(1.0f / sqrtf(row_sum(x, D, v_set1(0.0f), true) / (float)D + eps));
         for (int64_t j = 0; j < D; j += V_WIDTH)
             v_store_first(y + j, v_load_first(x + j, D - j) * inv * v_load_first(gamma + j, D - j), D - j);
     }
 }
 
-static void softmax(float *x, int64_t n, float scale, const float *bias) {
-    const vf s = v_set1(scale), lowest = v_set1(-INFINITY);
-    vf top = lowest;
+/* x * s + bias for one vector of a row that has n elements left; lowest behind them. */
+BVL_INLINE vf score(const float *x, const float *bias, vf s, int64_t n) {
+    vf v = v_load_first(x, n) * s;
+    if (bias) v = v + v_load_first(bias, n);
+    return v_first(v, n, v_set1(-INFINITY));
+}
+
+/* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
+BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, bool bf16) {
+    if (bf16)
+        v_store_bf16((uint16_t *)(void *)y + j, x, V_WIDTH);
+    else
+        v_store_first(y + j, x, n - j);
+}
+
+/* A row of `count` vectors, a constant, which stay in registers; false where all scores are lowest. */
+BVL_INLINE bool softmax_short(const int count, float *y, const float *x, int64_t n, float scale,
+                              const float *bias, bool bf16) {
+    vf v[SHORT_ROW], sum = v_set1(0.0f), top;
+#pragma GCC unroll 8
+    for (int c = 0; c < count; c++) {
+        const int64_t j = c * V_WIDTH;
+        v[c] = score(x + j, bias ? bias + j : NULL, v_set1(scale), c + 1 < count ? V_WIDTH : n - j);
+        top = c ? v_max(top, v[c]) : v[c];
+    }
+    const float most = v_hmax(top);
+    if (most == -INFINITY) return false;
+#pragma GCC unroll 8
+    for (int c = 0; c < count; c++) {
+        v[c] = v_exp(v[c] - v_set1(most));
+        sum = sum + v[c];
+    }
+    const vf inv = v_set1(1.0f / v_sum(sum));
+#pragma GCC unroll 8
+    for (int c = 0; c < count; c++)
+        store_share(y, v[c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
+    return true;
+}
+
+static bool softmax_long(float *y, float *x, int64_t n, float scale, const float *bias, bool bf16) {
+    vf top = v_set1(-INFINITY), sum = v_set1(0.0f);
     for (int64_t j = 0; j < n; j += V_WIDTH) {
-        vf v = v_load_first(x + j, n - j) * s;
-        if (bias) v = v + v_load_first(bias + j, n - j);
+        const vf v = score(x + j, bias ? bias + j : NULL, v_set1(scale), n - j);
         v_store_first(x + j, v, n - j);
-        if (n - j >= V_WIDTH) top = v_max(top, v);
+        top = v_max(top, v);
     }
-    float most = v_hmax(top);
-    for (int64_t j = n - n % V_WIDTH; j < n; j++)
-        most = x[j] > most || x[j] != x[j] ? x[j] : most; /* NaN stays */
-    if (most == -INFINITY) {
-        memset(x, 0, (size_t)n * sizeof(float));
-        return;
+    const float most = v_hmax(top);
+    if (most == -INFINITY) return false;
+    for (int64_t j = 0; j < n; j += V_WIDTH) {
+        const vf v = v_exp(v_first(v_load_first(x + j, n - j) - v_set1(most), n - j, v_set1(-INFINITY)));
+        v_store_first(x + j, v, n - j);
+        sum = sum + v;
     }
-    const vf m = v_set1(most);
-    vf sum = v_set1(0.0f);
-    int64_t j = 0;
-    for (; j + V_WIDTH <= n; j += V_WIDTH) {
-        const vf e = v_exp(v_load(x + j) - m);
-        v_store(x + j, e);
-        sum = sum + e;
+    const vf inv = v_set1(1.0f / v_sum(sum));
+    for (int64_t j = 0; j < n; j += V_WIDTH) store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
+    return true;
+}
+
+static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
+                    const float *bias, int64_t ldb, bool bf16) {
+    const vf zero = v_set1(0.0f);
+#define ROWS(RUN)                                                                                 \
+    for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {                                      \
+        if (!(RUN)) /* zeros; NaN stays */                                                        \
+            for (int64_t j = 0; j < n; j += V_WIDTH)                                              \
+                store_share(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16); \
+        if (bias) bias += ldb;                                                                    \
     }
-    float total = v_sum(sum);
-    if (j < n) {
-        v_store_tail(x + j, v_exp(v_load_tail(x + j, (int)(n - j)) - m), (int)(n - j));
-        for (; j < n; j++) total += x[j];
+#define CASE(count) \
+    case count: ROWS(softmax_short(count, y, x, n, scale, bias, bf16)) break;
+    switch ((n + V_WIDTH - 1) / V_WIDTH) {
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+        CASE(5)
+        CASE(6)
+        CASE(7)
+        CASE(8)
+        default: ROWS(softmax_long(y, x, n, scale, bias, bf16))
     }
-    const vf inv = v_set1(1.0f / total);
-    for (j = 0; j < n; j += V_WIDTH) v_store_first(x + j, v_load_first(x + j, n - j) * inv, n - j);
+#undef CASE
+#undef ROWS
 }
 
 static void activate(float *y, const float *x, const float *bias, bvl_activation act, int64_t n) {
@@ -112,12 +154,7 @@ static void gate(float *y, const float *x, bvl_activation act, int64_t n) {
 }
 
 static void l2_normalize(float *y, const float *x, int64_t n) {
-    vf acc = v_set1(0.0f);
-    for (int64_t j = 0; j < n; j += V_WIDTH) {
-        const vf v = v_load_first(x + j, n - j);
-        acc = v_fma(v, v, acc);
-    }
-    const vf inv = v_set1(1.0f / fmaxf(sqrtf(v_sum(acc)), 1e-12f));
+    const vf inv = v_set1(1.0f / fmaxf(sqrtf(row_sum(x, n, v_set1(0.0f), true)), 1e-12f));
     for (int64_t j = 0; j < n; j += V_WIDTH) v_store_first(y + j, v_load_first(x + j, n - j) * inv, n - j);
 }
 

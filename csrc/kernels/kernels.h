@@ -114,8 +114,11 @@ typedef struct {
     /* y = x / sqrt(mean(x^2) + eps) * gamma over each of `rows` rows of D; y may be x */
     void (*rms_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
                      int64_t rows, int64_t D);
-    /* x = softmax(x * scale + bias) in place; bias[n] is finite or -inf, or NULL; zeros if all is -inf */
-    void (*softmax)(float *x, int64_t n, float scale, const float *bias);
+    /* y = softmax(x * scale + bias) over each of `rows` rows of n; x is overwritten, y may be x. bias: rows
+     * ldb apart, finite or -inf, or NULL; zeros where all is -inf. bf16: y is written as bfloat16, then zeros
+     * up to whole vectors; only where bf16_rows is set */
+    void (*softmax)(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
+                    const float *bias, int64_t ldb, bool bf16);
     /* y = act(x + bias); bias may be NULL */
     void (*activate)(float *y, const float *x, const float *bias, bvl_activation act, int64_t n);
     /* y = act(y) * x */

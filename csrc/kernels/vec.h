@@ -51,6 +51,13 @@ BVL_INLINE vf v_load_first(const float *p, int64_t n) {
     return n >= V_WIDTH ? v_load(p) : v_load_tail(p, (int)n);
 }
 
+/* The first n lanes of x, then those of rest. */
+BVL_INLINE vf v_first(vf x, int64_t n, vf rest) {
+    static const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (n >= V_WIDTH) return x;
+    return v_select_lt(v_load(lanes), v_set1((float)n), x, rest);
+}
+
 BVL_INLINE void v_store_first(float *p, vf x, int64_t n) {
     if (n >= V_WIDTH)
         v_store(p, x);

@@ -21,7 +21,8 @@
  *
  * Windows (Swin; Liu et al., 2021): rows attend within groups of them alone, with a bias by pair; where a
  * window holds rows of several regions, scores between them are lowered. All else works row by row, so a
- * worker takes a few windows through the whole block at once.
+ * worker takes a few windows through the whole block at once. A lone window of all rows is worked on by the
+ * team.
  *
  * In bfloat16 and int8, where bfloat16 is native, q, k, v and both products of attention are bfloat16. The
  * residual stream and the norms are float32 in every precision.
@@ -290,7 +291,7 @@ static void block_run(const bvl_record *r, const bvl_run *run) {
     const bvl_layer *s = r->state;
     const bvl_slot *slot = &run->program->slots[r->src];
     const int64_t T = bvl_slot_rows(slot, run->inputs);
-    if (s->window)
+    if (s->apart)
         windows_run(s, run, r->src);
     else
         block_rows(

@@ -30,6 +30,7 @@ typedef struct {
     bvl_activation act;
     bool causal, pre_norm, rotary;
     int64_t window;         /* rows that attend to each other, or 0: all */
+    bool apart;             /* there are several windows, each worked on alone */
     float *order, *regions; /* windowed: [T] the rows window by window; [T] in that order, or NULL */
     bool bf16;              /* q, k, v and attention are bfloat16 */
     bool direct_out;        /* attention writes out's operand itself */

@@ -108,6 +108,8 @@ static bvl_status window_build(bvl_program *p, bvl_record *r, const bvl_build *b
     if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, &s->order, err) != BVL_OK)
         return err->status;
     p->windowed = true;
+    s->apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
+    for (int64_t i = 0; i < W && !s->apart; i++) s->apart = s->order[i] != (float)i;
     if (b->weights[RELATIVE].data &&
         (bvl_expect(r->op, b, RELATIVE, 2, s->heads, W * W, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->relative, &p->store, &b->weights[RELATIVE], err) != BVL_OK))
@@ -203,7 +205,7 @@ int64_t bvl_windows_at_once(const bvl_layer *s) {
 
 int64_t bvl_block_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in) {
     int64_t narrow, wide, operand;
-    if (((const bvl_layer *)r->state)->window) return 0;
+    if (((const bvl_layer *)r->state)->apart) return 0;
     bvl_block_parts(r->state, &narrow, &wide, &operand);
     return count * bvl_slot_rows(&p->slots[r->src], in) * (narrow + wide + operand);
 }
@@ -211,7 +213,7 @@ int64_t bvl_block_shared(const bvl_program *p, const bvl_record *r, int64_t coun
 int64_t bvl_block_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const bvl_layer *s = r->state;
     const bvl_slot *slot = &p->slots[r->src];
-    if (s->window) { /* the rows, all that is the team's elsewhere, and this worker's own */
+    if (s->apart) { /* the rows, all that is the team's elsewhere, and this worker's own */
         int64_t narrow, wide, operand;
         bvl_block_parts(s, &narrow, &wide, &operand);
         return bvl_windows_at_once(s) * s->window * (slot->ld + narrow + wide + operand) +

@@ -224,7 +224,7 @@ static void softmax_run(const bvl_record *r, const bvl_run *run) {
     for (int64_t i = begin; i < end; i++) {
         float *y = run->slots[r->dst] + i * dst->ld;
         if (r->src != r->dst) memcpy(y, run->slots[r->src] + i * src->ld, (size_t)src->cols * sizeof(float));
-        run->kernels->softmax(y, src->cols, 1.0f, NULL);
+        run->kernels->softmax(y, 0, y, 0, 1, src->cols, 1.0f, NULL, 0, false);
     }
     bvl_barrier(run->team);
 }

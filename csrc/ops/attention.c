@@ -70,6 +70,37 @@ static const float *pair_row(float *row, int64_t i, const bvl_attention_shape *s
     return row;
 }
 
+/* Zeros for the keys that a query does not see, up to the operand's end. */
+static void clear_rest(float *shares, int64_t seen, const bvl_attention_shape *s, int64_t words) {
+    const size_t begin = (size_t)seen * (s->bf16 ? sizeof(uint16_t) : sizeof(float));
+    const size_t end = (size_t)words * sizeof(float);
+    if (begin < end) memset((char *)shares + begin, 0, end - begin);
+}
+
+/* weights = softmax(scores), operand rows of so many words, of the queries from t0 on. */
+static void share_rows(const bvl_kernels *kernels, float *weights, float *scores, int64_t t0, int64_t rows,
+                       int64_t words, const bvl_attention_shape *s, float *row_bias) {
+    const int64_t ld = bvl_padded(s->Tk);
+    if (!s->causal && !s->relative && !s->regions) {
+        kernels->softmax(weights, ld, scores, ld, rows, s->Tk, s->scale,
+                         s->pairs ? s->pairs + t0 * s->Tk : s->bias, s->pairs ? s->Tk : 0, s->bf16);
+        for (int64_t i = 0; i < rows; i++) clear_rest(weights + i * ld, s->Tk, s, words);
+        return;
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t at = s->first + t0 + i, last = BVL_MAX(at + 1, s->prefix);
+        const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
+        const float *bias = s->bias;
+        if (s->relative) {
+            relative_row(kernels, row_bias, seen, at, s);
+            bias = row_bias;
+        }
+        if (s->pairs) bias = pair_row(row_bias, t0 + i, s);
+        kernels->softmax(weights + i * ld, ld, scores + i * ld, ld, 1, seen, s->scale, bias, 0, s->bf16);
+        clear_rest(weights + i * ld, seen, s, words);
+    }
+}
+
 void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q, const float *packed,
                           const bvl_attention_shape *s, float *scratch) {
     const bvl_product *product = &kernels->product[s->bf16 ? BVL_BFLOAT16 : BVL_FLOAT32];
@@ -83,20 +114,7 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
         const int64_t rows = BVL_MIN(QUERY_BLOCK, s->Tq - t0);
         product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, packed, rows, s->Tk, s->hd, 0,
                       bvl_panels(kernels, s->Tk), &plain);
-        for (int64_t i = 0; i < rows; i++) {
-            float *row = scores + i * ld;
-            const int64_t last = BVL_MAX(s->first + t0 + i + 1, s->prefix);
-            const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
-            const float *bias = s->bias;
-            if (s->relative) {
-                relative_row(kernels, row_bias, seen, s->first + t0 + i, s);
-                bias = row_bias;
-            }
-            if (s->pairs) bias = pair_row(row_bias, t0 + i, s);
-            kernels->softmax(row, seen, s->scale, bias);
-            memset(row + seen, 0, (size_t)(s->Tk - seen) * sizeof(float));
-        }
-        if (s->bf16) product->load(weights, ld, scores, ld, rows, s->Tk);
+        share_rows(kernels, weights, scores, t0, rows, product->operand_words(s->Tk), s, row_bias);
         product->gemm(out + t0 * s->ldo, s->ldo, weights, ld, values, rows, s->hd, s->Tk, 0,
                       bvl_panels(kernels, s->hd), &finish);
     }
