@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from threading import Event
+from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
@@ -183,19 +183,12 @@ class EncodeMixin:
         self.tower("vision")
         for i in indices:
             video, sampling = clip_of(items, i)
-            frames = video_frames(video, Sampling.of(sampling))
-            rows, count = [], min(batch_size, CLIP_BATCH)
-            pool, stop = ThreadPoolExecutor(1), Event()  # decodes what comes next while the model runs
-            try:
-                following = pool.submit(_some, frames, count, stop)
-                while batch := following.result():
-                    following = pool.submit(_some, frames, count, stop)
+            most, rows = min(batch_size, CLIP_BATCH), []
+            with _Ahead(video_frames(video, Sampling.of(sampling)), CLIP_BATCH) as frames:
+                while batch := frames.take(most):
                     pixels = self.image_processor(batch)["pixel_values"]
-                    rows.append(_unit(self._embed("vision", {"pixel_values": pixels})))
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                frames.close()
+                    threads = self.num_threads if frames.idle else max(1, self.num_threads - 1)
+                    rows.append(_unit(self._embed("vision", {"pixel_values": pixels}, threads)))
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
 
     def _encode_sounds(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
@@ -205,12 +198,12 @@ class EncodeMixin:
             inputs = self.feature_extractor([_content(items[i], "audio") for i in batch], return_tensors="np")
             yield batch, self._embed("audio", {name: inputs[name] for name in inputs})
 
-    def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def _embed(self, modality: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
         outputs = self.tower(modality).outputs
         name = next((n for n in ("sentence_embedding", "embeds", "pooler_output") if n in outputs), None)
         if name is None:
             raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
-        return self.run_tower(modality, inputs, [name])[name]
+        return self.run_tower(modality, inputs, [name], num_threads)[name]
 
     def similarity(self, a: Any, b: Any) -> Any:
         """Cosine similarities (n, m) of two sets of embeddings (n, D) and (m, D)."""
@@ -222,12 +215,57 @@ class EncodeMixin:
         return from_numpy(rows, "pt") if is_torch(a) or is_torch(b) else rows
 
 
-def _some(frames: Iterator[np.ndarray], count: int, stop: Event) -> list[np.ndarray]:
-    """The next frames, fewer at the end or when told to stop."""
-    found: list[np.ndarray] = []
-    while len(found) < count and not stop.is_set() and (frame := next(frames, None)) is not None:
-        found.append(frame)
-    return found
+class _Ahead:
+    """What an iterator gives, computed by a thread of its own up to `most` ahead of who takes it."""
+
+    def __init__(self, source: Iterator[Any], most: int):
+        self._source, self._most = source, most
+        self._found: deque[Any] = deque()
+        self._change, self._stopped, self._done = Condition(), False, False
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for item in self._source:
+                with self._change:
+                    self._found.append(item)
+                    self._change.notify_all()
+                    self._change.wait_for(lambda: self._stopped or len(self._found) < self._most)
+                    if self._stopped:
+                        break
+            self._source.close()
+        except BaseException as error:  # raised again where it is taken
+            self._error = error
+        with self._change:
+            self._done = True
+            self._change.notify_all()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the thread has nothing to do, or nowhere to put it."""
+        with self._change:
+            return self._done or len(self._found) >= self._most
+
+    def take(self, most: int) -> list[Any]:
+        """What is there, at least one and at most so many; empty at the end."""
+        with self._change:
+            self._change.wait_for(lambda: self._found or self._done)
+            if not self._found and self._error is not None:
+                raise self._error
+            taken = [self._found.popleft() for _ in range(min(most, len(self._found)))]
+            self._change.notify_all()
+            return taken
 
 
 def _read_ahead(items: Iterable[Any]) -> None:

@@ -234,10 +234,13 @@ class PreTrainedModel(EncodeMixin):
             raise ValueError(f"{type(self).__name__} has no {modality} tower; it has {', '.join(self.towers)}")
         return self.towers[modality]
 
-    def run_tower(self, modality: str, inputs: dict[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
-        """Named outputs of one tower ("text", "vision", "audio") for prepared inputs, as float32 arrays."""
+    def run_tower(
+        self, modality: str, inputs: dict[str, Any], wanted: list[str], num_threads: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Named outputs of one tower ("text", "vision", "audio") for prepared inputs, as float32 arrays; num_threads:
+        the model's where it is not given."""
         arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
-        return self.tower(modality).run(arrays, wanted, self.num_threads)
+        return self.tower(modality).run(arrays, wanted, num_threads or self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         names = ("unit_embeds" if self._family.unit_features else "embeds", "pooler_output")

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -36,6 +37,9 @@ SEEK_AFTER = 2.0  # seconds ahead that are decoded rather than jumped over
 OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf",
         "protocol_whitelist": "file"}  # fmt: skip
 SLACK = 1.0  # seconds a file may end before what it announced
+MOST_PACKETS = 4096  # read before they are decoded
+FEW_PACKETS = 4  # that are decoded rather than dropped, which empties the decoder
+NEAR_FRAMES = 3  # before the one asked for, all decoded: some packets show nothing
 
 
 @dataclass(frozen=True)
@@ -205,8 +209,11 @@ def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
 class _Reader:
     """The first video stream of a container, read by time.
 
-    What is shown at a time is the last frame that has begun. `ahead` is how far a time must lie ahead to be jumped to:
-    more than the distance between key frames, once that is known.
+    What is shown at a time is the last frame that has begun. Packets are read before they are decoded, so that it is
+    known which frame that is: packets before the key frame it stands on are dropped, and of the others those on which
+    no frame stands are left out. `plain`: where packets state no times, or the frame they promise does not come, all of
+    them are decoded. `ahead` is how far a time must lie ahead to be jumped to: more than the distance between key
+    frames, once that is known.
     """
 
     def __init__(self, container: Any):
@@ -219,8 +226,7 @@ class _Reader:
         if not 0 < self.rate <= 1000:
             raise ValueError(f"{self.rate:g} frames a second, expected above 0 and at most 1000")
         self.begin = float((self.stream.start_time or 0) * self.stream.time_base)
-        self.ahead = SEEK_AFTER
-        self.current = self.following = None
+        self.ahead, self.plain = SEEK_AFTER, False
 
     def frames(self, sampling: Sampling) -> Iterator[np.ndarray]:
         places = sampling.indices(max(1, round(self._seconds() * self.rate)), self.rate)
@@ -255,8 +261,12 @@ class _Reader:
         return seconds
 
     def _restart(self) -> None:
-        self.decoded = (frame for frame in self.container.decode(self.stream) if frame.time is not None)
-        self.current, self.following = None, next(self.decoded, None)
+        self.demuxed = self.container.demux(self.stream)
+        self.packets: deque[Any] = deque()  # read, not decoded
+        self.decoded: deque[Any] = deque()  # frames after the current one
+        self.places: list[int] = []  # times of packets that may still be shown
+        self.read = -math.inf  # what follows is decoded, and shown, no sooner
+        self.current = None
 
     def _go(self, time: float) -> None:
         """Makes `current` the frame shown at `time`, which is not before the last one asked for."""
@@ -264,12 +274,17 @@ class _Reader:
         here = self.current.time if self.current else self.begin
         if time - here > self.ahead:
             self._jump(time, slack, here)
-        while self.following is not None and (self.current is None or self.following.time <= time + slack):
-            self.current, self.following = self.following, next(self.decoded, None)
+        promised = self._promised(time + slack)
+        self._show(time + slack, promised)
+        if promised is not None and (self.current is None or self.current.pts != promised):
+            self.plain = True
+            self._jump(here, slack, -math.inf)
+            self._show(time + slack, None)
         if self.current is None:
             raise ValueError(f"ends before its first frame, expected one at {time:.2f} s")
         stays = float((getattr(self.current, "duration", None) or 0) * self.stream.time_base)
-        if self.following is None and time > self.current.time + max(stays, 1 / self.rate) + SLACK:
+        last = not self.decoded and not self.packets and all(place <= self.current.pts for place in self.places)
+        if last and time > self.current.time + max(stays, 1 / self.rate) + SLACK:
             raise ValueError(f"ends after {self.current.time:.2f} s, expected a frame at {time:.2f} s")
 
     def _jump(self, time: float, slack: float, here: float) -> None:
@@ -279,11 +294,63 @@ class _Reader:
             target = max(time - back, self.begin)
             self.container.seek(int(target / self.stream.time_base), stream=self.stream)
             self._restart()
-            if (self.following is not None and self.following.time <= time + slack) or target <= self.begin:
+            while not self.decoded and self._decode(None):
+                pass
+            first = self.decoded[0].time if self.decoded else math.inf
+            if first <= time + slack or target <= self.begin:
                 break
             back = max(1.0, 2 * back)
-        if self.following is not None and self.following.time <= here:  # no key frame in between
-            self.ahead = max(self.ahead, 2 * (time - self.following.time))
+        if first <= here:  # no key frame in between
+            self.ahead = max(self.ahead, 2 * (time - first))
+
+    def _read(self) -> Any:
+        """The next packet, or None behind the last one, which is empty: it makes the decoder give what it holds."""
+        packet = next(self.demuxed, None)
+        if packet is not None and packet.size:
+            self.plain = self.plain or packet.pts is None or packet.dts is None
+            if not self.plain:
+                self.read = packet.dts
+                self.places.append(packet.pts)
+        return packet
+
+    def _promised(self, limit: float) -> int | None:
+        """Reads packets until the last frame that begins by `limit` is among them; its time, None where that is not
+        known."""
+        ticks = math.floor(limit / self.stream.time_base)
+        while not self.plain and self.read <= ticks and len(self.packets) < MOST_PACKETS:
+            packet = self._read()
+            if packet is None:
+                break
+            self.packets.append(packet)
+            if packet.is_keyframe and packet.size and packet.pts <= ticks and len(self.packets) > FEW_PACKETS:
+                self.stream.codec_context.flush_buffers()
+                self.packets = deque([packet])
+                self.decoded.clear()
+        if self.plain or len(self.packets) >= MOST_PACKETS:
+            return None
+        promised = max((place for place in self.places if place <= ticks), default=None)
+        self.places = [place for place in self.places if promised is None or place >= promised]
+        return promised
+
+    def _show(self, limit: float, promised: int | None) -> None:
+        """Decodes until the current frame is the one promised, or the next one begins after `limit`."""
+        while True:
+            while self.decoded and (self.current is None or self.decoded[0].time <= limit):
+                self.current = self.decoded.popleft()
+            there = promised is not None and self.current is not None and self.current.pts >= promised
+            if there or self.decoded or not self._decode(promised):
+                return
+
+    def _decode(self, promised: int | None) -> bool:
+        """Decodes a packet; False where there is none. What lies well before the promised frame need not be shown."""
+        packet = self.packets.popleft() if self.packets else self._read()
+        if packet is None:
+            return False
+        before = promised is not None and packet.pts is not None and promised - packet.pts
+        idle = before and before * self.stream.time_base * self.rate > NEAR_FRAMES
+        self.stream.codec_context.skip_frame = "NONREF" if idle else "DEFAULT"
+        self.decoded.extend(frame for frame in packet.decode() if frame.time is not None)
+        return True
 
 
 def _upright(frame: Any) -> np.ndarray:
