@@ -7,7 +7,11 @@
 #include "level.h"
 #include "vec.h"
 
-enum { SHORT_ROW = 8 }; /* vectors of a row that stay in registers */
+enum {
+    SHORT_ROW = 8,           /* vectors of a row that stay in registers */
+    DEPTHWISE_PIXELS = 6,    /* of a line at once */
+    DEPTHWISE_CHANNELS = 64, /* whose weights are gone through pixel by pixel */
+};
 
 BVL_INLINE vf add_term(vf sum, vf d, const bool squares) {
     if (squares) return v_fma(d, d, sum);
@@ -168,34 +172,74 @@ static void scale(float *y, float s, int64_t n) {
     for (int64_t j = 0; j < n; j += V_WIDTH) v_store_first(y + j, v_load_first(y + j, n - j) * v, n - j);
 }
 
-/* One output pixel: channels [c, c + V_WIDTH) summed over the taps that fall inside the picture. */
-BVL_INLINE vf depthwise_pixel(const float *x, const float *w, vf acc, const bvl_conv_shape *s, int64_t top,
-                              int64_t left, int64_t n) {
-    for (int64_t i = 0; i < s->kernel; i++) {
-        if (top + i < 0 || top + i >= s->height) continue;
-        const int64_t j0 = BVL_MAX(0, -left), j1 = BVL_MIN(s->kernel, s->width - left);
-        const float *row = x + ((top + i) * s->width + left) * s->ld_in;
-        const float *tap = w + i * s->kernel * s->channels;
-        for (int64_t j = j0; j < j1; j++)
-            acc = v_fma(v_load_first(row + j * s->ld_in, n), v_load_first(tap + j * s->channels, n), acc);
+/* Channels [0, n) of `pixels` neighbouring output pixels, a constant, summed over taps [i0, i1) x [j0, j1),
+ * which lie inside the picture for all of them. x: the first one's tap (0, 0); n: V_WIDTH or less. */
+BVL_INLINE void depthwise_pixels(const int pixels, float *y, const float *x, const float *w,
+                                 const float *bias, const bvl_conv_shape *s, const int64_t taps[4], int64_t n,
+                                 bool relu6) {
+    const int64_t step = s->stride * s->ld_in;
+    const vf first = v_load_first(bias, n);
+    vf acc[DEPTHWISE_PIXELS];
+#pragma GCC unroll 6
+    for (int p = 0; p < pixels; p++) acc[p] = first;
+    for (int64_t i = taps[0]; i < taps[1]; i++) {
+        const float *row = x + (i * s->width + taps[2]) * s->ld_in;
+        const float *tap = w + (i * s->kernel + taps[2]) * s->channels;
+        for (int64_t j = taps[2]; j < taps[3]; j++, row += s->ld_in, tap += s->channels) {
+            const vf weight = v_load_first(tap, n);
+            const float *at[] = {row, row + 3 * step};
+#pragma GCC unroll 6
+            for (int p = 0; p < pixels; p++)
+                acc[p] = v_fma(v_load_first(at[p / 3] + p % 3 * step, n), weight, acc[p]);
+        }
     }
-    return acc;
+#pragma GCC unroll 6
+    for (int p = 0; p < pixels; p++)
+        v_store_first(y + p * s->ld_out, relu6 ? v_activate(BVL_ACT_RELU6, acc[p]) : acc[p], n);
 }
 
+/* Channels [c0, c1) of `pixels` output pixels from (r, q) on. */
+BVL_INLINE void depthwise_run(const int pixels, float *y, const float *x, const float *w, const float *bias,
+                              const bvl_conv_shape *s, int64_t r, int64_t q, int64_t c0, int64_t c1,
+                              bool relu6) {
+    const int64_t top = r * s->stride - s->pad_top, left = q * s->stride - s->pad_left;
+    const int64_t taps[] = {BVL_MAX(0, -top), BVL_MIN(s->kernel, s->height - top), BVL_MAX(0, -left),
+                            BVL_MIN(s->kernel, s->width - left)};
+    const int64_t from = (top * s->width + left) * s->ld_in, to = (r * s->out_width + q) * s->ld_out;
+    int64_t c = c0;
+    for (; c + V_WIDTH <= c1; c += V_WIDTH)
+        depthwise_pixels(pixels, y + to + c, x + from + c, w + c, bias + c, s, taps, V_WIDTH, relu6);
+    if (c < c1) depthwise_pixels(pixels, y + to + c, x + from + c, w + c, bias + c, s, taps, c1 - c, relu6);
+}
+
+/* A few channels at a time, whose weights stay near; pixels between the edges several at once. */
 static void depthwise(float *y, const float *x, const float *w, const float *bias, bvl_activation act,
                       const bvl_conv_shape *s, int64_t r0, int64_t r1) {
-    for (int64_t r = r0; r < r1; r++)
-        for (int64_t q = 0; q < s->out_width; q++) {
-            float *out = y + (r * s->out_width + q) * s->ld_out;
-            const int64_t top = r * s->stride - s->pad_top, left = q * s->stride - s->pad_left;
-            for (int64_t c = 0; c < s->channels; c += V_WIDTH) {
-                const int64_t n = s->channels - c;
-                vf acc = depthwise_pixel(x + c, w + c, v_load_first(bias + c, n), s, top, left, n);
-                if (act == BVL_ACT_RELU6) acc = v_activate(BVL_ACT_RELU6, acc);
-                v_store_first(out + c, acc, n);
+    const int64_t first = BVL_MIN((s->pad_left + s->stride - 1) / s->stride, s->out_width);
+    const int64_t fit =
+        s->width + s->pad_left - s->kernel; /* where the last pixel without a right edge begins */
+    const int64_t last = fit < 0 ? first : BVL_MAX(first, BVL_MIN(fit / s->stride + 1, s->out_width));
+    const bool relu6 = act == BVL_ACT_RELU6;
+    for (int64_t r = r0; r < r1; r++) {
+        for (int64_t c0 = 0; c0 < s->channels; c0 += DEPTHWISE_CHANNELS) {
+            const int64_t c1 = BVL_MIN(c0 + DEPTHWISE_CHANNELS, s->channels);
+#define RUN(pixels) depthwise_run(pixels, y, x, w, bias, s, r, q, c0, c1, relu6), q += (pixels)
+            for (int64_t q = 0; q < s->out_width;) {
+                const int64_t inside = q < first ? 0 : last - q;
+                if (inside >= 6)
+                    RUN(6);
+                else if (inside >= 3)
+                    RUN(3);
+                else
+                    RUN(1);
             }
-            if (act != BVL_ACT_RELU6 && act != BVL_ACT_NONE) activate(out, out, NULL, act, s->channels);
+#undef RUN
         }
+        if (relu6 || act == BVL_ACT_NONE) continue;
+        for (float *out = y + r * s->out_width * s->ld_out, *end = out + s->out_width * s->ld_out; out < end;
+             out += s->ld_out)
+            activate(out, out, NULL, act, s->channels);
+    }
 }
 
 extern const bvl_kernels BVL_NAME(bvl_kernels);

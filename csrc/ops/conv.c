@@ -3,20 +3,22 @@
 
 #include <string.h>
 
-/* One window: channels x kernel_height lines, each copied where it lies inside the picture. */
-static void copy_window(float *row, const float *picture, const bvl_patches *p, int64_t top, int64_t left) {
-    const int64_t begin = BVL_MAX(0, -left), end = BVL_MIN(p->kernel_width, p->width - left);
+/* One window: channels x kernel_height lines of `width`, a constant where it is known, each copied where it
+ * lies inside the picture. */
+BVL_INLINE void copy_window(float *row, const float *picture, const bvl_patches *p, int64_t top, int64_t left,
+                            const int64_t width) {
+    const int64_t begin = BVL_MAX(0, -left), end = BVL_MIN(width, p->width - left);
     for (int64_t c = 0; c < p->channels; c++)
-        for (int64_t i = 0; i < p->kernel_height; i++, row += p->kernel_width) {
+        for (int64_t i = 0; i < p->kernel_height; i++, row += width) {
             const int64_t line = top + i;
+            const int64_t at = (c * p->height + line) * p->ld + left;
             if (line < 0 || line >= p->height || begin >= end) {
-                memset(row, 0, (size_t)p->kernel_width * sizeof(float));
-                continue;
+                memset(row, 0, (size_t)width * sizeof(float));
+            } else if (end - begin == width) {
+                memcpy(row, picture + at, (size_t)width * sizeof(float));
+            } else {
+                for (int64_t j = 0; j < width; j++) row[j] = j >= begin && j < end ? picture[at + j] : 0.0f;
             }
-            const float *source = picture + (c * p->height + line) * p->ld + left;
-            for (int64_t j = 0; j < begin; j++) row[j] = 0;
-            memcpy(row + begin, source + begin, (size_t)(end - begin) * sizeof(float));
-            for (int64_t j = end; j < p->kernel_width; j++) row[j] = 0;
         }
 }
 
@@ -24,9 +26,12 @@ void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_pat
     int64_t begin, end;
     bvl_share(p->out_height * p->out_width, team.tid, team.nt, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
-        const int64_t i = r / p->out_width, j = r % p->out_width;
-        copy_window(rows + r * ld, picture, p, i * p->stride_down - p->pad_top,
-                    j * p->stride_right - p->pad_left);
+        const int64_t top = r / p->out_width * p->stride_down - p->pad_top;
+        const int64_t left = r % p->out_width * p->stride_right - p->pad_left;
+        if (p->kernel_width == 3)
+            copy_window(rows + r * ld, picture, p, top, left, 3);
+        else
+            copy_window(rows + r * ld, picture, p, top, left, p->kernel_width);
     }
 }
 
