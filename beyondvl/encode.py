@@ -183,11 +183,12 @@ class EncodeMixin:
         self.tower("vision")
         for i in indices:
             video, sampling = clip_of(items, i)
-            most, rows = min(batch_size, CLIP_BATCH), []
-            with _Ahead(video_frames(video, Sampling.of(sampling)), CLIP_BATCH) as frames:
+            most, rows, others = min(batch_size, CLIP_BATCH), [], max(1, self.num_threads - 1)
+            # the decoder leaves a processor to the model, and the model one to the decoder while there is work for it
+            with _Ahead(video_frames(video, Sampling.of(sampling), others), CLIP_BATCH) as frames:
                 while batch := frames.take(most):
                     pixels = self.image_processor(batch)["pixel_values"]
-                    threads = self.num_threads if frames.idle else max(1, self.num_threads - 1)
+                    threads = self.num_threads if frames.idle else others
                     rows.append(_unit(self._embed("vision", {"pixel_values": pixels}, threads)))
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
 

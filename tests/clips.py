@@ -6,14 +6,22 @@ import numpy as np
 
 
 def write(
-    path, count: int = 120, rate: int = 30, size: tuple[int, int] = (96, 64), codec: str = "libx264", gop: int = 12
+    path,
+    count: int = 120,
+    rate: int = 30,
+    size: tuple[int, int] = (96, 64),
+    codec: str = "libx264",
+    gop: int = 12,
+    options: dict[str, str] | None = None,
 ):
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = size
-        stream.pix_fmt, stream.gop_size = "yuv420p", gop
+        stream.pix_fmt = "yuv420p"
+        if not options:
+            stream.gop_size = gop
         for i in range(count):
             pixels = np.full((size[1], size[0], 3), 2 * i, np.uint8)
             pixels[:8] = 255  # which side is up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from fractions import Fraction
 
 import clips
@@ -81,6 +82,41 @@ def test_seeking(tmp_path, monkeypatch):
     path = clips.write(tmp_path / "steps.mp4", count=120, rate=30, gop=30)
     np.testing.assert_allclose(clips.places(bvl.load_video(path, fps=2)), range(0, 120, 15), atol=0.6)
     assert 8 <= len(decoded) < 70, "half of the frames come after the last one asked for, many show what nobody sees"
+
+
+SKIPPED_FRAMES = {
+    "b.mp4": ("libx264", {"bf": "3", "g": "24"}),
+    "b.ts": ("libx264", {"bf": "3", "g": "24"}),
+    "open.mkv": ("libx264", {"bf": "3", "g": "24", "x264-params": "open-gop=1"}),
+    "refresh.ts": ("libx264", {"g": "24", "x264-params": "intra-refresh=1"}),
+    "hidden.webm": ("libvpx", {"g": "24", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "b2.mkv": ("mpeg2video", {"bf": "2", "g": "24"}),
+    "b.mkv": ("mpeg4", {"bf": "2", "g": "24"}),
+    "h265.mp4": ("libx265", {"g": "24"}),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED_FRAMES)
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_not_decoded_changes_nothing(tmp_path, monkeypatch, name, lost):
+    """To the bit what decoding every frame gives; also where a promised frame does not come."""
+    codec, options = SKIPPED_FRAMES[name]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = clips.write(tmp_path / name, codec=codec, options=options)
+    with av.open(str(path)) as container:
+        every = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    if lost:
+        kept = video._Reader._promised
+        monkeypatch.setattr(video._Reader, "_promised", lambda self, limit: (kept(self, limit) or 0) + 1)
+    slack = 1e-3
+    for settings in ({"fps": 1}, {"fps": 7}, {"num_frames": 120}, {"num_frames": 5, "start": 1.3, "end": 3.1}):
+        places = Sampling.of(settings).indices(len(every), 30.0)
+        times = [every[0][0] + place / 30 for place in places]
+        expected = [max(k for k, (time, _) in enumerate(every) if time <= at + slack) for at in times]
+        found = bvl.load_video(path, **settings)
+        for frame, k in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(frame, every[k][1], err_msg=f"{name} {settings}: frame {k}")
 
 
 def write_times(path, times, rate=1000, gop=12, sound=0.0, **options):
@@ -257,6 +293,20 @@ def test_bad_settings(folder):
     ):
         with pytest.raises(ValueError, match=message):
             bvl.load_video(path, **settings)
+
+
+def test_a_clip_that_ends_early_leaves_no_thread(folder, tmp_path):
+    """What goes wrong while the model runs beside the decoder is said, and nothing goes on behind it."""
+    cut = tmp_path / "cut.mkv"
+    whole = (folder / "clip.mkv").read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    model, before = bvl.AutoModel.from_pretrained("beyond-vl-model"), threading.active_count()
+    with pytest.raises(bvl.VideoError, match=r"cut\.mkv"):
+        model.encode([{"video": cut, "fps": 10}])
+    with pytest.raises(ValueError, match="fps"):
+        model.encode([{"video": folder / "clip.mp4", "fps": -1}])
+    assert threading.active_count() == before
+    assert model.encode([{"video": folder / "clip.mkv"}]).shape == (1, 384)
 
 
 def test_embeddings(folder, capsys):

@@ -105,8 +105,9 @@ def load_video(source: Any, **sampling: Any) -> np.ndarray:
     return np.stack(list(video_frames(source, Sampling.of(sampling))))
 
 
-def video_frames(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
-    """As `load_video`, frame by frame, so that a long clip is never in memory at once."""
+def video_frames(source: Any, sampling: Sampling, num_threads: int = 0) -> Iterator[np.ndarray]:
+    """As `load_video`, frame by frame, so that a long clip is never in memory at once. `num_threads`: of the decoder;
+    0: as many as it likes."""
     if is_torch(source):
         source = source.detach().numpy()
     if isinstance(source, np.ndarray):
@@ -129,7 +130,7 @@ def video_frames(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
         if head[:4] == b"GIF8" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
             yield from _from_animation(read_file(source) if path else bytes(source), sampling)
         else:
-            yield from _from_file(os.fspath(source) if path else io.BytesIO(source), sampling)
+            yield from _from_file(os.fspath(source) if path else io.BytesIO(source), sampling, num_threads)
     except VideoError:
         raise
     except ImageError as error:
@@ -187,7 +188,7 @@ def _from_animation(data: bytes, sampling: Sampling) -> Iterator[np.ndarray]:
         raise ValueError(f"not an animation that can be read: {error}") from error
 
 
-def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
+def _from_file(source: Any, sampling: Sampling, num_threads: int) -> Iterator[np.ndarray]:
     try:
         import av
     except ImportError as error:
@@ -201,7 +202,7 @@ def _from_file(source: Any, sampling: Sampling) -> Iterator[np.ndarray]:
         with container:
             if not container.streams.video:
                 raise ValueError("no video stream")
-            yield from _Reader(container).frames(sampling)
+            yield from _Reader(container, num_threads).frames(sampling)
     except av.FFmpegError as error:
         raise ValueError(error.strerror) from error
 
@@ -216,10 +217,10 @@ class _Reader:
     frames, once that is known.
     """
 
-    def __init__(self, container: Any):
+    def __init__(self, container: Any, num_threads: int):
         self.container, self.stream = container, container.streams.video[0]
-        self.stream.thread_type = "AUTO"
         context = self.stream.codec_context
+        context.thread_type, context.thread_count = "AUTO", num_threads
         check_pixels(context.height, context.width)
         context.options = {"max_pixels": str(MAX_PIXELS)}  # the stream itself may say otherwise
         self.rate = float(self.stream.average_rate or self.stream.guessed_rate or self.stream.base_rate or 0)
@@ -292,7 +293,10 @@ class _Reader:
         back = 0.0
         while True:
             target = max(time - back, self.begin)
-            self.container.seek(int(target / self.stream.time_base), stream=self.stream)
+            if target > self.begin:
+                self.container.seek(int(target / self.stream.time_base), stream=self.stream)
+            else:
+                self.container.seek(0)
             self._restart()
             while not self.decoded and self._decode(None):
                 pass
