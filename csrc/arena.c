@@ -4,12 +4,15 @@
 
 #if defined(__linux__)
 #include <malloc.h>
+#include <sys/mman.h>
 #endif
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { HUGE_PAGE = 2 << 20 }; /* weights are read in streams that small pages interrupt */
 
 static atomic_long fail_countdown;
 static atomic_long live;
@@ -34,7 +37,11 @@ void *bvl_alloc(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return NULL;
     void *memory = NULL;
     const size_t padded = (bytes + slack + BVL_ALIGNMENT - 1) / BVL_ALIGNMENT * BVL_ALIGNMENT;
-    if (posix_memalign(&memory, BVL_ALIGNMENT, padded) != 0) return NULL;
+    const size_t alignment = padded >= HUGE_PAGE ? HUGE_PAGE : BVL_ALIGNMENT;
+    if (posix_memalign(&memory, alignment, padded) != 0) return NULL;
+#if defined(MADV_HUGEPAGE) /* the whole ones alone: a started one would be memory that nobody uses */
+    if (alignment == HUGE_PAGE) madvise(memory, padded / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
     memset(memory, 0, padded);
     atomic_fetch_add(&live, 1);
     return memory;

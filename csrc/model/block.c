@@ -58,6 +58,14 @@ static void append_to_cache(const bvl_layer *s, const bvl_run *run, const float 
     bvl_barrier(run->team);
 }
 
+/* The regions of a window's rows; NULL where all are of one. */
+static const float *mixed_regions(const bvl_layer *s, int64_t window) {
+    const float *regions = s->regions ? s->regions + window * s->window : NULL;
+    for (int64_t i = 1; regions && i < s->window; i++)
+        if (regions[i] != regions[0]) return regions;
+    return NULL;
+}
+
 /* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
  * are all tokens, or the one that run->pool takes of each item. */
 static void self_attention(const bvl_layer *s, const bvl_run *run, int slot, float *out, int64_t ldo,
@@ -91,7 +99,7 @@ static void self_attention(const bvl_layer *s, const bvl_run *run, int slot, flo
         shape.first = past + row;
         if (s->window) {
             shape.pairs = s->relative ? s->relative + head * T * T : NULL;
-            shape.regions = s->regions ? s->regions + (run->first + item) * T : NULL;
+            shape.regions = mixed_regions(s, run->first + item);
         } else {
             shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
         }
