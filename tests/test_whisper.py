@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -412,6 +413,33 @@ def test_long_sounds(tiny):
     ):
         with pytest.raises(ValueError, match=message):
             ours((sound, 16_000), **given)
+
+
+@real
+@pytest.mark.skipif(not recordings(), reason="real speech needs Debian's alsa-utils, or BEYONDVL_SPEECH")
+def test_several_long_sounds(tiny, monkeypatch):
+    """Windows of several sounds are heard together, and each sound gives what it gives alone."""
+    sound = spoken()
+    sounds = [(sound[:n], 16_000) for n in (700_000, 40_000, 1_200_000, 500_000)]
+    model = bvl.AutoModel.from_pretrained(tiny)
+    alone = [model.transcribe(each, return_timestamps=True) for each in sounds]
+    assert len({found["text"] for found in alone}) == 4
+    heard = []
+    kept = type(model)._heard
+    monkeypatch.setattr(type(model), "_heard", lambda self, x, *rest: heard.append(len(x)) or kept(self, x, *rest))
+    assert model.transcribe(sounds, return_timestamps=True, batch_size=3) == alone
+    assert max(heard) == 3 and len(heard) < sum(heard)
+
+
+def test_timestamps_as_the_checkpoint_says(made, tmp_path):
+    folder, _, features = made("small")
+    shutil.copytree(folder, tmp_path / "copy")
+    stated = json.loads((folder / "generation_config.json").read_text())
+    (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(stated | {"return_timestamps": True}))
+    plain, timed = bvl.AutoModel.from_pretrained(folder), bvl.AutoModel.from_pretrained(tmp_path / "copy")
+    wanted = plain.generate(features, return_timestamps=True, max_new_tokens=8)
+    np.testing.assert_array_equal(timed.generate(features, max_new_tokens=8), wanted)
+    assert wanted.tolist() != plain.generate(features, max_new_tokens=8).tolist()
 
 
 def test_who_transcribes(made, tmp_path):

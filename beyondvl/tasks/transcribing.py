@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +42,23 @@ LANGUAGES = dict(
 ALIASES = {"burmese": "my", "valencian": "ca", "flemish": "nl", "haitian creole": "ht", "letzeburgesch": "lb",
            "pushto": "ps", "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es",
            "mandarin": "zh"}  # fmt: skip
+
+
+Segment = tuple[float, float | None, list[int]]  # begin, end, tokens
+WHOLE = {"truncation": False, "padding": "longest"}  # features of a sound of any length
+
+
+@dataclass
+class Track:
+    """A sound that is heard window by window."""
+
+    sound: np.ndarray
+    features: np.ndarray | None = None  # (1, mels, frames)
+    frames: int = 0
+    at: int = 0  # where the next window begins
+    spoken: list[int] = field(default_factory=list)  # the language's token, where there are languages
+    segments: list[Segment] = field(default_factory=list)
+    done: bool = False
 
 
 class TranscribingModel(TaskModel):
@@ -188,7 +206,7 @@ class TranscribingModel(TaskModel):
         *,
         language: str | list[str] | None = None,
         task: str | None = None,
-        return_timestamps: bool = False,
+        return_timestamps: bool | None = None,
         attention_mask: Any = None,
         **settings: Any,
     ) -> Any:
@@ -200,10 +218,13 @@ class TranscribingModel(TaskModel):
             language: a code, a name, or one for each item; None: what the checkpoint asks for, else the likeliest
                 (English-only checkpoints have none).
             task: "transcribe" or "translate", into English; None: what the checkpoint asks for, else the former.
-            return_timestamps: with tokens for the times between which each segment is said.
+            return_timestamps: with tokens for the times between which each segment is said; None: as the checkpoint
+                says, else without.
             attention_mask: changes nothing, as in transformers: the encoder hears the silence too.
             settings: see GenerationSettings.
         """
+        if return_timestamps is None:
+            return_timestamps = self._stated.get("return_timestamps", False)
         contexts = self._heard(input_features)["context"]
         found = self._written(contexts, self._spoken_or(contexts, language), task, return_timestamps, settings)
         most, pad = max(map(len, found)), self.generation_settings.updated(settings).pad_token_id
@@ -290,17 +311,17 @@ class TranscribingModel(TaskModel):
             rows = self._written(contexts, self._spoken_or(contexts, language), task, False, settings)
             for (i, _), row in zip(batch, rows, strict=True):
                 texts.setdefault(i, []).append(row)
-        results = []
-        for i, sound in enumerate(sounds):
-            whole = [(0.0, None, joined(texts[i]))] if i in texts else self._windows(sound, language, task, settings)
-            results.append(self._result(list(whole), return_timestamps))
+        long = [i for i in range(len(sounds)) if i not in texts]
+        windows = self._by_windows([sounds[i] for i in long], language, task, settings, batch_size)
+        segments = dict(zip(long, windows, strict=True)) | {i: [(0.0, None, joined(texts[i]))] for i in texts}
+        results = [self._result(segments[i], return_timestamps) for i in range(len(sounds))]
         return results[0] if single else results
 
     def _features_of(self, sounds: list[np.ndarray], **how: Any) -> np.ndarray:
         extract = self.feature_extractor
         return extract(sounds, sampling_rate=extract.sampling_rate, return_tensors="np", **how).input_features
 
-    def _result(self, segments: list[tuple[float, float | None, list[int]]], timestamps: bool) -> dict[str, Any]:
+    def _result(self, segments: list[Segment], timestamps: bool) -> dict[str, Any]:
         chunks = [{"timestamp": (start, end), "text": self._text(tokens)} for start, end, tokens in segments]
         found: dict[str, Any] = {"text": "".join(chunk["text"] for chunk in chunks)}
         return found | {"chunks": chunks} if timestamps else found
@@ -308,7 +329,7 @@ class TranscribingModel(TaskModel):
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode([t for t in tokens if t <= self._no_timestamps], skip_special_tokens=True)
 
-    def _segments(self, tokens: list[int], offset: float) -> list[tuple[float, float | None, list[int]]]:
+    def _segments(self, tokens: list[int], offset: float) -> list[Segment]:
         """(start, end, tokens) of what lies between two times; the last one may have no end."""
         first = self._no_timestamps + 1
         found, start, words = [], None, []
@@ -326,30 +347,54 @@ class TranscribingModel(TaskModel):
             found.append((offset if start is None else start, None, words))
         return found
 
-    def _windows(self, sound: np.ndarray, language: str | None, task: str | None, settings: dict[str, Any]) -> Iterator:
-        """Segments of a sound of any length: each window begins where the last whole segment of the one before ends.
-        The frames are those of the whole sound, whose loudest one counts for all."""
+    def _by_windows(
+        self,
+        sounds: list[np.ndarray],
+        language: str | None,
+        task: str | None,
+        settings: dict[str, Any],
+        batch_size: int,
+    ) -> list[list[Segment]]:
+        """Segments of sounds of any length, so many sounds at a time: each window begins where the last whole segment
+        of the one before ends."""
         size = self.tower("audio").program.info()["image"][1]
-        long = len(sound) > self.feature_extractor.n_samples
-        features = self._features_of([sound], **({"truncation": False, "padding": "longest"} if long else {}))
-        frames = features.shape[2] if long else -(-len(sound) // self.feature_extractor.hop_length)
-        first, at, spoken = self._no_timestamps + 1, 0, None
         second = self.feature_extractor.sampling_rate / self.feature_extractor.hop_length  # frames of one
-        while at < frames:
-            window = features[:, :, at : at + size]
-            window = np.pad(window, ((0, 0), (0, 0), (0, size - window.shape[2])))
-            contexts = self._heard(window)["context"]
-            spoken = self._spoken_or(contexts, language) if spoken is None else spoken
-            (tokens,) = self._written(contexts, spoken, task, True, settings)
-            times = [token >= first for token in tokens]
-            pairs = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
-            here = step = min(size, frames - at)
-            if pairs and not (times[-1] and not times[-2]):  # what follows the last pair is heard again
-                tokens = tokens[: pairs[-1]]
-                step = round((tokens[-1] - first) * PRECISION * second)
-            for start, end, words in self._segments(tokens, at / second):
-                yield start, round((at + here) / second, 2) if end is None else end, words
-            at += step if step > 0 else here
+        tracks = [Track(sound) for sound in sounds]
+        while waiting := [track for track in tracks if not track.done][:batch_size]:
+            contexts = self._heard(np.concatenate([self._window(track, size) for track in waiting]))["context"]
+            new = [i for i, track in enumerate(waiting) if track.at == 0]
+            spoken = self._spoken_or([contexts[i] for i in new], language) if new else []
+            for i, token in zip(new, spoken, strict=bool(spoken)):
+                waiting[i].spoken = [token]
+            languages = [token for track in waiting for token in track.spoken]
+            for track, row in zip(waiting, self._written(contexts, languages, task, True, settings), strict=True):
+                self._take(track, row, min(size, track.frames - track.at), second)
+        return [track.segments for track in tracks]
+
+    def _window(self, track: Track, size: int) -> np.ndarray:
+        """The next frames (1, mels, size): those of the whole sound, whose loudest one counts for all."""
+        if track.features is None:
+            extract = self.feature_extractor
+            long = len(track.sound) > extract.n_samples
+            track.features = self._features_of([track.sound], **(WHOLE if long else {}))
+            track.frames = track.features.shape[2] if long else -(-len(track.sound) // extract.hop_length)
+        window = track.features[:, :, track.at : track.at + size]
+        return np.pad(window, ((0, 0), (0, 0), (0, size - window.shape[2])))
+
+    def _take(self, track: Track, tokens: list[int], here: int, second: float) -> None:
+        """Adds what was written of a window of `here` frames, and moves on to where the next one begins."""
+        first = self._no_timestamps + 1
+        times, step = [token >= first for token in tokens], here
+        pairs = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
+        if pairs and not (times[-1] and not times[-2]):  # what follows the last pair is heard again
+            tokens = tokens[: pairs[-1]]
+            step = round((tokens[-1] - first) * PRECISION * second)
+        last = round((track.at + here) / second, 2)
+        for start, end, words in self._segments(tokens, track.at / second):
+            track.segments.append((start, last if end is None else end, words))
+        track.at += step if step > 0 else here
+        if track.at >= track.frames:
+            track.done, track.features = True, None
 
 
 def check_transcription(
