@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import numpy as np
 from parity import unit_gain
@@ -79,3 +80,18 @@ def tokenizer(folder) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\na t\nc at\nĠ a\nh e\nĠ cat\n")
     settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 38}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_compressed(path, sound, rate, codec="aac", options=None):
+    """Stereo sound in what FFmpeg writes by that name."""
+    import av
+
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.stack([sound, sound]), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        resampler = av.AudioResampler(format=stream.format, layout="stereo", rate=rate)
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return path

@@ -1,13 +1,14 @@
-"""From what a user hands over to samples: sound files (soundfile, extra `[audio]`), arrays that state their rate ->
-float32 in one channel at the rate a model wants (soxr).
+"""From what a user hands over to samples: sound files (soundfile, extra `[audio]`), the sound of M4A, AAC and of clips
+(PyAV, extra `[video]`), arrays that state their rate -> float32 in one channel at the rate a model wants (soxr).
 
 Channels are averaged. Integers become -1 to 1, floats are taken as they are. A file that ends before what its header
-announced is refused where the format tells: WAV, AIFF, AU, FLAC, Ogg.
+announced is refused where the format tells: WAV, W64, AIFF, AU, FLAC, Ogg, MP4.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from ..errors import AudioError
 from ..outputs import is_torch
 from .loading import open_regular
+from .video import OPEN, SLACK
 
 __all__ = ["is_sound_and_rate", "load_audio"]
 
@@ -27,17 +29,18 @@ BLOCK = 1 << 18  # samples a channel read at once
 STREAMED = (0, 0xFFFFFFFF)  # the sizes a file has whose writer could not go back
 UNKNOWN = 1 << 62  # samples of a FLAC that does not say
 MOST_CHUNKS = 1000  # of a WAV or AIFF before its samples
+TS_PACKET = 188  # bytes of a packet of an MPEG transport stream
 
 
 def load_audio(source: Any, sampling_rate: int, given_rate: int | None = None) -> np.ndarray:
     """Samples of a sound, float32 [n] in one channel, `sampling_rate` a second.
 
-    `source`: a path or bytes of a sound file (WAV, FLAC, Ogg, MP3, AIFF, ...); (array, rate); {"array": array,
-    "sampling_rate": rate}; or an array or torch tensor whose rate is `given_rate`. Arrays are [n], or [channels, n] or
-    [n, channels] where one side is longer.
+    `source`: a path or bytes of a sound file (WAV, FLAC, Ogg, MP3, M4A, ...) or of a clip; (array, rate); {"array":
+    array, "sampling_rate": rate}; or an array or torch tensor whose rate is `given_rate`. Arrays are [n], or [channels,
+    n] or [n, channels] where one side is longer.
 
     Raises AudioError (a ValueError) that names the file when it cannot be read, ends early, announces an absurd length
-    or holds no sound; ValueError for an array without a rate; ImportError where soundfile or soxr is missing.
+    or holds no sound; ValueError for an array without a rate; ImportError where soundfile, soxr or PyAV is missing.
     """
     sampling_rate = _rate(sampling_rate)
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
@@ -118,25 +121,80 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> np.ndarr
 
 
 def _from_file(source: Any, wanted: int) -> np.ndarray:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError("to read sound files install soundfile: pip install 'beyondvl[audio]'") from error
     path = isinstance(source, str | os.PathLike)
     name = os.fspath(source) if path else "sound bytes"
     try:
         with open_regular(source, "sound") if path else io.BytesIO(source) as file:
-            _check_complete(file)
-            # a file goes by its number: soundfile would read more into the name it was opened by
-            with soundfile.SoundFile(file.fileno() if path else file, closefd=False) as sound:
-                _check_header(sound)
-                return _resampled(_blocks(sound), sound.samplerate, wanted)
+            clip = _is_container(file.read(TS_PACKET + 1))
+            file.seek(0)
+            return _from_container(file, wanted) if clip else _from_sound(file, wanted, path)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{name}: {str(error.error_string).rstrip('.')}") from error
     except (ValueError, TypeError, BufferError, OSError, OverflowError, RuntimeError) as error:
         raise AudioError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _from_sound(file: Any, wanted: int, path: bool) -> np.ndarray:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError("to read sound files install soundfile: pip install 'beyondvl[audio]'") from error
+    _check_complete(file)
+    try:
+        # a file goes by its number: soundfile would read more into the name it was opened by
+        with soundfile.SoundFile(file.fileno() if path else file, closefd=False) as sound:
+            _check_header(sound.samplerate, sound.channels, sound.frames)
+            return _resampled(_blocks(sound), sound.samplerate, wanted)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(str(error.error_string).rstrip(".")) from error
+
+
+def _is_container(head: bytes) -> bool:
+    """Whether a file is one that libsndfile does not read: MP4, Matroska, AAC, ASF, FLV, AVI, AMR, MPEG."""
+    known = (b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11", b"FLV\x01", b"#!AMR", b"\x00\x00\x01\xba")
+    stream = head[:1] == b"G" and head[TS_PACKET:] == b"G"
+    adts = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+    return head[4:8] == b"ftyp" or head.startswith(known) or stream or adts or head[:4] + head[8:12] == b"RIFFAVI "
+
+
+def _from_container(file: Any, wanted: int) -> np.ndarray:
+    """The first sound of a file that FFmpeg reads."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("to read M4A, AAC and clips install PyAV: pip install 'beyondvl[video]'") from error
+    allowed = OPEN | {"format_whitelist": OPEN["format_whitelist"] + ",aac,amr"}
+    try:
+        with av.open(file, options=allowed, metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise AudioError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
+            stream = container.streams.audio[0]
+            length = float(stream.duration * stream.time_base) if stream.duration is not None else 0.0
+            _check_header(stream.rate, stream.channels, round(length * stream.rate))
+            return _resampled(_decoded(container, stream, length), stream.rate, wanted)
+    except av.FFmpegError as error:
+        raise AudioError(error.strerror) from error
+
+
+def _decoded(container: Any, stream: Any, length: float) -> Iterator[np.ndarray]:
+    """Blocks of its samples in one channel; `length`: seconds announced, or 0."""
+    from av import AudioResampler
+
+    planes, rate, total = AudioResampler(format="fltp", rate=stream.rate), stream.rate, 0
+    frames = itertools.chain(container.decode(stream), [None])  # None: what the resampler holds
+    for block in (block for frame in frames for block in planes.resample(frame)):
+        array = block.to_ndarray()  # [channels, n]
+        total += array.shape[1]
+        if total > MOST_SECONDS * rate:
+            raise AudioError(f"longer than {MOST_SECONDS} s")
+        if not np.isfinite(array).all():
+            raise AudioError("samples that are not finite")
+        yield array.mean(0, dtype=np.float32)
+    if not total:
+        raise AudioError("holds no samples")
+    exact = "mov" in container.format.name  # elsewhere the length is guessed from the size
+    if exact and total < (length - SLACK) * rate:
+        raise AudioError(f"ends after {total / rate:.2f} s, expected {length:.2f} from its header: truncated")
 
 
 def _check_complete(file: Any) -> None:
@@ -151,6 +209,9 @@ def _check_complete(file: Any) -> None:
     elif head[:4] == b".snd":
         begin, length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:], "big")
         end = 0 if length in STREAMED else begin + length
+    elif head[:8] == b"riff.\x91\xcf\x11":  # W64
+        file.seek(16)
+        end = int.from_bytes(file.read(8), "little")
     else:
         end = 0
     if end > size:
@@ -183,12 +244,12 @@ def _end_of_samples(file: Any, size: int, order: str) -> int:
     return 0
 
 
-def _check_header(sound: Any) -> None:
-    if not RATES[0] <= sound.samplerate <= RATES[1] or not 1 <= sound.channels <= MOST_CHANNELS:
-        raise AudioError(f"{sound.channels} channels of {sound.samplerate} samples a second, expected 1 to "
-                         f"{MOST_CHANNELS} of {RATES[0]} to {RATES[1]}")  # fmt: skip
-    if MOST_SECONDS * sound.samplerate < sound.frames < UNKNOWN:
-        raise AudioError(f"a length of {sound.frames / sound.samplerate:.0f} s, expected at most {MOST_SECONDS}")
+def _check_header(rate: int, channels: int, samples: int) -> None:
+    if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MOST_CHANNELS:
+        raise AudioError(f"{channels} channels of {rate} samples a second, expected 1 to {MOST_CHANNELS} of {RATES[0]} "
+                         f"to {RATES[1]}")  # fmt: skip
+    if MOST_SECONDS * rate < samples < UNKNOWN:
+        raise AudioError(f"a length of {samples / rate:.0f} s, expected at most {MOST_SECONDS}")
 
 
 def _blocks(sound: Any) -> Iterator[np.ndarray]:
