@@ -284,7 +284,8 @@ class _Reader:
         if self.current is None:
             raise ValueError(f"ends before its first frame, expected one at {time:.2f} s")
         stays = float((getattr(self.current, "duration", None) or 0) * self.stream.time_base)
-        last = not self.decoded and not self.packets and all(place <= self.current.pts for place in self.places)
+        more = self.decoded or any(packet.size for packet in self.packets)
+        last = not more and all(place <= self.current.pts for place in self.places)
         if last and time > self.current.time + max(stays, 1 / self.rate) + SLACK:
             raise ValueError(f"ends after {self.current.time:.2f} s, expected a frame at {time:.2f} s")
 
@@ -326,7 +327,8 @@ class _Reader:
             if packet is None:
                 break
             self.packets.append(packet)
-            if packet.is_keyframe and packet.size and packet.pts <= ticks and len(self.packets) > FEW_PACKETS:
+            stands_alone = packet.size and not self.plain and packet.is_keyframe and packet.pts <= ticks
+            if stands_alone and len(self.packets) > FEW_PACKETS:
                 self.stream.codec_context.flush_buffers()
                 self.packets = deque([packet])
                 self.decoded.clear()
