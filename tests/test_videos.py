@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from fractions import Fraction
 
 import clips
 import numpy as np
 import pytest
+import refusals
 from PIL import Image
 
 import beyondvl as bvl
@@ -268,11 +270,16 @@ def test_cut_animations(tmp_path):
 
 
 def test_bad_files(folder, tmp_path):
+    """Each gives one error that names the file, soon and without memory for what the header promises."""
+    start, paths = time.perf_counter(), []
     for name, (data, message) in bad_files(folder).items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(bvl.VideoError, match=message):
-            bvl.load_video(path)
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(data)
+        with pytest.raises(bvl.VideoError, match=message) as found:
+            bvl.load_video(paths[-1])
+        assert str(found.value).startswith(str(paths[-1])), found.value
+    assert time.perf_counter() - start < 5
+    assert refusals.peak_kib("load_video", "VideoError", paths) < 300 * 1024
     with pytest.raises(bvl.VideoError, match=r"nothing.mp4: No such file"):
         bvl.load_video(tmp_path / "nothing.mp4")
     with pytest.raises(bvl.VideoError, match="URLs are not fetched"):
