@@ -169,14 +169,13 @@ def check_precision(isa, made, shape, fused, precision):
     if precision == "bfloat16x3" and isa != "amx":
         pytest.skip(f"{isa} has no {precision}")
     folder, _ = made(shape, fused)
-    given = sounds.inputs(shape, fused, batch=3, tilt=30) if shape == "real" else sounds.inputs(shape, fused, batch=5)
+    # sounds of towers that few columns, or many layers, make alike differ more
+    given = sounds.inputs(shape, fused, batch=3 if shape == "real" else 5, tilt=9 if shape == "small" else 30)
     features, longer = given["input_features"], given["is_longer"]
     exact = bvl.AutoModel.from_pretrained(folder).get_audio_features(features, longer)
     model = bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=2)
     found = model.get_audio_features(features, longer)
     least = {"float32": 0.9999999, "bfloat16": 0.9995, "int8": 0.995, "bfloat16x3": 0.999999}
-    if shape == "odd":  # of twelve columns, one step of 127, or of 256, is much
-        least |= {"bfloat16": 0.999, "int8": 0.99}
     assert worst_cosine(found, exact) >= least[precision]
     alone = [model.get_audio_features(features[i : i + 1], longer[i : i + 1])[0] for i in range(len(features))]
     np.testing.assert_array_equal(np.stack(alone), found)
