@@ -6,9 +6,9 @@ import contextlib
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
@@ -217,56 +217,34 @@ class EncodeMixin:
 
 
 class _Ahead:
-    """What an iterator gives, computed by a thread of its own up to `most` ahead of who takes it."""
+    """What a generator gives, computed by a thread of its own up to `most` ahead of who takes it."""
 
-    def __init__(self, source: Iterator[Any], most: int):
-        self._source, self._most = source, most
-        self._found: deque[Any] = deque()
-        self._change, self._stopped, self._done = Condition(), False, False
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, daemon=True)
+    def __init__(self, source: Generator[Any, None, None], most: int):
+        self._source, self._pool = source, ThreadPoolExecutor(1)
+        self._coming = deque(self._pool.submit(next, source, None) for _ in range(most))
 
     def __enter__(self) -> _Ahead:
-        self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with self._change:
-            self._stopped = True
-            self._change.notify_all()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            for item in self._source:
-                with self._change:
-                    self._found.append(item)
-                    self._change.notify_all()
-                    self._change.wait_for(lambda: self._stopped or len(self._found) < self._most)
-                    if self._stopped:
-                        break
-            self._source.close()
-        except BaseException as error:  # raised again where it is taken
-            self._error = error
-        with self._change:
-            self._done = True
-            self._change.notify_all()
+        self._pool.shutdown(cancel_futures=True)
+        self._source.close()
 
     @property
     def idle(self) -> bool:
-        """Whether the thread has nothing to do, or nowhere to put it."""
-        with self._change:
-            return self._done or len(self._found) >= self._most
+        """Whether the thread has computed all it may."""
+        return self._coming[-1].done()
 
     def take(self, most: int) -> list[Any]:
         """What is there, at least one and at most so many; empty at the end."""
-        with self._change:
-            self._change.wait_for(lambda: self._found or self._done)
-            if not self._found and self._error is not None:
-                raise self._error
-            taken = [self._found.popleft() for _ in range(min(most, len(self._found)))]
-            self._change.notify_all()
-            return taken
+        taken: list[Any] = []
+        while len(taken) < most and (not taken or self._coming[0].done()):
+            item = self._coming.popleft().result()
+            self._coming.append(self._pool.submit(next, self._source, None))
+            if item is None:
+                break
+            taken.append(item)
+        return taken
 
 
 def _read_ahead(items: Iterable[Any]) -> None:

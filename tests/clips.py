@@ -19,9 +19,7 @@ def write(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        if not options:
-            stream.gop_size = gop
+        stream.pix_fmt, stream.gop_size = "yuv420p", gop
         for i in range(count):
             pixels = np.full((size[1], size[0], 3), 2 * i, np.uint8)
             pixels[:8] = 255  # which side is up

@@ -79,7 +79,7 @@ def test_seeking(tmp_path, monkeypatch):
     decoded.clear()
     path = clips.write(tmp_path / "sparse.mp4", count=120, rate=2, gop=1000)
     np.testing.assert_allclose(clips.places(bvl.load_video(path, num_frames=20)), range(0, 120, 6), atol=0.6)
-    assert 20 <= len(decoded) < 400
+    assert 115 <= len(decoded) < 400
     decoded.clear()
     path = clips.write(tmp_path / "steps.mp4", count=120, rate=30, gop=30)
     np.testing.assert_allclose(clips.places(bvl.load_video(path, fps=2)), range(0, 120, 15), atol=0.6)
@@ -87,14 +87,14 @@ def test_seeking(tmp_path, monkeypatch):
 
 
 SKIPPED_FRAMES = {
-    "b.mp4": ("libx264", {"bf": "3", "g": "24"}),
-    "b.ts": ("libx264", {"bf": "3", "g": "24"}),
-    "open.mkv": ("libx264", {"bf": "3", "g": "24", "x264-params": "open-gop=1"}),
-    "refresh.ts": ("libx264", {"g": "24", "x264-params": "intra-refresh=1"}),
-    "hidden.webm": ("libvpx", {"g": "24", "auto-alt-ref": "1", "lag-in-frames": "16"}),
-    "b2.mkv": ("mpeg2video", {"bf": "2", "g": "24"}),
-    "b.mkv": ("mpeg4", {"bf": "2", "g": "24"}),
-    "h265.mp4": ("libx265", {"g": "24"}),
+    "b.mp4": ("libx264", {"bf": "3"}),
+    "b.ts": ("libx264", {"bf": "3"}),
+    "open.mkv": ("libx264", {"bf": "3", "x264-params": "open-gop=1"}),
+    "refresh.ts": ("libx264", {"x264-params": "intra-refresh=1"}),
+    "hidden.webm": ("libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "b2.mkv": ("mpeg2video", {"bf": "2"}),
+    "b.mkv": ("mpeg4", {"bf": "2"}),
+    "h265.mp4": ("libx265", {}),
 }
 
 
@@ -105,7 +105,7 @@ def test_what_is_not_decoded_changes_nothing(tmp_path, monkeypatch, name, lost):
     codec, options = SKIPPED_FRAMES[name]
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
-    path = clips.write(tmp_path / name, codec=codec, options=options)
+    path = clips.write(tmp_path / name, codec=codec, gop=24, options=options)
     with av.open(str(path)) as container:
         every = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     if lost:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import AudioError
 from ..outputs import is_torch
 from .loading import open_regular
-from .video import OPEN, SLACK
+from .video import FORMATS, SLACK, open_container
 
 __all__ = ["is_sound_and_rate", "load_audio"]
 
@@ -143,8 +143,10 @@ def _from_sound(file: Any, wanted: int, path: bool) -> np.ndarray:
     try:
         # a file goes by its number: soundfile would read more into the name it was opened by
         with soundfile.SoundFile(file.fileno() if path else file, closefd=False) as sound:
-            _check_header(sound.samplerate, sound.channels, sound.frames)
-            return _resampled(_blocks(sound), sound.samplerate, wanted)
+            rate, samples = sound.samplerate, sound.frames
+            _check_header(rate, sound.channels, samples)
+            least = samples if samples < UNKNOWN else 0
+            return _resampled(_one_channel_each(_blocks(sound), rate, samples, least), rate, wanted)
     except soundfile.LibsndfileError as error:
         raise AudioError(str(error.error_string).rstrip(".")) from error
 
@@ -159,42 +161,25 @@ def _is_container(head: bytes) -> bool:
 
 def _from_container(file: Any, wanted: int) -> np.ndarray:
     """The first sound of a file that FFmpeg reads."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("to read M4A, AAC and clips install PyAV: pip install 'beyondvl[video]'") from error
-    allowed = OPEN | {"format_whitelist": OPEN["format_whitelist"] + ",aac,amr"}
-    try:
-        with av.open(file, options=allowed, metadata_errors="replace") as container:
-            if not container.streams.audio:
-                raise AudioError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
-            stream = container.streams.audio[0]
-            length = float(stream.duration * stream.time_base) if stream.duration is not None else 0.0
-            _check_header(stream.rate, stream.channels, round(length * stream.rate))
-            return _resampled(_decoded(container, stream, length), stream.rate, wanted)
-    except av.FFmpegError as error:
-        raise AudioError(error.strerror) from error
+    with open_container(file, FORMATS + ",aac,amr") as container:
+        if not container.streams.audio:
+            raise AudioError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
+        stream = container.streams.audio[0]
+        rate = stream.rate
+        samples = 0 if stream.duration is None else round(float(stream.duration * stream.time_base) * rate)
+        _check_header(rate, stream.channels, samples)
+        exact = "mov" in container.format.name  # elsewhere the length is guessed from the size
+        least = samples - round(SLACK * rate) if exact else 0
+        return _resampled(_one_channel_each(_decoded(container, stream), rate, samples, least), rate, wanted)
 
 
-def _decoded(container: Any, stream: Any, length: float) -> Iterator[np.ndarray]:
-    """Blocks of its samples in one channel; `length`: seconds announced, or 0."""
+def _decoded(container: Any, stream: Any) -> Iterator[np.ndarray]:
+    """Blocks [channels, n] float32 of a stream."""
     from av import AudioResampler
 
-    planes, rate, total = AudioResampler(format="fltp", rate=stream.rate), stream.rate, 0
-    frames = itertools.chain(container.decode(stream), [None])  # None: what the resampler holds
-    for block in (block for frame in frames for block in planes.resample(frame)):
-        array = block.to_ndarray()  # [channels, n]
-        total += array.shape[1]
-        if total > MOST_SECONDS * rate:
-            raise AudioError(f"longer than {MOST_SECONDS} s")
-        if not np.isfinite(array).all():
-            raise AudioError("samples that are not finite")
-        yield array.mean(0, dtype=np.float32)
-    if not total:
-        raise AudioError("holds no samples")
-    exact = "mov" in container.format.name  # elsewhere the length is guessed from the size
-    if exact and total < (length - SLACK) * rate:
-        raise AudioError(f"ends after {total / rate:.2f} s, expected {length:.2f} from its header: truncated")
+    planes = AudioResampler(format="fltp", rate=stream.rate)
+    for frame in itertools.chain(container.decode(stream), [None]):  # None: what the resampler holds
+        yield from (block.to_ndarray() for block in planes.resample(frame))
 
 
 def _check_complete(file: Any) -> None:
@@ -253,15 +238,26 @@ def _check_header(rate: int, channels: int, samples: int) -> None:
 
 
 def _blocks(sound: Any) -> Iterator[np.ndarray]:
-    total = 0
+    """Blocks [channels, n] float32 of a sound file."""
     while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
-        total += len(block)
-        if total > MOST_SECONDS * sound.samplerate:
+        yield block.T
+
+
+def _one_channel_each(blocks: Iterator[np.ndarray], rate: int, samples: int, least: int) -> Iterator[np.ndarray]:
+    """Blocks [channels, n] as [n]; AudioError where they are more than any sound may be, none, or fewer than `least` of
+    the `samples` that the header announced."""
+    total = 0
+    for block in blocks:
+        total += block.shape[1]
+        if total > MOST_SECONDS * rate:
             raise AudioError(f"longer than {MOST_SECONDS} s")
         if not np.isfinite(block).all():
             raise AudioError("samples that are not finite")
-        yield block[:, 0].copy() if block.shape[1] == 1 else block.mean(1, dtype=np.float32)
+        yield block.mean(0, dtype=np.float32)
     if not total:
         raise AudioError("holds no samples")
-    if total < sound.frames < UNKNOWN:
-        raise AudioError(f"ends after {total} samples, expected {sound.frames} from its header: truncated")
+    if total < least:
+        raise AudioError(
+            f"ends after {total / rate:.2f} s ({total} samples), expected {samples / rate:.2f} s ({samples} samples) "
+            "from its header: truncated"
+        )

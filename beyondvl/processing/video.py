@@ -17,6 +17,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,8 +35,7 @@ MOST_PIXELS = 1 << 31  # of all pictures of an animation, which must be read to 
 TICKS = 100.0  # a second of an animation: GIF's own unit
 SEEK_AFTER = 2.0  # seconds ahead that are decoded rather than jumped over
 # playlists and scripts name other files and hosts: none is opened
-OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf",
-        "protocol_whitelist": "file"}  # fmt: skip
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 SLACK = 1.0  # seconds a file may end before what it announced
 MOST_PACKETS = 4096  # read before they are decoded
 FEW_PACKETS = 4  # that are decoded rather than dropped, which empties the decoder
@@ -188,23 +188,31 @@ def _from_animation(data: bytes, sampling: Sampling) -> Iterator[np.ndarray]:
         raise ValueError(f"not an animation that can be read: {error}") from error
 
 
-def _from_file(source: Any, sampling: Sampling, num_threads: int) -> Iterator[np.ndarray]:
+@contextmanager
+def open_container(source: Any, formats: str = FORMATS) -> Iterator[Any]:
+    """A file that FFmpeg reads, of one of these formats; what goes wrong with it is a ValueError."""
     try:
         import av
     except ImportError as error:
-        raise ImportError("to read video files install PyAV: pip install 'beyondvl[video]'") from error
+        raise ImportError("to read clips, M4A and AAC install PyAV: pip install 'beyondvl[video]'") from error
+    allowed = {"format_whitelist": formats, "protocol_whitelist": "file"}
     try:
-        container = av.open(source, options=OPEN, metadata_errors="replace")
+        container = av.open(source, options=allowed, metadata_errors="replace")
     except av.FFmpegError as error:
-        refused = error.errno == errno.EINVAL  # by OPEN
-        raise ValueError(f"not a format among {OPEN['format_whitelist']}" if refused else error.strerror) from error
+        refused = error.errno == errno.EINVAL  # by the lists
+        raise ValueError(f"not a format among {formats}" if refused else error.strerror) from error
     try:
         with container:
-            if not container.streams.video:
-                raise ValueError("no video stream")
-            yield from _Reader(container, num_threads).frames(sampling)
+            yield container
     except av.FFmpegError as error:
         raise ValueError(error.strerror) from error
+
+
+def _from_file(source: Any, sampling: Sampling, num_threads: int) -> Iterator[np.ndarray]:
+    with open_container(source) as container:
+        if not container.streams.video:
+            raise ValueError("no video stream")
+        yield from _Reader(container, num_threads).frames(sampling)
 
 
 class _Reader:

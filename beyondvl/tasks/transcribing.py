@@ -58,7 +58,10 @@ class Track:
     at: int = 0  # where the next window begins
     spoken: list[int] = field(default_factory=list)  # the language's token, where there are languages
     segments: list[Segment] = field(default_factory=list)
-    done: bool = False
+
+    @property
+    def done(self) -> bool:
+        return 0 < self.frames <= self.at
 
 
 class TranscribingModel(TaskModel):
@@ -393,8 +396,8 @@ class TranscribingModel(TaskModel):
         for start, end, words in self._segments(tokens, track.at / second):
             track.segments.append((start, last if end is None else end, words))
         track.at += step if step > 0 else here
-        if track.at >= track.frames:
-            track.done, track.features = True, None
+        if track.done:
+            track.features = None
 
 
 def check_transcription(
