@@ -93,75 +93,87 @@ BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, const float *a
 #undef CASE
 }
 
-/* int32 sums of one tile -> floats, in place; a: the operand rows with their heads. */
-static void dequantize(float *t, int mr, const float *a, int64_t lda, const uint8_t *panel, int64_t K) {
-    const float *scales = (const float *)(const void *)(panel + panel_bytes(BVL_INT8, K)) - V_NR;
-    const vf s0 = v_load(scales), s1 = v_load(scales + V_WIDTH);
-    for (int i = 0; i < mr; i++, a += lda, t += V_NR) {
-        const bvl_int8_head *head = (const bvl_int8_head *)(const void *)a;
-        const vf r = v_set1(head->scale);
-        const int32_t offset = (int32_t)(128u * (uint32_t)head->sum); /* rows that are not finite may wrap */
-        vf x0 = v_from_int(v_sub_int(v_load(t), offset)) * r;
-        vf x1 = v_from_int(v_sub_int(v_load(t + V_WIDTH), offset)) * r;
-        for (int o = 0; o < head->outliers; o++) {
-            const int64_t k = head->index[o];
-            const uint8_t *w = panel + k / INT8_STEP * 2 * w_bytes(BVL_INT8);
-            const vf v = v_set1(head->value[o]);
-            x0 = v_fma(v, w_column(w, (int)(k % INT8_STEP)), x0);
-            x1 = v_fma(v, w_column(w + w_bytes(BVL_INT8), (int)(k % INT8_STEP)), x1);
-        }
-        v_store(t, x0 * s0);
-        v_store(t + V_WIDTH, x1 * s1);
+/* A tile's sums on their way into C. */
+typedef struct {
+    const float *t; /* [mr, V_NR] */
+    int mr;
+    int64_t n0, width;    /* its columns */
+    const float *a;       /* int8: its operand rows, lda apart, with their heads */
+    const uint8_t *panel; /* int8: its weights, */
+    const float *scales;  /* and the scales of their columns [V_NR] */
+    int64_t lda;
+} sums;
+
+/* Row i's sums as floats: in int8 they are int32. */
+BVL_INLINE void load_row(const bvl_precision p, vf x[2], const sums *s, int i, const vf scales[2]) {
+    x[0] = v_load(s->t + i * V_NR);
+    x[1] = v_load(s->t + i * V_NR + V_WIDTH);
+    if (p != BVL_INT8) return;
+    const bvl_int8_head *head = (const bvl_int8_head *)(const void *)(s->a + i * s->lda);
+    const vf r = v_set1(head->scale);
+    const int32_t offset = (int32_t)(128u * (uint32_t)head->sum); /* rows that are not finite may wrap */
+    for (int j = 0; j < 2; j++) x[j] = v_from_int(v_sub_int(x[j], offset)) * r;
+    for (int o = 0; o < head->outliers; o++) {
+        const int64_t k = head->index[o];
+        const uint8_t *w = s->panel + k / INT8_STEP * 2 * w_bytes(BVL_INT8);
+        const vf v = v_set1(head->value[o]);
+        for (int j = 0; j < 2; j++)
+            x[j] = v_fma(v, w_column(w + j * w_bytes(BVL_INT8), (int)(k % INT8_STEP)), x[j]);
     }
+    for (int j = 0; j < 2; j++) x[j] = x[j] * scales[j];
 }
 
-/* One tile of `width` columns from n0 on through the epilogue; all but the pointers and sizes are constants
- * at each call that is to be fast. */
-BVL_INLINE void finish_rows(const bvl_activation act, const bool whole, const bool bf16, float *c,
-                            int64_t ldc, const float *t, int mr, int64_t n0, int64_t width,
-                            const bvl_epilogue *e) {
-    const float *bias = e->bias ? e->bias + n0 : NULL, *residual = e->residual ? e->residual + n0 : NULL;
-    vf b[2] = {v_set1(0.0f), v_set1(0.0f)};
-    if (whole) width = V_NR;
-    for (int j = 0; j < 2 && bias; j++)
-        if (j * V_WIDTH < width) b[j] = v_load_first(bias + j * V_WIDTH, width - j * V_WIDTH);
-    for (int i = 0; i < mr; i++, t += V_NR, c += ldc) {
+/* A tile through the epilogue into rows of C; all but the pointers and sizes are constants at each call that
+ * is to be fast. */
+BVL_INLINE void finish_rows(const bvl_precision p, const bvl_activation act, const bool whole,
+                            const bool bf16, float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) {
+    const bool rough = p == BVL_BFLOAT16 || p == BVL_INT8;
+    const float *bias = e->bias ? e->bias + s->n0 : NULL,
+                *residual = e->residual ? e->residual + s->n0 : NULL;
+    const int64_t width = whole ? V_NR : s->width;
+    vf b[2] = {v_set1(0.0f), v_set1(0.0f)}, scales[2], x[2];
+    for (int j = 0; j < 2; j++) {
+        if (bias && j * V_WIDTH < width) b[j] = v_load_first(bias + j * V_WIDTH, width - j * V_WIDTH);
+        if (p == BVL_INT8) scales[j] = v_load(s->scales + j * V_WIDTH);
+    }
+    for (int i = 0; i < s->mr; i++, c += ldc) {
+        load_row(p, x, s, i, scales);
 #pragma GCC unroll 2
-        for (int j = 0; j < V_NR; j += V_WIDTH) {
-            if (j >= width) continue;
-            vf x = v_activate(act, v_load(t + j) + b[j / V_WIDTH]);
-            if (residual) x = x + v_load_first(residual + i * e->ldr + j, width - j);
+        for (int j = 0; j < 2; j++) {
+            const int64_t n = j * V_WIDTH, left = width - n;
+            if (left <= 0) continue;
+            vf y = v_activate(act, rough, x[j] + b[j]);
+            if (residual) y = y + v_load_first(residual + i * e->ldr + n, left);
             if (bf16)
-                v_store_bf16((uint16_t *)(void *)c + n0 + j, x, width - j);
+                v_store_bf16((uint16_t *)(void *)c + s->n0 + n, y, left);
             else
-                v_store_first(c + n0 + j, x, width - j);
+                v_store_first(c + s->n0 + n, y, left);
         }
     }
 }
 
-/* Writes columns [n0, n0 + width) of one tile through the epilogue. */
-static void finish_tile(float *c, int64_t ldc, const float *t, int mr, int64_t n0, int64_t width,
-                        const bvl_epilogue *e) {
-#define ROWS(act, whole, bf16) finish_rows(act, whole, bf16, c, ldc, t, mr, n0, width, e)
-#define WHOLE(act) ROWS(act, true, false)
-#define WHOLE_BF16(act) ROWS(act, true, true)
-#define PART(act) ROWS(act, false, e->bf16)
-    if (width < V_NR) {
+BVL_INLINE void finish_tile(const bvl_precision p, float *c, int64_t ldc, const sums *s,
+                            const bvl_epilogue *e) {
+#define WHOLE(act) finish_rows(p, act, true, false, c, ldc, s, e)
+#define WHOLE_BF16(act) finish_rows(p, act, true, true, c, ldc, s, e)
+#define PART(act) finish_rows(p, act, false, e->bf16, c, ldc, s, e)
+    if (s->width < V_NR) {
         BVL_FOR_ACTIVATION(e->act, PART)
-    } else if (e->bf16) {
+    } else if (BF16_STEP == 2 && e->bf16) {
         BVL_FOR_ACTIVATION(e->act, WHOLE_BF16)
     } else {
         BVL_FOR_ACTIVATION(e->act, WHOLE)
     }
-#undef ROWS
 #undef WHOLE
 #undef WHOLE_BF16
 #undef PART
 }
 
-BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const float *a, int64_t lda,
-                         const float *packed, int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,
-                         const bvl_epilogue *epilogue) {
+/* finish: finish_tile of this precision, a function of its own so that the loops over tiles stay small. */
+BVL_INLINE void multiply(const bvl_precision p,
+                         void (*const finish)(float *, int64_t, const sums *, const bvl_epilogue *), float *c,
+                         int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M, int64_t N,
+                         int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
     float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
     const int rows = TILE_ROWS(p);
     int configured = 0;
@@ -173,15 +185,17 @@ BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const flo
         const int64_t tiles = (end - begin + rows - 1) / rows;
         for (int64_t panel = p0; panel < p1; panel++) {
             const uint8_t *w = (const uint8_t *)packed + panel * bytes;
-            const int64_t n0 = panel * V_NR, width = BVL_MIN(V_NR, N - n0);
+            sums s = {.t = t, .n0 = panel * V_NR, .panel = w, .lda = lda};
+            s.width = BVL_MIN(V_NR, N - s.n0);
+            s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
-                const int mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
-                run_tile(p, mr, t, a + m0 * lda + skip, lda, w, words, &configured);
-                if (p == BVL_INT8) dequantize(t, mr, a + m0 * lda, lda, w, K);
+                s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
+                s.a = a + m0 * lda;
+                run_tile(p, s.mr, t, s.a + skip, lda, w, words, &configured);
                 bvl_epilogue e = *epilogue;
                 if (e.residual) e.residual += m0 * e.ldr;
-                finish_tile(c + m0 * ldc, ldc, t, mr, n0, width, &e);
+                finish(c + m0 * ldc, ldc, &s, &e);
             }
         }
     }
@@ -198,10 +212,13 @@ BVL_INLINE void multiply(const bvl_precision p, float *c, int64_t ldc, const flo
     static int64_t operand_##name(int64_t K) {                                                            \
         return P == BVL_BFLOAT16X3 ? 2 * k_words(P, K) : k_words(P, K) + (P == BVL_INT8 ? INT8_HEAD : 0); \
     }                                                                                                     \
+    static void finish_##name(float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) {              \
+        finish_tile(P, c, ldc, s, e);                                                                     \
+    }                                                                                                     \
     static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed,      \
                             int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                      \
                             const bvl_epilogue *epilogue) {                                               \
-        multiply(P, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                                   \
+        multiply(P, finish_##name, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                    \
     }
 PRECISION(BVL_FLOAT32, float32)
 PRECISION(BVL_BFLOAT16, bfloat16)

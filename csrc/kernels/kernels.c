@@ -53,15 +53,14 @@ static void rms_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const f
     }
 }
 
-/* x * s + bias for one vector of a row that has n elements left; lowest behind them. */
-BVL_INLINE vf score(const float *x, const float *bias, vf s, int64_t n) {
-    vf v = v_load_first(x, n) * s;
-    if (bias) v = v + v_load_first(bias, n);
-    return v_first(v, n, v_set1(-INFINITY));
+/* x * s + bias - most for one vector of a row that has n elements left; lowest behind them. */
+BVL_INLINE vf score(const float *x, const float *bias, float s, float most, int64_t n) {
+    const vf offset = (bias ? v_load_first(bias, n) : v_set1(0.0f)) - v_set1(most);
+    return v_first(v_fma(v_load_first(x, n), v_set1(s), offset), n, v_set1(-INFINITY));
 }
 
 /* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
-BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, bool bf16) {
+BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, const bool bf16) {
     if (bf16)
         v_store_bf16((uint16_t *)(void *)y + j, x, V_WIDTH);
     else
@@ -69,20 +68,20 @@ BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, bool bf16) {
 }
 
 /* A row of `count` vectors, a constant, which stay in registers; false where all scores are lowest. */
-BVL_INLINE bool softmax_short(const int count, float *y, const float *x, int64_t n, float scale,
-                              const float *bias, bool bf16) {
+BVL_INLINE bool softmax_short(const bool bf16, const int count, float *y, const float *x, int64_t n,
+                              float scale, const float *bias) {
     vf v[SHORT_ROW], sum = v_set1(0.0f), top;
 #pragma GCC unroll 8
     for (int c = 0; c < count; c++) {
         const int64_t j = c * V_WIDTH;
-        v[c] = score(x + j, bias ? bias + j : NULL, v_set1(scale), c + 1 < count ? V_WIDTH : n - j);
+        v[c] = score(x + j, bias ? bias + j : NULL, scale, 0, c + 1 < count ? V_WIDTH : n - j);
         top = c ? v_max(top, v[c]) : v[c];
     }
     const float most = v_hmax(top);
     if (most == -INFINITY) return false;
 #pragma GCC unroll 8
     for (int c = 0; c < count; c++) {
-        v[c] = v_exp(v[c] - v_set1(most));
+        v[c] = v_exp_below(bf16, v[c] - v_set1(most));
         sum = sum + v[c];
     }
     const vf inv = v_set1(1.0f / v_sum(sum));
@@ -92,27 +91,51 @@ BVL_INLINE bool softmax_short(const int count, float *y, const float *x, int64_t
     return true;
 }
 
-static bool softmax_long(float *y, float *x, int64_t n, float scale, const float *bias, bool bf16) {
-    vf top = v_set1(-INFINITY), sum = v_set1(0.0f);
-    for (int64_t j = 0; j < n; j += V_WIDTH) {
-        const vf v = score(x + j, bias ? bias + j : NULL, v_set1(scale), n - j);
+/* The largest score of a row, in four chains. */
+BVL_INLINE float largest_score(const float *x, int64_t n, float scale, const float *bias) {
+    const vf lowest = v_set1(-INFINITY);
+    vf top[4] = {lowest, lowest, lowest, lowest};
+    int64_t j = 0;
+    for (; j + 4 * V_WIDTH <= n; j += 4 * V_WIDTH)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const int64_t at = j + i * V_WIDTH;
+            top[i] = v_max(top[i], score(x + at, bias ? bias + at : NULL, scale, 0, V_WIDTH));
+        }
+    for (; j < n; j += V_WIDTH) top[0] = v_max(top[0], score(x + j, bias ? bias + j : NULL, scale, 0, n - j));
+    return v_hmax(v_max(v_max(top[0], top[1]), v_max(top[2], top[3])));
+}
+
+/* x = exp(score - most); returns 1 / the sum of those. */
+BVL_INLINE vf exponentials(const bool bf16, float *x, int64_t n, float scale, const float *bias, float most) {
+    vf sum[2] = {v_set1(0.0f), v_set1(0.0f)};
+    int64_t j = 0;
+    for (; j + 2 * V_WIDTH <= n; j += 2 * V_WIDTH)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const int64_t at = j + i * V_WIDTH;
+            const vf v = v_exp_below(bf16, score(x + at, bias ? bias + at : NULL, scale, most, V_WIDTH));
+            v_store(x + at, v);
+            sum[i] = sum[i] + v;
+        }
+    for (; j < n; j += V_WIDTH) {
+        const vf v = v_exp_below(bf16, score(x + j, bias ? bias + j : NULL, scale, most, n - j));
         v_store_first(x + j, v, n - j);
-        top = v_max(top, v);
+        sum[0] = sum[0] + v;
     }
-    const float most = v_hmax(top);
+    return v_set1(1.0f / v_sum(sum[0] + sum[1]));
+}
+
+static bool softmax_long(const bool bf16, float *y, float *x, int64_t n, float scale, const float *bias) {
+    const float most = largest_score(x, n, scale, bias);
     if (most == -INFINITY) return false;
-    for (int64_t j = 0; j < n; j += V_WIDTH) {
-        const vf v = v_exp(v_first(v_load_first(x + j, n - j) - v_set1(most), n - j, v_set1(-INFINITY)));
-        v_store_first(x + j, v, n - j);
-        sum = sum + v;
-    }
-    const vf inv = v_set1(1.0f / v_sum(sum));
+    const vf inv = exponentials(bf16, x, n, scale, bias, most);
     for (int64_t j = 0; j < n; j += V_WIDTH) store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
     return true;
 }
 
-static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
-                    const float *bias, int64_t ldb, bool bf16) {
+BVL_INLINE void softmax_rows(const bool bf16, float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows,
+                             int64_t n, float scale, const float *bias, int64_t ldb) {
     const vf zero = v_set1(0.0f);
 #define ROWS(RUN)                                                                                 \
     for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {                                      \
@@ -122,7 +145,7 @@ static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, 
         if (bias) bias += ldb;                                                                    \
     }
 #define CASE(count) \
-    case count: ROWS(softmax_short(count, y, x, n, scale, bias, bf16)) break;
+    case count: ROWS(softmax_short(bf16, count, y, x, n, scale, bias)) break;
     switch ((n + V_WIDTH - 1) / V_WIDTH) {
         CASE(1)
         CASE(2)
@@ -132,18 +155,26 @@ static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, 
         CASE(6)
         CASE(7)
         CASE(8)
-        default: ROWS(softmax_long(y, x, n, scale, bias, bf16))
+        default: ROWS(softmax_long(bf16, y, x, n, scale, bias))
     }
 #undef CASE
 #undef ROWS
 }
 
+static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
+                    const float *bias, int64_t ldb, bool bf16) {
+    if (BF16_STEP == 2 && bf16)
+        softmax_rows(true, y, ldy, x, ldx, rows, n, scale, bias, ldb);
+    else
+        softmax_rows(false, y, ldy, x, ldx, rows, n, scale, bias, ldb);
+}
+
 static void activate(float *y, const float *x, const float *bias, bvl_activation act, int64_t n) {
-#define LOOP(ACT)                                        \
-    for (int64_t j = 0; j < n; j += V_WIDTH) {           \
-        vf v = v_load_first(x + j, n - j);               \
-        if (bias) v = v + v_load_first(bias + j, n - j); \
-        v_store_first(y + j, v_activate(ACT, v), n - j); \
+#define LOOP(ACT)                                               \
+    for (int64_t j = 0; j < n; j += V_WIDTH) {                  \
+        vf v = v_load_first(x + j, n - j);                      \
+        if (bias) v = v + v_load_first(bias + j, n - j);        \
+        v_store_first(y + j, v_activate(ACT, false, v), n - j); \
     }
     BVL_FOR_ACTIVATION(act, LOOP)
 #undef LOOP
@@ -152,7 +183,8 @@ static void activate(float *y, const float *x, const float *bias, bvl_activation
 static void gate(float *y, const float *x, bvl_activation act, int64_t n) {
 #define LOOP(ACT)                            \
     for (int64_t j = 0; j < n; j += V_WIDTH) \
-        v_store_first(y + j, v_activate(ACT, v_load_first(y + j, n - j)) * v_load_first(x + j, n - j), n - j);
+        v_store_first(                       \
+            y + j, v_activate(ACT, false, v_load_first(y + j, n - j)) * v_load_first(x + j, n - j), n - j);
     BVL_FOR_ACTIVATION(act, LOOP)
 #undef LOOP
 }
@@ -195,7 +227,7 @@ BVL_INLINE void depthwise_pixels(const int pixels, float *y, const float *x, con
     }
 #pragma GCC unroll 6
     for (int p = 0; p < pixels; p++)
-        v_store_first(y + p * s->ld_out, relu6 ? v_activate(BVL_ACT_RELU6, acc[p]) : acc[p], n);
+        v_store_first(y + p * s->ld_out, relu6 ? v_activate(BVL_ACT_RELU6, false, acc[p]) : acc[p], n);
 }
 
 /* Channels [c0, c1) of `pixels` output pixels from (r, q) on. */

@@ -96,6 +96,18 @@ void BVL_NAME(bvl_pack_int8)(float *dst, const float *w, int64_t ld, int64_t N, 
     }
 }
 
+/* y[k][j] = word k of row j of x, rows ld elements apart. */
+BVL_INLINE void transpose(uint32_t *y, const uint16_t *x, int64_t ld, int64_t rows, int64_t words) {
+#if BF16_STEP == 2
+    if (rows == 16 && words == 16 && ld % 2 == 0) {
+        v_transpose(y, V_NR, x, ld / 2);
+        return;
+    }
+#endif
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t k = 0; k < words; k++) memcpy(y + k * V_NR + j, x + j * ld + 2 * k, 4);
+}
+
 void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
                              bool transposed) {
     const int64_t bytes = panel_bytes(BVL_BFLOAT16, K), pairs = (K + 1) / 2;
@@ -114,11 +126,12 @@ void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t 
             }
             continue;
         }
-        /* a pair of k's is one word of the source; a cache line of each row at a time */
+        /* a pair of k's is one word of the source; a cache line of each of 16 rows at a time */
         for (int64_t k0 = 0; k0 < pairs; k0 += 16)
-            for (int64_t j = 0; j < width; j++)
-                for (int64_t k = k0; k < BVL_MIN(k0 + 16, pairs); k++)
-                    memcpy(words + k * V_NR + j, w + (n0 + j) * ld + 2 * k, 4);
+            for (int64_t j0 = 0; j0 < width; j0 += 16) {
+                const int64_t rows = BVL_MIN(16, width - j0), count = BVL_MIN(16, pairs - k0);
+                transpose(words + k0 * V_NR + j0, w + (n0 + j0) * ld + 2 * k0, ld, rows, count);
+            }
     }
 }
 
@@ -150,12 +163,37 @@ BVL_INLINE vf v_abs(vf x) {
     return v_max(x, v_set1(0.0f) - x);
 }
 
-/* How many elements exceed limit in size, and the largest of the others. */
+/* The largest size in a row, in two chains; NaN where an element is not finite. */
+static float largest(const float *x, int64_t K) {
+    const vf zero = v_set1(0.0f);
+    vf top[2] = {zero, zero}, low[2] = {zero, zero};
+    vf check[2] = {zero, zero}; /* 0, or NaN after an element that is not finite */
+    int64_t k = 0;
+    for (; k + 2 * V_WIDTH <= K; k += 2 * V_WIDTH)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const vf v = v_load(x + k + i * V_WIDTH);
+            top[i] = v_max(top[i], v);
+            low[i] = v_min(low[i], v);
+            check[i] = v_fma(v, zero, check[i]);
+        }
+    for (; k < K; k += V_WIDTH) {
+        const vf v = v_load_first(x + k, K - k);
+        top[0] = v_max(top[0], v);
+        low[0] = v_min(low[0], v);
+        check[0] = v_fma(v, zero, check[0]);
+    }
+    if (!(v_sum(check[0] + check[1]) == 0.0f)) return NAN;
+    return v_hmax(v_max(v_max(top[0], top[1]), zero - v_min(low[0], low[1])));
+}
+
+/* How many elements exceed limit in size, and the largest of the others; more than INT8_OUTLIERS are not told
+ * apart, and most rows have so many soon. */
 static int64_t count_above(const float *x, int64_t K, float limit, float *rest) {
     const vf bound = v_set1(limit);
     vf most = v_set1(0.0f);
     int64_t count = 0;
-    for (int64_t k = 0; k < K; k += V_WIDTH) {
+    for (int64_t k = 0; k < K && count <= INT8_OUTLIERS; k += V_WIDTH) {
         const vf size = v_abs(v_load_first(x + k, K - k));
         count += v_count_gt(size, bound);
         most = v_max(most, v_select_lt(bound, size, v_set1(0.0f), size));
@@ -167,16 +205,9 @@ static int64_t count_above(const float *x, int64_t K, float limit, float *rest) 
 /* Fills the head's outliers; returns the bound the digits have to cover. A row with NaN or inf gets a scale
  * of that kind, so that its results are NaN as a float's would be. */
 static float find_outliers(bvl_int8_head *head, const float *x, int64_t K) {
-    float most, rest;
-    vf top = v_set1(0.0f), check = v_set1(0.0f);
-    for (int64_t k = 0; k < K; k += V_WIDTH) {
-        const vf v = v_load_first(x + k, K - k);
-        top = v_max(top, v_abs(v));
-        check = v_fma(v, v_set1(0.0f), check); /* 0, or NaN where v is not finite */
-    }
-    most = v_hmax(top);
+    float most = largest(x, K), rest;
     head->outliers = 0;
-    if (!(v_sum(check) == 0.0f)) return NAN;
+    if (isnan(most)) return most;
     int64_t count = count_above(x, K, most / 2, &rest), taken = 0;
     float limit = most;
     while (count <= INT8_OUTLIERS && rest > 0 && count > taken) {
@@ -194,29 +225,32 @@ static float find_outliers(bvl_int8_head *head, const float *x, int64_t K) {
     return most;
 }
 
+/* The digits of a row, zero for outliers, which are beyond `most` in size; returns their sum. */
+BVL_INLINE int32_t store_row(const bool outliers, bvl_digit *y, const float *x, int64_t K, float most) {
+    const vf inverse = v_set1(most > 0 ? 127.0f / most : 0.0f);
+    vf sum = v_set1(0.0f);
+    for (int64_t k = 0; k < K; k += V_WIDTH) {
+        vf v = v_load_first(x + k, K - k);
+        if (outliers) v = v_select_lt(v_set1(most), v_abs(v), v_set1(0.0f), v);
+        if (K - k >= V_WIDTH) {
+            sum = v_store_digits(y + k, v * inverse, sum);
+        } else {
+            bvl_digit last[V_WIDTH];
+            sum = v_store_digits(last, v * inverse, sum);
+            memcpy(y + k, last, (size_t)(K - k) * sizeof *y);
+        }
+    }
+    return v_sum_int(sum);
+}
+
 void BVL_NAME(bvl_load_int8)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows, int64_t K) {
     const int64_t words = k_words(BVL_INT8, K);
     for (int64_t r = 0; r < rows; r++, dst += ldd, x += ldx) {
         bvl_int8_head *head = (bvl_int8_head *)(void *)dst;
         bvl_digit *y = (bvl_digit *)(void *)(dst + INT8_HEAD);
         const float most = find_outliers(head, x, K);
-        const vf bound = v_set1(most), inverse = v_set1(most > 0 ? 127.0f / most : 0.0f);
-        vf sum = v_set1(0.0f);
-        int64_t k = 0;
-        for (; k < K; k += V_WIDTH) {
-            const vf v = v_load_first(x + k, K - k);
-            const vf kept = v_select_lt(bound, v_abs(v), v_set1(0.0f), v);
-            vf digits = v_round(kept * inverse);
-            if (K - k >= V_WIDTH) {
-                sum = v_store_digits(y + k, digits, sum);
-            } else {
-                bvl_digit last[V_WIDTH];
-                sum = v_store_digits(last, digits, sum);
-                memcpy(y + k, last, (size_t)(K - k) * sizeof *y);
-            }
-        }
-        memset(y + K, 0, (size_t)(words * INT8_STEP - K) * sizeof *y);
         head->scale = most / 127.0f;
-        head->sum = v_sum_int(sum);
+        head->sum = head->outliers ? store_row(true, y, x, K, most) : store_row(false, y, x, K, most);
+        memset(y + K, 0, (size_t)(words * INT8_STEP - K) * sizeof *y);
     }
 }

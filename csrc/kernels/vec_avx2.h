@@ -32,10 +32,15 @@ BVL_INLINE vf v_min(vf a, vf b) {
 BVL_INLINE vf v_round(vf x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* x * 2^n, n whole, the result a normal number */
-BVL_INLINE vf v_scale2(vf x, vf n) {
+/* p * 2^n, n whole, a normal number; 0 where x < low */
+BVL_INLINE vf v_scale2(vf p, vf n, vf x, vf low) {
     const __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), bits));
+    const vf scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), bits));
+    return _mm256_and_ps(scaled, _mm256_cmp_ps(x, low, _CMP_NLT_UQ));
+}
+/* 1 / x; the instruction of 12 bits is too rough, and differs between makers */
+BVL_INLINE vf v_rough_inverse(vf x) {
+    return v_set1(1.0f) / x;
 }
 /* a < b ? x : y */
 BVL_INLINE vf v_select_lt(vf a, vf b, vf x, vf y) {
@@ -95,7 +100,7 @@ BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
     const __m256i shifted = _mm256_srl_epi32(words, _mm_cvtsi32_si128(8 * lane));
     return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(255)));
 }
-/* 8 whole floats -> digits; returns their sum in int32 bits added to `sum` */
+/* 8 floats -> the nearest digits; returns their sum in int32 bits added to `sum` */
 BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
     const __m256i n = _mm256_cvtps_epi32(x);
     const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));

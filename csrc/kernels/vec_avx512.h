@@ -26,9 +26,13 @@ BVL_INLINE vf v_min(vf a, vf b) {
 BVL_INLINE vf v_round(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* x * 2^n, n whole */
-BVL_INLINE vf v_scale2(vf x, vf n) {
-    return _mm512_scalef_ps(x, n);
+/* p * 2^n, n whole; 0 where x < low */
+BVL_INLINE vf v_scale2(vf p, vf n, vf x, vf low) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), p, n);
+}
+/* 1 / x, relative error below 7e-5 */
+BVL_INLINE vf v_rough_inverse(vf x) {
+    return _mm512_rcp14_ps(x);
 }
 /* a < b ? x : y */
 BVL_INLINE vf v_select_lt(vf a, vf b, vf x, vf y) {
@@ -63,6 +67,36 @@ BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
     const __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
     _mm256_mask_storeu_epi16(p, (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), bits);
 }
+/* y[k][0..15] = word k of the rows x, 16 words of each of 16 rows, which are ldx and ldy words apart */
+BVL_INLINE void v_transpose(uint32_t *y, int64_t ldy, const void *x, int64_t ldx) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512((const uint32_t *)x + i * ldx);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) { /* pairs of rows in each 128 bits */
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) { /* four rows */
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* eight: words i and i + 8, then i + 4 and i + 12 */
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(y + i * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(y + (i + 8) * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    }
+}
 #endif
 /* 16 x 2 bytes -> 16 x 2 int16 */
 BVL_INLINE vf v_load_u8_pairs(const uint8_t *p) {
@@ -94,7 +128,7 @@ BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
     const __m512i shifted = _mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * lane));
     return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)));
 }
-/* 16 whole floats -> digits; returns their sum in int32 bits added to `sum` */
+/* 16 floats -> the nearest digits; returns their sum in int32 bits added to `sum` */
 BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
     const __m512i n = _mm512_cvtps_epi32(x);
 #if defined(__AVX512VNNI__)

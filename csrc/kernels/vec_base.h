@@ -35,13 +35,18 @@ BVL_INLINE vf v_round(vf x) {
     const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves no fraction bits */
     return (x + magic) - magic;
 }
-/* x * 2^n, n whole, the result a normal number */
-BVL_INLINE vf v_scale2(vf x, vf n) {
-    return (vf)((vi)x + ((vi){(int)n[0], (int)n[1], (int)n[2], (int)n[3]} << 23));
-}
 /* a < b ? x : y */
 BVL_INLINE vf v_select_lt(vf a, vf b, vf x, vf y) {
     return v_blend(a < b, x, y);
+}
+/* p * 2^n, n whole, a normal number; 0 where x < low */
+BVL_INLINE vf v_scale2(vf p, vf n, vf x, vf low) {
+    const vf power = v_max(v_set1(-127.0f), n);
+    const vi bits = {(int)power[0], (int)power[1], (int)power[2], (int)power[3]};
+    return v_blend(x < low, v_set1(0.0f), (vf)((vi)p + (bits << 23)));
+}
+BVL_INLINE vf v_rough_inverse(vf x) {
+    return v_set1(1.0f) / x;
 }
 BVL_INLINE vf v_load_tail(const float *p, int n) {
     vf x = v_set1(0.0f);
@@ -86,11 +91,12 @@ BVL_INLINE vf v_sub_int(vf bits, int32_t s) {
 BVL_INLINE vf v_u8_lane(const uint8_t *p, int lane) {
     return (vf){(float)p[lane], (float)p[2 + lane], (float)p[4 + lane], (float)p[6 + lane]};
 }
-/* 4 whole floats -> digits; returns their sum in int32 bits added to `sum` */
+/* 4 floats -> the nearest digits; returns their sum in int32 bits added to `sum` */
 BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
     int16_t n[4];
+    const vf nearest = v_round(x);
     vi whole;
-    for (int i = 0; i < 4; i++) whole[i] = n[i] = (int16_t)x[i];
+    for (int i = 0; i < 4; i++) whole[i] = n[i] = (int16_t)nearest[i];
     memcpy(p, n, sizeof n);
     return (vf)((vi)sum + whole);
 }
