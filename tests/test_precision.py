@@ -218,6 +218,25 @@ def test_rows_threads_and_batches(isa, made, name, precision, tmp_path):
                 np.testing.assert_array_equal(alone[modality][0], whole[modality][i])
 
 
+@pytest.mark.parametrize("precision", LEAST)
+def test_pictures_of_many_rows(isa, precision, tmp_path):
+    """1,090 rows: few workers go through their share of them strip by strip, ten share the columns of each product."""
+    skip_unless_there(precision)
+    vision = tower(32, 2, 72, 2, image_size=66, patch_size=2)
+    folder = models.write(tmp_path / "model", clip(tower(32, 2, 64, 1), vision))
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 66, 66)).astype(np.float32)
+    run = {
+        t: bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=t).get_image_features
+        for t in (1, 2, 3, 10)
+    }
+    whole = run[1](pixels)
+    assert (whole[0] != whole[1]).any()
+    for features in run.values():
+        np.testing.assert_array_equal(features(pixels[:1])[0], whole[0])
+    exact = bvl.AutoModel.from_pretrained(folder).get_image_features(pixels)
+    assert ((exact * whole).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(whole, axis=1)).min() > 0.999
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize("heads", ODD_HEADS)
 def test_odd_heads(isa, heads, precision, tmp_path):

@@ -29,10 +29,15 @@
     (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
                    */
 
+enum {
+    FETCH_ROWS = 4
+}; /* of a tile, from which on the next panel is fetched meanwhile; fewer wait for memory */
+
 /* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
- * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. */
+ * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. Meanwhile `next`,
+ * a share of the panel after this one, is fetched, `step` bytes a word. */
 BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float *a, int64_t lda,
-                     const uint8_t *panel, int64_t words) {
+                     const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step) {
     vf c0[V_MR], c1[V_MR];
     const float *rows[(V_MR + 2) / 3];
 #pragma GCC unroll 16
@@ -42,6 +47,11 @@ BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float 
     for (int64_t k = 0; k < words; k++) {
         const vf w0 = load_w(p, panel), w1 = load_w(p, panel + w_bytes(p));
         panel += 2 * w_bytes(p);
+        if (mr >= FETCH_ROWS) {
+            __builtin_prefetch(next, 0, 2);
+            if (2 * w_bytes(p) > 64) __builtin_prefetch(next + 64, 0, 2);
+            next += step;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i++) {
             const vf x = v_set1(rows[i / 3][(i % 3) * lda]);
@@ -60,7 +70,8 @@ BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float 
 
 /* `configured`: rows that AMX's tiles are set to, 0 at first. */
 BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, const float *a, int64_t lda,
-                         const uint8_t *panel, int64_t words, BVL_UNUSED int *configured) {
+                         const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step,
+                         BVL_UNUSED int *configured) {
 #if defined(BVL_LEVEL_AMX)
     if (p != BVL_FLOAT32) {
         if (mr != *configured) amx_configure(*configured = mr);
@@ -69,7 +80,7 @@ BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, const float *a
     }
 #endif
 #define CASE(n) \
-    case n: tile(p, n, t, a, lda, panel, words); break;
+    case n: tile(p, n, t, a, lda, panel, words, next, step); break;
     switch (mr) {
         CASE(1)
         CASE(2)
@@ -186,13 +197,15 @@ BVL_INLINE void multiply(const bvl_precision p,
         for (int64_t panel = p0; panel < p1; panel++) {
             const uint8_t *w = (const uint8_t *)packed + panel * bytes;
             sums s = {.t = t, .n0 = panel * V_NR, .panel = w, .lda = lda};
+            const int64_t share = bytes / tiles;
             s.width = BVL_MIN(V_NR, N - s.n0);
             s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
                 s.a = a + m0 * lda;
-                run_tile(p, s.mr, t, s.a + skip, lda, w, words, &configured);
+                run_tile(p, s.mr, t, s.a + skip, lda, w, words, w + bytes + i * share, share / words,
+                         &configured);
                 bvl_epilogue e = *epilogue;
                 if (e.residual) e.residual += m0 * e.ldr;
                 finish(c + m0 * ldc, ldc, &s, &e);

@@ -236,34 +236,93 @@ static void part_ways(const bvl_layer *s, const bvl_run *run, const place *all, 
     }
 }
 
+/* Part of a block that works row by row, over the rows `at`, `first` and following of all; the team meets at
+ * its end. */
+typedef void (*row_part)(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
+                         int64_t first);
+
+/* A part by the team; or, where that gives each worker rows enough to read all weights for, by each worker
+ * alone over its share, a strip at a time that stays in its cache. */
+static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, row_part part) {
+    const int64_t height = run->kernels->mr, strip = run->kernels->strip_rows;
+    const int64_t tiles = (all->rows + height - 1) / height;
+    int64_t narrow, wide, operand, begin, end;
+    if (all->rows < run->team.nt * strip * 2 / 3) {
+        part(s, run, all, all, 0);
+        return;
+    }
+    bvl_run alone = *run;
+    alone.team = (bvl_team){0, 1, NULL};
+    bvl_block_parts(s, &narrow, &wide, &operand);
+    bvl_share(tiles, run->team.tid, run->team.nt, &begin, &end);
+    const int64_t pieces = ((end - begin) * height + strip - 1) / strip;
+    place at = *all;
+    at.wide += begin * height * wide;
+    at.z += begin * height * operand;
+    for (int64_t i = 0; i < pieces; i++) {
+        const int64_t r0 = (begin + (end - begin) * i / pieces) * height;
+        const int64_t r1 = BVL_MIN((begin + (end - begin) * (i + 1) / pieces) * height, all->rows);
+        at.x = all->x + r0 * all->ldx;
+        at.h = all->h + r0 * narrow;
+        at.rows = r1 - r0;
+        part(s, &alone, all, &at, r0);
+    }
+    bvl_barrier(run->team);
+}
+
+/* q k v of rows, where `wide` of all rows keeps them. */
+static void project_rows(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
+                         int64_t first) {
+    const int64_t ldq = bvl_qkv_ld(s);
+    int64_t ld;
+    const float *a = begin_sublayer(s, run, &s->norm1, &s->qkv, at, &ld);
+    bvl_linear_run(&s->qkv, run->kernels, all->wide + first * ldq, ldq, a, ld, at->rows,
+                   (bvl_epilogue){.bf16 = s->bf16}, run->team);
+    bvl_barrier(run->team);
+}
+
+/* What follows attention, whose output is in h. */
+static void attended_rows(const bvl_layer *s, const bvl_run *run, BVL_UNUSED const place *all,
+                          const place *at, BVL_UNUSED int64_t first) {
+    int64_t narrow, wide, operand;
+    bvl_block_parts(s, &narrow, &wide, &operand);
+    end_sublayer(s, run, &s->norm1, &s->out, at, at->h, narrow, s->direct_out);
+}
+
+static void feed_forward_rows(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
+                              int64_t first) {
+    attended_rows(s, run, all, at, first);
+    feed_forward_sublayer(s, run, &s->ffn, at);
+}
+
 /* The block over run->count items of T rows at `at`, whose scratch is the team's. */
 static void block_rows(const bvl_layer *s, const bvl_run *run, int slot, place at, int64_t T) {
-    const int64_t ldq = bvl_qkv_ld(s), ldo = bvl_block_ld(s->inner, s->direct_out), tokens = at.rows;
-    int64_t narrow, wide, operand, ld;
+    const int64_t ldq = bvl_qkv_ld(s), tokens = at.rows;
+    int64_t narrow, wide, operand;
     bvl_block_parts(s, &narrow, &wide, &operand);
     at.wide = at.h + tokens * narrow;
     at.z = at.wide + tokens * wide;
 
-    const float *a = begin_sublayer(s, run, &s->norm1, &s->qkv, &at, &ld);
-    bvl_linear_run(&s->qkv, run->kernels, at.wide, ldq, a, ld, tokens, (bvl_epilogue){.bf16 = s->bf16},
-                   run->team);
-    bvl_barrier(run->team);
+    by_strips(s, run, &at, project_rows);
     turn_rows(s, run, at.wide, ldq, T);
     append_to_cache(s, run, at.wide, ldq, T);
-    self_attention(s, run, slot, at.h, ldo, at.wide, ldq, T);
+    self_attention(s, run, slot, at.h, narrow, at.wide, ldq, T);
     bvl_barrier(run->team);
     if (run->pool) {
         keep_pooled(run, at.x, at.ldx, T, s->D);
         at.rows = bvl_run_rows(run, slot, &at.ldx); /* from here on, one row an item */
     }
-    end_sublayer(s, run, &s->norm1, &s->out, &at, at.h, ldo, s->direct_out);
-
-    const bool queries = s->query_ffn.intermediate && run->inputs->contexts;
+    const bool contexts = run->inputs->contexts, queries = s->query_ffn.intermediate && contexts;
+    if (!queries && (s->layer < 0 || !contexts)) {
+        by_strips(s, run, &at, feed_forward_rows);
+        return;
+    }
+    by_strips(s, run, &at, attended_rows);
     if (queries) {
         part_ways(s, run, &at, run->program->queries, T);
         return;
     }
-    if (s->layer >= 0 && run->inputs->contexts) cross_sublayer(s, run, run->first, run->count, &at);
+    cross_sublayer(s, run, run->first, run->count, &at);
     feed_forward_sublayer(s, run, &s->ffn, &at);
 }
 
