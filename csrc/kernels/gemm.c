@@ -29,9 +29,8 @@
     (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
                    */
 
-enum {
-    FETCH_ROWS = 4
-}; /* of a tile, from which on the next panel is fetched meanwhile; fewer wait for memory */
+/* Rows of a tile from which on the next panel is fetched meanwhile; fewer wait for memory. */
+#define FETCH_ROWS 4
 
 /* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
  * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. Meanwhile `next`,

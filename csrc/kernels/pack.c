@@ -187,15 +187,16 @@ static float largest(const float *x, int64_t K) {
     return v_hmax(v_max(v_max(top[0], top[1]), zero - v_min(low[0], low[1])));
 }
 
-/* How many elements exceed limit in size, and the largest of the others; more than INT8_OUTLIERS are not told
- * apart, and most rows have so many soon. */
+/* How many elements exceed limit in size, and the largest of the others; no further than where there are more
+ * than INT8_OUTLIERS, as most rows have soon. */
 static int64_t count_above(const float *x, int64_t K, float limit, float *rest) {
     const vf bound = v_set1(limit);
     vf most = v_set1(0.0f);
     int64_t count = 0;
-    for (int64_t k = 0; k < K && count <= INT8_OUTLIERS; k += V_WIDTH) {
+    for (int64_t k = 0; k < K; k += V_WIDTH) {
         const vf size = v_abs(v_load_first(x + k, K - k));
         count += v_count_gt(size, bound);
+        if (count > INT8_OUTLIERS) return count;
         most = v_max(most, v_select_lt(bound, size, v_set1(0.0f), size));
     }
     *rest = v_hmax(most);
@@ -205,7 +206,7 @@ static int64_t count_above(const float *x, int64_t K, float limit, float *rest) 
 /* Fills the head's outliers; returns the bound the digits have to cover. A row with NaN or inf gets a scale
  * of that kind, so that its results are NaN as a float's would be. */
 static float find_outliers(bvl_int8_head *head, const float *x, int64_t K) {
-    float most = largest(x, K), rest;
+    float most = largest(x, K), rest = 0;
     head->outliers = 0;
     if (isnan(most)) return most;
     int64_t count = count_above(x, K, most / 2, &rest), taken = 0;
