@@ -244,8 +244,7 @@ typedef void (*row_part)(const bvl_layer *s, const bvl_run *run, const place *al
 /* A part by the team; or, where that gives each worker rows enough to read all weights for, by each worker
  * alone over its share, a strip at a time that stays in its cache. */
 static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, row_part part) {
-    const int64_t height = run->kernels->mr, strip = run->kernels->strip_rows;
-    const int64_t tiles = (all->rows + height - 1) / height;
+    const int64_t strip = run->kernels->strip_rows;
     int64_t narrow, wide, operand, begin, end;
     if (all->rows < run->team.nt * strip * 2 / 3) {
         part(s, run, all, all, 0);
@@ -254,18 +253,17 @@ static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, 
     bvl_run alone = *run;
     alone.team = (bvl_team){0, 1, NULL};
     bvl_block_parts(s, &narrow, &wide, &operand);
-    bvl_share(tiles, run->team.tid, run->team.nt, &begin, &end);
-    const int64_t pieces = ((end - begin) * height + strip - 1) / strip;
+    bvl_share(all->rows, run->team.tid, run->team.nt, &begin, &end);
+    const int64_t pieces = (end - begin + strip - 1) / strip;
     place at = *all;
-    at.wide += begin * height * wide;
-    at.z += begin * height * operand;
+    at.wide += begin * wide;
+    at.z += begin * operand;
     for (int64_t i = 0; i < pieces; i++) {
-        const int64_t r0 = (begin + (end - begin) * i / pieces) * height;
-        const int64_t r1 = BVL_MIN((begin + (end - begin) * (i + 1) / pieces) * height, all->rows);
-        at.x = all->x + r0 * all->ldx;
-        at.h = all->h + r0 * narrow;
-        at.rows = r1 - r0;
-        part(s, &alone, all, &at, r0);
+        const int64_t first = begin + (end - begin) * i / pieces;
+        at.x = all->x + first * all->ldx;
+        at.h = all->h + first * narrow;
+        at.rows = begin + (end - begin) * (i + 1) / pieces - first;
+        part(s, &alone, all, &at, first);
     }
     bvl_barrier(run->team);
 }
