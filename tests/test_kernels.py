@@ -108,8 +108,9 @@ def test_gemm_activation(isa, rng, activation, precision):
     given = a, w
     if precision != FLOAT32:
         given = reference.OPERANDS[precision](a, w, _C._test_scratch(1, 1)["bf16_rows"])
-    # activations are rougher where results are rounded to bfloat16 or int8 next
-    rtol = 3e-4 if precision in (INT8, BFLOAT16) else 1e-7
+    # these are rougher where results are rounded to bfloat16 or int8 next
+    rough = precision in (INT8, BFLOAT16) and ("gelu" in activation or activation == "silu")
+    rtol = 3e-4 if rough else 1e-7
     atol = 2e-4 if precision else 3e-5
     np.testing.assert_allclose(out, reference.gemm(*given, bias, None, activation), rtol=rtol, atol=atol)
 

@@ -158,6 +158,7 @@ static void keep_pooled(const bvl_run *run, float *x, int64_t ldx, int64_t T, in
 /* Where a sub-layer works: rows of x, and the scratch of the team (bvl_block_parts). */
 typedef struct {
     float *x, *h, *wide, *z;
+    float *qkv; /* of these rows; in a strip it lies apart from wide, which each strip uses anew */
     int64_t ldx, rows;
 } place;
 
@@ -236,10 +237,8 @@ static void part_ways(const bvl_layer *s, const bvl_run *run, const place *all, 
     }
 }
 
-/* Part of a block that works row by row, over the rows `at`, `first` and following of all; the team meets at
- * its end. */
-typedef void (*row_part)(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
-                         int64_t first);
+/* Part of a block that works row by row; the team meets at its end. */
+typedef void (*row_part)(const bvl_layer *s, const bvl_run *run, const place *at);
 
 /* A part by the team; or, where that gives each worker rows enough to read all weights for, by each worker
  * alone over its share, a strip at a time that stays in its cache. */
@@ -247,7 +246,7 @@ static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, 
     const int64_t strip = run->kernels->strip_rows;
     int64_t narrow, wide, operand, begin, end;
     if (all->rows < run->team.nt * strip * 2 / 3) {
-        part(s, run, all, all, 0);
+        part(s, run, all);
         return;
     }
     bvl_run alone = *run;
@@ -262,34 +261,30 @@ static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, 
         const int64_t first = begin + (end - begin) * i / pieces;
         at.x = all->x + first * all->ldx;
         at.h = all->h + first * narrow;
+        at.qkv = all->qkv + first * bvl_qkv_ld(s);
         at.rows = begin + (end - begin) * (i + 1) / pieces - first;
-        part(s, &alone, all, &at, first);
+        part(s, &alone, &at);
     }
     bvl_barrier(run->team);
 }
 
-/* q k v of rows, where `wide` of all rows keeps them. */
-static void project_rows(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
-                         int64_t first) {
-    const int64_t ldq = bvl_qkv_ld(s);
+static void project_rows(const bvl_layer *s, const bvl_run *run, const place *at) {
     int64_t ld;
     const float *a = begin_sublayer(s, run, &s->norm1, &s->qkv, at, &ld);
-    bvl_linear_run(&s->qkv, run->kernels, all->wide + first * ldq, ldq, a, ld, at->rows,
+    bvl_linear_run(&s->qkv, run->kernels, at->qkv, bvl_qkv_ld(s), a, ld, at->rows,
                    (bvl_epilogue){.bf16 = s->bf16}, run->team);
     bvl_barrier(run->team);
 }
 
 /* What follows attention, whose output is in h. */
-static void attended_rows(const bvl_layer *s, const bvl_run *run, BVL_UNUSED const place *all,
-                          const place *at, BVL_UNUSED int64_t first) {
+static void attended_rows(const bvl_layer *s, const bvl_run *run, const place *at) {
     int64_t narrow, wide, operand;
     bvl_block_parts(s, &narrow, &wide, &operand);
     end_sublayer(s, run, &s->norm1, &s->out, at, at->h, narrow, s->direct_out);
 }
 
-static void feed_forward_rows(const bvl_layer *s, const bvl_run *run, const place *all, const place *at,
-                              int64_t first) {
-    attended_rows(s, run, all, at, first);
+static void feed_forward_rows(const bvl_layer *s, const bvl_run *run, const place *at) {
+    attended_rows(s, run, at);
     feed_forward_sublayer(s, run, &s->ffn, at);
 }
 
@@ -298,13 +293,13 @@ static void block_rows(const bvl_layer *s, const bvl_run *run, int slot, place a
     const int64_t ldq = bvl_qkv_ld(s), tokens = at.rows;
     int64_t narrow, wide, operand;
     bvl_block_parts(s, &narrow, &wide, &operand);
-    at.wide = at.h + tokens * narrow;
+    at.wide = at.qkv = at.h + tokens * narrow;
     at.z = at.wide + tokens * wide;
 
     by_strips(s, run, &at, project_rows);
-    turn_rows(s, run, at.wide, ldq, T);
-    append_to_cache(s, run, at.wide, ldq, T);
-    self_attention(s, run, slot, at.h, narrow, at.wide, ldq, T);
+    turn_rows(s, run, at.qkv, ldq, T);
+    append_to_cache(s, run, at.qkv, ldq, T);
+    self_attention(s, run, slot, at.h, narrow, at.qkv, ldq, T);
     bvl_barrier(run->team);
     if (run->pool) {
         keep_pooled(run, at.x, at.ldx, T, s->D);
