@@ -5,8 +5,9 @@
  * call is unspecified: the child of such a fork runs every team with one thread.
  *
  * Barriers are our own. libgomp's spin for milliseconds, which on processors shared with another process is
- * time its workers need to arrive at theirs. Here a worker spins for as long as that has paid lately, then
- * sleeps until it is woken: on processors of its own it hardly ever sleeps, on shared ones soon at once.
+ * time its workers need to arrive at theirs. Here a worker spins for as long as that has paid lately, and
+ * then for a share of the time since its last barrier, which bounds what waiting can cost; then it sleeps
+ * until it is woken: on processors of its own it hardly ever sleeps, on shared ones soon at once.
  */
 #define _GNU_SOURCE /* syscall */
 #include "parallel.h"
@@ -25,6 +26,7 @@
 #include "cpu.h"
 
 enum { LEAST_SPINS = 128, MOST_SPINS = 8192 }; /* some microseconds, some hundred */
+enum { WORK_PER_WAIT = 16, LONGEST_WAIT = 100000 /* nanoseconds */ };
 
 static atomic_int patience = MOST_SPINS; /* spins before a worker sleeps; races are harmless */
 
@@ -98,6 +100,41 @@ static void wake_all(atomic_int *word) {
 #endif
 }
 
+static int64_t nanoseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* When this thread left its last barrier. */
+static _Thread_local int64_t left_at;
+
+static bool passed(bvl_gate *gate, int phase) {
+    return atomic_load_explicit(&gate->phase, memory_order_acquire) != phase;
+}
+
+/* Whether the team arrived while this worker span. */
+static bool spin(bvl_gate *gate, int phase) {
+    const int spins = atomic_load_explicit(&patience, memory_order_relaxed);
+    for (int i = 0; i < spins; i++) {
+        if (passed(gate, phase)) {
+            const int more = spins + spins / 16;
+            if (spins < MOST_SPINS) atomic_store_explicit(&patience, more, memory_order_relaxed);
+            return true;
+        }
+        pause_briefly();
+    }
+    const int64_t now = nanoseconds(), until = now + BVL_MIN((now - left_at) / WORK_PER_WAIT, LONGEST_WAIT);
+    do
+        for (int i = 0; i < 16; i++) {
+            if (passed(gate, phase)) return true;
+            pause_briefly();
+        }
+    while (nanoseconds() < until);
+    atomic_store_explicit(&patience, BVL_MAX(spins / 4, LEAST_SPINS), memory_order_relaxed);
+    return false;
+}
+
 void bvl_barrier(bvl_team team) {
     if (team.nt <= 1) return;
     bvl_gate *gate = team.gate;
@@ -106,19 +143,10 @@ void bvl_barrier(bvl_team team) {
         atomic_store(&gate->arrived, 0);
         atomic_store(&gate->phase, phase + 1);
         if (atomic_load(&gate->asleep)) wake_all(&gate->phase);
-        return;
+    } else if (!spin(gate, phase)) {
+        atomic_fetch_add(&gate->asleep, 1);
+        while (!passed(gate, phase)) sleep_on(&gate->phase, phase);
+        atomic_fetch_sub(&gate->asleep, 1);
     }
-    const int spins = atomic_load_explicit(&patience, memory_order_relaxed);
-    for (int i = 0; i < spins; i++) {
-        if (atomic_load_explicit(&gate->phase, memory_order_acquire) != phase) {
-            const int more = spins + spins / 16;
-            if (spins < MOST_SPINS) atomic_store_explicit(&patience, more, memory_order_relaxed);
-            return;
-        }
-        pause_briefly();
-    }
-    atomic_store_explicit(&patience, BVL_MAX(spins / 4, LEAST_SPINS), memory_order_relaxed);
-    atomic_fetch_add(&gate->asleep, 1);
-    while (atomic_load(&gate->phase) == phase) sleep_on(&gate->phase, phase);
-    atomic_fetch_sub(&gate->asleep, 1);
+    left_at = nanoseconds();
 }
