@@ -208,6 +208,25 @@ def test_softmax_of_rows(isa, rng, guarded):
             np.testing.assert_array_equal(shares[:, n:], 0)
 
 
+def test_softmax_rows_do_not_depend_on_their_number(isa, rng, guarded):
+    """Several rows go through the registers at once; a masked one and one that is not finite are among them."""
+    for n in (1, 15, 16, 33, 50, 64, 129, 300):
+        x, bias = (rng.normal(0, 4, (11, n)).astype(np.float32) for _ in range(2))
+        bias[2], x[9, n // 2] = -np.inf, np.nan
+        for half in range(1 + bool(_C._test_scratch(1, 1)["bf16_rows"])):
+            width = -(-n // 16) * 8 if half else n
+
+            def softmax(rows, n=n, half=half, width=width):
+                out = guarded(np.zeros((len(rows), width)))
+                given = [guarded(x[rows]), guarded(bias[rows])]
+                return run("softmax", out, given, (n, 0.5, len(rows), n, half)).view(np.uint32)
+
+            together = softmax(list(range(11)))
+            for r in range(11):
+                np.testing.assert_array_equal(together[r], softmax([r])[0], err_msg=f"row {r} of {n}")
+            assert not together[2].any()
+
+
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)
 def test_activate(isa, guarded, activation):
     x = np.concatenate([np.linspace(-100, 100, 4003), np.linspace(-6, 6, 4003), [0.0, -0.0, 1e-30, -1e-30]])

@@ -60,9 +60,14 @@ static void rms_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const f
 }
 
 /* x * s + bias - most for one vector of a row that has n elements left; lowest behind them. */
-BVL_INLINE vf score(const float *x, const float *bias, float s, float most, int64_t n) {
-    const vf offset = (bias ? v_load_first(bias, n) : v_set1(0.0f)) - v_set1(most);
+BVL_INLINE vf score(const bool biased, const float *x, const float *bias, float s, float most, int64_t n) {
+    const vf offset = (biased ? v_load_first(bias, n) : v_set1(0.0f)) - v_set1(most);
     return v_first(v_fma(v_load_first(x, n), v_set1(s), offset), n, v_set1(-INFINITY));
+}
+
+BVL_INLINE vf inverse(const bool rough, vf x) {
+    if (rough) return v_rough_inverse(x);
+    return v_set1(1.0f) / x;
 }
 
 /* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
@@ -73,14 +78,21 @@ BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, const bool bf1
         v_store_first(y + j, x, n - j);
 }
 
+/* The shares of a row whose scores are all lowest: zeros, but NaN stays. */
+BVL_INLINE void clear_row(const bool bf16, float *y, const float *x, int64_t n) {
+    const vf zero = v_set1(0.0f);
+    for (int64_t j = 0; j < n; j += V_WIDTH)
+        store_share(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16);
+}
+
 /* A row of `count` vectors, a constant, which stay in registers; false where all scores are lowest. */
-BVL_INLINE bool softmax_short(const bool bf16, const int count, float *y, const float *x, int64_t n,
-                              float scale, const float *bias) {
+BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int count, float *y, const float *x,
+                              int64_t n, float scale, const float *bias) {
     vf v[SHORT_ROW], sum = v_set1(0.0f), top;
 #pragma GCC unroll 8
     for (int c = 0; c < count; c++) {
         const int64_t j = c * V_WIDTH;
-        v[c] = score(x + j, bias ? bias + j : NULL, scale, 0, c + 1 < count ? V_WIDTH : n - j);
+        v[c] = score(biased, x + j, bias + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
         top = c ? v_max(top, v[c]) : v[c];
     }
     const float most = v_hmax(top);
@@ -90,15 +102,55 @@ BVL_INLINE bool softmax_short(const bool bf16, const int count, float *y, const 
         v[c] = v_exp_below(bf16, v[c] - v_set1(most));
         sum = sum + v[c];
     }
-    const vf inv = v_set1(1.0f / v_sum(sum));
+    const vf inv = inverse(bf16, v_set1(v_sum(sum)));
 #pragma GCC unroll 8
     for (int c = 0; c < count; c++)
         store_share(y, v[c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
     return true;
 }
 
+#if defined(V_FOUR)
+/* The same for four rows at once: a row's largest score and its sum take long to become one number, four of
+ * each not longer. False where that has to be done row by row. */
+BVL_INLINE bool softmax_four(const bool bf16, const bool biased, const int count, float *y, int64_t ldy,
+                             const float *x, int64_t ldx, int64_t n, float scale, const float *bias,
+                             int64_t ldb) {
+    vf v[4][4], top[4], sum[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++) {
+            const int64_t j = c * V_WIDTH;
+            v[r][c] =
+                score(biased, x + r * ldx + j, bias + r * ldb + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
+            top[r] = c ? v_max(top[r], v[r][c]) : v[r][c];
+        }
+    v_hmax_four(top);
+    const vf least = v_min(v_min(top[0], top[1]), v_min(top[2], top[3]));
+    if (v_count_gt(least, v_set1(-INFINITY)) < V_WIDTH) return false;
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        sum[r] = v_set1(0.0f);
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++) {
+            v[r][c] = v_exp_below(bf16, v[r][c] - top[r]);
+            sum[r] = sum[r] + v[r][c];
+        }
+    }
+    v_sum_four(sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        const vf inv = inverse(bf16, sum[r]);
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++)
+            store_share(y + r * ldy, v[r][c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
+    }
+    return true;
+}
+#endif
+
 /* The largest score of a row, in four chains. */
-BVL_INLINE float largest_score(const float *x, int64_t n, float scale, const float *bias) {
+BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, float scale, const float *bias) {
     const vf lowest = v_set1(-INFINITY);
     vf top[4] = {lowest, lowest, lowest, lowest};
     int64_t j = 0;
@@ -106,52 +158,70 @@ BVL_INLINE float largest_score(const float *x, int64_t n, float scale, const flo
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             const int64_t at = j + i * V_WIDTH;
-            top[i] = v_max(top[i], score(x + at, bias ? bias + at : NULL, scale, 0, V_WIDTH));
+            top[i] = v_max(top[i], score(biased, x + at, bias + at, scale, 0, V_WIDTH));
         }
-    for (; j < n; j += V_WIDTH) top[0] = v_max(top[0], score(x + j, bias ? bias + j : NULL, scale, 0, n - j));
+    for (; j < n; j += V_WIDTH) top[0] = v_max(top[0], score(biased, x + j, bias + j, scale, 0, n - j));
     return v_hmax(v_max(v_max(top[0], top[1]), v_max(top[2], top[3])));
 }
 
 /* x = exp(score - most); returns 1 / the sum of those. */
-BVL_INLINE vf exponentials(const bool bf16, float *x, int64_t n, float scale, const float *bias, float most) {
+BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t n, float scale,
+                           const float *bias, float most) {
     vf sum[2] = {v_set1(0.0f), v_set1(0.0f)};
     int64_t j = 0;
     for (; j + 2 * V_WIDTH <= n; j += 2 * V_WIDTH)
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             const int64_t at = j + i * V_WIDTH;
-            const vf v = v_exp_below(bf16, score(x + at, bias ? bias + at : NULL, scale, most, V_WIDTH));
+            const vf v = v_exp_below(bf16, score(biased, x + at, bias + at, scale, most, V_WIDTH));
             v_store(x + at, v);
             sum[i] = sum[i] + v;
         }
     for (; j < n; j += V_WIDTH) {
-        const vf v = v_exp_below(bf16, score(x + j, bias ? bias + j : NULL, scale, most, n - j));
+        const vf v = v_exp_below(bf16, score(biased, x + j, bias + j, scale, most, n - j));
         v_store_first(x + j, v, n - j);
         sum[0] = sum[0] + v;
     }
-    return v_set1(1.0f / v_sum(sum[0] + sum[1]));
+    return inverse(bf16, v_set1(v_sum(sum[0] + sum[1])));
 }
 
-static bool softmax_long(const bool bf16, float *y, float *x, int64_t n, float scale, const float *bias) {
-    const float most = largest_score(x, n, scale, bias);
-    if (most == -INFINITY) return false;
-    const vf inv = exponentials(bf16, x, n, scale, bias, most);
-    for (int64_t j = 0; j < n; j += V_WIDTH) store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
-    return true;
-}
-
-BVL_INLINE void softmax_rows(const bool bf16, float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows,
-                             int64_t n, float scale, const float *bias, int64_t ldb) {
-    const vf zero = v_set1(0.0f);
-#define ROWS(RUN)                                                                                 \
-    for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {                                      \
-        if (!(RUN)) /* zeros; NaN stays */                                                        \
-            for (int64_t j = 0; j < n; j += V_WIDTH)                                              \
-                store_share(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16); \
-        if (bias) bias += ldb;                                                                    \
+/* Rows that do not fit into registers. The next one's largest score is found before this one is stored: its
+ * work fills the time that a row's sum takes to become one number. */
+BVL_INLINE void softmax_long(const bool bf16, const bool biased, float *y, int64_t ldy, float *x, int64_t ldx,
+                             int64_t rows, int64_t n, float scale, const float *bias, int64_t ldb) {
+    float most = largest_score(biased, x, n, scale, bias);
+    for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {
+        const bool lowest = most == -INFINITY;
+        const vf inv = exponentials(bf16, biased, x, n, scale, bias, lowest ? 0 : most);
+        bias += ldb;
+        if (r + 1 < rows) most = largest_score(biased, x + ldx, n, scale, bias);
+        if (lowest) {
+            clear_row(bf16, y, x, n);
+            continue;
+        }
+        for (int64_t j = 0; j < n; j += V_WIDTH) store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
     }
+}
+
+BVL_INLINE void softmax_short_rows(const bool bf16, const bool biased, const int count, float *y, int64_t ldy,
+                                   const float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
+                                   const float *bias, int64_t ldb) {
+    for (int64_t r = 0, step; r < rows; r += step, y += step * ldy, x += step * ldx, bias += step * ldb) {
+        step = 4;
+#if defined(V_FOUR)
+        if (count <= 4 && rows - r >= 4 &&
+            softmax_four(bf16, biased, count, y, ldy, x, ldx, n, scale, bias, ldb))
+            continue;
+#endif
+        step = 1;
+        if (!softmax_short(bf16, biased, count, y, x, n, scale, bias)) clear_row(bf16, y, x, n);
+    }
+}
+
+BVL_INLINE void softmax_rows(const bool bf16, const bool biased, float *y, int64_t ldy, float *x, int64_t ldx,
+                             int64_t rows, int64_t n, float scale, const float *bias, int64_t ldb) {
 #define CASE(count) \
-    case count: ROWS(softmax_short(bf16, count, y, x, n, scale, bias)) break;
+    case count: softmax_short_rows(bf16, biased, count, y, ldy, x, ldx, rows, n, scale, bias, ldb); break;
     switch ((n + V_WIDTH - 1) / V_WIDTH) {
         CASE(1)
         CASE(2)
@@ -161,18 +231,24 @@ BVL_INLINE void softmax_rows(const bool bf16, float *y, int64_t ldy, float *x, i
         CASE(6)
         CASE(7)
         CASE(8)
-        default: ROWS(softmax_long(bf16, y, x, n, scale, bias))
+        default: softmax_long(bf16, biased, y, ldy, x, ldx, rows, n, scale, bias, ldb);
     }
 #undef CASE
-#undef ROWS
 }
 
 static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
                     const float *bias, int64_t ldb, bool bf16) {
-    if (BF16_STEP == 2 && bf16)
-        softmax_rows(true, y, ldy, x, ldx, rows, n, scale, bias, ldb);
-    else
-        softmax_rows(false, y, ldy, x, ldx, rows, n, scale, bias, ldb);
+#define ROWS(half)                                                           \
+    if (bias)                                                                \
+        softmax_rows(half, true, y, ldy, x, ldx, rows, n, scale, bias, ldb); \
+    else                                                                     \
+        softmax_rows(half, false, y, ldy, x, ldx, rows, n, scale, x /* any */, 0);
+    if (BF16_STEP == 2 && bf16) {
+        ROWS(true)
+    } else {
+        ROWS(false)
+    }
+#undef ROWS
 }
 
 static void activate(float *y, const float *x, const float *bias, bvl_activation act, int64_t n) {
