@@ -82,11 +82,23 @@ BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
     const __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
     _mm256_mask_storeu_epi16(p, (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1), bits);
 }
-/* y[k][0..15] = word k of the rows x, 16 words of each of 16 rows, which are ldx and ldy words apart */
-BVL_INLINE void v_transpose(uint32_t *y, int64_t ldy, const void *x, int64_t ldx) {
+/* y[j] = even[j] | odd[j] << 16 for the first n of 16 elements, zero for the rest; odd NULL: zeros */
+BVL_INLINE void v_store_pairs(uint32_t *y, const uint16_t *even, const uint16_t *odd, int64_t n) {
+    const __mmask16 mask = v_mask((int)BVL_MIN(n, 16));
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
+    __m512i high = _mm512_setzero_si512();
+    if (odd) high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
+    _mm512_storeu_si512(y, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+/* y[k][j] = word k of row j of x, for k < words and all 16 j, zero from `rows` on; at most 16 of both, which
+ * are ldx and ldy words apart */
+BVL_INLINE void v_transpose(uint32_t *y, int64_t ldy, const void *x, int64_t ldx, int64_t rows,
+                            int64_t words) {
+    const __mmask16 mask = v_mask((int)words);
     __m512i a[16], b[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512((const uint32_t *)x + i * ldx);
+    for (int i = 0; i < 16; i++)
+        a[i] = _mm512_maskz_loadu_epi32(i < rows ? mask : 0, (const uint32_t *)x + (i < rows ? i : 0) * ldx);
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) { /* pairs of rows in each 128 bits */
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -108,8 +120,8 @@ BVL_INLINE void v_transpose(uint32_t *y, int64_t ldy, const void *x, int64_t ldx
     }
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512(y + i * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(y + (i + 8) * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        if (i < words) _mm512_storeu_si512(y + i * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        if (i + 8 < words) _mm512_storeu_si512(y + (i + 8) * ldy, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
     }
 }
 #endif
