@@ -121,7 +121,7 @@ static void amx_configure(int mr) {
     } while (0)
 
 /* t[mr, V_NR] = A[mr] x panel over all words, a multiple of 16. bfloat16x3: (A + a)(W + w) without a w. */
-BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, const float *a, int64_t lda,
+BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words) {
     __asm__ volatile("" : : : "memory");
     tile_clear(0);
@@ -137,11 +137,11 @@ BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, const float *a
         AMX_STEP(p, mr, a + words + k, lda, w);
         AMX_STEP(p, mr, a + k, lda, w + words * 128);
     }
-    tile_store(0, t, 4 * V_NR);
-    tile_store(1, t + 16, 4 * V_NR);
+    tile_store(0, t, 4 * ldt);
+    tile_store(1, t + 16, 4 * ldt);
     if (mr > 16) {
-        tile_store(2, t + 16 * V_NR, 4 * V_NR);
-        tile_store(3, t + 16 * V_NR + 16, 4 * V_NR);
+        tile_store(2, t + 16 * ldt, 4 * ldt);
+        tile_store(3, t + 16 * ldt + 16, 4 * ldt);
     }
 }
 

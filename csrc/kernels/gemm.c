@@ -32,10 +32,10 @@
 /* Rows of a tile from which on the next panel is fetched meanwhile; fewer wait for memory. */
 #define FETCH_ROWS 4
 
-/* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows are reached from one
- * pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. Meanwhile `next`,
- * a share of the panel after this one, is fetched, `step` bytes a word. */
-BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float *a, int64_t lda,
+/* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows of A are reached from
+ * one pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. Meanwhile
+ * `next`, a share of the panel after this one, is fetched, `step` bytes a word. */
+BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                      const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step) {
     vf c0[V_MR], c1[V_MR];
     const float *rows[(V_MR + 2) / 3];
@@ -61,25 +61,25 @@ BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, const float 
         for (int i = 0; i < mr; i += 3) rows[i / 3]++;
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < mr; i++) {
-        v_store(t + i * V_NR, c0[i]);
-        v_store(t + i * V_NR + V_WIDTH, c1[i]);
+    for (int i = 0; i < mr; i++, t += ldt) {
+        v_store(t, c0[i]);
+        v_store(t + V_WIDTH, c1[i]);
     }
 }
 
 /* `configured`: rows that AMX's tiles are set to, 0 at first. */
-BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, const float *a, int64_t lda,
+BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step,
                          BVL_UNUSED int *configured) {
 #if defined(BVL_LEVEL_AMX)
     if (p != BVL_FLOAT32) {
         if (mr != *configured) amx_configure(*configured = mr);
-        amx_tile(p, mr, t, a, lda, panel, words);
+        amx_tile(p, mr, t, ldt, a, lda, panel, words);
         return;
     }
 #endif
 #define CASE(n) \
-    case n: tile(p, n, t, a, lda, panel, words, next, step); break;
+    case n: tile(p, n, t, ldt, a, lda, panel, words, next, step); break;
     switch (mr) {
         CASE(1)
         CASE(2)
@@ -186,6 +186,8 @@ BVL_INLINE void multiply(const bvl_precision p,
                          int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
     float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
     const int rows = TILE_ROWS(p);
+    const bool plain = p != BVL_INT8 && !epilogue->bias && epilogue->act == BVL_ACT_NONE &&
+                       !epilogue->residual && !epilogue->bf16;
     int configured = 0;
     const int64_t words = k_words(p, K), bytes = panel_bytes(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
     const int64_t most = BVL_MAX(rows, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / rows * rows);
@@ -198,13 +200,16 @@ BVL_INLINE void multiply(const bvl_precision p,
             sums s = {.t = t, .n0 = panel * V_NR, .panel = w, .lda = lda};
             const int64_t share = bytes / tiles;
             s.width = BVL_MIN(V_NR, N - s.n0);
+            const bool direct = plain && s.width == V_NR; /* nothing to do to the sums */
             s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
                 s.a = a + m0 * lda;
-                run_tile(p, s.mr, t, s.a + skip, lda, w, words, w + bytes + i * share, share / words,
-                         &configured);
+                float *to = direct ? c + m0 * ldc + s.n0 : t;
+                run_tile(p, s.mr, to, direct ? ldc : V_NR, s.a + skip, lda, w, words, w + bytes + i * share,
+                         share / words, &configured);
+                if (direct) continue;
                 bvl_epilogue e = *epilogue;
                 if (e.residual) e.residual += m0 * e.ldr;
                 finish(c + m0 * ldc, ldc, &s, &e);
