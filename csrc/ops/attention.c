@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-#define QUERY_BLOCK 56 /* a multiple of every level's tile height but avx2's, where it is 9.3 tiles */
+#define QUERY_BLOCK 64 /* at most: a window of Swin's, five tiles of AVX-512 */
 
 bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int64_t hd) {
     return (precision == BVL_BFLOAT16 || precision == BVL_INT8) && kernels->bf16_rows &&
@@ -34,7 +34,7 @@ int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd
         words = BVL_MAX(words, bvl_attention_words(kernels, true, Tk, hd));
         padded *= 2;
     }
-    return words + QUERY_BLOCK * padded + bvl_padded(Tk);
+    return words + QUERY_BLOCK * (padded + bvl_padded(Tk));
 }
 
 void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *k, const float *v,
@@ -61,13 +61,17 @@ static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int6
     if (s->bias) kernels->add(row, s->bias, n);
 }
 
-/* The bias of query i of a window: its row of pairs, lowered for keys of other regions. */
-static const float *pair_row(float *row, int64_t i, const bvl_attention_shape *s) {
-    const float *pairs = s->pairs + i * s->Tk;
+/* bias[rows, Tk] = the pairs of a window's queries from t0 on, lowered where the keys are of other regions.
+ */
+static const float *pair_rows(float *bias, int64_t t0, int64_t rows, const bvl_attention_shape *s) {
+    const float *pairs = s->pairs + t0 * s->Tk;
     if (!s->regions) return pairs;
-    for (int64_t j = 0; j < s->Tk; j++)
-        row[j] = pairs[j] - (s->regions[j] != s->regions[i] ? BVL_APART : 0.0f);
-    return row;
+    for (int64_t i = 0; i < rows; i++) {
+        const float region = s->regions[t0 + i];
+        for (int64_t j = 0; j < s->Tk; j++)
+            bias[i * s->Tk + j] = pairs[i * s->Tk + j] - (s->regions[j] != region ? BVL_APART : 0.0f);
+    }
+    return bias;
 }
 
 /* Zeros for the keys that a query does not see, up to the operand's end. */
@@ -77,13 +81,14 @@ static void clear_rest(float *shares, int64_t seen, const bvl_attention_shape *s
     if (begin < end) memset((char *)shares + begin, 0, end - begin);
 }
 
-/* weights = softmax(scores), operand rows of so many words, of the queries from t0 on. */
+/* weights = softmax(scores), operand rows of so many words, of the queries from t0 on; biases[rows, Tk] is
+ * scratch. */
 static void share_rows(const bvl_kernels *kernels, float *weights, float *scores, int64_t t0, int64_t rows,
-                       int64_t words, const bvl_attention_shape *s, float *row_bias) {
+                       int64_t words, const bvl_attention_shape *s, float *biases) {
     const int64_t ld = bvl_padded(s->Tk);
-    if (!s->causal && !s->relative && !s->regions) {
-        kernels->softmax(weights, ld, scores, ld, rows, s->Tk, s->scale,
-                         s->pairs ? s->pairs + t0 * s->Tk : s->bias, s->pairs ? s->Tk : 0, s->bf16);
+    if (!s->causal && !s->relative) {
+        const float *bias = s->pairs ? pair_rows(biases, t0, rows, s) : s->bias;
+        kernels->softmax(weights, ld, scores, ld, rows, s->Tk, s->scale, bias, s->pairs ? s->Tk : 0, s->bf16);
         for (int64_t i = 0; i < rows; i++) clear_rest(weights + i * ld, s->Tk, s, words);
         return;
     }
@@ -92,10 +97,9 @@ static void share_rows(const bvl_kernels *kernels, float *weights, float *scores
         const int64_t seen = s->causal ? BVL_MIN(last, s->Tk) : s->Tk;
         const float *bias = s->bias;
         if (s->relative) {
-            relative_row(kernels, row_bias, seen, at, s);
-            bias = row_bias;
+            relative_row(kernels, biases, seen, at, s);
+            bias = biases;
         }
-        if (s->pairs) bias = pair_row(row_bias, t0 + i, s);
         kernels->softmax(weights + i * ld, ld, scores + i * ld, ld, 1, seen, s->scale, bias, 0, s->bf16);
         clear_rest(weights + i * ld, seen, s, words);
     }
@@ -109,12 +113,13 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
     const float *values = packed + key_words(product, s->Tk, s->hd);
     /* the scores as the second product reads them */
     float *scores = scratch, *weights = s->bf16 ? scores + QUERY_BLOCK * ld : scores;
-    float *row_bias = weights + QUERY_BLOCK * ld;
-    for (int64_t t0 = 0; t0 < s->Tq; t0 += QUERY_BLOCK) {
-        const int64_t rows = BVL_MIN(QUERY_BLOCK, s->Tq - t0);
+    float *biases = weights + QUERY_BLOCK * ld;
+    const int64_t blocks = (s->Tq + QUERY_BLOCK - 1) / QUERY_BLOCK;
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t t0 = s->Tq * b / blocks, rows = s->Tq * (b + 1) / blocks - t0;
         product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, packed, rows, s->Tk, s->hd, 0,
                       bvl_panels(kernels, s->Tk), &plain);
-        share_rows(kernels, weights, scores, t0, rows, product->operand_words(s->Tk), s, row_bias);
+        share_rows(kernels, weights, scores, t0, rows, product->operand_words(s->Tk), s, biases);
         product->gemm(out + t0 * s->ldo, s->ldo, weights, ld, values, rows, s->hd, s->Tk, 0,
                       bvl_panels(kernels, s->hd), &finish);
     }
