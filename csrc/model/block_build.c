@@ -217,8 +217,8 @@ int64_t bvl_block_local(const bvl_program *p, const bvl_record *r, const bvl_inp
         int64_t narrow, wide, operand;
         bvl_block_parts(s, &narrow, &wide, &operand);
         return bvl_windows_at_once(s) * s->window * (slot->ld + narrow + wide + operand) +
-               BVL_MAX(bvl_attention_scratch(p->kernels, s->window, s->hd), bvl_padded(s->D));
+               BVL_MAX(bvl_attention_scratch(p->kernels, s->window, s->hd), bvl_norm_local(&s->norm1));
     }
     const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(slot, in), in->context_rows);
-    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_padded(s->D));
+    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_norm_local(&s->norm1));
 }

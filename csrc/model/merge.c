@@ -42,7 +42,7 @@ static int64_t merge_local(const bvl_program *p, const bvl_record *r, const bvl_
     const merge *s = r->state;
     (void)p, (void)in;
     return ROWS_AT_ONCE * (bvl_padded(s->norm.D) + bvl_norm_operand(&s->norm, &s->linear)) +
-           bvl_padded(s->norm.D);
+           bvl_norm_local(&s->norm);
 }
 
 static void merge_run(const bvl_record *r, const bvl_run *run) {
@@ -50,7 +50,7 @@ static void merge_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
     const bvl_team alone = {0, 1, NULL};
     const int64_t ld = bvl_padded(s->norm.D), lda = bvl_norm_operand(&s->norm, &s->linear);
-    float *rows = run->local, *normed = rows + ROWS_AT_ONCE * ld, *row = normed + ROWS_AT_ONCE * lda;
+    float *rows = run->local, *normed = rows + ROWS_AT_ONCE * ld, *local = normed + ROWS_AT_ONCE * lda;
     int64_t begin, end;
     bvl_share(run->count * dst->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i += ROWS_AT_ONCE) {
@@ -61,7 +61,7 @@ static void merge_run(const bvl_record *r, const bvl_run *run) {
                 run->slots[r->src] + (item * src->rows + (int64_t)s->order[at % src->rows]) * src->ld;
             memcpy(rows + j / s->count * ld + j % s->count * src->cols, x, (size_t)src->cols * sizeof(float));
         }
-        bvl_norm_load(&s->norm, run->kernels, &s->linear, normed, rows, ld, n, row, alone);
+        bvl_norm_load(&s->norm, run->kernels, &s->linear, normed, rows, ld, n, local, alone);
         bvl_linear_run(&s->linear, run->kernels, run->slots[r->dst] + i * dst->ld, dst->ld, normed, lda, n,
                        (bvl_epilogue){0}, alone);
     }

@@ -33,8 +33,17 @@ int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
     return words ? words : bvl_padded(norm->D);
 }
 
+/* Rows that are normed before the first is rounded: its load need not wait for its stores. */
+static int64_t norm_rows_at_once(int64_t D) {
+    return BVL_MIN(BVL_MAX(4096 / D, 1), 8);
+}
+
+int64_t bvl_norm_local(const bvl_norm *norm) {
+    return norm->D ? bvl_round_up(norm_rows_at_once(norm->D) * norm->D, 16) : 0;
+}
+
 void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
-                   const float *x, int64_t ldx, int64_t rows, float *row, bvl_team team) {
+                   const float *x, int64_t ldx, int64_t rows, float *local, bvl_team team) {
     const int64_t ldy = bvl_norm_operand(norm, linear);
     int64_t r0, r1;
     if (!linear->product->load) {
@@ -42,9 +51,11 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
         return;
     }
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
-    for (int64_t r = r0; r < r1; r++) {
-        norm_rows(norm, kernels, row, norm->D, x + r * ldx, ldx, 1);
-        linear->product->load(y + r * ldy, ldy, row, norm->D, 1, norm->D);
+    const int64_t most = norm_rows_at_once(norm->D);
+    for (int64_t r = r0; r < r1; r += most) {
+        const int64_t n = BVL_MIN(most, r1 - r);
+        norm_rows(norm, kernels, local, norm->D, x + r * ldx, ldx, n);
+        linear->product->load(y + r * ldy, ldy, local, norm->D, n, norm->D);
     }
 }
 

@@ -20,10 +20,11 @@ bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamm
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team);
 
-/* The operand rows of `linear` for norm(x[rows, D]), to y (ldy: bvl_norm_operand); row[D] is this
- * worker's. */
+/* The operand rows of `linear` for norm(x[rows, D]), to y (ldy: bvl_norm_operand);
+ * local[bvl_norm_local] is this worker's. */
 void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
-                   const float *x, int64_t ldx, int64_t rows, float *row, bvl_team team);
+                   const float *x, int64_t ldx, int64_t rows, float *local, bvl_team team);
+int64_t bvl_norm_local(const bvl_norm *norm); /* 0 for one that is all zeros */
 /* Words between two of those rows. */
 int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear);
 
