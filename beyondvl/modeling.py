@@ -247,9 +247,9 @@ class PreTrainedModel(EncodeMixin):
         output = next((name for name in names if name in self.tower(modality).outputs), None)
         if output is None:
             raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
-        found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         if kind_of(*inputs.values()) == "pt":
-            return from_numpy(found[output], "pt")
+            return from_numpy(self.run_tower(modality, inputs, [output])[output], "pt")
+        found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
         features = found[output].view(Features)
         features.last_hidden_state = found["last_hidden_state"]
         return features
