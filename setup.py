@@ -62,7 +62,7 @@ def flag(name: str) -> bool:
 
 
 if flag("BEYONDVL_SANITIZE"):
-    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"]
+    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fstrict-overflow", "-O1"]
     LINK += ["-fsanitize=address,undefined"]
 FLAGS += ["-g" if flag("BEYONDVL_DEBUG") or flag("BEYONDVL_SANITIZE") else "-g0"]
 if flag("BEYONDVL_EMULATE"):

@@ -64,6 +64,15 @@ int bvl_default_threads(void) {
     return omp && omp < cpus ? omp : cpus;
 }
 
+static int64_t nanoseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* When this thread left its last barrier, or began its region. */
+static _Thread_local int64_t left_at;
+
 void bvl_parallel(int nt, bvl_worker worker, void *context) {
     if (nt <= 1 || atomic_load(&serial)) {
         worker(context, (bvl_team){0, 1, NULL});
@@ -72,7 +81,10 @@ void bvl_parallel(int nt, bvl_worker worker, void *context) {
     bvl_gate gate = {0};
     atomic_fetch_add(&regions, 1);
 #pragma omp parallel num_threads(nt)
-    worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads(), &gate});
+    {
+        left_at = nanoseconds();
+        worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads(), &gate});
+    }
     atomic_fetch_sub(&regions, 1);
 }
 
@@ -99,15 +111,6 @@ static void wake_all(atomic_int *word) {
     (void)word;
 #endif
 }
-
-static int64_t nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* When this thread left its last barrier. */
-static _Thread_local int64_t left_at;
 
 static bool passed(bvl_gate *gate, int phase) {
     return atomic_load_explicit(&gate->phase, memory_order_acquire) != phase;
@@ -145,7 +148,7 @@ void bvl_barrier(bvl_team team) {
         if (atomic_load(&gate->asleep)) wake_all(&gate->phase);
     } else if (!spin(gate, phase)) {
         atomic_fetch_add(&gate->asleep, 1);
-        while (!passed(gate, phase)) sleep_on(&gate->phase, phase);
+        while (atomic_load(&gate->phase) == phase) sleep_on(&gate->phase, phase);
         atomic_fetch_sub(&gate->asleep, 1);
     }
     left_at = nanoseconds();

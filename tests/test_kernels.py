@@ -209,22 +209,24 @@ def test_softmax_of_rows(isa, rng, guarded):
 
 
 def test_softmax_rows_do_not_depend_on_their_number(isa, rng, guarded):
-    """Several rows go through the registers at once; a masked one and one that is not finite are among them."""
-    for n in (1, 15, 16, 33, 50, 64, 129, 300):
-        x, bias = (rng.normal(0, 4, (11, n)).astype(np.float32) for _ in range(2))
-        bias[2], x[9, n // 2] = -np.inf, np.nan
+    """Several rows go through the registers at once; among them masked ones and such as are not finite, next to each
+    other and apart."""
+    for n in (1, 5, 15, 16, 33, 50, 64, 129, 300):
+        x, bias = (rng.normal(0, 4, (19, n)).astype(np.float32) for _ in range(2))
+        bias[[2, 4, 13]], x[[5, 9, 14], n // 2], x[17, 0] = -np.inf, np.nan, np.inf
+        x[10, 0], bias[10, 1 : n - 1] = np.nan, -np.inf
         for half in range(1 + bool(_C._test_scratch(1, 1)["bf16_rows"])):
             width = -(-n // 16) * 8 if half else n
 
-            def softmax(rows, n=n, half=half, width=width):
+            def softmax(rows, n=n, half=half, width=width, x=x, bias=bias):
                 out = guarded(np.zeros((len(rows), width)))
                 given = [guarded(x[rows]), guarded(bias[rows])]
                 return run("softmax", out, given, (n, 0.5, len(rows), n, half)).view(np.uint32)
 
-            together = softmax(list(range(11)))
-            for r in range(11):
+            together = softmax(list(range(19)))
+            for r in range(19):
                 np.testing.assert_array_equal(together[r], softmax([r])[0], err_msg=f"row {r} of {n}")
-            assert not together[2].any()
+            assert not together[[2, 4, 13]].any() and together[[5, 9, 14, 17]].any(axis=1).all()
 
 
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)

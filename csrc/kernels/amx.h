@@ -120,7 +120,8 @@ static void amx_configure(int mr) {
         }                                              \
     } while (0)
 
-/* t[mr, V_NR] = A[mr] x panel over all words, a multiple of 16. bfloat16x3: (A + a)(W + w) without a w. */
+/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words, a multiple of 16. bfloat16x3: (A + a)(W + w)
+ * without a w. */
 BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words) {
     __asm__ volatile("" : : : "memory");

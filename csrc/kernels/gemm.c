@@ -32,9 +32,9 @@
 /* Rows of a tile from which on the next panel is fetched meanwhile; fewer wait for memory. */
 #define FETCH_ROWS 4
 
-/* t[mr, V_NR] = A[mr] x panel over all words; mr and p are constants at each call. Rows of A are reached from
- * one pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole tile. Meanwhile
- * `next`, a share of the panel after this one, is fetched, `step` bytes a word. */
+/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words; mr and p are constants at each call. Rows of A
+ * are reached from one pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole
+ * tile. Meanwhile `next`, a share of the panel after this one, is fetched, `step` bytes a word. */
 BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                      const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step) {
     vf c0[V_MR], c1[V_MR];

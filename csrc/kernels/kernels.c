@@ -126,8 +126,6 @@ BVL_INLINE bool softmax_four(const bool bf16, const bool biased, const int count
             top[r] = c ? v_max(top[r], v[r][c]) : v[r][c];
         }
     v_hmax_four(top);
-    const vf least = v_min(v_min(top[0], top[1]), v_min(top[2], top[3]));
-    if (v_count_gt(least, v_set1(-INFINITY)) < V_WIDTH) return false;
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
         sum[r] = v_set1(0.0f);
@@ -138,6 +136,8 @@ BVL_INLINE bool softmax_four(const bool bf16, const bool biased, const int count
         }
     }
     v_sum_four(sum);
+    /* a row that is not finite, or lowest throughout, has no sum */
+    if (v_count_gt((sum[0] + sum[1]) + (sum[2] + sum[3]), v_set1(0.0f)) < V_WIDTH) return false;
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
         const vf inv = inverse(bf16, sum[r]);
@@ -189,17 +189,18 @@ BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t
  * work fills the time that a row's sum takes to become one number. */
 BVL_INLINE void softmax_long(const bool bf16, const bool biased, float *y, int64_t ldy, float *x, int64_t ldx,
                              int64_t rows, int64_t n, float scale, const float *bias, int64_t ldb) {
-    float most = largest_score(biased, x, n, scale, bias);
+    float most = rows > 0 ? largest_score(biased, x, n, scale, bias) : 0.0f;
     for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {
         const bool lowest = most == -INFINITY;
-        const vf inv = exponentials(bf16, biased, x, n, scale, bias, lowest ? 0 : most);
+        vf inv = v_set1(0.0f);
+        if (lowest)
+            clear_row(bf16, y, x, n);
+        else
+            inv = exponentials(bf16, biased, x, n, scale, bias, most);
         bias += ldb;
         if (r + 1 < rows) most = largest_score(biased, x + ldx, n, scale, bias);
-        if (lowest) {
-            clear_row(bf16, y, x, n);
-            continue;
-        }
-        for (int64_t j = 0; j < n; j += V_WIDTH) store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
+        for (int64_t j = 0; j < n && !lowest; j += V_WIDTH)
+            store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
     }
 }
 

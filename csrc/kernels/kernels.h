@@ -107,7 +107,7 @@ typedef struct {
 
     const bvl_product *product; /* [BVL_PRECISION_COUNT] */
     /* W [N, K] of bfloat16 (rows ld apart; `transposed`: [K, N]) packed as the weights of a bfloat16 product;
-     * not transposed, K must be even. NULL unless bf16_rows */
+     * not transposed, K and ld must be even. NULL unless bf16_rows */
     void (*pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K, bool transposed);
     /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; y may be x */
     void (*layer_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,

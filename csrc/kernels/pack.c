@@ -96,54 +96,33 @@ void BVL_NAME(bvl_pack_int8)(float *dst, const float *w, int64_t ld, int64_t N, 
     }
 }
 
-/* y[k][j] = word k of row j of x, rows ld elements apart; zero for j from `rows` on. */
-BVL_INLINE void transpose(uint32_t *y, const uint16_t *x, int64_t ld, int64_t rows, int64_t words) {
-#if BF16_STEP == 2
-    if (rows == 16 && words == 16 && ld % 2 == 0)
-        v_transpose(y, V_NR, x, ld / 2, 16, 16);
-    else if (ld % 2 == 0)
-        v_transpose(y, V_NR, x, ld / 2, rows, words);
-    else
-#endif
-        for (int64_t k = 0; k < words; k++)
-            for (int64_t j = 0; j < 16; j++)
-                if (j < rows)
-                    memcpy(y + k * V_NR + j, x + j * ld + 2 * k, 4);
-                else
-                    y[k * V_NR + j] = 0;
-}
-
-/* y[j] = even[j] | odd[j] << 16, zero from `width` on. */
-BVL_INLINE void pair_rows(uint32_t *y, const uint16_t *even, const uint16_t *odd, int64_t width) {
-    for (int64_t j0 = 0; j0 < V_NR; j0 += 16) {
-        const int64_t n = BVL_MAX(BVL_MIN(16, width - j0), 0);
-#if BF16_STEP == 2
-        v_store_pairs(y + j0, even + j0, odd ? odd + j0 : NULL, n);
-#else
-        for (int64_t j = j0; j < j0 + 16; j++)
-            y[j] = j - j0 < n ? even[j] | (odd ? (uint32_t)odd[j] << 16 : 0) : 0;
-#endif
-    }
-}
-
+#if BF16_STEP == 2 /* elsewhere attention is float32 */
 void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K,
                              bool transposed) {
     const int64_t words = k_words(BVL_BFLOAT16, K), pairs = (K + 1) / 2;
     for (int64_t n0 = 0; n0 < N; n0 += V_NR, dst += panel_bytes(BVL_BFLOAT16, K) / 4) {
-        const int64_t width = BVL_MIN(V_NR, N - n0);
         uint32_t *panel = (uint32_t *)(void *)dst;
         memset(panel + pairs * V_NR, 0, (size_t)((words - pairs) * V_NR) * sizeof *panel);
-        for (int64_t k = 0; k < pairs && transposed; k++) {
-            const uint16_t *even = w + 2 * k * ld + n0;
-            pair_rows(panel + k * V_NR, even, 2 * k + 1 < K ? even + ld : NULL, width);
+        for (int64_t j = 0; j < V_NR; j += V_WIDTH) {
+            const int64_t count = BVL_MAX(BVL_MIN(V_WIDTH, N - n0 - j), 0);
+            const uint16_t *first = w + (count ? n0 + j : n0) * (transposed ? 1 : ld);
+            if (transposed) {
+                for (int64_t k = 0; k < K; k += 2)
+                    v_store_pairs(panel + k / 2 * V_NR + j, first + k * ld,
+                                  k + 1 < K ? first + (k + 1) * ld : NULL, count);
+                continue;
+            }
+            /* a pair of k's is one word of the source; a cache line of each of 16 rows at a time */
+            for (int64_t k = 0; k < pairs; k += 16)
+                if (count == 16 && pairs - k >= 16)
+                    v_transpose(panel + k * V_NR + j, V_NR, first + 2 * k, ld / 2, 16, 16);
+                else
+                    v_transpose(panel + k * V_NR + j, V_NR, first + 2 * k, ld / 2, count,
+                                BVL_MIN(16, pairs - k));
         }
-        /* a pair of k's is one word of the source; a cache line of each of 16 rows at a time */
-        for (int64_t k0 = 0; k0 < pairs && !transposed; k0 += 16)
-            for (int64_t j0 = 0; j0 < V_NR; j0 += 16)
-                transpose(panel + k0 * V_NR + j0, w + (n0 + BVL_MIN(j0, width - 1)) * ld + 2 * k0, ld,
-                          BVL_MAX(BVL_MIN(16, width - j0), 0), BVL_MIN(16, pairs - k0));
     }
 }
+#endif
 
 void BVL_NAME(bvl_load_bfloat16)(float *dst, int64_t ldd, const float *x, int64_t ldx, int64_t rows,
                                  int64_t K) {

@@ -53,7 +53,7 @@ BVL_INLINE float v_sum(vf x) {
 BVL_INLINE float v_hmax(vf x) {
     return _mm512_reduce_max_ps(x);
 }
-/* every lane of x[i] = v_sum(x[i]), by the same additions, or v_hmax(x[i]) */
+/* every lane of x[i] = v_sum(x[i]), by the same additions; or v_hmax(x[i]), where no lane is NaN */
 #define V_FOUR(name, op)                                                                            \
     BVL_INLINE void name(vf x[4]) {                                                                 \
         vf ab = op(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee)); \

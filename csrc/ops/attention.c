@@ -61,8 +61,8 @@ static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int6
     if (s->bias) kernels->add(row, s->bias, n);
 }
 
-/* bias[rows, Tk] = the pairs of a window's queries from t0 on, lowered where the keys are of other regions.
- */
+/* The biases of a window's queries from t0 on, [rows, Tk]: its pairs, or in `bias` those, lowered where keys
+ * are of other regions. */
 static const float *pair_rows(float *bias, int64_t t0, int64_t rows, const bvl_attention_shape *s) {
     const float *pairs = s->pairs + t0 * s->Tk;
     if (!s->regions) return pairs;
