@@ -1,7 +1,8 @@
 /* peak.c: what this machine can do on all its threads, from loops that touch registers only: one line per
  * unit with its rate in GFLOP/s (int8: GOP/s) and the operations per cycle and core, then the rate of reading
  * memory in GB/s. Cycles are counted by a chain of additions, one cycle each, run on the same threads. Build
- * and run: gcc -O2 -fopenmp -march=native peak.c -o peak && ./peak THREADS
+ * and run: gcc -O2 -fopenmp -march=native peak.c -o peak && ./peak THREADS [memory], the latter for that line
+ * alone
  */
 #define _GNU_SOURCE
 #include <immintrin.h>
@@ -130,8 +131,16 @@ static void read_loop(long rounds) {
     if (sum == 42) sink += 1;
 }
 
+static int memory(void) {
+    if (!(area = malloc(AREA_WORDS * sizeof *area))) return 1;
+    memset(area, 1, AREA_WORDS * sizeof *area);
+    printf("memory %.1f 0\n", 8e-9 * AREA_WORDS * 2 / best_time(read_loop, 2));
+    return sink == 0.123;
+}
+
 int main(int argc, char **argv) {
     threads = argc > 1 ? atoi(argv[1]) : omp_get_max_threads();
+    if (argc > 2 && strcmp(argv[2], "memory") == 0) return memory();
 #if defined(__AVX512F__)
     report("float32", 2.0 * 16 * SUMS, float32, 4000000);
 #elif defined(__AVX2__)
@@ -149,8 +158,5 @@ int main(int argc, char **argv) {
         report("amx_int8", 4.0 * 32768, amx_int8, 2000000);
     }
 #endif
-    if (!(area = malloc(AREA_WORDS * sizeof *area))) return 1;
-    memset(area, 1, AREA_WORDS * sizeof *area);
-    printf("memory %.1f 0\n", 8e-9 * AREA_WORDS * 2 / best_time(read_loop, 2));
-    return sink == 0.123;
+    return memory();
 }
