@@ -247,9 +247,10 @@ class PreTrainedModel(EncodeMixin):
         output = next((name for name in names if name in self.tower(modality).outputs), None)
         if output is None:
             raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
-        if kind_of(*inputs.values()) == "pt":
-            return from_numpy(self.run_tower(modality, inputs, [output])[output], "pt")
-        found = self.run_tower(modality, inputs, [output, "last_hidden_state"])
+        torch = kind_of(*inputs.values()) == "pt"
+        found = self.run_tower(modality, inputs, [output] if torch else [output, "last_hidden_state"])
+        if torch:
+            return from_numpy(found[output], "pt")
         features = found[output].view(Features)
         features.last_hidden_state = found["last_hidden_state"]
         return features

@@ -65,11 +65,6 @@ BVL_INLINE vf score(const bool biased, const float *x, const float *bias, float 
     return v_first(v_fma(v_load_first(x, n), v_set1(s), offset), n, v_set1(-INFINITY));
 }
 
-BVL_INLINE vf inverse(const bool rough, vf x) {
-    if (rough) return v_rough_inverse(x);
-    return v_set1(1.0f) / x;
-}
-
 /* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
 BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, const bool bf16) {
     if (bf16)
@@ -85,69 +80,59 @@ BVL_INLINE void clear_row(const bool bf16, float *y, const float *x, int64_t n) 
         store_share(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16);
 }
 
-/* A row of `count` vectors, a constant, which stay in registers; false where all scores are lowest. */
-BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int count, float *y, const float *x,
-                              int64_t n, float scale, const float *bias) {
-    vf v[SHORT_ROW], sum = v_set1(0.0f), top;
-#pragma GCC unroll 8
-    for (int c = 0; c < count; c++) {
-        const int64_t j = c * V_WIDTH;
-        v[c] = score(biased, x + j, bias + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
-        top = c ? v_max(top, v[c]) : v[c];
+/* Every lane of x[r] = v_sum(x[r]) or v_hmax(x[r]), of one row or of four: a row takes long to become one
+ * number, four not longer. */
+BVL_INLINE void spread(const int rows, const bool sums, vf *x) {
+#if defined(V_FOUR)
+    if (rows == 4) {
+        if (sums)
+            v_sum_four(x);
+        else
+            v_hmax_four(x);
+        return;
     }
-    const float most = v_hmax(top);
-    if (most == -INFINITY) return false;
-#pragma GCC unroll 8
-    for (int c = 0; c < count; c++) {
-        v[c] = v_exp_below(bf16, v[c] - v_set1(most));
-        sum = sum + v[c];
-    }
-    const vf inv = inverse(bf16, v_set1(v_sum(sum)));
-#pragma GCC unroll 8
-    for (int c = 0; c < count; c++)
-        store_share(y, v[c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
-    return true;
+#endif
+    for (int r = 0; r < rows; r++) x[r] = v_set1(sums ? v_sum(x[r]) : v_hmax(x[r]));
 }
 
-#if defined(V_FOUR)
-/* The same for four rows at once: a row's largest score and its sum take long to become one number, four of
- * each not longer. False where that has to be done row by row. */
-BVL_INLINE bool softmax_four(const bool bf16, const bool biased, const int count, float *y, int64_t ldy,
-                             const float *x, int64_t ldx, int64_t n, float scale, const float *bias,
-                             int64_t ldb) {
-    vf v[4][4], top[4], sum[4];
+/* Rows of `count` vectors, which stay in registers; rows and count are constants. False, with nothing stored,
+ * where a lone row's scores are all lowest, or where one of four is such a row or not finite. */
+BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows, const int count, float *y,
+                              int64_t ldy, const float *x, int64_t ldx, int64_t n, float scale,
+                              const float *bias, int64_t ldb) {
+    vf v[4][SHORT_ROW], top[4], sum[4], all = v_set1(0.0f);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++)
-#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
         for (int c = 0; c < count; c++) {
             const int64_t j = c * V_WIDTH;
             v[r][c] =
                 score(biased, x + r * ldx + j, bias + r * ldb + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
             top[r] = c ? v_max(top[r], v[r][c]) : v[r][c];
         }
-    v_hmax_four(top);
+    spread(rows, false, top);
+    if (rows == 1 && top[0][0] == -INFINITY) return false;
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
+    for (int r = 0; r < rows; r++) {
         sum[r] = v_set1(0.0f);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int c = 0; c < count; c++) {
             v[r][c] = v_exp_below(bf16, v[r][c] - top[r]);
             sum[r] = sum[r] + v[r][c];
         }
     }
-    v_sum_four(sum);
-    /* a row that is not finite, or lowest throughout, has no sum */
-    if (v_count_gt((sum[0] + sum[1]) + (sum[2] + sum[3]), v_set1(0.0f)) < V_WIDTH) return false;
+    spread(rows, true, sum);
+    for (int r = 0; r < rows; r++) all = all + sum[r];
+    if (rows > 1 && v_count_gt(all, v_set1(0.0f)) < V_WIDTH) return false;
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-        const vf inv = inverse(bf16, sum[r]);
-#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        const vf inv = v_inverse(bf16, sum[r]);
+#pragma GCC unroll 8
         for (int c = 0; c < count; c++)
             store_share(y + r * ldy, v[r][c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
     }
     return true;
 }
-#endif
 
 /* The largest score of a row, in four chains. */
 BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, float scale, const float *bias) {
@@ -182,7 +167,7 @@ BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t
         v_store_first(x + j, v, n - j);
         sum[0] = sum[0] + v;
     }
-    return inverse(bf16, v_set1(v_sum(sum[0] + sum[1])));
+    return v_inverse(bf16, v_set1(v_sum(sum[0] + sum[1])));
 }
 
 /* Rows that do not fit into registers. The next one's largest score is found before this one is stored: its
@@ -208,14 +193,15 @@ BVL_INLINE void softmax_short_rows(const bool bf16, const bool biased, const int
                                    const float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
                                    const float *bias, int64_t ldb) {
     for (int64_t r = 0, step; r < rows; r += step, y += step * ldy, x += step * ldx, bias += step * ldb) {
-        step = 4;
 #if defined(V_FOUR)
+        step = 4;
         if (count <= 4 && rows - r >= 4 &&
-            softmax_four(bf16, biased, count, y, ldy, x, ldx, n, scale, bias, ldb))
+            softmax_short(bf16, biased, 4, count, y, ldy, x, ldx, n, scale, bias, ldb))
             continue;
 #endif
         step = 1;
-        if (!softmax_short(bf16, biased, count, y, x, n, scale, bias)) clear_row(bf16, y, x, n);
+        if (!softmax_short(bf16, biased, 1, count, y, ldy, x, ldx, n, scale, bias, ldb))
+            clear_row(bf16, y, x, n);
     }
 }
 

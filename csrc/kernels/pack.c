@@ -114,11 +114,7 @@ void BVL_NAME(bvl_pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t 
             }
             /* a pair of k's is one word of the source; a cache line of each of 16 rows at a time */
             for (int64_t k = 0; k < pairs; k += 16)
-                if (count == 16 && pairs - k >= 16)
-                    v_transpose(panel + k * V_NR + j, V_NR, first + 2 * k, ld / 2, 16, 16);
-                else
-                    v_transpose(panel + k * V_NR + j, V_NR, first + 2 * k, ld / 2, count,
-                                BVL_MIN(16, pairs - k));
+                v_transpose(panel + k * V_NR + j, V_NR, first + 2 * k, ld / 2, count, BVL_MIN(16, pairs - k));
         }
     }
 }

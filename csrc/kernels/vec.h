@@ -45,12 +45,15 @@ BVL_INLINE vf v_exp_below(const bool rough, vf x) {
     return v_scale2(p, n, x, v_set1(-87.33654f));
 }
 
+BVL_INLINE vf v_inverse(const bool rough, vf x) {
+    if (rough) return v_rough_inverse(x);
+    return v_set1(1.0f) / x;
+}
+
 BVL_INLINE vf v_sigmoid(const bool rough, vf x) {
     const vf one = v_set1(1.0f);
     /* in this order NaN passes through */
-    const vf below = one + v_exp_below(rough, v_min(v_set1(88.0f), v_set1(0.0f) - x));
-    if (rough) return v_rough_inverse(below);
-    return one / below;
+    return v_inverse(rough, one + v_exp_below(rough, v_min(v_set1(88.0f), v_set1(0.0f) - x)));
 }
 
 /* Up to V_WIDTH floats; lanes from n on read as zero and are not written. */

@@ -84,7 +84,7 @@ BVL_INLINE void v_store_bf16(uint16_t *p, vf x, int64_t n) {
 }
 /* y[j] = even[j] | odd[j] << 16 for the first n of 16 elements, zero for the rest; odd NULL: zeros */
 BVL_INLINE void v_store_pairs(uint32_t *y, const uint16_t *even, const uint16_t *odd, int64_t n) {
-    const __mmask16 mask = v_mask((int)BVL_MIN(n, 16));
+    const __mmask16 mask = v_mask((int)n);
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
     __m512i high = _mm512_setzero_si512();
     if (odd) high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, odd));
