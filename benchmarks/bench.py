@@ -10,8 +10,11 @@ outside. All variants of a round run one after another, rounds repeat; medians a
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -31,16 +34,23 @@ WORK = ("ViT-B/32 image 32", "ViT-B/32 image 1", "ViT-B/32 text 32", "ViT-B/32 t
         "ViT-L/14 image 1", "so400m/14-384 image 8")  # fmt: skip
 
 
+@functools.cache
+def compiled_peak() -> str | None:
+    """The program peak.c, which stays until this process ends; None without a compiler."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    source, binary = Path(__file__).with_name("peak.c"), f"{folder}/peak"
+    command = ["gcc", "-O2", "-fopenmp", "-march=native", str(source), "-o", binary]
+    return None if subprocess.run(command, capture_output=True).returncode else binary
+
+
 def ceilings(threads: int, *only: str) -> dict[str, float]:
     """Name -> GFLOP/s (memory: GB/s) of the register-only loops, or of memory `only`; empty without a compiler. AMX is left
     out where the loop finds less than 90 % of its 1,024 (int8: 2,048) operations per cycle and core."""
-    source = Path(__file__).with_name("peak.c")
-    with tempfile.TemporaryDirectory() as folder:
-        binary = f"{folder}/peak"
-        command = ["gcc", "-O2", "-fopenmp", "-march=native", str(source), "-o", binary]
-        if subprocess.run(command, capture_output=True).returncode:
-            return {}
-        lines = subprocess.run([binary, str(threads), *only], capture_output=True, text=True).stdout.splitlines()
+    binary = compiled_peak()
+    if not binary:
+        return {}
+    lines = subprocess.run([binary, str(threads), *only], capture_output=True, text=True).stdout.splitlines()
     found = {name: (float(rate), float(per_cycle)) for name, rate, per_cycle in map(str.split, lines)}
     least = {"amx_bfloat16": 0.9 * 1024, "amx_int8": 0.9 * 2048}
     return {name: rate for name, (rate, per_cycle) in found.items() if per_cycle >= least.get(name, 0)}
