@@ -144,10 +144,6 @@ void BVL_NAME(bvl_load_bfloat16x3)(float *dst, int64_t ldd, const float *x, int6
     }
 }
 
-BVL_INLINE vf v_abs(vf x) {
-    return v_max(x, v_set1(0.0f) - x);
-}
-
 /* The largest size in a row, in two chains; NaN where an element is not finite. */
 static float largest(const float *x, int64_t K) {
     const vf zero = v_set1(0.0f);

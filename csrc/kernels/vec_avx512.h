@@ -23,8 +23,16 @@ BVL_INLINE vf v_max(vf a, vf b) {
 BVL_INLINE vf v_min(vf a, vf b) {
     return _mm512_min_ps(a, b);
 }
+BVL_INLINE vf v_abs(vf x) {
+    return _mm512_abs_ps(x);
+}
 BVL_INLINE vf v_round(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* table[i] in each lane, i the last four bits of that lane of `index` */
+#define V_TABLE 16
+BVL_INLINE vf v_lookup(const float *table, vf index) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(index), v_load(table));
 }
 /* p * 2^n, n whole; 0 where x < low */
 BVL_INLINE vf v_scale2(vf p, vf n, vf x, vf low) {
