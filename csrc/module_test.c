@@ -40,10 +40,9 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
     const int64_t i0 = (int64_t)n[0], i1 = (int64_t)n[1], i2 = (int64_t)n[2];
     if (strncmp(name, "gemm", 4) == 0) {
         run_gemm(k, strcmp(name, "gemm_transposed") == 0, out, x, n);
-    } else if (strcmp(name, "layer_norm") == 0) { /* x: x, gamma, beta; n: rows D eps */
-        k->layer_norm(out, i1, x[0], i1, x[1], x[2], (float)n[2], i0, i1);
-    } else if (strcmp(name, "rms_norm") == 0) { /* x: x, gamma; n: rows D eps */
-        k->rms_norm(out, i1, x[0], i1, x[1], (float)n[2], i0, i1);
+    } else if (strcmp(name, "norm") == 0) { /* x: x, gamma, beta; n: rows D eps bf16 */
+        const int64_t ldy = n[3] != 0 ? bvl_round_up(i1, 32) / 2 : i1;
+        k->norm(out, ldy, x[0], i1, x[1], x[2], (float)n[2], i0, i1, n[3] != 0);
     } else if (strcmp(name, "softmax") == 0) { /* out [rows, n]; x: scores, bias; n: n scale rows ldb bf16 */
         const int64_t ldy = n[4] != 0 ? bvl_round_up(i0, 16) / 2 : i0;
         k->softmax(out, ldy, x[0], i0, i2, i0, (float)n[1], x[1], (int64_t)n[3], n[4] != 0);

@@ -168,18 +168,40 @@ def test_bfloat16_rows_out(isa, rng):
 
 def test_layer_norm(isa, rng, guarded):
     for d in (*sizes_around(16), 768):
-        x, gamma, beta = rng.normal(3, 2, size=(5, d)), rng.normal(size=d), rng.normal(size=d)
+        x, gamma, beta = rng.normal(3, 2, size=(9, d)), rng.normal(size=d), rng.normal(size=d)
         buffers = [guarded(v, shift) for v, shift in ((x, 0), (gamma, 0), (beta, 1))]
-        out = run("layer_norm", guarded(np.zeros((5, d))), buffers, (5, d, 1e-5))
+        out = run("norm", guarded(np.zeros((9, d))), buffers, (9, d, 1e-5, 0))
         np.testing.assert_allclose(out, reference.layer_norm(*buffers, 1e-5), atol=2e-5)
 
 
 def test_rms_norm(isa, rng, guarded):
     for d in (*sizes_around(16), 768):
-        x, gamma = guarded(rng.normal(1, 2, size=(5, d)), 0), guarded(rng.normal(size=d), 1)
-        out = run("rms_norm", guarded(np.zeros((5, d))), [x, gamma], (5, d, 1e-6))
+        x, gamma = guarded(rng.normal(1, 2, size=(9, d)), 0), guarded(rng.normal(size=d), 1)
+        out = run("norm", guarded(np.zeros((9, d))), [x, gamma, None], (9, d, 1e-6, 0))
         np.testing.assert_allclose(out, reference.rms_norm(x, gamma, 1e-6), atol=2e-5)
-        np.testing.assert_array_equal(run("rms_norm", x.copy(), [x, gamma], (5, d, 1e-6)), out)
+        np.testing.assert_array_equal(run("norm", x.copy(), [x, gamma, None], (9, d, 1e-6, 0)), out)
+
+
+def test_norm_rows_do_not_depend_on_their_number(isa, rng, guarded):
+    for d in (*sizes_around(16), 96, 768):
+        x, gamma, beta = rng.normal(3, 2, size=(7, d)), rng.normal(size=d), guarded(rng.normal(size=d))
+        x[2, d // 2], x[5] = np.nan, 0.0
+        x, gamma = guarded(x), guarded(gamma)
+        for offset in (beta, None):
+            given = [x, gamma, offset]
+            together = run("norm", np.zeros((7, d), np.float32), given, (7, d, 1e-5, 0))
+            assert np.isnan(together[2]).all() and np.isfinite(np.delete(together, 2, axis=0)).all()
+            for r in range(7):
+                alone = run("norm", guarded(np.zeros(d)), [guarded(x[r]), *given[1:]], (1, d, 1e-5, 0))
+                np.testing.assert_array_equal(alone.view(np.uint32), together[r].view(np.uint32), err_msg=f"{r} of {d}")
+            if not _C._test_scratch(1, 1)["bf16_rows"]:
+                continue
+            words = guarded(np.full((7, -(-d // 32) * 16), np.nan))
+            half = run("norm", words, given, (7, d, 1e-5, 1)).view(np.uint16).reshape(7, -1)
+            rows = [0, 1, 3, 4, 5, 6]
+            rounded = reference.to_bfloat16(together[rows]).view(np.uint32) >> 16
+            np.testing.assert_array_equal(half[rows, :d], rounded)
+            assert not half[rows, d:].any()
 
 
 def test_softmax(isa, rng, guarded):

@@ -24,8 +24,9 @@ BVL_INLINE vf add_term(vf sum, vf d, const bool squares) {
     return sum + d;
 }
 
-/* The sum of x - m over a row, or of its squares; in four chains, for an addition takes as many cycles. */
-BVL_INLINE float row_sum(const float *x, int64_t D, vf m, const bool squares) {
+/* Lanes that add up to the sum of x - m over a row, or of its squares; in four chains, for an addition takes
+ * as many cycles. */
+BVL_INLINE vf row_sums(const float *x, int64_t D, vf m, const bool squares) {
     const vf zero = v_set1(0.0f);
     vf s[4] = {zero, zero, zero, zero};
     int64_t j = 0;
@@ -34,29 +35,89 @@ BVL_INLINE float row_sum(const float *x, int64_t D, vf m, const bool squares) {
         for (int i = 0; i < 4; i++) s[i] = add_term(s[i], v_load(x + j + i * V_WIDTH) - m, squares);
     for (; j + V_WIDTH <= D; j += V_WIDTH) s[0] = add_term(s[0], v_load(x + j) - m, squares);
     if (j < D) s[1] = add_term(s[1], v_first(v_load_tail(x + j, (int)(D - j)) - m, D - j, zero), squares);
-    return v_sum((s[0] + s[1]) + (s[2] + s[3]));
+    return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-static void layer_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
-                       const float *beta, float eps, int64_t rows, int64_t D) {
-    for (int64_t r = 0; r < rows; r++, x += ldx, y += ldy) {
-        const vf m = v_set1(row_sum(x, D, v_set1(0.0f), false) / (float)D);
-        const vf inv = v_set1(1.0f / sqrtf(row_sum(x, D, m, true) / (float)D + eps));
-        for (int64_t j = 0; j < D; j += V_WIDTH) {
-            const vf d = (v_load_first(x + j, D - j) - m) * inv;
-            v_store_first(y + j, v_fma(d, v_load_first(gamma + j, D - j), v_load_first(beta + j, D - j)),
-                          D - j);
+/* v_sum(x[r]) or v_hmax(x[r]) of one row, in every lane, or of four, in as many parts of a vector: a row takes
+ * long to become one number, four not longer. */
+BVL_INLINE vf join(BVL_UNUSED const int rows, const bool sums, const vf *x) {
+#if defined(V_FOUR)
+    if (rows == 4) return sums ? v_sum_four(x) : v_hmax_four(x);
+#endif
+    return v_set1(sums ? v_sum(x[0]) : v_hmax(x[0]));
+}
+
+/* Every lane of x[r] = what `all` holds for row r. */
+BVL_INLINE void spread(const int rows, vf all, vf *x) {
+#if defined(V_FOUR)
+    if (rows == 4) v_spread_four(all, x);
+#endif
+    if (rows == 1) x[0] = all;
+}
+
+/* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
+BVL_INLINE void store_part(float *y, vf x, int64_t j, int64_t n, const bool bf16) {
+    if (bf16)
+        v_store_bf16((uint16_t *)(void *)y + j, x, V_WIDTH);
+    else
+        v_store_first(y + j, x, n - j);
+}
+
+/* One row or four. */
+BVL_INLINE void norm_rows(const bool bf16, const bool centred, const int rows, float *y, int64_t ldy,
+                          const float *x, int64_t ldx, const float *gamma, const float *beta, float eps,
+                          int64_t D) {
+    const vf zero = v_set1(0.0f), part = v_set1(1.0f / (float)D);
+    vf m[4] = {zero, zero, zero, zero}, inv[4];
+    if (centred) {
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) m[r] = row_sums(x + r * ldx, D, zero, false);
+        spread(rows, join(rows, true, m) * part, m);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) inv[r] = row_sums(x + r * ldx, D, m[r], true);
+    spread(rows, v_set1(1.0f) / v_sqrt(v_fma(join(rows, true, inv), part, v_set1(eps))), inv);
+    for (int64_t j = 0; j < D; j += V_WIDTH) {
+        const vf g = v_load_first(gamma + j, D - j), b = centred ? v_load_first(beta + j, D - j) : zero;
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            vf d = (v_load_first(x + r * ldx + j, D - j) - m[r]) * inv[r];
+            if (centred)
+                d = v_fma(d, g, b);
+            else
+                d = d * g;
+            store_part(y + r * ldy, d, j, D, bf16);
         }
     }
+    for (int64_t j = bvl_round_up(D, V_WIDTH); bf16 && j < bvl_round_up(D, 32); j += V_WIDTH)
+        for (int r = 0; r < rows; r++) store_part(y + r * ldy, zero, j, D, true);
 }
 
-static void rms_norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
-                     int64_t rows, int64_t D) {
-    for (int64_t r = 0; r < rows; r++, x += ldx, y += ldy) {
-        const vf inv = v_set1(1.0f / sqrtf(row_sum(x, D, v_set1(0.0f), true) / (float)D + eps));
-        for (int64_t j = 0; j < D; j += V_WIDTH)
-            v_store_first(y + j, v_load_first(x + j, D - j) * inv * v_load_first(gamma + j, D - j), D - j);
+BVL_INLINE void norm_all(const bool bf16, const bool centred, float *y, int64_t ldy, const float *x,
+                         int64_t ldx, const float *gamma, const float *beta, float eps, int64_t rows,
+                         int64_t D) {
+    int64_t r = 0;
+#if defined(V_FOUR)
+    for (; r + 4 <= rows; r += 4)
+        norm_rows(bf16, centred, 4, y + r * ldy, ldy, x + r * ldx, ldx, gamma, beta, eps, D);
+#endif
+    for (; r < rows; r++)
+        norm_rows(bf16, centred, 1, y + r * ldy, ldy, x + r * ldx, ldx, gamma, beta, eps, D);
+}
+
+static void norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, const float *beta,
+                 float eps, int64_t rows, int64_t D, bool bf16) {
+#define ROWS(half)                                                         \
+    if (beta)                                                              \
+        norm_all(half, true, y, ldy, x, ldx, gamma, beta, eps, rows, D); \
+    else                                                                   \
+        norm_all(half, false, y, ldy, x, ldx, gamma, NULL, eps, rows, D);
+    if (BF16_STEP == 2 && bf16) {
+        ROWS(true)
+    } else {
+        ROWS(false)
     }
+#undef ROWS
 }
 
 /* x * s + bias - most for one vector of a row that has n elements left; lowest behind them. */
@@ -65,34 +126,11 @@ BVL_INLINE vf score(const bool biased, const float *x, const float *bias, float 
     return v_first(v_fma(v_load_first(x, n), v_set1(s), offset), n, v_set1(-INFINITY));
 }
 
-/* Elements j to j + V_WIDTH of a row of n; of a bfloat16 row, zeros behind the last ones. */
-BVL_INLINE void store_share(float *y, vf x, int64_t j, int64_t n, const bool bf16) {
-    if (bf16)
-        v_store_bf16((uint16_t *)(void *)y + j, x, V_WIDTH);
-    else
-        v_store_first(y + j, x, n - j);
-}
-
 /* The shares of a row whose scores are all lowest: zeros, but NaN stays. */
 BVL_INLINE void clear_row(const bool bf16, float *y, const float *x, int64_t n) {
     const vf zero = v_set1(0.0f);
     for (int64_t j = 0; j < n; j += V_WIDTH)
-        store_share(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16);
-}
-
-/* Every lane of x[r] = v_sum(x[r]) or v_hmax(x[r]), of one row or of four: a row takes long to become one
- * number, four not longer. */
-BVL_INLINE void spread(const int rows, const bool sums, vf *x) {
-#if defined(V_FOUR)
-    if (rows == 4) {
-        if (sums)
-            v_sum_four(x);
-        else
-            v_hmax_four(x);
-        return;
-    }
-#endif
-    for (int r = 0; r < rows; r++) x[r] = v_set1(sums ? v_sum(x[r]) : v_hmax(x[r]));
+        store_part(y, v_min(zero, v_max(zero, v_load_first(x + j, n - j))), j, n, bf16);
 }
 
 /* Rows of `count` vectors, which stay in registers; rows and count are constants. False, with nothing stored,
@@ -100,7 +138,7 @@ BVL_INLINE void spread(const int rows, const bool sums, vf *x) {
 BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows, const int count, float *y,
                               int64_t ldy, const float *x, int64_t ldx, int64_t n, float scale,
                               const float *bias, int64_t ldb) {
-    vf v[4][SHORT_ROW], top[4], sum[4], all = v_set1(0.0f);
+    vf v[4][SHORT_ROW], top[4], sum[4];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -110,7 +148,7 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
                 score(biased, x + r * ldx + j, bias + r * ldb + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
             top[r] = c ? v_max(top[r], v[r][c]) : v[r][c];
         }
-    spread(rows, false, top);
+    spread(rows, join(rows, false, top), top);
     if (rows == 1 && top[0][0] == -INFINITY) return false;
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
@@ -121,16 +159,14 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
             sum[r] = sum[r] + v[r][c];
         }
     }
-    spread(rows, true, sum);
-    for (int r = 0; r < rows; r++) all = all + sum[r];
+    const vf all = join(rows, true, sum);
     if (rows > 1 && v_count_gt(all, v_set1(0.0f)) < V_WIDTH) return false;
+    spread(rows, v_inverse(bf16, all), sum);
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        const vf inv = v_inverse(bf16, sum[r]);
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < count; c++)
-            store_share(y + r * ldy, v[r][c] * inv, c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
-    }
+            store_part(y + r * ldy, v[r][c] * sum[r], c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
     return true;
 }
 
@@ -185,7 +221,7 @@ BVL_INLINE void softmax_long(const bool bf16, const bool biased, float *y, int64
         bias += ldb;
         if (r + 1 < rows) most = largest_score(biased, x + ldx, n, scale, bias);
         for (int64_t j = 0; j < n && !lowest; j += V_WIDTH)
-            store_share(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
+            store_part(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
     }
 }
 
@@ -259,7 +295,7 @@ static void gate(float *y, const float *x, bvl_activation act, int64_t n) {
 }
 
 static void l2_normalize(float *y, const float *x, int64_t n) {
-    const vf inv = v_set1(1.0f / fmaxf(sqrtf(row_sum(x, n, v_set1(0.0f), true)), 1e-12f));
+    const vf inv = v_set1(1.0f / fmaxf(sqrtf(v_sum(row_sums(x, n, v_set1(0.0f), true))), 1e-12f));
     for (int64_t j = 0; j < n; j += V_WIDTH) v_store_first(y + j, v_load_first(x + j, n - j) * inv, n - j);
 }
 
@@ -352,8 +388,7 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .bf16_rows = BF16_STEP == 2,
     .product = BVL_NAME(bvl_products),
     .pack_bf16 = BF16_STEP == 2 ? BVL_NAME(bvl_pack_bf16) : NULL,
-    .layer_norm = layer_norm,
-    .rms_norm = rms_norm,
+    .norm = norm,
     .softmax = softmax,
     .activate = activate,
     .gate = gate,

@@ -109,12 +109,11 @@ typedef struct {
     /* W [N, K] of bfloat16 (rows ld apart; `transposed`: [K, N]) packed as the weights of a bfloat16 product;
      * not transposed, K and ld must be even. NULL unless bf16_rows */
     void (*pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K, bool transposed);
-    /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; y may be x */
-    void (*layer_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma,
-                       const float *beta, float eps, int64_t rows, int64_t D);
-    /* y = x / sqrt(mean(x^2) + eps) * gamma over each of `rows` rows of D; y may be x */
-    void (*rms_norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, float eps,
-                     int64_t rows, int64_t D);
+    /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; beta NULL:
+     * x / sqrt(mean(x^2) + eps) * gamma. y may be x. bf16: y is written as bfloat16, then zeros up to a whole
+     * cache line; only where bf16_rows is set */
+    void (*norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, const float *beta,
+                 float eps, int64_t rows, int64_t D, bool bf16);
     /* y = softmax(x * scale + bias) over each of `rows` rows of n; x is overwritten, y may be x. bias: rows
      * ldb apart, finite or -inf, or NULL; zeros where all is -inf. bf16: y is written as bfloat16, then zeros
      * up to whole vectors; only where bf16_rows is set */

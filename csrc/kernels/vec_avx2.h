@@ -32,6 +32,9 @@ BVL_INLINE vf v_min(vf a, vf b) {
 BVL_INLINE vf v_abs(vf x) {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
 }
+BVL_INLINE vf v_sqrt(vf x) {
+    return _mm256_sqrt_ps(x);
+}
 BVL_INLINE vf v_round(vf x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -26,6 +26,9 @@ BVL_INLINE vf v_min(vf a, vf b) {
 BVL_INLINE vf v_abs(vf x) {
     return _mm512_abs_ps(x);
 }
+BVL_INLINE vf v_sqrt(vf x) {
+    return _mm512_sqrt_ps(x);
+}
 BVL_INLINE vf v_round(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -61,21 +64,24 @@ BVL_INLINE float v_sum(vf x) {
 BVL_INLINE float v_hmax(vf x) {
     return _mm512_reduce_max_ps(x);
 }
-/* every lane of x[i] = v_sum(x[i]), by the same additions; or v_hmax(x[i]), where no lane is NaN */
+/* v_sum(x[i]), by the same additions, or v_hmax(x[i]), where no lane is NaN, in all of quarter i */
 #define V_FOUR(name, op)                                                                            \
-    BVL_INLINE void name(vf x[4]) {                                                                 \
+    BVL_INLINE vf name(const vf x[4]) {                                                             \
         vf ab = op(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee)); \
         vf cd = op(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee)); \
         vf all = op(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));        \
         all = op(all, _mm512_permute_ps(all, 0x4e));                                                \
-        all = op(all, _mm512_permute_ps(all, 0xb1));                                                \
-        x[0] = _mm512_shuffle_f32x4(all, all, 0x00);                                                \
-        x[1] = _mm512_shuffle_f32x4(all, all, 0x55);                                                \
-        x[2] = _mm512_shuffle_f32x4(all, all, 0xaa);                                                \
-        x[3] = _mm512_shuffle_f32x4(all, all, 0xff);                                                \
+        return op(all, _mm512_permute_ps(all, 0xb1));                                               \
     }
 V_FOUR(v_sum_four, _mm512_add_ps)
 V_FOUR(v_hmax_four, _mm512_max_ps)
+/* every lane of x[i] = quarter i */
+BVL_INLINE void v_spread_four(vf all, vf x[4]) {
+    x[0] = _mm512_shuffle_f32x4(all, all, 0x00);
+    x[1] = _mm512_shuffle_f32x4(all, all, 0x55);
+    x[2] = _mm512_shuffle_f32x4(all, all, 0xaa);
+    x[3] = _mm512_shuffle_f32x4(all, all, 0xff);
+}
 /* bfloat16 -> float */
 BVL_INLINE vf v_load_bf16(const uint16_t *p) {
     const __m256i bits = _mm256_loadu_si256((const void *)p);

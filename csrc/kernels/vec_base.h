@@ -33,6 +33,10 @@ BVL_INLINE vf v_min(vf a, vf b) {
 BVL_INLINE vf v_abs(vf x) {
     return v_max(x, v_set1(0.0f) - x);
 }
+BVL_INLINE vf v_sqrt(vf x) {
+    for (int i = 0; i < V_WIDTH; i++) x[i] = sqrtf(x[i]);
+    return x;
+}
 /* to the nearest whole number, |x| < 2^22 */
 BVL_INLINE vf v_round(vf x) {
     const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves no fraction bits */

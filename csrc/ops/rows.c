@@ -13,19 +13,17 @@ bvl_status bvl_norm_init(bvl_norm *norm, bvl_store *store, const bvl_array *gamm
     return beta->data ? bvl_copy_vector(&norm->beta, store, beta, err) : BVL_OK;
 }
 
-static void norm_rows(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
-                      int64_t ldx, int64_t rows) {
-    if (norm->beta)
-        kernels->layer_norm(y, ldy, x, ldx, norm->gamma, norm->beta, norm->eps, rows, norm->D);
-    else
-        kernels->rms_norm(y, ldy, x, ldx, norm->gamma, norm->eps, rows, norm->D);
+static void norm_share(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy,
+                       const float *x, int64_t ldx, int64_t rows, bool bf16, bvl_team team) {
+    int64_t r0, r1;
+    bvl_share(rows, team.tid, team.nt, &r0, &r1);
+    kernels->norm(y + r0 * ldy, ldy, x + r0 * ldx, ldx, norm->gamma, norm->beta, norm->eps, r1 - r0, norm->D,
+                  bf16);
 }
 
 void bvl_norm_run(const bvl_norm *norm, const bvl_kernels *kernels, float *y, int64_t ldy, const float *x,
                   int64_t ldx, int64_t rows, bvl_team team) {
-    int64_t r0, r1;
-    bvl_share(rows, team.tid, team.nt, &r0, &r1);
-    norm_rows(norm, kernels, y + r0 * ldy, ldy, x + r0 * ldx, ldx, r1 - r0);
+    norm_share(norm, kernels, y, ldy, x, ldx, rows, false, team);
 }
 
 int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
@@ -35,7 +33,7 @@ int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
 
 /* Rows that are normed before the first is rounded: its load need not wait for its stores. */
 static int64_t norm_rows_at_once(int64_t D) {
-    return BVL_MIN(BVL_MAX(4096 / D, 1), 8);
+    return D <= 512 ? 8 : D <= 2048 ? 4 : 1;
 }
 
 int64_t bvl_norm_local(const bvl_norm *norm) {
@@ -46,15 +44,16 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
                    const float *x, int64_t ldx, int64_t rows, float *local, bvl_team team) {
     const int64_t ldy = bvl_norm_operand(norm, linear);
     int64_t r0, r1;
-    if (!linear->product->load) {
-        bvl_norm_run(norm, kernels, y, ldy, x, ldx, rows, team);
+    const bool bf16 = kernels->bf16_rows && linear->product == &kernels->product[BVL_BFLOAT16];
+    if (bf16 || !linear->product->load) {
+        norm_share(norm, kernels, y, ldy, x, ldx, rows, bf16, team);
         return;
     }
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
     const int64_t most = norm_rows_at_once(norm->D);
     for (int64_t r = r0; r < r1; r += most) {
         const int64_t n = BVL_MIN(most, r1 - r);
-        norm_rows(norm, kernels, local, norm->D, x + r * ldx, ldx, n);
+        kernels->norm(local, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, n, norm->D, false);
         linear->product->load(y + r * ldy, ldy, local, norm->D, n, norm->D);
     }
 }
