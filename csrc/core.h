@@ -28,10 +28,12 @@ typedef struct {
 #if defined(__GNUC__)
 #define BVL_PRINTF(a, b) __attribute__((format(printf, a, b)))
 #define BVL_INLINE static inline __attribute__((always_inline, unused))
+#define BVL_NOINLINE __attribute__((noinline))
 #define BVL_UNUSED __attribute__((unused))
 #else
 #define BVL_PRINTF(a, b)
 #define BVL_INLINE static inline
+#define BVL_NOINLINE
 #define BVL_UNUSED
 #endif
 

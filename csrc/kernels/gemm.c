@@ -20,9 +20,11 @@
 #include "amx.h"
 #define TILE_ROWS(p) ((p) == BVL_FLOAT32 ? V_MR : AMX_ROWS)
 #define MOST_ROWS AMX_ROWS
+#define IN_REGISTERS(p) ((p) == BVL_FLOAT32)
 #else
 #define TILE_ROWS(p) V_MR
 #define MOST_ROWS V_MR
+#define IN_REGISTERS(p) ((p) != BVL_INT8)
 #endif
 
 #define ROW_BLOCK_BYTES                                                                \
@@ -32,11 +34,43 @@
 /* Rows of a tile from which on the next panel is fetched meanwhile; fewer wait for memory. */
 #define FETCH_ROWS 4
 
-/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words; mr and p are constants at each call. Rows of A
- * are reached from one pointer per three rows, plus 0, 1 or 2 strides: few enough registers for the whole
- * tile. Meanwhile `next`, a share of the panel after this one, is fetched, `step` bytes a word. */
+/* Sums as they leave the registers: plus bias and residual, and as bfloat16 if asked; no activation, which
+ * would need more registers than a tile leaves. */
+BVL_INLINE void store_sums(const bvl_precision p, const int mr, float *t, int64_t ldt, vf *c0, vf *c1,
+                           const bvl_epilogue *e) {
+    if (IN_REGISTERS(p) && e->bias) {
+        const vf b0 = v_load(e->bias), b1 = v_load(e->bias + V_WIDTH);
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++) c0[i] = c0[i] + b0, c1[i] = c1[i] + b1;
+    }
+    if (IN_REGISTERS(p) && e->residual) {
+        const float *residual = e->residual;
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++, residual += e->ldr)
+            c0[i] = c0[i] + v_load(residual), c1[i] = c1[i] + v_load(residual + V_WIDTH);
+    }
+    if (IN_REGISTERS(p) && BF16_STEP == 2 && e->bf16) {
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++, t += ldt) {
+            v_store_bf16((uint16_t *)(void *)t, c0[i], V_WIDTH);
+            v_store_bf16((uint16_t *)(void *)t + V_WIDTH, c1[i], V_WIDTH);
+        }
+        return;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++, t += ldt) {
+        v_store(t, c0[i]);
+        v_store(t + V_WIDTH, c1[i]);
+    }
+}
+
+/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words, by way of store_sums; mr and p are constants at
+ * each call. Rows of A are reached from one pointer per three rows, plus 0, 1 or 2 strides: few enough
+ * registers for the whole tile. Meanwhile `next`, a share of the panel after this one, is fetched, `step`
+ * bytes a word. */
 BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt, const float *a, int64_t lda,
-                     const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step) {
+                     const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step,
+                     const bvl_epilogue *e) {
     vf c0[V_MR], c1[V_MR];
     const float *rows[(V_MR + 2) / 3];
 #pragma GCC unroll 16
@@ -60,17 +94,13 @@ BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt,
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i += 3) rows[i / 3]++;
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < mr; i++, t += ldt) {
-        v_store(t, c0[i]);
-        v_store(t + V_WIDTH, c1[i]);
-    }
+    store_sums(p, mr, t, ldt, c0, c1, e);
 }
 
 /* `configured`: rows that AMX's tiles are set to, 0 at first. */
 BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step,
-                         BVL_UNUSED int *configured) {
+                         const bvl_epilogue *e, BVL_UNUSED int *configured) {
 #if defined(BVL_LEVEL_AMX)
     if (p != BVL_FLOAT32) {
         if (mr != *configured) amx_configure(*configured = mr);
@@ -79,7 +109,7 @@ BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, int64_t ldt, c
     }
 #endif
 #define CASE(n) \
-    case n: tile(p, n, t, ldt, a, lda, panel, words, next, step); break;
+    case n: tile(p, n, t, ldt, a, lda, panel, words, next, step, e); break;
     switch (mr) {
         CASE(1)
         CASE(2)
@@ -179,15 +209,16 @@ BVL_INLINE void finish_tile(const bvl_precision p, float *c, int64_t ldc, const 
 #undef PART
 }
 
-/* finish: finish_tile of this precision, a function of its own so that the loops over tiles stay small. */
+/* finish: finish_tile of this precision, a function of its own: within these loops it loses registers. */
 BVL_INLINE void multiply(const bvl_precision p,
                          void (*const finish)(float *, int64_t, const sums *, const bvl_epilogue *), float *c,
                          int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M, int64_t N,
                          int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
     float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
     const int rows = TILE_ROWS(p);
-    const bool plain = p != BVL_INT8 && !epilogue->bias && epilogue->act == BVL_ACT_NONE &&
-                       !epilogue->residual && !epilogue->bf16;
+    /* nothing to do to the sums that store_sums does not */
+    const bool plain = p != BVL_INT8 && epilogue->act == BVL_ACT_NONE &&
+                       (IN_REGISTERS(p) || (!epilogue->bias && !epilogue->residual && !epilogue->bf16));
     int configured = 0;
     const int64_t words = k_words(p, K), bytes = panel_bytes(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
     const int64_t most = BVL_MAX(rows, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / rows * rows);
@@ -200,19 +231,23 @@ BVL_INLINE void multiply(const bvl_precision p,
             sums s = {.t = t, .n0 = panel * V_NR, .panel = w, .lda = lda};
             const int64_t share = bytes / tiles;
             s.width = BVL_MIN(V_NR, N - s.n0);
-            const bool direct = plain && s.width == V_NR; /* nothing to do to the sums */
+            const bool direct = plain && s.width == V_NR;
             s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
                 s.a = a + m0 * lda;
-                float *to = direct ? c + m0 * ldc + s.n0 : t;
-                run_tile(p, s.mr, to, direct ? ldc : V_NR, s.a + skip, lda, w, words, w + bytes + i * share,
-                         share / words, &configured);
-                if (direct) continue;
-                bvl_epilogue e = *epilogue;
+                bvl_epilogue e = *epilogue, own = {0};
                 if (e.residual) e.residual += m0 * e.ldr;
-                finish(c + m0 * ldc, ldc, &s, &e);
+                if (direct) {
+                    own = e;
+                    if (e.bias) own.bias += s.n0;
+                    if (e.residual) own.residual += s.n0;
+                }
+                float *to = direct ? c + m0 * ldc + s.n0 / (e.bf16 ? 2 : 1) : t;
+                run_tile(p, s.mr, to, direct ? ldc : V_NR, s.a + skip, lda, w, words, w + bytes + i * share,
+                         share / words, &own, &configured);
+                if (!direct) finish(c + m0 * ldc, ldc, &s, &e);
             }
         }
     }
@@ -229,7 +264,7 @@ BVL_INLINE void multiply(const bvl_precision p,
     static int64_t operand_##name(int64_t K) {                                                            \
         return P == BVL_BFLOAT16X3 ? 2 * k_words(P, K) : k_words(P, K) + (P == BVL_INT8 ? INT8_HEAD : 0); \
     }                                                                                                     \
-    static void finish_##name(float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) {              \
+    BVL_NOINLINE static void finish_##name(float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) { \
         finish_tile(P, c, ldc, s, e);                                                                     \
     }                                                                                                     \
     static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed,      \
