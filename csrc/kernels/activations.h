@@ -63,7 +63,7 @@ BVL_INLINE vf v_rough_gelu(vf x) {
 /* `rough`: to about 1e-4, a fraction of what rounding to bfloat16 or int8 leaves. */
 BVL_INLINE vf v_activate(const bvl_activation act, const bool rough, vf x) {
     switch (act) {
-        case BVL_ACT_QUICK_GELU: return x * v_sigmoid(rough, v_set1(1.702f) * x);
+        case BVL_ACT_QUICK_GELU: return x * v_sigmoid(rough, x, 1.702f);
         case BVL_ACT_GELU: {
             if (rough) return v_rough_gelu(x);
             const vf half = v_set1(0.5f) * x;
@@ -71,15 +71,14 @@ BVL_INLINE vf v_activate(const bvl_activation act, const bool rough, vf x) {
         }
         case BVL_ACT_GELU_TANH: { /* (1 + tanh u) / 2 = sigmoid(2 u) */
             const vf cubic = v_fma(v_set1(0.044715f) * x, x * x, x);
-            return x * v_sigmoid(rough, v_set1(1.5957691f) * cubic);
+            return x * v_sigmoid(rough, cubic, 1.5957691f);
         }
         case BVL_ACT_RELU: return v_max(v_set1(0.0f), x);
         case BVL_ACT_RELU6: return v_min(v_set1(6.0f), v_max(v_set1(0.0f), x));
         case BVL_ACT_TANH: {
-            const vf two = v_set1(2.0f);
-            return v_fma(two, v_sigmoid(false, two * x), v_set1(-1.0f));
+            return v_fma(v_set1(2.0f), v_sigmoid(false, x, 2.0f), v_set1(-1.0f));
         }
-        case BVL_ACT_SILU: return x * v_sigmoid(rough, x);
+        case BVL_ACT_SILU: return x * v_sigmoid(rough, x, 1.0f);
         case BVL_ACT_NONE:
         case BVL_ACT_COUNT: break;
     }

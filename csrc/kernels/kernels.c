@@ -120,9 +120,11 @@ static void norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float
 #undef ROWS
 }
 
-/* x * s + bias - most for one vector of a row that has n elements left; lowest behind them. */
+/* (x * s + bias) log2(e) - most for one vector of a row that has n elements left; lowest behind them. s holds
+ * the logarithm already. */
 BVL_INLINE vf score(const bool biased, const float *x, const float *bias, float s, float most, int64_t n) {
-    const vf offset = (biased ? v_load_first(bias, n) : v_set1(0.0f)) - v_set1(most);
+    vf offset = v_set1(-most);
+    if (biased) offset = v_fma(v_load_first(bias, n), v_set1(V_LOG2E), offset);
     return v_first(v_fma(v_load_first(x, n), v_set1(s), offset), n, v_set1(-INFINITY));
 }
 
@@ -155,7 +157,7 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
         sum[r] = v_set1(0.0f);
 #pragma GCC unroll 8
         for (int c = 0; c < count; c++) {
-            v[r][c] = v_exp_below(bf16, v[r][c] - top[r]);
+            v[r][c] = v_exp2_below(bf16, v[r][c] - top[r]);
             sum[r] = sum[r] + v[r][c];
         }
     }
@@ -185,7 +187,7 @@ BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, flo
     return v_hmax(v_max(v_max(top[0], top[1]), v_max(top[2], top[3])));
 }
 
-/* x = exp(score - most); returns 1 / the sum of those. */
+/* x = 2^(score - most); returns 1 / the sum of those. */
 BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t n, float scale,
                            const float *bias, float most) {
     vf sum[2] = {v_set1(0.0f), v_set1(0.0f)};
@@ -194,12 +196,12 @@ BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             const int64_t at = j + i * V_WIDTH;
-            const vf v = v_exp_below(bf16, score(biased, x + at, bias + at, scale, most, V_WIDTH));
+            const vf v = v_exp2_below(bf16, score(biased, x + at, bias + at, scale, most, V_WIDTH));
             v_store(x + at, v);
             sum[i] = sum[i] + v;
         }
     for (; j < n; j += V_WIDTH) {
-        const vf v = v_exp_below(bf16, score(biased, x + j, bias + j, scale, most, n - j));
+        const vf v = v_exp2_below(bf16, score(biased, x + j, bias + j, scale, most, n - j));
         v_store_first(x + j, v, n - j);
         sum[0] = sum[0] + v;
     }
@@ -261,11 +263,12 @@ BVL_INLINE void softmax_rows(const bool bf16, const bool biased, float *y, int64
 
 static void softmax(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
                     const float *bias, int64_t ldb, bool bf16) {
-#define ROWS(half)                                                           \
-    if (bias)                                                                \
-        softmax_rows(half, true, y, ldy, x, ldx, rows, n, scale, bias, ldb); \
-    else                                                                     \
-        softmax_rows(half, false, y, ldy, x, ldx, rows, n, scale, x /* any */, 0);
+    const float s = scale * V_LOG2E;
+#define ROWS(half)                                                       \
+    if (bias)                                                            \
+        softmax_rows(half, true, y, ldy, x, ldx, rows, n, s, bias, ldb); \
+    else                                                                 \
+        softmax_rows(half, false, y, ldy, x, ldx, rows, n, s, x /* any */, 0);
     if (BF16_STEP == 2 && bf16) {
         ROWS(true)
     } else {

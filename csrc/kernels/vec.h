@@ -22,27 +22,27 @@
 
 #define V_NR (2 * V_WIDTH)
 
-/* exp(x) for x <= 88, 0 below -87.3; NaN gives NaN. x = n ln2 + r with |r| <= ln2 / 2, exp(r) by the
- * polynomial of smallest relative error: 3e-9 of degree 6, so that rounding decides (below 1e-7); `rough`:
- * 8e-5 of degree 3, a thirtieth of what rounding to bfloat16 leaves. */
-BVL_INLINE vf v_exp_below(const bool rough, vf x) {
-    const vf n = v_round(x * v_set1(1.44269504f));
-    vf r, p;
+#define V_LOG2E 1.44269504f
+
+/* 2^x for x <= 127, 0 below -126; NaN gives NaN. x = n + r with |r| <= 1/2, 2^r by the polynomial of smallest
+ * relative error: 2e-9 of degree 6, so that rounding decides (below 1e-7); `rough`: 8e-5 of degree 3, a
+ * thirtieth of what rounding to bfloat16 leaves. */
+BVL_INLINE vf v_exp2_below(const bool rough, vf x) {
+    const vf n = v_round(x), r = x - n;
+    vf p;
     if (rough) {
-        r = v_fma(n, v_set1(-0.69314718f), x);
-        p = v_fma(v_set1(0.16566823f), r, v_set1(0.50496423f));
-        p = v_fma(p, r, v_set1(1.00016427f));
-        p = v_fma(p, r, v_set1(0.99992806f));
+        p = v_fma(v_set1(0.0551714189f), r, v_set1(0.24261117f));
+        p = v_fma(p, r, v_set1(0.693261027f));
+        p = v_fma(p, r, v_set1(0.999928057f));
     } else {
-        r = v_fma(n, v_set1(2.12194440e-4f), v_fma(n, v_set1(-0.693359375f), x));
-        p = v_fma(v_set1(1.38153194e-3f), r, v_set1(8.36871378e-3f));
-        p = v_fma(p, r, v_set1(4.16683778e-2f));
-        p = v_fma(p, r, v_set1(0.166665211f));
-        p = v_fma(p, r, v_set1(0.49999994f));
-        p = v_fma(p, r, v_set1(1.0f));
+        p = v_fma(v_set1(1.53458124e-4f), r, v_set1(1.33999309e-3f));
+        p = v_fma(p, r, v_set1(9.61848907e-3f));
+        p = v_fma(p, r, v_set1(0.0555032864f));
+        p = v_fma(p, r, v_set1(0.240226462f));
+        p = v_fma(p, r, v_set1(0.693147182f));
         p = v_fma(p, r, v_set1(1.0f));
     }
-    return v_scale2(p, n, x, v_set1(-87.33654f));
+    return v_scale2(p, n, x, v_set1(-126.0f));
 }
 
 BVL_INLINE vf v_inverse(const bool rough, vf x) {
@@ -50,10 +50,11 @@ BVL_INLINE vf v_inverse(const bool rough, vf x) {
     return v_set1(1.0f) / x;
 }
 
-BVL_INLINE vf v_sigmoid(const bool rough, vf x) {
+/* 1 / (1 + exp(-s x)) */
+BVL_INLINE vf v_sigmoid(const bool rough, vf x, float s) {
     const vf one = v_set1(1.0f);
     /* in this order NaN passes through */
-    return v_inverse(rough, one + v_exp_below(rough, v_min(v_set1(88.0f), v_set1(0.0f) - x)));
+    return v_inverse(rough, one + v_exp2_below(rough, v_min(v_set1(127.0f), v_set1(-V_LOG2E * s) * x)));
 }
 
 /* Up to V_WIDTH floats; lanes from n on read as zero and are not written. */
