@@ -29,12 +29,9 @@ int64_t bvl_attention_words(const bvl_kernels *kernels, bool bf16, int64_t Tk, i
 }
 
 int64_t bvl_attention_scratch(const bvl_kernels *kernels, int64_t Tk, int64_t hd) {
-    int64_t words = bvl_attention_words(kernels, false, Tk, hd), padded = bvl_padded(Tk);
-    if (kernels->bf16_rows) {
-        words = BVL_MAX(words, bvl_attention_words(kernels, true, Tk, hd));
-        padded *= 2;
-    }
-    return words + QUERY_BLOCK * (padded + bvl_padded(Tk));
+    int64_t words = bvl_attention_words(kernels, false, Tk, hd);
+    if (kernels->bf16_rows) words = BVL_MAX(words, bvl_attention_words(kernels, true, Tk, hd));
+    return words + 2 * QUERY_BLOCK * bvl_padded(Tk);
 }
 
 void bvl_attention_pack(const bvl_kernels *kernels, float *packed, const float *k, const float *v,
@@ -81,15 +78,15 @@ static void clear_rest(float *shares, int64_t seen, const bvl_attention_shape *s
     if (begin < end) memset((char *)shares + begin, 0, end - begin);
 }
 
-/* weights = softmax(scores), operand rows of so many words, of the queries from t0 on; biases[rows, Tk] is
+/* scores = softmax(scores), operand rows of so many words, of the queries from t0 on; biases[rows, Tk] is
  * scratch. */
-static void share_rows(const bvl_kernels *kernels, float *weights, float *scores, int64_t t0, int64_t rows,
-                       int64_t words, const bvl_attention_shape *s, float *biases) {
+static void share_rows(const bvl_kernels *kernels, float *scores, int64_t t0, int64_t rows, int64_t words,
+                       const bvl_attention_shape *s, float *biases) {
     const int64_t ld = bvl_padded(s->Tk);
     if (!s->causal && !s->relative) {
         const float *bias = s->pairs ? pair_rows(biases, t0, rows, s) : s->bias;
-        kernels->softmax(weights, ld, scores, ld, rows, s->Tk, s->scale, bias, s->pairs ? s->Tk : 0, s->bf16);
-        for (int64_t i = 0; i < rows; i++) clear_rest(weights + i * ld, s->Tk, s, words);
+        kernels->softmax(scores, ld, scores, ld, rows, s->Tk, s->scale, bias, s->pairs ? s->Tk : 0, s->bf16);
+        for (int64_t i = 0; i < rows; i++) clear_rest(scores + i * ld, s->Tk, s, words);
         return;
     }
     for (int64_t i = 0; i < rows; i++) {
@@ -100,8 +97,8 @@ static void share_rows(const bvl_kernels *kernels, float *weights, float *scores
             relative_row(kernels, biases, seen, at, s);
             bias = biases;
         }
-        kernels->softmax(weights + i * ld, ld, scores + i * ld, ld, 1, seen, s->scale, bias, 0, s->bf16);
-        clear_rest(weights + i * ld, seen, s, words);
+        kernels->softmax(scores + i * ld, ld, scores + i * ld, ld, 1, seen, s->scale, bias, 0, s->bf16);
+        clear_rest(scores + i * ld, seen, s, words);
     }
 }
 
@@ -111,16 +108,14 @@ void bvl_attention_packed(const bvl_kernels *kernels, float *out, const float *q
     const bvl_epilogue plain = {0}, finish = {.bf16 = s->out_bf16};
     const int64_t ld = bvl_padded(s->Tk);
     const float *values = packed + key_words(product, s->Tk, s->hd);
-    /* the scores as the second product reads them */
-    float *scores = scratch, *weights = s->bf16 ? scores + QUERY_BLOCK * ld : scores;
-    float *biases = weights + QUERY_BLOCK * ld;
+    float *scores = scratch, *biases = scores + QUERY_BLOCK * ld;
     const int64_t blocks = (s->Tq + QUERY_BLOCK - 1) / QUERY_BLOCK;
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t t0 = s->Tq * b / blocks, rows = s->Tq * (b + 1) / blocks - t0;
         product->gemm(scores, ld, q + t0 * s->ldq, s->ldq, packed, rows, s->Tk, s->hd, 0,
                       bvl_panels(kernels, s->Tk), &plain);
-        share_rows(kernels, weights, scores, t0, rows, product->operand_words(s->Tk), s, biases);
-        product->gemm(out + t0 * s->ldo, s->ldo, weights, ld, values, rows, s->hd, s->Tk, 0,
+        share_rows(kernels, scores, t0, rows, product->operand_words(s->Tk), s, biases);
+        product->gemm(out + t0 * s->ldo, s->ldo, scores, ld, values, rows, s->hd, s->Tk, 0,
                       bvl_panels(kernels, s->hd), &finish);
     }
 }
