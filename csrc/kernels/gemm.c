@@ -64,8 +64,8 @@ BVL_INLINE void store_sums(const bvl_precision p, const int mr, float *t, int64_
     }
 }
 
-/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words, by way of store_sums; mr and p are constants at
- * each call. Rows of A are reached from one pointer per three rows, plus 0, 1 or 2 strides: few enough
+/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words, by way of store_sums; mr and p are constants
+ * at each call. Rows of A are reached from one pointer per three rows, plus 0, 1 or 2 strides: few enough
  * registers for the whole tile. Meanwhile `next`, a share of the panel after this one, is fetched, `step`
  * bytes a word. */
 BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt, const float *a, int64_t lda,

@@ -38,8 +38,8 @@ BVL_INLINE vf row_sums(const float *x, int64_t D, vf m, const bool squares) {
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-/* v_sum(x[r]) or v_hmax(x[r]) of one row, in every lane, or of four, in as many parts of a vector: a row takes
- * long to become one number, four not longer. */
+/* v_sum(x[r]) or v_hmax(x[r]) of one row, in every lane, or of four, in as many parts of a vector: a row
+ * takes long to become one number, four not longer. */
 BVL_INLINE vf join(BVL_UNUSED const int rows, const bool sums, const vf *x) {
 #if defined(V_FOUR)
     if (rows == 4) return sums ? v_sum_four(x) : v_hmax_four(x);
@@ -107,10 +107,10 @@ BVL_INLINE void norm_all(const bool bf16, const bool centred, float *y, int64_t 
 
 static void norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, const float *beta,
                  float eps, int64_t rows, int64_t D, bool bf16) {
-#define ROWS(half)                                                         \
-    if (beta)                                                              \
+#define ROWS(half)                                                       \
+    if (beta)                                                            \
         norm_all(half, true, y, ldy, x, ldx, gamma, beta, eps, rows, D); \
-    else                                                                   \
+    else                                                                 \
         norm_all(half, false, y, ldy, x, ldx, gamma, NULL, eps, rows, D);
     if (BF16_STEP == 2 && bf16) {
         ROWS(true)
@@ -168,7 +168,8 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < count; c++)
-            store_part(y + r * ldy, v[r][c] * sum[r], c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n, bf16);
+            store_part(y + r * ldy, v[r][c] * sum[r], c * V_WIDTH, c + 1 < count ? (c + 1) * V_WIDTH : n,
+                       bf16);
     return true;
 }
 

@@ -58,12 +58,20 @@ static void append_to_cache(const bvl_layer *s, const bvl_run *run, const float 
     bvl_barrier(run->team);
 }
 
-/* The regions of a window's rows; NULL where all are of one. */
-static const float *mixed_regions(const bvl_layer *s, int64_t window) {
-    const float *regions = s->regions ? s->regions + window * s->window : NULL;
-    for (int64_t i = 1; regions && i < s->window; i++)
-        if (regions[i] != regions[0]) return regions;
-    return NULL;
+/* What scores between regions are lowered by: Swin's, which leaves exp(-100), not 0. */
+#define APART 100.0f
+
+/* apart[window, window] = what is added to the scores of one window's pairs; NULL where all are of one
+ * region.
+ */
+static const float *part_regions(const bvl_layer *s, int64_t window, float *apart) {
+    const float *regions = s->regions + window * s->window;
+    bool mixed = false;
+    for (int64_t i = 1; i < s->window; i++) mixed |= regions[i] != regions[0];
+    for (int64_t i = 0; i < s->window && mixed; i++)
+        for (int64_t j = 0; j < s->window; j++)
+            apart[i * s->window + j] = regions[i] == regions[j] ? 0.0f : -APART;
+    return mixed ? apart : NULL;
 }
 
 /* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
@@ -99,7 +107,9 @@ static void self_attention(const bvl_layer *s, const bvl_run *run, int slot, flo
         shape.first = past + row;
         if (s->window) {
             shape.pairs = s->relative ? s->relative + head * T * T : NULL;
-            shape.regions = mixed_regions(s, run->first + item);
+            if (s->regions && head == 0) /* one worker has all heads */
+                shape.apart = part_regions(s, run->first + item,
+                                           run->local + bvl_attention_scratch(run->kernels, T, s->hd));
         } else {
             shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
         }

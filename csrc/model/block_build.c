@@ -216,8 +216,10 @@ int64_t bvl_block_local(const bvl_program *p, const bvl_record *r, const bvl_inp
     if (s->apart) { /* the rows, all that is the team's elsewhere, and this worker's own */
         int64_t narrow, wide, operand;
         bvl_block_parts(s, &narrow, &wide, &operand);
+        const int64_t apart = s->regions ? s->window * s->window : 0;
         return bvl_windows_at_once(s) * s->window * (slot->ld + narrow + wide + operand) +
-               BVL_MAX(bvl_attention_scratch(p->kernels, s->window, s->hd), bvl_norm_local(&s->norm1));
+               BVL_MAX(bvl_attention_scratch(p->kernels, s->window, s->hd) + apart,
+                       bvl_norm_local(&s->norm1));
     }
     const int64_t keys = BVL_MAX(in->past + bvl_slot_rows(slot, in), in->context_rows);
     return BVL_MAX(bvl_attention_scratch(p->kernels, keys, s->hd), bvl_norm_local(&s->norm1));

@@ -58,16 +58,13 @@ static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int6
     if (s->bias) kernels->add(row, s->bias, n);
 }
 
-/* The biases of a window's queries from t0 on, [rows, Tk]: its pairs, or in `bias` those, lowered where keys
- * are of other regions. */
-static const float *pair_rows(float *bias, int64_t t0, int64_t rows, const bvl_attention_shape *s) {
+/* The biases by pair of the queries from t0 on, [rows, Tk]; `bias` is scratch. */
+static const float *pair_rows(const bvl_kernels *kernels, float *bias, int64_t t0, int64_t rows,
+                              const bvl_attention_shape *s) {
     const float *pairs = s->pairs + t0 * s->Tk;
-    if (!s->regions) return pairs;
-    for (int64_t i = 0; i < rows; i++) {
-        const float region = s->regions[t0 + i];
-        for (int64_t j = 0; j < s->Tk; j++)
-            bias[i * s->Tk + j] = pairs[i * s->Tk + j] - (s->regions[j] != region ? BVL_APART : 0.0f);
-    }
+    if (!s->apart) return pairs;
+    memcpy(bias, pairs, (size_t)(rows * s->Tk) * sizeof(float));
+    kernels->add(bias, s->apart + t0 * s->Tk, rows * s->Tk);
     return bias;
 }
 
@@ -84,7 +81,7 @@ static void share_rows(const bvl_kernels *kernels, float *scores, int64_t t0, in
                        const bvl_attention_shape *s, float *biases) {
     const int64_t ld = bvl_padded(s->Tk);
     if (!s->causal && !s->relative) {
-        const float *bias = s->pairs ? pair_rows(biases, t0, rows, s) : s->bias;
+        const float *bias = s->pairs ? pair_rows(kernels, biases, t0, rows, s) : s->bias;
         kernels->softmax(scores, ld, scores, ld, rows, s->Tk, s->scale, bias, s->pairs ? s->Tk : 0, s->bf16);
         for (int64_t i = 0; i < rows; i++) clear_rest(scores + i * ld, s->Tk, s, words);
         return;

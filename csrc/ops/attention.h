@@ -18,14 +18,11 @@ typedef struct {
     int64_t reach;
     /* [Tq, Tk] or NULL: added to the score of each pair */
     const float *pairs;
-    /* [Tk] or NULL: keys of another region than the query's count BVL_APART less */
-    const float *regions;
+    /* [Tq, Tk] or NULL: added to those in turn, the same for every head */
+    const float *apart;
     bool bf16;     /* q, k, v are rows of bfloat16, and so is every product */
     bool out_bf16; /* out is rows of bfloat16 */
 } bvl_attention_shape;
-
-/* What scores between regions are lowered by: Swin's (Liu et al., 2021), which leaves exp(-100), not 0. */
-#define BVL_APART 100.0f
 
 /* Whether attention over heads of that size may run in bfloat16. */
 bool bvl_attention_bf16(const bvl_kernels *kernels, bvl_precision precision, int64_t hd);
