@@ -16,6 +16,8 @@
 #include "activations.h"
 #include "dot.h"
 #include "vec.h"
+
+/* IN_REGISTERS: whether a tile of that precision adds bias and residual itself (store_sums). */
 #if defined(BVL_LEVEL_AMX)
 #include "amx.h"
 #define TILE_ROWS(p) ((p) == BVL_FLOAT32 ? V_MR : AMX_ROWS)

@@ -53,7 +53,8 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
     const int64_t most = norm_rows_at_once(norm->D);
     for (int64_t r = r0; r < r1; r += most) {
         const int64_t n = BVL_MIN(most, r1 - r);
-        kernels->norm(local, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, n, norm->D, false);
+        kernels->norm(local, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, n, norm->D,
+                      false);
         linear->product->load(y + r * ldy, ldy, local, norm->D, n, norm->D);
     }
 }
