@@ -43,9 +43,11 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
     } else if (strcmp(name, "norm") == 0) { /* x: x, gamma, beta; n: rows D eps bf16 */
         const int64_t ldy = n[3] != 0 ? bvl_round_up(i1, 32) / 2 : i1;
         k->norm(out, ldy, x[0], i1, x[1], x[2], (float)n[2], i0, i1, n[3] != 0);
-    } else if (strcmp(name, "softmax") == 0) { /* out [rows, n]; x: scores, bias; n: n scale rows ldb bf16 */
-        const int64_t ldy = n[4] != 0 ? bvl_round_up(i0, 16) / 2 : i0;
-        k->softmax(out, ldy, x[0], i0, i2, i0, (float)n[1], x[1], (int64_t)n[3], n[4] != 0);
+    } else if (strcmp(name, "softmax") == 0) { /* out [rows, n]; x: scores, bias; n: n scale rows ldb bf16;
+                                                * scores NULL: in place, rows of a slot apart */
+        const int64_t ldx = x[0] ? i0 : bvl_padded(i0);
+        const int64_t ldy = n[4] != 0 && x[0] ? bvl_round_up(i0, 16) / 2 : ldx;
+        k->softmax(out, ldy, x[0] ? x[0] : out, ldx, i2, i0, (float)n[1], x[1], (int64_t)n[3], n[4] != 0);
     } else if (strcmp(name, "activate") == 0) { /* x: x, bias; n: act n */
         k->activate(out, x[0], x[1], (bvl_activation)i0, i1);
     } else if (strcmp(name, "gate") == 0) { /* out in place; x: x; n: act n */

@@ -68,8 +68,8 @@ def precision(isa, request):
 
 
 def product(a, w, bias=None, residual=None, activation="none", precision=FLOAT32, guard=np.ascontiguousarray,
-            transposed=False):  # fmt: skip
-    """C = epilogue(A W^T) by the kernel of one precision."""
+            transposed=False, out=None):  # fmt: skip
+    """C = epilogue(A W^T) by the kernel of one precision, a new array or `out`."""
     (m, k), n = a.shape, w.shape[0]
     sizes = _C._test_scratch(n, k, precision)
     packed = np.zeros(sizes["packed"], np.float32)
@@ -78,7 +78,7 @@ def product(a, w, bias=None, residual=None, activation="none", precision=FLOAT32
         guard(x) if x is not None else None for x in (a, w.T if transposed else w, bias, residual, packed, operand)
     ]
     name = "gemm_transposed" if transposed else "gemm"
-    return run(name, guard(np.zeros((m, n), np.float32)), given,
+    return run(name, guard(np.zeros((m, n), np.float32)) if out is None else out, given,
                (m, n, k, _C.ACTIVATIONS.index(activation), precision))  # fmt: skip
 
 
@@ -118,10 +118,33 @@ def test_gemm_activation(isa, rng, activation, precision):
 def test_gemm_rows_do_not_depend_on_their_number(isa, rng, precision):
     """Row i is bitwise the same whatever M is: a tile's height never changes the order of the sum."""
     k, n = 768, 100
-    a, w = (rng.normal(size=s).astype(np.float32) for s in ((61, k), (n, k)))
-    whole = product(a, w, precision=precision)
-    for m in range(1, 61):
-        np.testing.assert_array_equal(product(a[:m], w, precision=precision), whole[:m])
+    a, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((61, k), (n, k), (n,)))
+    residual = rng.normal(size=(61, n)).astype(np.float32)
+    for b, r in ((None, None), (bias, residual)):
+        whole = product(a, w, b, r, precision=precision)
+        for m in range(1, 61):
+            given = b, None if r is None else r[:m]
+            np.testing.assert_array_equal(product(a[:m], w, *given, precision=precision), whole[:m])
+
+
+def test_gemm_adds_to_its_residual_in_place(isa, rng, precision):
+    a, w, residual = (rng.normal(size=s).astype(np.float32) for s in ((40, 70), (75, 70), (40, 75)))
+    expected = product(a, w, None, residual, precision=precision)
+    np.testing.assert_array_equal(product(a, w, None, residual, precision=precision, out=residual), expected)
+
+
+@pytest.mark.parametrize("activation", _C.ACTIVATIONS)
+def test_gemm_activation_of_extremes(isa, activation, precision):
+    """NaN stays in its row; far from zero an activation is its limit."""
+    a, w = np.full((5, 64), 1.0, np.float32), np.ones((70, 64), np.float32)
+    a[1], a[3] = np.nan, -1.0
+    out = product(np.float32(1e6) * a, w, activation=activation, precision=precision)
+    assert np.isnan(out[1]).all()
+    given = np.array([64e6, -64e6])
+    with np.errstate(over="ignore"):
+        limits = reference.ACTIVATIONS[activation](given)
+    np.testing.assert_allclose(out[[0, 2, 4]], limits[0], rtol=1e-2)
+    np.testing.assert_allclose(out[3], limits[1], rtol=1e-2, atol=1e-5)
 
 
 def test_int8_keeps_outliers_apart(isa, rng):
@@ -249,6 +272,10 @@ def test_softmax_rows_do_not_depend_on_their_number(isa, rng, guarded):
             for r in range(19):
                 np.testing.assert_array_equal(together[r], softmax([r])[0], err_msg=f"row {r} of {n}")
             assert not together[[2, 4, 13]].any() and together[[5, 9, 14, 17]].any(axis=1).all()
+            rows = np.zeros((19, 16 * (-(-n // 16) | 1)), np.float32)
+            rows[:, :n] = x
+            run("softmax", rows, [None, guarded(bias)], (n, 0.5, 19, n, half))
+            np.testing.assert_array_equal(rows[:, :width].view(np.uint32), together, err_msg=f"in place, {n}")
 
 
 @pytest.mark.parametrize("activation", _C.ACTIVATIONS)
@@ -354,7 +381,7 @@ def test_attention_with_a_bias_by_distance(isa, rng, guarded, reach, causal):
 def test_attention_in_bfloat16(isa, rng, hd, causal):
     if not _C._test_scratch(1, 1)["bf16_rows"]:
         pytest.skip(f"{isa} has no native bfloat16")
-    for t in (1, 7, 50, 57, 77):
+    for t in (1, 7, 50, 57, 77, 150, 300):
         q, k, v = (reference.to_bfloat16(rng.normal(size=(t, hd)).astype(np.float32)) for _ in range(3))
         # rows of bfloat16 in memory that a product may read past: zeros there
         rows = [np.zeros((t * hd + 64,), np.uint16) for _ in range(3)]

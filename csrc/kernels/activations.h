@@ -48,7 +48,7 @@ BVL_INLINE vf v_rough_gelu(vf x) {
 /* x (1 + erf(x / sqrt 2)) / 2, largest error 8.2e-5: what the factor differs from 1/2 by is the odd
  * polynomial of degree 15 that comes closest, exact from 4.2 on. */
 BVL_INLINE vf v_rough_gelu(vf x) {
-    const vf z = v_min(v_set1(4.2f), v_max(v_set1(-4.2f), x)), y = z * z;
+    const vf low = v_max(v_set1(-4.2f), x), z = v_min(v_set1(4.2f), low), y = z * z;
     vf p = v_fma(v_set1(-9.01754338e-10f), y, v_set1(7.94134323e-8f));
     p = v_fma(p, y, v_set1(-3.03793104e-6f));
     p = v_fma(p, y, v_set1(6.68906578e-5f));
@@ -56,7 +56,7 @@ BVL_INLINE vf v_rough_gelu(vf x) {
     p = v_fma(p, y, v_set1(9.29822493e-3f));
     p = v_fma(p, y, v_set1(-6.55281916e-2f));
     p = v_fma(p, y, v_set1(0.398465842f));
-    return x * v_fma(z, p, v_set1(0.5f));
+    return low * v_fma(z, p, v_set1(0.5f));
 }
 #endif
 

@@ -218,6 +218,7 @@ BVL_INLINE void multiply(const bvl_precision p,
                          int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
     float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
     const int rows = TILE_ROWS(p);
+    const bvl_epilogue none = {0};
     /* nothing to do to the sums that store_sums does not */
     const bool plain = p != BVL_INT8 && epilogue->act == BVL_ACT_NONE &&
                        (IN_REGISTERS(p) || (!epilogue->bias && !epilogue->residual && !epilogue->bf16));
@@ -234,21 +235,18 @@ BVL_INLINE void multiply(const bvl_precision p,
             const int64_t share = bytes / tiles;
             s.width = BVL_MIN(V_NR, N - s.n0);
             const bool direct = plain && s.width == V_NR;
+            const int64_t from = direct ? s.n0 : 0; /* finish counts columns from the first */
             s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
                 s.a = a + m0 * lda;
-                bvl_epilogue e = *epilogue, own = {0};
-                if (e.residual) e.residual += m0 * e.ldr;
-                if (direct) {
-                    own = e;
-                    if (e.bias) own.bias += s.n0;
-                    if (e.residual) own.residual += s.n0;
-                }
+                bvl_epilogue e = *epilogue;
+                if (e.residual) e.residual += m0 * e.ldr + from;
+                if (e.bias) e.bias += from;
                 float *to = direct ? c + m0 * ldc + s.n0 / (e.bf16 ? 2 : 1) : t;
                 run_tile(p, s.mr, to, direct ? ldc : V_NR, s.a + skip, lda, w, words, w + bytes + i * share,
-                         share / words, &own, &configured);
+                         share / words, direct ? &e : &none, &configured);
                 if (!direct) finish(c + m0 * ldc, ldc, &s, &e);
             }
         }

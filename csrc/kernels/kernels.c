@@ -67,16 +67,16 @@ BVL_INLINE void store_part(float *y, vf x, int64_t j, int64_t n, const bool bf16
 BVL_INLINE void norm_rows(const bool bf16, const bool centred, const int rows, float *y, int64_t ldy,
                           const float *x, int64_t ldx, const float *gamma, const float *beta, float eps,
                           int64_t D) {
-    const vf zero = v_set1(0.0f), part = v_set1(1.0f / (float)D);
+    const vf zero = v_set1(0.0f), each = v_set1(1.0f / (float)D);
     vf m[4] = {zero, zero, zero, zero}, inv[4];
     if (centred) {
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) m[r] = row_sums(x + r * ldx, D, zero, false);
-        spread(rows, join(rows, true, m) * part, m);
+        spread(rows, join(rows, true, m) * each, m);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) inv[r] = row_sums(x + r * ldx, D, m[r], true);
-    spread(rows, v_set1(1.0f) / v_sqrt(v_fma(join(rows, true, inv), part, v_set1(eps))), inv);
+    spread(rows, v_set1(1.0f) / v_sqrt(v_fma(join(rows, true, inv), each, v_set1(eps))), inv);
     for (int64_t j = 0; j < D; j += V_WIDTH) {
         const vf g = v_load_first(gamma + j, D - j), b = centred ? v_load_first(beta + j, D - j) : zero;
 #pragma GCC unroll 4
@@ -120,8 +120,8 @@ static void norm(float *y, int64_t ldy, const float *x, int64_t ldx, const float
 #undef ROWS
 }
 
-/* (x * s + bias) log2(e) - most for one vector of a row that has n elements left; lowest behind them. s holds
- * the logarithm already. */
+/* x * s + bias log2(e) - most for one vector of a row that has n elements left, s = scale log2(e); lowest
+ * behind them. */
 BVL_INLINE vf score(const bool biased, const float *x, const float *bias, float s, float most, int64_t n) {
     vf offset = v_set1(-most);
     if (biased) offset = v_fma(v_load_first(bias, n), v_set1(V_LOG2E), offset);
@@ -138,8 +138,8 @@ BVL_INLINE void clear_row(const bool bf16, float *y, const float *x, int64_t n) 
 /* Rows of `count` vectors, which stay in registers; rows and count are constants. False, with nothing stored,
  * where a lone row's scores are all lowest, or where one of four is such a row or not finite. */
 BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows, const int count, float *y,
-                              int64_t ldy, const float *x, int64_t ldx, int64_t n, float scale,
-                              const float *bias, int64_t ldb) {
+                              int64_t ldy, const float *x, int64_t ldx, int64_t n, float s, const float *bias,
+                              int64_t ldb) {
     vf v[4][SHORT_ROW], top[4], sum[4];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -147,7 +147,7 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
         for (int c = 0; c < count; c++) {
             const int64_t j = c * V_WIDTH;
             v[r][c] =
-                score(biased, x + r * ldx + j, bias + r * ldb + j, scale, 0, c + 1 < count ? V_WIDTH : n - j);
+                score(biased, x + r * ldx + j, bias + r * ldb + j, s, 0, c + 1 < count ? V_WIDTH : n - j);
             top[r] = c ? v_max(top[r], v[r][c]) : v[r][c];
         }
     spread(rows, join(rows, false, top), top);
@@ -174,7 +174,7 @@ BVL_INLINE bool softmax_short(const bool bf16, const bool biased, const int rows
 }
 
 /* The largest score of a row, in four chains. */
-BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, float scale, const float *bias) {
+BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, float s, const float *bias) {
     const vf lowest = v_set1(-INFINITY);
     vf top[4] = {lowest, lowest, lowest, lowest};
     int64_t j = 0;
@@ -182,14 +182,14 @@ BVL_INLINE float largest_score(const bool biased, const float *x, int64_t n, flo
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             const int64_t at = j + i * V_WIDTH;
-            top[i] = v_max(top[i], score(biased, x + at, bias + at, scale, 0, V_WIDTH));
+            top[i] = v_max(top[i], score(biased, x + at, bias + at, s, 0, V_WIDTH));
         }
-    for (; j < n; j += V_WIDTH) top[0] = v_max(top[0], score(biased, x + j, bias + j, scale, 0, n - j));
+    for (; j < n; j += V_WIDTH) top[0] = v_max(top[0], score(biased, x + j, bias + j, s, 0, n - j));
     return v_hmax(v_max(v_max(top[0], top[1]), v_max(top[2], top[3])));
 }
 
 /* x = 2^(score - most); returns 1 / the sum of those. */
-BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t n, float scale,
+BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t n, float s,
                            const float *bias, float most) {
     vf sum[2] = {v_set1(0.0f), v_set1(0.0f)};
     int64_t j = 0;
@@ -197,12 +197,12 @@ BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             const int64_t at = j + i * V_WIDTH;
-            const vf v = v_exp2_below(bf16, score(biased, x + at, bias + at, scale, most, V_WIDTH));
+            const vf v = v_exp2_below(bf16, score(biased, x + at, bias + at, s, most, V_WIDTH));
             v_store(x + at, v);
             sum[i] = sum[i] + v;
         }
     for (; j < n; j += V_WIDTH) {
-        const vf v = v_exp2_below(bf16, score(biased, x + j, bias + j, scale, most, n - j));
+        const vf v = v_exp2_below(bf16, score(biased, x + j, bias + j, s, most, n - j));
         v_store_first(x + j, v, n - j);
         sum[0] = sum[0] + v;
     }
@@ -212,42 +212,41 @@ BVL_INLINE vf exponentials(const bool bf16, const bool biased, float *x, int64_t
 /* Rows that do not fit into registers. The next one's largest score is found before this one is stored: its
  * work fills the time that a row's sum takes to become one number. */
 BVL_INLINE void softmax_long(const bool bf16, const bool biased, float *y, int64_t ldy, float *x, int64_t ldx,
-                             int64_t rows, int64_t n, float scale, const float *bias, int64_t ldb) {
-    float most = rows > 0 ? largest_score(biased, x, n, scale, bias) : 0.0f;
+                             int64_t rows, int64_t n, float s, const float *bias, int64_t ldb) {
+    float most = rows > 0 ? largest_score(biased, x, n, s, bias) : 0.0f;
     for (int64_t r = 0; r < rows; r++, y += ldy, x += ldx) {
         const bool lowest = most == -INFINITY;
         vf inv = v_set1(0.0f);
         if (lowest)
             clear_row(bf16, y, x, n);
         else
-            inv = exponentials(bf16, biased, x, n, scale, bias, most);
+            inv = exponentials(bf16, biased, x, n, s, bias, most);
         bias += ldb;
-        if (r + 1 < rows) most = largest_score(biased, x + ldx, n, scale, bias);
+        if (r + 1 < rows) most = largest_score(biased, x + ldx, n, s, bias);
         for (int64_t j = 0; j < n && !lowest; j += V_WIDTH)
             store_part(y, v_load_first(x + j, n - j) * inv, j, n, bf16);
     }
 }
 
 BVL_INLINE void softmax_short_rows(const bool bf16, const bool biased, const int count, float *y, int64_t ldy,
-                                   const float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
+                                   const float *x, int64_t ldx, int64_t rows, int64_t n, float s,
                                    const float *bias, int64_t ldb) {
     for (int64_t r = 0, step; r < rows; r += step, y += step * ldy, x += step * ldx, bias += step * ldb) {
 #if defined(V_FOUR)
         step = 4;
         if (count <= 4 && rows - r >= 4 &&
-            softmax_short(bf16, biased, 4, count, y, ldy, x, ldx, n, scale, bias, ldb))
+            softmax_short(bf16, biased, 4, count, y, ldy, x, ldx, n, s, bias, ldb))
             continue;
 #endif
         step = 1;
-        if (!softmax_short(bf16, biased, 1, count, y, ldy, x, ldx, n, scale, bias, ldb))
-            clear_row(bf16, y, x, n);
+        if (!softmax_short(bf16, biased, 1, count, y, ldy, x, ldx, n, s, bias, ldb)) clear_row(bf16, y, x, n);
     }
 }
 
 BVL_INLINE void softmax_rows(const bool bf16, const bool biased, float *y, int64_t ldy, float *x, int64_t ldx,
-                             int64_t rows, int64_t n, float scale, const float *bias, int64_t ldb) {
+                             int64_t rows, int64_t n, float s, const float *bias, int64_t ldb) {
 #define CASE(count) \
-    case count: softmax_short_rows(bf16, biased, count, y, ldy, x, ldx, rows, n, scale, bias, ldb); break;
+    case count: softmax_short_rows(bf16, biased, count, y, ldy, x, ldx, rows, n, s, bias, ldb); break;
     switch ((n + V_WIDTH - 1) / V_WIDTH) {
         CASE(1)
         CASE(2)
@@ -257,7 +256,7 @@ BVL_INLINE void softmax_rows(const bool bf16, const bool biased, float *y, int64
         CASE(6)
         CASE(7)
         CASE(8)
-        default: softmax_long(bf16, biased, y, ldy, x, ldx, rows, n, scale, bias, ldb);
+        default: softmax_long(bf16, biased, y, ldy, x, ldx, rows, n, s, bias, ldb);
     }
 #undef CASE
 }

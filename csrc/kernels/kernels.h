@@ -110,13 +110,13 @@ typedef struct {
      * not transposed, K and ld must be even. NULL unless bf16_rows */
     void (*pack_bf16)(float *dst, const uint16_t *w, int64_t ld, int64_t N, int64_t K, bool transposed);
     /* y = (x - mean) / sqrt(var + eps) * gamma + beta over each of `rows` rows of D; beta NULL:
-     * x / sqrt(mean(x^2) + eps) * gamma. y may be x. bf16: y is written as bfloat16, then zeros up to a whole
-     * cache line; only where bf16_rows is set */
+     * x / sqrt(mean(x^2) + eps) * gamma. y may be x, then ldy = ldx. bf16: y is written as bfloat16, then
+     * zeros up to a whole cache line; only where bf16_rows is set */
     void (*norm)(float *y, int64_t ldy, const float *x, int64_t ldx, const float *gamma, const float *beta,
                  float eps, int64_t rows, int64_t D, bool bf16);
-    /* y = softmax(x * scale + bias) over each of `rows` rows of n; x is overwritten, y may be x. bias: rows
-     * ldb apart, finite or -inf, or NULL; zeros where all is -inf. bf16: y is written as bfloat16, then zeros
-     * up to whole vectors; only where bf16_rows is set */
+    /* y = softmax(x * scale + bias) over each of `rows` rows of n; x is overwritten; y may be x, then
+     * ldy = ldx. bias: rows ldb apart, above -1e38 or -inf, or NULL; zeros where all is -inf. bf16: y is
+     * written as bfloat16, then zeros up to whole vectors; only where bf16_rows is set */
     void (*softmax)(float *y, int64_t ldy, float *x, int64_t ldx, int64_t rows, int64_t n, float scale,
                     const float *bias, int64_t ldb, bool bf16);
     /* y = act(x + bias); bias may be NULL */

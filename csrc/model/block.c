@@ -61,9 +61,7 @@ static void append_to_cache(const bvl_layer *s, const bvl_run *run, const float 
 /* What scores between regions are lowered by: Swin's, which leaves exp(-100), not 0. */
 #define APART 100.0f
 
-/* apart[window, window] = what is added to the scores of one window's pairs; NULL where all are of one
- * region.
- */
+/* apart[window, window] = what is added to the scores of a window's pairs; NULL where it is one region. */
 static const float *part_regions(const bvl_layer *s, int64_t window, float *apart) {
     const float *regions = s->regions + window * s->window;
     bool mixed = false;
@@ -107,7 +105,7 @@ static void self_attention(const bvl_layer *s, const bvl_run *run, int slot, flo
         shape.first = past + row;
         if (s->window) {
             shape.pairs = s->relative ? s->relative + head * T * T : NULL;
-            if (s->regions && head == 0) /* one worker has all heads */
+            if (s->regions && (head == 0 || u == begin))
                 shape.apart = part_regions(s, run->first + item,
                                            run->local + bvl_attention_scratch(run->kernels, T, s->hd));
         } else {

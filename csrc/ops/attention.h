@@ -18,7 +18,7 @@ typedef struct {
     int64_t reach;
     /* [Tq, Tk] or NULL: added to the score of each pair */
     const float *pairs;
-    /* [Tq, Tk] or NULL: added to those in turn, the same for every head */
+    /* [Tq, Tk] or NULL: added to those, the same for every head; nothing without them */
     const float *apart;
     bool bf16;     /* q, k, v are rows of bfloat16, and so is every product */
     bool out_bf16; /* out is rows of bfloat16 */

@@ -31,7 +31,8 @@ int64_t bvl_norm_operand(const bvl_norm *norm, const bvl_linear *linear) {
     return words ? words : bvl_padded(norm->D);
 }
 
-/* Rows that are normed before the first is rounded: its load need not wait for its stores. */
+/* Rows that are normed before the first is rounded, whose load need not wait for its stores then: whole
+ * fours, which the norm takes at once, while they stay near. */
 static int64_t norm_rows_at_once(int64_t D) {
     return D <= 512 ? 8 : D <= 2048 ? 4 : 1;
 }
