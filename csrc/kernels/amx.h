@@ -1,19 +1,31 @@
-/* amx.h: tiles of up to 32 rows x 32 columns on AMX, bfloat16 and int8.
+/* amx.h: products on AMX, bfloat16 and int8, in tiles of up to 32 rows x 32 columns.
  *
  *   registers 0..3: C, two by two of 16 x 16   4, 5: A, 16 rows x 16 words   6, 7: W, 16 words x 16 columns
  *
  * A word of an operand row is what dot.h says, so A's tile is 16 rows as they lie in memory, and W's is 16
- * lines of a panel. All tile instructions are behind six names: gcc's own headers give loads no memory
- * operand, so a compiler barrier stands before them, and the configuration is one operand of 64 bytes.
+ * lines of a panel. A step of 16 words reads 4 KB and takes 64 cycles, more than the second cache gives, so
+ * a group of tiles takes 128 words of a panel at a time, which stay in the first; its sums lie in memory
+ * meanwhile. (Stores of tiles that miss the first cache take 20 cycles a row: there both sides may not
+ * stream.)
+ *
+ * All tile instructions are behind six names: gcc's own headers give loads no memory operand, so a compiler
+ * barrier stands before them, and the configuration is one operand of 64 bytes.
  *
  * BVL_EMULATED builds the same names in C, so that the rest is tested on machines without AMX.
  */
 #ifndef BVL_AMX_H
 #define BVL_AMX_H
 
-#include "dot.h"
+#include "epilogue.h"
 
-#define AMX_ROWS 32
+enum {
+    AMX_ROWS = 32,
+    AMX_GROUP = 5,   /* tiles of rows that share the words of a panel */
+    AMX_WORDS = 128, /* of a panel at a time: 16 KB */
+    AMX_STEP_BYTES = 2048,
+    AMX_FETCH_TILES = 3, /* from which on the next panel is fetched meanwhile; fewer wait for memory */
+    AMX_BLOCK_BYTES = 1024 * 1024 /* of A, read again for every panel: half of the second cache */
+};
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -120,23 +132,34 @@ static void amx_configure(int mr) {
         }                                              \
     } while (0)
 
-/* t[mr, V_NR], rows ldt apart, = A[mr] x panel over all words, a multiple of 16. bfloat16x3: (A + a)(W + w)
- * without a w. */
-BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
-                         const uint8_t *panel, int64_t words) {
+/* t[mr, V_NR], rows ldt apart, += A[mr] x panel over `count` words, a multiple of 16; `fresh`: t begins as
+ * zeros. bfloat16x3: (A + a)(W + w) without a w, the rests `words` behind. Meanwhile `next` is fetched, so
+ * many bytes a step. */
+BVL_INLINE void amx_tile(const bvl_precision p, int mr, bool fresh, float *t, int64_t ldt, const float *a,
+                         int64_t lda, const uint8_t *w, int64_t count, int64_t words, const uint8_t *next,
+                         int64_t fetch) {
     __asm__ volatile("" : : : "memory");
-    tile_clear(0);
-    tile_clear(1);
-    if (mr > 16) {
-        tile_clear(2);
-        tile_clear(3);
+    if (fresh) {
+        tile_clear(0);
+        tile_clear(1);
+        if (mr > 16) {
+            tile_clear(2);
+            tile_clear(3);
+        }
+    } else {
+        tile_load(0, t, 4 * ldt);
+        tile_load(1, t + 16, 4 * ldt);
+        if (mr > 16) {
+            tile_load(2, t + 16 * ldt, 4 * ldt);
+            tile_load(3, t + 16 * ldt + 16, 4 * ldt);
+        }
     }
-    for (int64_t k = 0; k < words; k += 16) {
-        const uint8_t *w = panel + k * 128;
-        AMX_STEP(p, mr, a + k, lda, w);
+    for (int64_t k = 0; k < count; k += 16, a += 16, w += AMX_STEP_BYTES, next += fetch) {
+        for (int64_t i = 0; i < fetch; i += 64) __builtin_prefetch(next + i, 0, 2);
+        AMX_STEP(p, mr, a, lda, w);
         if (p != BVL_BFLOAT16X3) continue;
-        AMX_STEP(p, mr, a + words + k, lda, w);
-        AMX_STEP(p, mr, a + k, lda, w + words * 128);
+        AMX_STEP(p, mr, a + words, lda, w);
+        AMX_STEP(p, mr, a, lda, w + words * 128);
     }
     tile_store(0, t, 4 * ldt);
     tile_store(1, t + 16, 4 * ldt);
@@ -144,6 +167,74 @@ BVL_INLINE void amx_tile(const bvl_precision p, int mr, float *t, int64_t ldt, c
         tile_store(2, t + 16 * ldt, 4 * ldt);
         tile_store(3, t + 16 * ldt + 16, 4 * ldt);
     }
+}
+
+/* Rows of a product in tiles of one height, for to configure them anew takes as long as three steps: the last
+ * tile begins early enough to end with the last row, so that some rows may be computed twice, which changes
+ * nothing of them. */
+typedef struct {
+    int64_t first, rows;
+    int height;
+} amx_rows;
+
+static int64_t amx_tile_begin(const amx_rows *r, int64_t i) {
+    return r->first + BVL_MIN(i * r->height, r->rows - r->height);
+}
+
+/* Columns of one panel, tiles [i0, i1), at most AMX_GROUP of them. */
+BVL_INLINE void amx_group(const bvl_precision p, const finish_function finish, float *c, int64_t ldc,
+                          const float *a, sums *s, int64_t K, const amx_rows *r, int64_t i0, int64_t i1,
+                          const bvl_epilogue *epilogue) {
+    float t[AMX_GROUP * AMX_ROWS * V_NR] __attribute__((aligned(64)));
+    const int64_t words = k_words(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
+    const int64_t most = i1 - i0 == 1 ? words : p == BVL_BFLOAT16X3 ? AMX_WORDS / 2 : AMX_WORDS;
+    const bool direct = p != BVL_INT8 && s->width == V_NR && words <= most && !epilogue->bias &&
+                        !epilogue->residual && !epilogue->bf16 && epilogue->act == BVL_ACT_NONE;
+    const int64_t tiles = (r->rows + r->height - 1) / r->height;
+    const int64_t fetch = tiles < AMX_FETCH_TILES ? 0 : AMX_STEP_BYTES / tiles;
+    const uint8_t *next = s->panel + panel_bytes(p, K);
+    int64_t begin = 0;
+    for (int64_t left = (words + most - 1) / most; left; left--) {
+        const int64_t count = bvl_round_up((words - begin) / left, WORD_ALIGN);
+        for (int64_t i = i0; i < i1; i++) {
+            const int64_t m0 = amx_tile_begin(r, i);
+            amx_tile(p, r->height, begin == 0, direct ? c + m0 * ldc + s->n0 : t + (i - i0) * AMX_ROWS * V_NR,
+                     direct ? ldc : V_NR, a + m0 * s->lda + skip + begin, s->lda, s->panel + begin * 128,
+                     count, words, next + begin * 128 + i * (count / 16 * fetch), fetch);
+        }
+        begin += count;
+    }
+    for (int64_t i = i0; i < i1 && !direct; i++) {
+        const int64_t m0 = r->first + i * r->height, again = m0 - amx_tile_begin(r, i);
+        bvl_epilogue e = *epilogue;
+        if (e.residual) e.residual += m0 * e.ldr;
+        s->t = t + ((i - i0) * AMX_ROWS + again) * V_NR;
+        s->mr = r->height - (int)again;
+        s->a = a + m0 * s->lda;
+        finish(c + m0 * ldc, ldc, s, &e);
+    }
+}
+
+BVL_INLINE void amx_multiply(const bvl_precision p, const finish_function finish, float *c, int64_t ldc,
+                             const float *a, int64_t lda, const float *packed, int64_t M, int64_t N,
+                             int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
+    const int64_t bytes = panel_bytes(p, K), row = 4 * BVL_MAX(lda, 1);
+    const int64_t most = BVL_MAX(AMX_ROWS, AMX_BLOCK_BYTES / row / AMX_ROWS * AMX_ROWS);
+    const int64_t blocks = (M + most - 1) / most;
+    int configured = 0;
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t begin = M * block / blocks, rows = M * (block + 1) / blocks - begin;
+        const int64_t tiles = (rows + AMX_ROWS - 1) / AMX_ROWS, groups = (tiles + AMX_GROUP - 1) / AMX_GROUP;
+        const amx_rows r = {begin, rows, (int)((rows + tiles - 1) / tiles)};
+        if (r.height != configured) amx_configure(configured = r.height);
+        for (int64_t panel = p0; panel < p1; panel++) {
+            sums s = sums_of_panel(NULL, (const uint8_t *)packed + panel * bytes, bytes, panel, N, lda);
+            for (int64_t g = 0; g < groups; g++)
+                amx_group(p, finish, c, ldc, a, &s, K, &r, tiles * g / groups, tiles * (g + 1) / groups,
+                          epilogue);
+        }
+    }
+    if (configured) tile_release();
 }
 
 #endif

@@ -3,7 +3,7 @@
  * W is packed once into panels of V_NR columns, [panel][word of K][V_NR]; A is read as operand rows (dot.h).
  * For each block of rows that stays in the nearer caches, each panel is streamed once per tile of up to
  * V_MR rows; a tile is V_MR x V_NR accumulators in registers: per word of K, two vectors of W and one
- * broadcast of A per row. With AMX, the tiles of bfloat16 and int8 are amx.h's.
+ * broadcast of A per row. With AMX, all products but float32's are amx.h's.
  *
  *   int8: W[n, k] ~ s[n] (u[n, k] - 128), A[i, k] ~ r[i] q[i, k] + outliers, so
  *   C[i, n] = s[n] (r[i] (sum_k u q - 128 sum_k q) + sum over the outliers of A[i, k] (u[n, k] - 128))
@@ -13,21 +13,15 @@
  */
 #include "level.h"
 
-#include "activations.h"
-#include "dot.h"
+#include "epilogue.h"
 #include "vec.h"
 
-/* IN_REGISTERS: whether a tile of that precision adds bias and residual itself (store_sums). */
 #if defined(BVL_LEVEL_AMX)
 #include "amx.h"
-#define TILE_ROWS(p) ((p) == BVL_FLOAT32 ? V_MR : AMX_ROWS)
-#define MOST_ROWS AMX_ROWS
-#define IN_REGISTERS(p) ((p) == BVL_FLOAT32)
-#else
-#define TILE_ROWS(p) V_MR
-#define MOST_ROWS V_MR
-#define IN_REGISTERS(p) ((p) != BVL_INT8)
 #endif
+
+/* Whether a tile of that precision adds bias and residual itself (store_sums). */
+#define IN_REGISTERS(p) ((p) != BVL_INT8)
 
 #define ROW_BLOCK_BYTES                                                                \
     (1536 * 1024) /* of A, read again for every panel: what stays in the nearer caches \
@@ -99,17 +93,9 @@ BVL_INLINE void tile(const bvl_precision p, const int mr, float *t, int64_t ldt,
     store_sums(p, mr, t, ldt, c0, c1, e);
 }
 
-/* `configured`: rows that AMX's tiles are set to, 0 at first. */
 BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, int64_t ldt, const float *a, int64_t lda,
                          const uint8_t *panel, int64_t words, const uint8_t *next, int64_t step,
-                         const bvl_epilogue *e, BVL_UNUSED int *configured) {
-#if defined(BVL_LEVEL_AMX)
-    if (p != BVL_FLOAT32) {
-        if (mr != *configured) amx_configure(*configured = mr);
-        amx_tile(p, mr, t, ldt, a, lda, panel, words);
-        return;
-    }
-#endif
+                         const bvl_epilogue *e) {
 #define CASE(n) \
     case n: tile(p, n, t, ldt, a, lda, panel, words, next, step, e); break;
     switch (mr) {
@@ -135,108 +121,25 @@ BVL_INLINE void run_tile(const bvl_precision p, int mr, float *t, int64_t ldt, c
 #undef CASE
 }
 
-/* A tile's sums on their way into C. */
-typedef struct {
-    const float *t; /* [mr, V_NR] */
-    int mr;
-    int64_t n0, width;    /* its columns */
-    const float *a;       /* int8: its operand rows, lda apart, with their heads */
-    const uint8_t *panel; /* int8: its weights, */
-    const float *scales;  /* and the scales of their columns [V_NR] */
-    int64_t lda;
-} sums;
-
-/* Row i's sums as floats: in int8 they are int32. */
-BVL_INLINE void load_row(const bvl_precision p, vf x[2], const sums *s, int i, const vf scales[2]) {
-    x[0] = v_load(s->t + i * V_NR);
-    x[1] = v_load(s->t + i * V_NR + V_WIDTH);
-    if (p != BVL_INT8) return;
-    const bvl_int8_head *head = (const bvl_int8_head *)(const void *)(s->a + i * s->lda);
-    const vf r = v_set1(head->scale);
-    const int32_t offset = (int32_t)(128u * (uint32_t)head->sum); /* rows that are not finite may wrap */
-    for (int j = 0; j < 2; j++) x[j] = v_from_int(v_sub_int(x[j], offset)) * r;
-    for (int o = 0; o < head->outliers; o++) {
-        const int64_t k = head->index[o];
-        const uint8_t *w = s->panel + k / INT8_STEP * 2 * w_bytes(BVL_INT8);
-        const vf v = v_set1(head->value[o]);
-        for (int j = 0; j < 2; j++)
-            x[j] = v_fma(v, w_column(w + j * w_bytes(BVL_INT8), (int)(k % INT8_STEP)), x[j]);
-    }
-    for (int j = 0; j < 2; j++) x[j] = x[j] * scales[j];
-}
-
-/* A tile through the epilogue into rows of C; all but the pointers and sizes are constants at each call that
- * is to be fast. */
-BVL_INLINE void finish_rows(const bvl_precision p, const bvl_activation act, const bool whole,
-                            const bool bf16, float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) {
-    const bool rough = p == BVL_BFLOAT16 || p == BVL_INT8;
-    const float *bias = e->bias ? e->bias + s->n0 : NULL,
-                *residual = e->residual ? e->residual + s->n0 : NULL;
-    const int64_t width = whole ? V_NR : s->width;
-    vf b[2] = {v_set1(0.0f), v_set1(0.0f)}, scales[2], x[2];
-    for (int j = 0; j < 2; j++) {
-        if (bias && j * V_WIDTH < width) b[j] = v_load_first(bias + j * V_WIDTH, width - j * V_WIDTH);
-        if (p == BVL_INT8) scales[j] = v_load(s->scales + j * V_WIDTH);
-    }
-    for (int i = 0; i < s->mr; i++, c += ldc) {
-        load_row(p, x, s, i, scales);
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            const int64_t n = j * V_WIDTH, left = width - n;
-            if (left <= 0) continue;
-            vf y = v_activate(act, rough, x[j] + b[j]);
-            if (residual) y = y + v_load_first(residual + i * e->ldr + n, left);
-            if (bf16)
-                v_store_bf16((uint16_t *)(void *)c + s->n0 + n, y, left);
-            else
-                v_store_first(c + s->n0 + n, y, left);
-        }
-    }
-}
-
-BVL_INLINE void finish_tile(const bvl_precision p, float *c, int64_t ldc, const sums *s,
-                            const bvl_epilogue *e) {
-#define WHOLE(act) finish_rows(p, act, true, false, c, ldc, s, e)
-#define WHOLE_BF16(act) finish_rows(p, act, true, true, c, ldc, s, e)
-#define PART(act) finish_rows(p, act, false, e->bf16, c, ldc, s, e)
-    if (s->width < V_NR) {
-        BVL_FOR_ACTIVATION(e->act, PART)
-    } else if (BF16_STEP == 2 && e->bf16) {
-        BVL_FOR_ACTIVATION(e->act, WHOLE_BF16)
-    } else {
-        BVL_FOR_ACTIVATION(e->act, WHOLE)
-    }
-#undef WHOLE
-#undef WHOLE_BF16
-#undef PART
-}
-
-/* finish: finish_tile of this precision, a function of its own: within these loops it loses registers. */
-BVL_INLINE void multiply(const bvl_precision p,
-                         void (*const finish)(float *, int64_t, const sums *, const bvl_epilogue *), float *c,
-                         int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M, int64_t N,
-                         int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
-    float t[MOST_ROWS * V_NR] __attribute__((aligned(64)));
-    const int rows = TILE_ROWS(p);
+BVL_INLINE void multiply(const bvl_precision p, const finish_function finish, float *c, int64_t ldc,
+                         const float *a, int64_t lda, const float *packed, int64_t M, int64_t N, int64_t K,
+                         int64_t p0, int64_t p1, const bvl_epilogue *epilogue) {
+    float t[V_MR * V_NR] __attribute__((aligned(64)));
     const bvl_epilogue none = {0};
     /* nothing to do to the sums that store_sums does not */
-    const bool plain = p != BVL_INT8 && epilogue->act == BVL_ACT_NONE &&
-                       (IN_REGISTERS(p) || (!epilogue->bias && !epilogue->residual && !epilogue->bf16));
-    int configured = 0;
+    const bool plain = IN_REGISTERS(p) && epilogue->act == BVL_ACT_NONE;
     const int64_t words = k_words(p, K), bytes = panel_bytes(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
-    const int64_t most = BVL_MAX(rows, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / rows * rows);
+    const int64_t most = BVL_MAX(V_MR, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / V_MR * V_MR);
     const int64_t blocks = (M + most - 1) / most;
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t begin = M * block / blocks, end = M * (block + 1) / blocks;
-        const int64_t tiles = (end - begin + rows - 1) / rows;
+        const int64_t tiles = (end - begin + V_MR - 1) / V_MR;
         for (int64_t panel = p0; panel < p1; panel++) {
             const uint8_t *w = (const uint8_t *)packed + panel * bytes;
-            sums s = {.t = t, .n0 = panel * V_NR, .panel = w, .lda = lda};
+            sums s = sums_of_panel(t, w, bytes, panel, N, lda);
             const int64_t share = bytes / tiles;
-            s.width = BVL_MIN(V_NR, N - s.n0);
             const bool direct = plain && s.width == V_NR;
             const int64_t from = direct ? s.n0 : 0; /* finish counts columns from the first */
-            s.scales = (const float *)(const void *)(w + bytes) - V_NR;
             for (int64_t i = 0; i < tiles; i++) {
                 const int64_t m0 = begin + (end - begin) * i / tiles;
                 s.mr = (int)(begin + (end - begin) * (i + 1) / tiles - m0);
@@ -246,15 +149,18 @@ BVL_INLINE void multiply(const bvl_precision p,
                 if (e.bias) e.bias += from;
                 float *to = direct ? c + m0 * ldc + s.n0 / (e.bf16 ? 2 : 1) : t;
                 run_tile(p, s.mr, to, direct ? ldc : V_NR, s.a + skip, lda, w, words, w + bytes + i * share,
-                         share / words, direct ? &e : &none, &configured);
+                         share / words, direct ? &e : &none);
                 if (!direct) finish(c + m0 * ldc, ldc, &s, &e);
             }
         }
     }
-#if defined(BVL_LEVEL_AMX)
-    if (configured) tile_release();
-#endif
 }
+
+#if defined(BVL_LEVEL_AMX)
+#define MULTIPLY(P) ((P) == BVL_FLOAT32 ? multiply : amx_multiply)
+#else
+#define MULTIPLY(P) multiply
+#endif
 
 /* The functions of one precision. */
 #define PRECISION(P, name)                                                                                \
@@ -270,7 +176,7 @@ BVL_INLINE void multiply(const bvl_precision p,
     static void gemm_##name(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed,      \
                             int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                      \
                             const bvl_epilogue *epilogue) {                                               \
-        multiply(P, finish_##name, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                    \
+        MULTIPLY(P)(P, finish_##name, c, ldc, a, lda, packed, M, N, K, p0, p1, epilogue);                 \
     }
 PRECISION(BVL_FLOAT32, float32)
 PRECISION(BVL_BFLOAT16, bfloat16)

@@ -8,9 +8,11 @@
 #include "vec.h"
 
 #if defined(BVL_LEVEL_AMX)
-#define STRIP_ROWS 672 /* four times as fast at computing */
+#define STRIP_ROWS 160 /* a group of tiles; of more, what feed-forwards hold leaves the second cache */
+#define MICRO_BATCH_ROWS 1024
 #else
 #define STRIP_ROWS 168 /* 64 bytes of weights in as many cycles, from a cache that gives ten a cycle */
+#define MICRO_BATCH_ROWS 256
 #endif
 
 enum {
@@ -388,6 +390,7 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .mr = V_MR,
     .nr = V_NR,
     .strip_rows = STRIP_ROWS,
+    .micro_batch_rows = MICRO_BATCH_ROWS,
     .bf16_rows = BF16_STEP == 2,
     .product = BVL_NAME(bvl_products),
     .pack_bf16 = BF16_STEP == 2 ? BVL_NAME(bvl_pack_bf16) : NULL,

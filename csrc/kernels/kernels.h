@@ -101,8 +101,9 @@ typedef struct {
 
 typedef struct {
     bvl_isa isa;
-    int mr, nr;     /* float32 microkernel tile; weights are packed in panels of nr columns */
-    int strip_rows; /* of a product, for which reading its weights is little beside computing */
+    int mr, nr;           /* float32 microkernel tile; weights are packed in panels of nr columns */
+    int strip_rows;       /* of a product, for which reading its weights is little beside computing */
+    int micro_batch_rows; /* that a worker takes through a program at once, strip by strip */
     bool bf16_rows; /* bfloat16 is native: its operand is a plain bfloat16 row, and epilogues write such */
 
     const bvl_product *product; /* [BVL_PRECISION_COUNT] */

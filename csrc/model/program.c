@@ -19,8 +19,6 @@
 #include "../ops/rotary.h"
 #include "ops.h"
 
-#define ROWS_PER_MICRO_BATCH 256
-
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision) {
     bvl_program *program = bvl_alloc(sizeof *program);
     if (!program) return NULL;
@@ -419,7 +417,7 @@ static void find_pooling(job *j) {
 /* Decides the split and lays out the memory; false when sizes overflow. */
 static bool prepare(job *j, int threads) {
     const bvl_program *p = j->program;
-    const int64_t B = j->inputs->B;
+    const int64_t B = j->inputs->B, together = p->kernels->micro_batch_rows;
     int64_t rows = 1;
     find_live(j);
     find_pooling(j);
@@ -427,13 +425,13 @@ static bool prepare(job *j, int threads) {
     j->nt = threads;
     j->whole = B - B % threads;
     j->shared = 1;
-    if (j->inputs->cache && B * rows <= ROWS_PER_MICRO_BATCH) {
+    if (j->inputs->cache && B * rows <= together) {
         /* decoding reads all weights for a few rows: once for all items */
         j->whole = 0;
         j->shared = B;
     }
     /* a worker's share cut into equal micro-batches, so that no worker waits for a last odd one */
-    const int64_t share = j->whole / threads, most = BVL_MAX(1, ROWS_PER_MICRO_BATCH / rows);
+    const int64_t share = j->whole / threads, most = BVL_MAX(1, together / rows);
     const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
     j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
     return plan(&j->own, p, j->micro, j->inputs, 1) && plan(&j->together, p, j->shared, j->inputs, threads);
