@@ -45,21 +45,22 @@ def compiled_peak() -> str | None:
 
 
 def ceilings(threads: int, *only: str) -> dict[str, float]:
-    """Name -> GFLOP/s (memory: GB/s) of the register-only loops, or of memory `only`; empty without a compiler. AMX is left
-    out where the loop finds less than 90 % of its 1,024 (int8: 2,048) operations per cycle and core."""
+    """Name -> GFLOP/s (memory: GB/s) of the register-only loops, or of memory `only`; empty without a compiler. AMX is zero
+    where the loop finds less than 90 % of its 1,024 (int8: 2,048) operations per cycle and core."""
     binary = compiled_peak()
     if not binary:
         return {}
     lines = subprocess.run([binary, str(threads), *only], capture_output=True, text=True).stdout.splitlines()
     found = {name: (float(rate), float(per_cycle)) for name, rate, per_cycle in map(str.split, lines)}
     least = {"amx_bfloat16": 0.9 * 1024, "amx_int8": 0.9 * 2048}
-    return {name: rate for name, (rate, per_cycle) in found.items() if per_cycle >= least.get(name, 0)}
+    return {name: rate if per_cycle >= least.get(name, 0) else 0.0 for name, (rate, per_cycle) in found.items()}
 
 
 def ceiling(found: dict[str, float], precision: str) -> float | None:
+    """Of the fastest unit for that precision; None where it was not measured."""
     for name in (f"amx_{precision}", precision, "float32"):
         if name in found:
-            return found[name]
+            return found[name] or None
     return None
 
 

@@ -20,10 +20,10 @@
 
 enum {
     AMX_ROWS = 32,
-    AMX_GROUP = 5,   /* tiles of rows that share the words of a panel */
+    AMX_GROUP = 4,   /* tiles of rows that share the words of a panel */
     AMX_WORDS = 128, /* of a panel at a time: 16 KB */
     AMX_STEP_BYTES = 2048,
-    AMX_FETCH_TILES = 3, /* from which on the next panel is fetched meanwhile; fewer wait for memory */
+    AMX_FETCH_TILES = 2, /* from which on the next panel is fetched meanwhile; fewer wait for memory */
     AMX_BLOCK_BYTES = 1024 * 1024 /* of A, read again for every panel: half of the second cache */
 };
 
@@ -122,8 +122,8 @@ static void amx_configure(int mr) {
     do {                                               \
         tile_load(6, w, 128);                          \
         tile_load(4, a, (lda) * 4);                    \
-        tile_load(7, (w) + 64, 128);                   \
         tile_dot(p, 0, 4, 6);                          \
+        tile_load(7, (w) + 64, 128);                   \
         tile_dot(p, 1, 4, 7);                          \
         if ((mr) > 16) {                               \
             tile_load(5, (a) + 16 * (lda), (lda) * 4); \

@@ -8,10 +8,15 @@
 #include "vec.h"
 
 #if defined(BVL_LEVEL_AMX)
-#define STRIP_ROWS 160 /* a group of tiles; of more, what feed-forwards hold leaves the second cache */
-#define MICRO_BATCH_ROWS 1024
+/* so many rows read weights seldom enough; with so many inner columns they stay in the second cache */
+#define STRIP_ROWS 256
+#define STRIP_STEP 32
+#define INNER_COLUMNS 1024
+#define MICRO_BATCH_ROWS 1536
 #else
 #define STRIP_ROWS 168 /* 64 bytes of weights in as many cycles, from a cache that gives ten a cycle */
+#define STRIP_STEP V_MR
+#define INNER_COLUMNS 0
 #define MICRO_BATCH_ROWS 256
 #endif
 
@@ -390,6 +395,8 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .mr = V_MR,
     .nr = V_NR,
     .strip_rows = STRIP_ROWS,
+    .strip_step = STRIP_STEP,
+    .inner_columns = INNER_COLUMNS,
     .micro_batch_rows = MICRO_BATCH_ROWS,
     .bf16_rows = BF16_STEP == 2,
     .product = BVL_NAME(bvl_products),

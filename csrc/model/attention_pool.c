@@ -14,7 +14,7 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
     if (bvl_attention_build(p, r, b, true, err) != BVL_OK) return err->status;
     bvl_layer *s = r->state;
     if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
-        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
+        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, true, &s->ffn, err) != BVL_OK)
         return err->status;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
 }
@@ -56,9 +56,9 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     bvl_barrier(team);
     bvl_norm_run(&s->ffn.norm, k, h, ldh, y, ldy, n, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->ffn.fc1, k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
+    bvl_linear_run(&s->ffn.fc1[0], k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->ffn.fc2, k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
+    bvl_linear_run(&s->ffn.fc2[0], k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
     bvl_barrier(team);
 }
 

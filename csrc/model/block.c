@@ -181,16 +181,19 @@ static const float *begin_sublayer(const bvl_layer *s, const bvl_run *run, const
     return at->h;
 }
 
-/* x += last(y), then the norm of a post-norm block. `direct`: y was written as the operand. */
-static void end_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_norm *norm, const bvl_linear *last,
-                         const place *at, const float *y, int64_t ldy, bool direct) {
-    const bvl_kernels *k = run->kernels;
-    const float *a = direct ? y : bvl_linear_load(last, at->z, y, &ldy, at->rows, run->team);
-    bvl_linear_run(last, k, at->x, at->ldx, a, ldy, at->rows,
+/* x += last(y), with operand rows at z where `direct` does not say that y is some; no barrier after it. */
+static void add_product(const bvl_run *run, const bvl_linear *last, const place *at, float *z, const float *y,
+                        int64_t ldy, bool direct) {
+    const float *a = direct ? y : bvl_linear_load(last, z, y, &ldy, at->rows, run->team);
+    bvl_linear_run(last, run->kernels, at->x, at->ldx, a, ldy, at->rows,
                    (bvl_epilogue){.residual = at->x, .ldr = at->ldx}, run->team);
+}
+
+/* The norm of a post-norm block. */
+static void end_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_norm *norm, const place *at) {
     bvl_barrier(run->team);
     if (s->pre_norm) return;
-    bvl_norm_run(norm, k, at->x, at->ldx, at->x, at->ldx, at->rows, run->team);
+    bvl_norm_run(norm, run->kernels, at->x, at->ldx, at->x, at->ldx, at->rows, run->team);
     bvl_barrier(run->team);
 }
 
@@ -205,7 +208,8 @@ static void cross_sublayer(const bvl_layer *s, const bvl_run *run, int64_t first
                    run->team);
     bvl_barrier(run->team);
     cross_attention(s, run, first, count, at->h, ldo, at->wide, ldq, at->rows / count);
-    end_sublayer(s, run, &s->cross_norm, &s->cross_out, at, at->h, ldo, s->direct_out);
+    add_product(run, &s->cross_out, at, at->z, at->h, ldo, s->direct_out);
+    end_sublayer(s, run, &s->cross_norm, at);
 }
 
 /* wide[rows, intermediate] = act(the gates) * what they gate. */
@@ -218,16 +222,26 @@ static void open_gates(const bvl_layer *s, const bvl_run *run, const bvl_feed_fo
     bvl_barrier(run->team);
 }
 
+/* A worker alone goes part by part, whose rows stay in its cache; a team meets once for all parts. */
 static void feed_forward_sublayer(const bvl_layer *s, const bvl_run *run, const bvl_feed_forward *f,
                                   const place *at) {
-    const int64_t ldm = bvl_block_ld(f->fc1.N, f->direct);
+    const int step = run->team.nt == 1 ? 1 : f->parts;
+    const int64_t ldm = bvl_inner_ld(f, step), words = f->width / (f->direct ? 2 : 1);
+    const int64_t operand = at->rows * bvl_linear_operand(&f->fc2[0]);
+    const bvl_epilogue inner = {.act = f->gated ? BVL_ACT_NONE : s->act, .bf16 = f->direct};
     int64_t ld;
-    const float *a = begin_sublayer(s, run, &f->norm, &f->fc1, at, &ld);
-    bvl_linear_run(&f->fc1, run->kernels, at->wide, ldm, a, ld, at->rows,
-                   (bvl_epilogue){.act = f->gated ? BVL_ACT_NONE : s->act, .bf16 = f->direct}, run->team);
-    bvl_barrier(run->team);
-    if (f->gated) open_gates(s, run, f, at, ldm);
-    end_sublayer(s, run, &f->norm, &f->fc2, at, at->wide, ldm, f->direct);
+    const float *a = begin_sublayer(s, run, &f->norm, &f->fc1[0], at, &ld);
+    for (int first = 0; first < f->parts; first += step) {
+        for (int i = 0; i < step; i++)
+            bvl_linear_run(&f->fc1[first + i], run->kernels, at->wide + i * words, ldm, a, ld, at->rows,
+                           inner, run->team);
+        bvl_barrier(run->team);
+        if (f->gated) open_gates(s, run, f, at, ldm);
+        for (int i = 0; i < step; i++)
+            add_product(run, &f->fc2[first + i], at, at->z + i * operand, at->wide + i * words, ldm,
+                        f->direct);
+    }
+    end_sublayer(s, run, &f->norm, at);
 }
 
 /* What follows self-attention where queries and text part ways: item by item, for the rows of one side lie
@@ -261,16 +275,16 @@ static void by_strips(const bvl_layer *s, const bvl_run *run, const place *all, 
     alone.team = (bvl_team){0, 1, NULL};
     bvl_block_parts(s, &narrow, &wide, &operand);
     bvl_share(all->rows, run->team.tid, run->team.nt, &begin, &end);
-    const int64_t pieces = (end - begin + strip - 1) / strip;
+    const int64_t pieces = (end - begin + strip - 1) / strip, step = run->kernels->strip_step;
+    const int64_t each = bvl_round_up((end - begin + pieces - 1) / pieces, step);
     place at = *all;
     at.wide += begin * wide;
     at.z += begin * operand;
-    for (int64_t i = 0; i < pieces; i++) {
-        const int64_t first = begin + (end - begin) * i / pieces;
+    for (int64_t first = begin; first < end; first += each) {
         at.x = all->x + first * all->ldx;
         at.h = all->h + first * narrow;
         at.qkv = all->qkv + first * bvl_qkv_ld(s);
-        at.rows = begin + (end - begin) * (i + 1) / pieces - first;
+        at.rows = BVL_MIN(each, end - first);
         part(s, &alone, &at);
     }
     bvl_barrier(run->team);
@@ -288,7 +302,8 @@ static void project_rows(const bvl_layer *s, const bvl_run *run, const place *at
 static void attended_rows(const bvl_layer *s, const bvl_run *run, const place *at) {
     int64_t narrow, wide, operand;
     bvl_block_parts(s, &narrow, &wide, &operand);
-    end_sublayer(s, run, &s->norm1, &s->out, at, at->h, narrow, s->direct_out);
+    add_product(run, &s->out, at, at->z, at->h, narrow, s->direct_out);
+    end_sublayer(s, run, &s->norm1, at);
 }
 
 static void feed_forward_rows(const bvl_layer *s, const bvl_run *run, const place *at) {

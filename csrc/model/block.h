@@ -6,10 +6,15 @@
 #include "../ops/linear.h"
 #include "ops.h"
 
+enum { BVL_FFN_PARTS = 8 };
+
+/* Its inner columns may be parted, `width` to a part, the last one fewer: fc2 is then the sum of the parts'.
+ */
 typedef struct {
-    bvl_linear fc1, fc2;
+    bvl_linear fc1[BVL_FFN_PARTS], fc2[BVL_FFN_PARTS];
     bvl_norm norm;
-    int64_t intermediate;
+    int parts;
+    int64_t intermediate, width;
     bool direct, gated; /* direct: fc1 writes fc2's operand itself */
 } bvl_feed_forward;
 
@@ -80,11 +85,16 @@ BVL_INLINE int64_t bvl_qkv_ld(const bvl_layer *s) {
     return bvl_block_ld(s->inner + 2 * s->kv, s->bf16);
 }
 
+/* Words between rows of the inner activations of so many parts. */
+BVL_INLINE int64_t bvl_inner_ld(const bvl_feed_forward *f, int parts) {
+    return bvl_block_ld((f->gated ? 2 : 1) * BVL_MIN(parts * f->width, f->intermediate), f->direct);
+}
+
 /* q, k, v and the output product; an attention pool's are k and v alone, and its output is float32. */
 bvl_status bvl_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bool pool, bvl_error *err);
-/* The six parameters from `at` on; activation and gates are the block's. */
+/* The six parameters from `at` on; activation and gates are the block's. whole: in one part. */
 bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err);
+                                  bvl_precision precision, bool whole, bvl_feed_forward *f, bvl_error *err);
 bvl_status bvl_block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err);
 
 /* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's

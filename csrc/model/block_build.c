@@ -4,15 +4,19 @@
 #include "../arena.h"
 #include "block.h"
 
-/* The product whose weight [N, K] is number `at` and whose bias, which may be absent, is the next; N -1: any.
- */
+/* That weight number `at` is [N, K] and the next, which may be absent, a bias for it; N -1: any. */
+static bvl_status linear_expect(const bvl_record *r, const bvl_build *b, int at, int64_t N, int64_t K,
+                                bvl_error *err) {
+    const bvl_array *weight = &b->weights[at], *bias = weight + 1;
+    if (bvl_expect(r->op, b, at, 2, N, K, 0, 0, err) != BVL_OK) return err->status;
+    return bias->data ? bvl_expect(r->op, b, at + 1, 1, weight->shape[0], 0, 0, 0, err) : BVL_OK;
+}
+
 static bvl_status linear_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
                                int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err) {
-    const bvl_array *weight = &b->weights[at], *bias = weight + 1;
-    if (bvl_expect(r->op, b, at, 2, N, K, 0, 0, err) != BVL_OK ||
-        (bias->data && bvl_expect(r->op, b, at + 1, 1, weight->shape[0], 0, 0, 0, err) != BVL_OK))
-        return err->status;
-    return bvl_linear_init(linear, &p->store, p->kernels, precision, weight, bias, b->threads, err);
+    if (linear_expect(r, b, at, N, K, err) != BVL_OK) return err->status;
+    return bvl_linear_init(linear, &p->store, p->kernels, precision, &b->weights[at], &b->weights[at + 1],
+                           b->threads, err);
 }
 
 static bvl_status norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
@@ -26,18 +30,44 @@ static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
            2 * next->product->operand_words(next->K) == next->K;
 }
 
+/* The products of f->parts parts, each part's next to each other. */
+static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_precision precision,
+                              bvl_feed_forward *f, bvl_error *err) {
+    const bvl_array *fc1 = &b->weights[at + FC1_W], *fc2 = &b->weights[at + FC2_W];
+    const int64_t D = fc1->shape[1], rows = f->gated ? 2 : 1;
+    for (int i = 0; i < f->parts; i++) {
+        const int64_t first = i * f->width, width = BVL_MIN(f->width, f->intermediate - first);
+        bvl_array bias1 = fc1[1], bias2 = {0};
+        if (bias1.data) bias1.data += first, bias1.shape[0] = rows * width;
+        if (i == 0) bias2 = fc2[1];
+        if (bvl_linear_init_strided(&f->fc1[i], &p->store, p->kernels, precision, fc1->data + first * D, D,
+                                    rows * width, D, &bias1, b->threads, err) != BVL_OK ||
+            bvl_linear_init_strided(&f->fc2[i], &p->store, p->kernels, precision, fc2->data + first,
+                                    f->intermediate, D, width, &bias2, b->threads, err) != BVL_OK)
+            return err->status;
+    }
+    return BVL_OK;
+}
+
 bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err) {
-    const int64_t D = p->slots[r->src].cols;
+                                  bvl_precision precision, bool whole, bvl_feed_forward *f, bvl_error *err) {
+    const int64_t D = p->slots[r->src].cols, most = p->kernels->inner_columns;
     f->gated = b->params[P_GATED] != 0;
-    if (linear_build(p, r, b, at + FC1_W, -1, D, precision, &f->fc1, err) != BVL_OK) return err->status;
-    f->intermediate = f->gated ? f->fc1.N / 2 : f->fc1.N;
-    if (f->gated && f->fc1.N % 2)
+    if (linear_expect(r, b, at + FC1_W, -1, D, err) != BVL_OK) return err->status;
+    const int64_t rows = b->weights[at + FC1_W].shape[0];
+    f->intermediate = f->gated ? rows / 2 : rows;
+    if (f->gated && rows % 2)
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
-                        r->op->name, r->op->weights[at + FC1_W], (long long)f->fc1.N);
-    if (linear_build(p, r, b, at + FC2_W, D, f->intermediate, precision, &f->fc2, err) != BVL_OK)
-        return err->status;
-    f->direct = !f->gated && precision == p->precision && writes_operand(p, &f->fc2);
+                        r->op->name, r->op->weights[at + FC1_W], (long long)rows);
+    if (linear_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
+    const bool part = most && !whole && !f->gated && precision == BVL_BFLOAT16;
+    f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
+    f->width = f->intermediate;
+    if (f->parts > 1) f->width = bvl_round_up((f->intermediate + f->parts - 1) / f->parts, p->kernels->nr);
+    f->parts = (int)((f->intermediate + f->width - 1) / f->width);
+    if (parts_build(p, b, at, precision, f, err) != BVL_OK) return err->status;
+    f->direct = !f->gated && precision == p->precision && writes_operand(p, &f->fc2[0]) &&
+                writes_operand(p, &f->fc2[f->parts - 1]);
     return norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
 }
 
@@ -163,9 +193,10 @@ bvl_status bvl_block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bv
     s->pre_norm = b->params[P_PRE_NORM] != 0;
     if (norm_build(p, r, b, NORM1_W, s->D, &s->norm1, err) != BVL_OK) return err->status;
     if ((b->weights[FFN].data || slot->text) &&
-        bvl_feed_forward_build(p, r, b, FFN, p->precision, &s->ffn, err) != BVL_OK)
+        bvl_feed_forward_build(p, r, b, FFN, p->precision, !s->pre_norm, &s->ffn, err) != BVL_OK)
         return err->status;
-    if (queries && bvl_feed_forward_build(p, r, b, QUERY_FFN, p->precision, &s->query_ffn, err) != BVL_OK)
+    if (queries &&
+        bvl_feed_forward_build(p, r, b, QUERY_FFN, p->precision, !s->pre_norm, &s->query_ffn, err) != BVL_OK)
         return err->status;
     if (!queries && !s->ffn.intermediate)
         return bvl_expect(r->op, b, FFN, 2, -1, s->D, 0, 0, err); /* says that it is missing */
@@ -188,10 +219,10 @@ void bvl_block_parts(const bvl_layer *s, int64_t *narrow, int64_t *wide, int64_t
     for (int i = 0; i < 2; i++) {
         const bvl_feed_forward *f = i ? &s->query_ffn : &s->ffn;
         if (!f->intermediate) continue;
-        *narrow = BVL_MAX(*narrow, bvl_norm_operand(&f->norm, &f->fc1));
-        *wide = BVL_MAX(*wide, bvl_block_ld(f->fc1.N, f->direct));
-        *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc2));
-        if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc1));
+        *narrow = BVL_MAX(*narrow, bvl_norm_operand(&f->norm, &f->fc1[0]));
+        *wide = BVL_MAX(*wide, bvl_inner_ld(f, f->parts));
+        *operand = BVL_MAX(*operand, f->parts * bvl_linear_operand(&f->fc2[0]));
+        if (!s->pre_norm) *operand = BVL_MAX(*operand, bvl_linear_operand(&f->fc1[0]));
     }
     if (s->layer < 0) return;
     *narrow = BVL_MAX(*narrow, bvl_norm_operand(&s->cross_norm, &s->cross_q));

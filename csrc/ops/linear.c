@@ -13,6 +13,7 @@ typedef struct {
     bvl_linear *linear;
     const bvl_kernels *kernels;
     const float *weight;
+    int64_t ld;
 } pack_job;
 
 static void pack_share(void *context, bvl_team team) {
@@ -20,7 +21,7 @@ static void pack_share(void *context, bvl_team team) {
     const bvl_linear *l = job->linear;
     int64_t p0, p1;
     bvl_share(bvl_panels(job->kernels, l->N), team.tid, team.nt, &p0, &p1);
-    l->product->pack(l->packed, job->weight, l->K, l->N, l->K, false, p0, p1);
+    l->product->pack(l->packed, job->weight, job->ld, l->N, l->K, false, p0, p1);
 }
 
 static size_t element_count(const bvl_array *a) {
@@ -53,24 +54,30 @@ void bvl_widen(float *y, const uint16_t *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = bvl_from_bf16(x[i]);
 }
 
-bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
-                           bvl_precision precision, const bvl_array *weight, const bvl_array *bias, int nt,
-                           bvl_error *err) {
+bvl_status bvl_linear_init_strided(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
+                                   bvl_precision precision, const float *weight, int64_t ld, int64_t N,
+                                   int64_t K, const bvl_array *bias, int nt, bvl_error *err) {
     void *memory;
     bool filled;
-    linear->N = weight->shape[0];
-    linear->K = 1;
-    for (int i = 1; i < weight->rank; i++) linear->K *= weight->shape[i];
-    linear->product = &kernels->product[precision];
-    if (precision == BVL_INT8 && linear->K > INT8_MOST_K)
+    *linear = (bvl_linear){.N = N, .K = K, .product = &kernels->product[precision]};
+    if (precision == BVL_INT8 && K > INT8_MOST_K)
         return bvl_fail(err, BVL_INVALID, "a product over %lld inputs, expected at most %d in int8",
-                        (long long)linear->K, INT8_MOST_K);
-    const int64_t words = linear->product->packed_words(linear->N, linear->K);
+                        (long long)K, INT8_MOST_K);
+    const int64_t words = linear->product->packed_words(N, K);
     if (bvl_store_take(store, (size_t)words * sizeof(float), &memory, &filled, err) != BVL_OK)
         return err->status;
     linear->packed = memory;
-    if (!filled) bvl_parallel(nt, pack_share, &(pack_job){linear, kernels, weight->data});
+    if (!filled) bvl_parallel(nt, pack_share, &(pack_job){linear, kernels, weight, ld});
     return bias->data ? bvl_copy_vector(&linear->bias, store, bias, err) : BVL_OK;
+}
+
+bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
+                           bvl_precision precision, const bvl_array *weight, const bvl_array *bias, int nt,
+                           bvl_error *err) {
+    int64_t K = 1;
+    for (int i = 1; i < weight->rank; i++) K *= weight->shape[i];
+    return bvl_linear_init_strided(linear, store, kernels, precision, weight->data, K, weight->shape[0], K,
+                                   bias, nt, err);
 }
 
 int64_t bvl_linear_operand(const bvl_linear *linear) {

@@ -17,6 +17,10 @@ typedef struct {
 bvl_status bvl_linear_init(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
                            bvl_precision precision, const bvl_array *weight, const bvl_array *bias, int nt,
                            bvl_error *err);
+/* The same of weight [N, K], whose rows are ld apart. */
+bvl_status bvl_linear_init_strided(bvl_linear *linear, bvl_store *store, const bvl_kernels *kernels,
+                                   bvl_precision precision, const float *weight, int64_t ld, int64_t N,
+                                   int64_t K, const bvl_array *bias, int nt, bvl_error *err);
 
 /* Words between two operand rows of this product; 0 where it reads float32 rows as they are. */
 int64_t bvl_linear_operand(const bvl_linear *linear);
