@@ -60,7 +60,8 @@ bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
                         r->op->name, r->op->weights[at + FC1_W], (long long)rows);
     if (linear_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
-    const bool part = most && !whole && !f->gated && precision == BVL_BFLOAT16;
+    const bool part = most && !whole && !f->gated && precision != BVL_FLOAT32 &&
+                      precision != BVL_INT8; /* whose operand has one scale for all inner columns */
     f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
     f->width = f->intermediate;
     if (f->parts > 1) f->width = bvl_round_up((f->intermediate + f->parts - 1) / f->parts, p->kernels->nr);
