@@ -74,7 +74,9 @@ def table(record: dict) -> str:
     for title, rows in record.get("captions", {}).items():
         captions.append(f"| {title} | {' | '.join(f'{rows[name]:.0f}' for name in names)} |")
     pipeline = (pipeline if len(pipeline) > 2 else []) + (captions if len(captions) > 2 else [])
-    ceilings = ", ".join(f"{n.replace('_', ' ')} {rate:.0f}" for n, rate in record["ceilings"].items() if rate and n != "memory")
+    ceilings = ", ".join(
+        f"{n.replace('_', ' ')} {rate:.0f}" for n, rate in record["ceilings"].items() if rate and n != "memory"
+    )
     machine = (
         f"{record['cpu']}, {record['threads']} threads, instruction set `{record['isa']}`; ceilings of register-only loops "
         f"in GFLOP/s: {ceilings}. In brackets the share of the ceiling, by the operations of the whole tower; the 7 % of "

@@ -159,7 +159,10 @@ def test_the_suite_would_notice(made, tmp_path, part):
 def test_precisions(made):
     _, folder, pixels, ids, mask = made(RETRIEVAL, "published widths")
     exact = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask)
-    for dtype, bound, mean in (("bfloat16", 0.998, 0.9995), ("int8", 0.97, 0.994)):  # the worst of 96 queries moves by 0.01
+    for dtype, bound, mean in (
+        ("bfloat16", 0.998, 0.9995),
+        ("int8", 0.97, 0.994),
+    ):  # the worst of 96 queries moves by 0.01
         found = bvl.AutoModel.from_pretrained(folder, dtype=dtype)(pixels, ids, mask)
         cosines = (found.image_embeds * exact.image_embeds).sum(-1)
         assert cosines.min() > bound and cosines.mean() > mean

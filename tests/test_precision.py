@@ -218,15 +218,15 @@ def test_rows_threads_and_batches(isa, made, name, precision, tmp_path):
                 np.testing.assert_array_equal(alone[modality][0], whole[modality][i])
 
 
-@pytest.mark.parametrize("inner", [72, 2080, 2100])
+@pytest.mark.parametrize(("size", "inner", "layers"), [(66, 72, 2), (38, 1056, 1), (38, 1060, 1)])
 @pytest.mark.parametrize("precision", LEAST)
-def test_pictures_of_many_rows(isa, precision, inner, tmp_path):
-    """1,090 rows: few workers go through their share of them strip by strip, ten share the columns of each product; more than
-    1024 inner columns are parted where tiles are (amx), the last part of 2100 with a padded operand."""
+def test_pictures_of_many_rows(isa, precision, size, inner, layers, tmp_path):
+    """1,090 or 362 rows: few workers go through their share of them strip by strip, ten share the columns of each product; more
+    than 1024 inner columns are parted where tiles are (amx), the last part of 1060 with a padded operand."""
     skip_unless_there(precision)
-    vision = tower(32, 2, inner, 2, image_size=66, patch_size=2)
+    vision = tower(32, 2, inner, layers, image_size=size, patch_size=2)
     folder = models.write(tmp_path / "model", clip(tower(32, 2, 64, 1), vision))
-    pixels = np.random.default_rng(0).normal(size=(2, 3, 66, 66)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
     run = {
         t: bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=t).get_image_features
         for t in (1, 2, 3, 10)
