@@ -21,7 +21,7 @@ from .errors import CheckpointError, ConfigError
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 4  # of both files, and of the layouts in csrc/kernels/dot.h
+FORMAT = 5  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
 ALIGNMENT = 64
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
 
