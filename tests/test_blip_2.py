@@ -159,13 +159,11 @@ def test_the_suite_would_notice(made, tmp_path, part):
 def test_precisions(made):
     _, folder, pixels, ids, mask = made(RETRIEVAL, "published widths")
     exact = bvl.AutoModel.from_pretrained(folder)(pixels, ids, mask)
-    for dtype, bound, mean in (
-        ("bfloat16", 0.998, 0.9995),
-        ("int8", 0.97, 0.994),
-    ):  # the worst of 96 queries moves by 0.01
+    # worst is over 96 queries of random weights: in int8 0.978 on amx, 0.981 on avx512_bf16, 0.989 on avx512
+    for dtype, worst, mean, bound in (("bfloat16", 0.998, 0.9995, 0.998), ("int8", 0.97, 0.994, 0.98)):
         found = bvl.AutoModel.from_pretrained(folder, dtype=dtype)(pixels, ids, mask)
         cosines = (found.image_embeds * exact.image_embeds).sum(-1)
-        assert cosines.min() > bound and cosines.mean() > mean
+        assert cosines.min() > worst and cosines.mean() > mean
         assert (found.text_embeds * exact.text_embeds).sum(-1).min() > bound
 
 

@@ -221,7 +221,7 @@ def test_rows_threads_and_batches(isa, made, name, precision, tmp_path):
 @pytest.mark.parametrize(("size", "inner", "layers"), [(66, 72, 2), (38, 1056, 1), (38, 1060, 1)])
 @pytest.mark.parametrize("precision", LEAST)
 def test_pictures_of_many_rows(isa, precision, size, inner, layers, tmp_path):
-    """1,090 or 362 rows: few workers go through their share of them strip by strip, ten share the columns of each product; more
+    """1,090 or 362 rows: few workers go through their share of them strip by strip, ten the columns or rows of each product; more
     than 1024 inner columns are parted where tiles are (amx), the last part of 1060 with a padded operand."""
     skip_unless_there(precision)
     vision = tower(32, 2, inner, layers, image_size=size, patch_size=2)

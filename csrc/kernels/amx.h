@@ -5,8 +5,8 @@
  * A word of an operand row is what dot.h says, so A's tile is 16 rows as they lie in memory, and W's is 16
  * lines of a panel. A step of 16 words reads 4 KB and takes 64 cycles, more than the second cache gives, so
  * a group of tiles takes 128 words of a panel at a time, which stay in the first; its sums lie in memory
- * meanwhile. (Stores of tiles that miss the first cache take 20 cycles a row: there both sides may not
- * stream.)
+ * meanwhile; a lone tile takes the panel whole. (Stores of tiles that miss the first cache take 20 cycles a
+ * row, so A and W must not both stream from the second.)
  *
  * All tile instructions are behind six names: gcc's own headers give loads no memory operand, so a compiler
  * barrier stands before them, and the configuration is one operand of 64 bytes.
@@ -23,7 +23,7 @@ enum {
     AMX_GROUP = 4,   /* tiles of rows that share the words of a panel */
     AMX_WORDS = 128, /* of a panel at a time: 16 KB */
     AMX_STEP_BYTES = 2048,
-    AMX_FETCH_TILES = 2, /* from which on the next panel is fetched meanwhile; fewer wait for memory */
+    AMX_FETCH_TILES = 2, /* with so many or more the next panel is fetched meanwhile; fewer wait for memory */
     AMX_BLOCK_BYTES = 1024 * 1024 /* of A, read again for every panel: half of the second cache */
 };
 
@@ -134,7 +134,7 @@ static void amx_configure(int mr) {
 
 /* t[mr, V_NR], rows ldt apart, += A[mr] x panel over `count` words, a multiple of 16; `fresh`: t begins as
  * zeros. bfloat16x3: (A + a)(W + w) without a w, the rests `words` behind. Meanwhile `next` is fetched, so
- * many bytes a step. */
+ * many bytes a step (of bfloat16x3 its leading parts alone). */
 BVL_INLINE void amx_tile(const bvl_precision p, int mr, bool fresh, float *t, int64_t ldt, const float *a,
                          int64_t lda, const uint8_t *w, int64_t count, int64_t words, const uint8_t *next,
                          int64_t fetch) {
@@ -169,11 +169,11 @@ BVL_INLINE void amx_tile(const bvl_precision p, int mr, bool fresh, float *t, in
     }
 }
 
-/* Rows of a product in tiles of one height, for to configure them anew takes as long as three steps: the last
+/* Rows of a product in tiles of one height, because configuring anew takes as long as three steps: the last
  * tile begins early enough to end with the last row, so that some rows may be computed twice, which changes
  * nothing of them. */
 typedef struct {
-    int64_t first, rows;
+    int64_t first, rows, tiles;
     int height;
 } amx_rows;
 
@@ -190,8 +190,7 @@ BVL_INLINE void amx_group(const bvl_precision p, const finish_function finish, f
     const int64_t most = i1 - i0 == 1 ? words : p == BVL_BFLOAT16X3 ? AMX_WORDS / 2 : AMX_WORDS;
     const bool direct = p != BVL_INT8 && s->width == V_NR && words <= most && !epilogue->bias &&
                         !epilogue->residual && !epilogue->bf16 && epilogue->act == BVL_ACT_NONE;
-    const int64_t tiles = (r->rows + r->height - 1) / r->height;
-    const int64_t fetch = tiles < AMX_FETCH_TILES ? 0 : AMX_STEP_BYTES / tiles;
+    const int64_t fetch = r->tiles < AMX_FETCH_TILES ? 0 : AMX_STEP_BYTES / r->tiles;
     const uint8_t *next = s->panel + panel_bytes(p, K);
     int64_t begin = 0;
     for (int64_t left = (words + most - 1) / most; left; left--) {
@@ -225,7 +224,7 @@ BVL_INLINE void amx_multiply(const bvl_precision p, const finish_function finish
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t begin = M * block / blocks, rows = M * (block + 1) / blocks - begin;
         const int64_t tiles = (rows + AMX_ROWS - 1) / AMX_ROWS, groups = (tiles + AMX_GROUP - 1) / AMX_GROUP;
-        const amx_rows r = {begin, rows, (int)((rows + tiles - 1) / tiles)};
+        const amx_rows r = {begin, rows, tiles, (int)((rows + tiles - 1) / tiles)};
         if (r.height != configured) amx_configure(configured = r.height);
         for (int64_t panel = p0; panel < p1; panel++) {
             sums s = sums_of_panel(NULL, (const uint8_t *)packed + panel * bytes, bytes, panel, N, lda);

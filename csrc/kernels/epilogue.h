@@ -7,7 +7,6 @@
 #include "activations.h"
 #include "dot.h"
 
-/* A tile's sums on their way into C. */
 typedef struct {
     const float *t; /* [mr, V_NR] */
     int mr;

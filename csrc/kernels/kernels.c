@@ -8,7 +8,7 @@
 #include "vec.h"
 
 #if defined(BVL_LEVEL_AMX)
-/* so many rows read weights seldom enough; with so many inner columns they stay in the second cache */
+/* strips that read weights seldom enough, and parts whose inner activations stay in the second cache */
 #define STRIP_ROWS 256
 #define STRIP_STEP 32
 #define INNER_COLUMNS 1024

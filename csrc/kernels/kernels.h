@@ -103,8 +103,8 @@ typedef struct {
     bvl_isa isa;
     int mr, nr;           /* float32 microkernel tile; weights are packed in panels of nr columns */
     int strip_rows;       /* of a product, for which reading its weights is little beside computing */
-    int strip_step;       /* rows of the largest tile */
-    int inner_columns;    /* of a feed-forward between whose products a strip's rows stay near; 0: all */
+    int strip_step;       /* a strip has a multiple of these rows: whole tiles */
+    int inner_columns;    /* most of a part of a feed-forward, whose rows stay near; 0: no parts */
     int micro_batch_rows; /* that a worker takes through a program at once, strip by strip */
     bool bf16_rows; /* bfloat16 is native: its operand is a plain bfloat16 row, and epilogues write such */
 

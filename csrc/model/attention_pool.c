@@ -14,7 +14,7 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
     if (bvl_attention_build(p, r, b, true, err) != BVL_OK) return err->status;
     bvl_layer *s = r->state;
     if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
-        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, true, &s->ffn, err) != BVL_OK)
+        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
         return err->status;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
 }

@@ -181,7 +181,7 @@ static const float *begin_sublayer(const bvl_layer *s, const bvl_run *run, const
     return at->h;
 }
 
-/* x += last(y), with operand rows at z where `direct` does not say that y is some; no barrier after it. */
+/* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. */
 static void add_product(const bvl_run *run, const bvl_linear *last, const place *at, float *z, const float *y,
                         int64_t ldy, bool direct) {
     const float *a = direct ? y : bvl_linear_load(last, z, y, &ldy, at->rows, run->team);

@@ -8,7 +8,8 @@
 
 enum { BVL_FFN_PARTS = 8 };
 
-/* Its inner columns may be parted, `width` to a part, the last one fewer: fc2 is then the sum of the parts'.
+/* Its inner columns may be parted, `width` to a part, of which the last may have fewer: fc2 is then the sum
+ * of the parts'.
  */
 typedef struct {
     bvl_linear fc1[BVL_FFN_PARTS], fc2[BVL_FFN_PARTS];
@@ -92,9 +93,10 @@ BVL_INLINE int64_t bvl_inner_ld(const bvl_feed_forward *f, int parts) {
 
 /* q, k, v and the output product; an attention pool's are k and v alone, and its output is float32. */
 bvl_status bvl_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bool pool, bvl_error *err);
-/* The six parameters from `at` on; activation and gates are the block's. whole: in one part. */
+/* The six parameters from `at` on; activation and gates are the block's. Of a post-norm block there is one
+ * part: x, which fc2 adds to, is what fc1 reads. */
 bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bool whole, bvl_feed_forward *f, bvl_error *err);
+                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err);
 bvl_status bvl_block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err);
 
 /* Words per token of the three parts of the scratch: normed rows or attention's output; q k v or the MLP's

@@ -30,7 +30,7 @@ static bool writes_operand(const bvl_program *p, const bvl_linear *next) {
            2 * next->product->operand_words(next->K) == next->K;
 }
 
-/* The products of f->parts parts, each part's next to each other. */
+/* The products of f->parts parts, fc1 and fc2 of each side by side; packed files keep this order. */
 static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_precision precision,
                               bvl_feed_forward *f, bvl_error *err) {
     const bvl_array *fc1 = &b->weights[at + FC1_W], *fc2 = &b->weights[at + FC2_W];
@@ -50,7 +50,7 @@ static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_pr
 }
 
 bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bool whole, bvl_feed_forward *f, bvl_error *err) {
+                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err) {
     const int64_t D = p->slots[r->src].cols, most = p->kernels->inner_columns;
     f->gated = b->params[P_GATED] != 0;
     if (linear_expect(r, b, at + FC1_W, -1, D, err) != BVL_OK) return err->status;
@@ -60,7 +60,7 @@ bvl_status bvl_feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
                         r->op->name, r->op->weights[at + FC1_W], (long long)rows);
     if (linear_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
-    const bool part = most && !whole && !f->gated && precision != BVL_FLOAT32 &&
+    const bool part = most && b->params[P_PRE_NORM] != 0 && !f->gated && precision != BVL_FLOAT32 &&
                       precision != BVL_INT8; /* whose operand has one scale for all inner columns */
     f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
     f->width = f->intermediate;
@@ -194,10 +194,9 @@ bvl_status bvl_block_build(bvl_program *p, bvl_record *r, const bvl_build *b, bv
     s->pre_norm = b->params[P_PRE_NORM] != 0;
     if (norm_build(p, r, b, NORM1_W, s->D, &s->norm1, err) != BVL_OK) return err->status;
     if ((b->weights[FFN].data || slot->text) &&
-        bvl_feed_forward_build(p, r, b, FFN, p->precision, !s->pre_norm, &s->ffn, err) != BVL_OK)
+        bvl_feed_forward_build(p, r, b, FFN, p->precision, &s->ffn, err) != BVL_OK)
         return err->status;
-    if (queries &&
-        bvl_feed_forward_build(p, r, b, QUERY_FFN, p->precision, !s->pre_norm, &s->query_ffn, err) != BVL_OK)
+    if (queries && bvl_feed_forward_build(p, r, b, QUERY_FFN, p->precision, &s->query_ffn, err) != BVL_OK)
         return err->status;
     if (!queries && !s->ffn.intermediate)
         return bvl_expect(r->op, b, FFN, 2, -1, s->D, 0, 0, err); /* says that it is missing */
