@@ -127,6 +127,16 @@ def test_gemm_rows_do_not_depend_on_their_number(isa, rng, precision):
             np.testing.assert_array_equal(product(a[:m], w, *given, precision=precision), whole[:m])
 
 
+def test_gemm_of_long_rows(isa, rng, precision):
+    """Rows so long that few of them fit a block of the cache: blocks of rows, and steps along each."""
+    a, w = (rng.normal(size=s).astype(np.float32) for s in ((70, 17000), (40, 17000)))
+    given = (a, w) if precision == FLOAT32 else reference.OPERANDS[precision](a, w, _C._test_scratch(1, 1)["bf16_rows"])
+    out = product(a, w, precision=precision)
+    np.testing.assert_allclose(out, reference.gemm(*given), atol=5e-3)
+    for rows in (slice(1), slice(31, 66)):
+        np.testing.assert_array_equal(product(a[rows], w, precision=precision), out[rows])
+
+
 def test_gemm_adds_to_its_residual_in_place(isa, rng, precision):
     a, w, residual = (rng.normal(size=s).astype(np.float32) for s in ((40, 70), (75, 70), (40, 75)))
     expected = product(a, w, None, residual, precision=precision)

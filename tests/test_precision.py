@@ -218,23 +218,24 @@ def test_rows_threads_and_batches(isa, made, name, precision, tmp_path):
                 np.testing.assert_array_equal(alone[modality][0], whole[modality][i])
 
 
-@pytest.mark.parametrize(("size", "inner", "layers"), [(66, 72, 2), (38, 1056, 1), (38, 1060, 1)])
+@pytest.mark.parametrize(
+    ("size", "hidden", "inner", "layers"), [(66, 32, 72, 2), (38, 32, 1056, 1), (38, 32, 1060, 1), (14, 192, 1060, 1)]
+)
 @pytest.mark.parametrize("precision", LEAST)
-def test_pictures_of_many_rows(isa, precision, size, inner, layers, tmp_path):
+def test_pictures_of_many_rows(isa, precision, size, hidden, inner, layers, tmp_path):
     """1,090 or 362 rows: few workers go through their share of them strip by strip, ten the columns or rows of each product; more
-    than 1024 inner columns are parted where tiles are (amx), the last part of 1060 with a padded operand."""
+    than 1024 inner columns are parted where tiles are (amx), the last part of 1060 with a padded operand. 50 rows: two or
+    three workers share the columns of both products of a part. A packed file holds the parts in their order."""
     skip_unless_there(precision)
-    vision = tower(32, 2, inner, layers, image_size=size, patch_size=2)
+    vision = tower(hidden, 2, inner, layers, image_size=size, patch_size=2)
     folder = models.write(tmp_path / "model", clip(tower(32, 2, 64, 1), vision))
     pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
-    run = {
-        t: bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=t).get_image_features
-        for t in (1, 2, 3, 10)
-    }
-    whole = run[1](pixels)
+    loaded = {t: bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=t) for t in (1, 2, 3, 10)}
+    whole = loaded[1].get_image_features(pixels)
     assert (whole[0] != whole[1]).any()
-    for features in run.values():
-        np.testing.assert_array_equal(features(pixels[:1])[0], whole[0])
+    loaded[1].save_packed(tmp_path / "packed")
+    for model in (*loaded.values(), bvl.AutoModel.from_pretrained(tmp_path / "packed")):
+        np.testing.assert_array_equal(model.get_image_features(pixels[:1])[0], whole[0])
     exact = bvl.AutoModel.from_pretrained(folder).get_image_features(pixels)
     assert ((exact * whole).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(whole, axis=1)).min() > 0.999
 
