@@ -6,9 +6,11 @@ Exit codes: 0 done, 1 the work failed (a bad file, a model that does not load), 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,14 @@ def similarity(options: argparse.Namespace) -> None:
     print(_table([[n, "->", options.text[int(row.argmax())]] for n, row in zip(names, scores, strict=True)]))
 
 
+def _names(text: str, test: Callable[[Path], bool]) -> bool:
+    """Whether a text is the path of such a thing; one too long for a path is not."""
+    try:
+        return test(Path(text))
+    except (OSError, ValueError):
+        return False
+
+
 def _seen(name: str) -> dict[str, str]:
     """A file as a clip or a sound when its extension says so, else as a picture, whatever it is called."""
     from .encode import modality_of
@@ -88,9 +98,10 @@ def embed(options: argparse.Namespace) -> None:
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     failed = False
-    for item in options.inputs:
+    items = [[item] if not _names(item, Path.is_dir) else _pictures([item], all_media=True) for item in options.inputs]
+    for item in itertools.chain(*items):
         try:
-            given = _seen(item) if Path(item).is_file() else item
+            given = _seen(item) if _names(item, Path.is_file) else item
             row = model.encode([given], normalize_embeddings=options.normalize)[0]
             print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
         except (AudioError, ImageError, VideoError) as error:
@@ -235,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     model_option(sub)
     sub = add(embed)
-    sub.add_argument("inputs", nargs="+", help="texts, picture, video and sound files")
+    sub.add_argument("inputs", nargs="+", help="texts, picture, video and sound files, or folders of them")
     sub.add_argument("--normalize", action="store_true", help="unit length")
     model_option(sub)
     for function in (caption, ask):

@@ -17,6 +17,7 @@ from . import _C
 from .config import Config, read_json
 from .outputs import from_numpy, is_torch, to_numpy
 from .processing.audio import is_sound_and_rate
+from .sentences import sentence_prompts
 
 __all__ = ["EncodeMixin", "cos_sim", "semantic_search"]
 
@@ -61,6 +62,18 @@ def clip_of(items: list[Any], i: int) -> tuple[Any, dict[str, Any]]:
     return settings.pop("video"), settings
 
 
+def check_batch_size(value: Any) -> None:
+    """ValueError for anything but a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"batch_size: found {value!r}, expected a whole number from 1")
+
+
+def _prompted(words: str, item: Any) -> Any:
+    """A text after those words; what is no text stays, and is refused in its turn."""
+    text = _content(item, "text")
+    return {"text": words + text} if isinstance(text, str) else item
+
+
 class EncodeMixin:
     """What every model can do with raw inputs."""
 
@@ -97,21 +110,26 @@ class EncodeMixin:
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         modality: str | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> Any:
         """Embeddings of texts, pictures, clips and sounds, in the order given.
 
         Args:
-            inputs: one item or a list. A string is text unless it ends in the extension of a picture, a clip or a
-                sound; {"text": s} is always text; other paths, bytes, PIL images and arrays are pictures; {"audio": x}
-                is a sound (see `load_audio`: a path, bytes or (array, rate)); {"video": x} is a clip (see
-                `load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the mean of the
-                unit embeddings of its frames (Luo et al., 2021).
+            inputs: one item or a list, or an array of strings. A string is text unless it ends in the extension of a
+                picture, a clip or a sound; {"text": s} is always text; other paths, bytes, PIL images and arrays are
+                pictures; {"audio": x} is a sound (see `load_audio`: a path, bytes or (array, rate)); {"video": x} is a
+                clip (see `load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the
+                mean of the unit embeddings of its frames (Luo et al., 2021).
             batch_size: items per call of the model.
             show_progress_bar: None shows one when logging is at INFO or below.
             normalize_embeddings: unit length.
             convert_to_tensor: a torch tensor instead of an array.
+            convert_to_numpy: False gives a list of rows instead of an array.
             modality: "text", "image", "video" or "audio" for all items, whatever their names look like; None decides
                 item by item.
+            prompt_name, prompt: words put before every text: one of a sentence encoder's own `prompts`, which may have
+                one that stands before every text unless another is named; or any.
 
         Returns (n, D) float32, or (D,) for a single item. A text's embedding does not depend on its neighbours:
         texts run without padding, grouped by length (or padded to the model's own length).
@@ -119,6 +137,8 @@ class EncodeMixin:
         Raises ImageError naming the place of a picture that cannot be read, VideoError or AudioError naming the file; a
         ValueError for an empty list.
         """
+        if getattr(getattr(inputs, "dtype", None), "kind", None) in ("U", "O"):
+            inputs = inputs.tolist()
         several = isinstance(inputs, list | tuple) and not is_sound_and_rate(inputs)
         single = not several and not (getattr(inputs, "ndim", 0) == 4 and modality != "video")
         items = [inputs] if single else list(inputs)
@@ -126,9 +146,12 @@ class EncodeMixin:
             raise ValueError("inputs: the list is empty, expected at least one item")
         if modality not in (None, *MODALITIES):
             raise ValueError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}, or None")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
+        check_batch_size(batch_size)
         kinds = [modality or modality_of(item) for item in items]
+        if (words := self._prompt(prompt_name, prompt)) and "text" in kinds:
+            items = [
+                _prompted(words, item) if kind == "text" else item for item, kind in zip(items, kinds, strict=True)
+            ]
         places = {name: [i for i, kind in enumerate(kinds) if kind == name] for name in MODALITIES}
         encoders = (self._encode_texts, self._encode_pictures, self._encode_videos, self._encode_sounds)
         out: np.ndarray | None = None
@@ -142,7 +165,40 @@ class EncodeMixin:
         if normalize_embeddings:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         out = out[0] if single else out
-        return from_numpy(out, "pt") if convert_to_tensor else out
+        if convert_to_tensor:
+            return from_numpy(out, "pt")
+        return out if convert_to_numpy or single else list(out)
+
+    def encode_query(self, inputs: Any, **options: Any) -> Any:
+        """`encode` with the prompt named "query", where the sentence encoder has one."""
+        return self.encode(inputs, **{"prompt_name": self._known_prompt("query")} | options)
+
+    def encode_document(self, inputs: Any, **options: Any) -> Any:
+        """`encode` with the prompt named "document", "passage" or "corpus", where the sentence encoder has one."""
+        return self.encode(inputs, **{"prompt_name": self._known_prompt("document", "passage", "corpus")} | options)
+
+    def _known_prompt(self, *names: str) -> str | None:
+        return next((name for name in names if name in self.prompts), None)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """A sentence encoder's prompts by name."""
+        return self._prompts[0]
+
+    @cached_property
+    def _prompts(self) -> tuple[dict[str, str], str | None]:
+        return sentence_prompts(self.folder)
+
+    def _prompt(self, name: str | None, prompt: str | None) -> str:
+        """What stands before every text."""
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise ValueError(f"prompt: found {type(prompt).__name__}, expected str")
+            return prompt
+        prompts, default = self._prompts
+        if name is not None and name not in prompts:
+            raise ValueError(f"prompt_name: found {name!r}, expected one of {', '.join(prompts) or 'none'}")
+        return prompts.get(name if name is not None else default, "")
 
     def _encode_texts(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         length = self._text_length
@@ -276,13 +332,23 @@ def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
 
 
 def semantic_search(
-    queries: Any, corpus: Any, top_k: int = 10, query_chunk_size: int = 100, corpus_chunk_size: int = 100_000
+    query_embeddings: Any,
+    corpus_embeddings: Any,
+    query_chunk_size: int = 100,
+    corpus_chunk_size: int = 100_000,
+    top_k: int = 10,
 ) -> list[list[dict[str, float]]]:
-    """The top_k rows of `corpus` (m, D) for each row of `queries` (n, D) by cosine, best first.
+    """The top_k rows of `corpus_embeddings` (m, D) for each row of `query_embeddings` (n, D) by cosine, best first.
 
     Returns for each query a list of {"corpus_id": int, "score": float}; sentence-transformers' function of that name.
+
+    Raises ValueError for a size that is no whole number from 1.
     """
-    queries, corpus = _unit(queries), _unit(corpus)
+    sizes = {"query_chunk_size": query_chunk_size, "corpus_chunk_size": corpus_chunk_size, "top_k": top_k}
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}: found {value!r}, expected a whole number from 1")
+    queries, corpus = _unit(query_embeddings), _unit(corpus_embeddings)
     threads, results = _C.default_threads(), []
     for q in range(0, len(queries), query_chunk_size):
         part = queries[q : q + query_chunk_size]

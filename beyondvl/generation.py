@@ -16,6 +16,15 @@ from . import _C
 
 __all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
 
+# accepted for the sake of callers of transformers, at the values that change nothing
+NEUTRAL = {
+    "use_cache": (None, True),
+    "streamer": (None,),
+    "stopping_criteria": (None,),
+    "generation_config": (None,),
+    "return_dict_in_generate": (None, False),
+    "output_scores": (None, False),
+}
 NEVER = np.float32(-1e9)  # the score of what must not win, as transformers' beam search has it
 
 
@@ -32,10 +41,10 @@ class GenerationSettings:
         temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 change nothing.
         repetition_penalty: above 1, tokens already there become less likely (Keskar et al., 2019).
         length_penalty, early_stopping: how finished beams are scored, and when the search ends (True, False, "never").
-        num_return_sequences: the best so many beams of each item.
+        num_return_sequences: the best so many beams of each item, or so many samples.
         suppress_tokens, begin_suppress_tokens: ids that never come, or not as the first.
         logits_processor: functions (ids (B, T), scores (B, vocabulary)) -> scores, called in their order.
-        eos_token_id, pad_token_id: what ends a sequence and what fills it up; set by the model.
+        eos_token_id, pad_token_id: what ends a sequence (one id or several) and what fills it up; set by the model.
         seed: of sampling; None draws a fresh one.
     """
 
@@ -52,7 +61,7 @@ class GenerationSettings:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     num_return_sequences: int = 1
-    eos_token_id: int = 0
+    eos_token_id: int | tuple[int, ...] = 0
     pad_token_id: int = 0
     seed: int | None = None
     suppress_tokens: tuple[int, ...] = ()
@@ -60,9 +69,10 @@ class GenerationSettings:
     logits_processor: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()
 
     def __post_init__(self):
+        sampled = self.do_sample is True and self.num_beams == 1
         whole = {"min_new_tokens": (0, 1 << 20), "min_length": (0, 1 << 20), "num_beams": (1, 1024),
-                 "top_k": (0, 1 << 22), "num_return_sequences": (1, self.num_beams),
-                 "eos_token_id": (0, 1 << 22), "pad_token_id": (0, 1 << 22)}  # fmt: skip
+                 "top_k": (0, 1 << 22), "num_return_sequences": (1, 1024 if sampled else self.num_beams),
+                 "pad_token_id": (0, 1 << 22)}  # fmt: skip
         whole |= {n: (1, 1 << 20) for n in ("max_new_tokens", "max_length") if getattr(self, n) is not None}
         for name, (low, high) in whole.items():
             value = getattr(self, name)
@@ -78,9 +88,14 @@ class GenerationSettings:
             raise ValueError(f"length_penalty: found {self.length_penalty!r}, expected a number")
         if type(self.early_stopping) is not bool and self.early_stopping != "never":
             raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
-        for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if not self.ends:
+            raise ValueError("eos_token_id: found no ids, expected at least one")
+        if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
+            raise ValueError(f"seed: found {self.seed!r}, expected a whole number from 0, or None")
+        for name in ("suppress_tokens", "begin_suppress_tokens", "ends"):
             value = getattr(self, name)
             known = isinstance(value, list | tuple | np.ndarray)
+            name = "eos_token_id" if name == "ends" else name
             if not known or not all(isinstance(i, int | np.integer) and 0 <= i < 1 << 22 for i in value):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
         processors = self.logits_processor
@@ -89,13 +104,25 @@ class GenerationSettings:
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every id that ends a sequence."""
+        value = self.eos_token_id
+        return tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
+
     def updated(self, changes: dict[str, Any]) -> GenerationSettings:
-        """With some settings changed; None leaves one as it is. TypeError names an unknown one."""
-        known = {f.name for f in fields(self)}
+        """With some settings changed; None leaves one as it is. TypeError names an unknown one, ValueError one of
+        transformers' that is not available here."""
+        for name in (name for name in changes if name in NEUTRAL):
+            if not any(changes[name] is allowed for allowed in NEUTRAL[name]):
+                raise ValueError(f"{name}: found {changes[name]!r}, which is not available here")
+        changes = {name: value for name, value in changes.items() if name not in NEUTRAL and value is not None}
+        known = [f.name for f in fields(self)]
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise TypeError(f"generate() got unexpected arguments: {', '.join(unknown)}; known: {', '.join(known)}")
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
+        return replace(self, **plain)
 
     def lengths(self, prompt: int, positions: int) -> tuple[int, int]:
         """Least and most tokens in all, after a prompt of that many; ValueError beyond the decoder's positions."""
@@ -186,7 +213,7 @@ def processed(
         scores[:, list(settings.begin_suppress_tokens)] = -np.inf
     scores[:, list(settings.suppress_tokens)] = -np.inf
     if ids.shape[1] < least:
-        scores[:, settings.eos_token_id] = -np.inf
+        scores[:, list(settings.ends)] = -np.inf
     for process in settings.logits_processor:
         shape = scores.shape
         scores = process(ids, scores)
@@ -221,7 +248,7 @@ def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, posit
         scores = processed(logits, ids, prompt, settings, least)
         tokens = drawn(scores, settings, rng) if settings.do_sample else scores.argmax(1)
         tokens = np.where(running, tokens, settings.pad_token_id)
-        running &= tokens != settings.eos_token_id
+        running &= ~np.isin(tokens, settings.ends)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
         prompt.append(tokens)
         yield tokens.copy()  # the next step reads these
@@ -243,15 +270,16 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
 def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, positions: int) -> np.ndarray:
     """The best sequences of a beam search, (B * num_return_sequences, length), padded.
 
-    Twice as many continuations as beams are kept each step, so that enough unfinished ones remain when some end. A
+    Twice as many continuations as beams are kept each step (more where several ids end a sequence), so that enough
+    unfinished ones remain when some end. A
     finished sequence scores its log-probability / length ** length_penalty; the search of an item is over when its best
     running beam can no longer beat its worst finished one.
     """
-    beams = settings.num_beams
+    beams, kept_each = settings.num_beams, max(2, 1 + len(settings.ends)) * settings.num_beams
     B, start = len(prompt.ids) // beams, prompt.ids.shape[1]
     least, most = settings.lengths(start, positions)
     # transformers fills with the end of text where the pad id is 0
-    running = np.full((B, beams, most), settings.pad_token_id or settings.eos_token_id, np.int64)
+    running = np.full((B, beams, most), settings.pad_token_id or settings.ends[0], np.int64)
     running[:, :, :start] = prompt.ids.reshape(B, beams, start)
     finished, scores = running.copy(), np.zeros((B, beams), np.float32)
     scores[:, 1:] = NEVER  # all beams are alike at first: only one may go on
@@ -265,17 +293,17 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
         step = processed(log_softmax(logits), ids, prompt, settings, least).reshape(B, beams, -1)
         step += scores[:, :, None]
         vocabulary = step.shape[2]
-        places = best(step.reshape(B, -1), 2 * beams)
+        places = best(step.reshape(B, -1), kept_each)
         found = np.take_along_axis(step.reshape(B, -1), places, 1)
         source, tokens = places // vocabulary, places % vocabulary
         grown = take(running, source)
         grown[:, :, length] = tokens
-        ends = (tokens == settings.eos_token_id) | (length + 1 >= most)
+        ends = np.isin(tokens, settings.ends) | (length + 1 >= most)
 
         kept = best(found + ends * NEVER, beams)
         running, scores = take(grown, kept), take(found + ends * NEVER, kept)
 
-        just = ends & (np.arange(2 * beams) < beams)
+        just = ends & (np.arange(kept_each) < beams)
         value = found / np.float32((length + 1 - start) ** settings.length_penalty)
         value += (done.all(1, keepdims=True) & (settings.early_stopping is True)) * NEVER
         value += ~improvable * NEVER + ~just * NEVER
@@ -312,16 +340,20 @@ def generate(
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if beyond := [i for i in getattr(settings, name) if i >= vocab]:
             raise ValueError(f"{name}: found {beyond[0]}, expected at most {vocab - 1} (the vocabulary)")
-    prompt = Prompt(ids, mask)
-    if settings.num_beams == 1:
-        decoder = Decoder(tower, source, len(ids), most, num_threads)
-        steps = list(stream(decoder, prompt, settings, positions))
-        return np.concatenate([ids, np.stack(steps, 1)], axis=1)
-    beams = {
-        name: [c for c in value for _ in range(settings.num_beams)]
-        if isinstance(value, list)
-        else value.repeat(settings.num_beams, 0)
+    times = settings.num_beams if settings.num_beams > 1 else settings.num_return_sequences
+    prompt, source = Prompt(ids, mask).repeated(times), _repeated(source, times)
+    decoder = Decoder(tower, source, len(ids) * times, most, num_threads)
+    if settings.num_beams > 1:
+        return beam_search(decoder, prompt, settings, positions)
+    begin = prompt.ids
+    return np.concatenate([begin, np.stack(list(stream(decoder, prompt, settings, positions)), 1)], axis=1)
+
+
+def _repeated(source: dict[str, Any], times: int) -> dict[str, Any]:
+    """What each sequence is about, so many times in a row."""
+    if times == 1:
+        return source
+    return {
+        name: [item for item in value for _ in range(times)] if isinstance(value, list) else value.repeat(times, 0)
         for name, value in source.items()
     }
-    decoder = Decoder(tower, beams, len(ids) * settings.num_beams, most, num_threads)
-    return beam_search(decoder, prompt.repeated(settings.num_beams), settings, positions)

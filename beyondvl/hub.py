@@ -18,9 +18,17 @@ TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
 
 
 def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `resolve` knows of the hub out of a caller's keyword arguments."""
+    """Takes what `resolve` knows of the hub out of a caller's keyword arguments, and what changes nothing here."""
+    for ignored in ("use_fast", "backend"):
+        kwargs.pop(ignored, None)
+    refuse_remote_code(kwargs.pop("trust_remote_code", False))
     names = ("revision", "cache_dir", "local_files_only", "token")
     return {name: kwargs.pop(name) for name in names if name in kwargs}
+
+
+def refuse_remote_code(trusted: Any) -> None:
+    if trusted:
+        raise ValueError("trust_remote_code: configuration files never name code here; leave it out")
 
 
 def default_folder() -> Path:

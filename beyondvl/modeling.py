@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +13,14 @@ import numpy as np
 
 from . import _C
 from .compile import Compiled, Reader, compile_encoder
-from .config import Config, read_json, read_json_list
+from .config import Config, read_json
 from .encode import EncodeMixin
 from .errors import CheckpointError, ConfigError, MissingWeightError
 from .families.registry import Family, families, find_family
-from .hub import resolve
-from .outputs import Features, ModelOutput, check_device, from_numpy, kind_of, to_numpy
+from .hub import refuse_remote_code, resolve
+from .outputs import Features, ModelOutput, check_device, device_and_dtype, from_numpy, kind_of, to_numpy
 from .packed import is_packed, load_packed
+from .sentences import sentence_settings
 from .spec import Encoder, Ref, refs
 from .weights import Checkpoint, open_checkpoint
 
@@ -33,6 +33,14 @@ INPUTS = {
     "audio": ("input_features", "input_values", "is_longer"),
 }
 NAMES = {"text": "text", "vision": "image", "audio": "audio"}  # of each modality in outputs
+# what transformers' models of these towers take without a name, in this order
+ORDERS = {
+    ("text",): INPUTS["text"],
+    ("vision",): INPUTS["vision"],
+    ("audio",): ("input_features", "is_longer"),
+    ("text", "vision"): ("input_ids", "pixel_values", "attention_mask", "token_type_ids"),
+    ("text", "audio"): ("input_ids", "input_features", "is_longer", "attention_mask"),
+}
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
     "return_dict": (None, True),
@@ -135,7 +143,7 @@ class PreTrainedModel(EncodeMixin):
                 "bfloat16"; "int8" (weights with one scale per output, activations with one per token); "fastest"
                 (int8, or float32 below AVX2); "bfloat16x3" (float32 as sums of two bfloat16, on AMX alone: within
                 2e-5 of float32); or "auto" (bfloat16 where the config says so, else float32; float16
-                computes in float32). torch's dtypes are taken too. Results are float32 in every case.
+                computes in float32). torch.float32 and torch.bfloat16 are taken too. Results are float32 in every case.
             num_threads: threads of one call; default: the processors this process may use.
             strict: raise instead of warning when the checkpoint holds weights the model does not use.
 
@@ -214,10 +222,27 @@ class PreTrainedModel(EncodeMixin):
         """Nothing to switch: models only ever infer."""
         return self
 
-    def to(self, device: Any = "cpu", *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Stays on the CPU. Raises ValueError for any other device."""
+    def to(self, device: Any = None, dtype: Any = None, **kwargs: Any) -> PreTrainedModel:
+        """Stays on the CPU, in the precision it was loaded in. Raises ValueError for any other device or dtype."""
+        device, dtype = device_and_dtype(device, dtype)
         check_device(device)
+        if dtype not in (None, "float32", self.dtype):  # results are float32 in every case
+            raise ValueError(
+                f"dtype: found {dtype}, expected {self.dtype}: load the model with dtype={dtype!r} instead"
+            )
         return self
+
+    def __copy__(self) -> PreTrainedModel:
+        """The model itself: it never changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreTrainedModel:
+        """The model itself: it never changes."""
+        return self
+
+    def __reduce__(self) -> tuple:
+        """Pickled as where it was loaded from: another process loads it anew (packed weights share their memory)."""
+        return _reloaded, (type(self).__name__, str(self.folder), self.dtype, self.num_threads)
 
     @property
     def device(self) -> str:
@@ -250,7 +275,9 @@ class PreTrainedModel(EncodeMixin):
         torch = kind_of(*inputs.values()) == "pt"
         found = self.run_tower(modality, inputs, [output] if torch else [output, "last_hidden_state"])
         if torch:
-            return from_numpy(found[output], "pt")
+            features = from_numpy(found[output], "pt")
+            features.pooler_output = features.detach()  # the same memory
+            return features
         features = found[output].view(Features)
         features.last_hidden_state = found["last_hidden_state"]
         return features
@@ -258,7 +285,7 @@ class PreTrainedModel(EncodeMixin):
     def get_text_features(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **kwargs: Any
     ) -> Any:
-        """Projected text embeddings (B, D), not normalised (CLAP's are): an array that also has `.pooler_output`, or a
+        """Projected text embeddings (B, D), not normalised (CLAP's are): an array that also has `.pooler_output`; a
         torch tensor where the inputs are torch tensors."""
         check_neutral(kwargs)
         return self._features(
@@ -266,30 +293,30 @@ class PreTrainedModel(EncodeMixin):
         )
 
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
-        """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`, or a torch tensor
+        """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`; a torch tensor
         where the inputs are torch tensors."""
         check_neutral(kwargs)
         return self._features("vision", {"pixel_values": pixel_values})
 
     def get_audio_features(self, input_features: Any, is_longer: Any = None, **kwargs: Any) -> Any:
-        """Projected embeddings (B, D) of sounds, unit norm: an array that also has `.pooler_output`, or a torch tensor
+        """Projected embeddings (B, D) of sounds, unit norm: an array that also has `.pooler_output`; a torch tensor
         where the inputs are torch tensors."""
         check_neutral(kwargs)
         return self._features("audio", {"input_features": input_features, "is_longer": is_longer})
 
     def __call__(
         self,
+        *args: Any,
         input_ids: Any = None,
         pixel_values: Any = None,
         attention_mask: Any = None,
         token_type_ids: Any = None,
-        *,
         input_features: Any = None,
         input_values: Any = None,
         is_longer: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """Runs the towers whose inputs are given.
+        """Runs the towers whose inputs are given, by name or in the order of transformers' class.
 
         Returns a ModelOutput. With both: `logits_per_image` (Bi, Bt), `logits_per_text` (Bt, Bi), `text_embeds`,
         `image_embeds` (unit norm), `text_model_output`, `vision_model_output`; of sounds `logits_per_audio`,
@@ -297,11 +324,27 @@ class PreTrainedModel(EncodeMixin):
 
         Raises ValueError naming the input, what was found and what was expected.
         """
+        named = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask,
+                 "token_type_ids": token_type_ids, "input_features": input_features, "input_values": input_values,
+                 "is_longer": is_longer}  # fmt: skip
+        named |= self._in_order(args, named)
         check_neutral(kwargs)
-        heard = (input_features, input_values, is_longer)
-        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values, heard)
+        sides = [tuple(named[name] for name in names) for names in INPUTS.values()]
+        given = given_inputs(sides[0], sides[1][0], sides[2])
         found = {modality: self.run_tower(modality, given[modality], self._wanted(modality)) for modality in given}
-        return self._output(found, kind_of(input_ids, attention_mask, token_type_ids, pixel_values, *heard[:2]))
+        return self._output(found, kind_of(*named.values()))
+
+    def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """Inputs without a name by their names. TypeError where there are too many, or one is given twice."""
+        order = ORDERS[tuple(sorted(self.modalities, key=list(INPUTS).index))]
+        if len(args) > len(order):
+            raise TypeError(
+                f"found {len(args)} inputs without a name, expected at most {len(order)}: {', '.join(order)}"
+            )
+        placed = {name: value for name, value in zip(order, args, strict=False) if value is not None}
+        if twice := [name for name in placed if named[name] is not None]:
+            raise TypeError(f"{twice[0]}: found twice, expected once")
+        return placed
 
     def _wanted(self, modality: str) -> list[str]:
         outputs = self.tower(modality).outputs
@@ -366,35 +409,10 @@ def load_config(folder: Path) -> Config:
     if "model_type" not in config and (folder / "open_clip_config.json").exists():  # beside a config of timm's
         return Config({**read_json(folder / "open_clip_config.json"), "model_type": "open_clip"})
     return (
-        config.updated(Config({"sentence_transformers": _sentence_settings(folder)}))
+        config.updated(Config({"sentence_transformers": sentence_settings(folder)}))
         if (folder / "modules.json").exists()
         else config
     )
-
-
-def _sentence_settings(folder: Path) -> dict[str, Any]:
-    """How a sentence-transformers folder pools: {"pooling": "mean" or "first", "normalize": bool}."""
-    try:
-        modules = read_json_list(folder / "modules.json")
-        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"modules.json: expected objects with type and path: {error}") from error
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise ConfigError(f"modules.json: found {', '.join(sorted(unknown))}, expected Transformer, Pooling, Normalize")
-    pooling = "mean"
-    place = kinds.get("Pooling", "")
-    if "Pooling" in kinds:
-        if not re.fullmatch(r"[\w\-]+", place):
-            raise ConfigError(f"modules.json: Pooling: path {place!r}, expected a plain folder name")
-        path = folder / place / "config.json"
-        fields = read_json(path)
-        modes = [name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True and "_mode_" in name]
-        names = {"mean_tokens": "mean", "cls_token": "first"}
-        if len(modes) != 1 or modes[0] not in names:
-            raise ConfigError(f"{path.parent.name}/config.json: pooling {modes}, expected mean_tokens or cls_token")
-        pooling = names[modes[0]]
-    return {"pooling": pooling, "normalize": "Normalize" in kinds}
 
 
 def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
@@ -429,6 +447,8 @@ def _fitting_head(checkpoint: Checkpoint, config: Config, cls: type[PreTrainedMo
 
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
     """The dtype's name; every other option is checked."""
+    older = kwargs.pop("torch_dtype", None)  # transformers 4's name
+    dtype = older if dtype is None else dtype
     name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
     if dtype is None:
         name = "default"
@@ -436,10 +456,9 @@ def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) 
         raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if num_threads is not None and not (isinstance(num_threads, int) and 1 <= num_threads <= 1024):
         raise ValueError(f"num_threads: found {num_threads!r}, expected 1 to 1024")
-    if kwargs.pop("trust_remote_code", False):
-        raise ValueError("trust_remote_code: configuration files never name code here; leave it out")
+    refuse_remote_code(kwargs.pop("trust_remote_code", False))
     check_device(kwargs.pop("device_map", None) or "cpu")
-    for ignored in ("torch_dtype", "attn_implementation", "use_safetensors", "low_cpu_mem_usage"):
+    for ignored in ("attn_implementation", "use_safetensors", "low_cpu_mem_usage"):
         kwargs.pop(ignored, None)
     if kwargs:
         raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(kwargs)}")
@@ -468,12 +487,15 @@ def check_neutral(kwargs: dict[str, Any]) -> None:
 
 
 def prepared(name: str, value: Any) -> np.ndarray:
-    """The array the core borrows: contiguous float32 pixels as they are, a contiguous int64 copy of ids and masks."""
+    """The array the core borrows: contiguous float32 pixels as they are, other floats converted; a contiguous int64
+    copy of ids and masks."""
     array = to_numpy(value)
     if name in ("pixel_values", "input_features", "input_values"):
-        if array.dtype != np.float32:
-            raise ValueError(f"{name}: found dtype {array.dtype}, expected float32")
-        return np.ascontiguousarray(array)
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name}: found dtype {array.dtype}, expected floats")
+        return np.ascontiguousarray(array, np.float32)
+    if name.endswith("mask") and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():
+        array = array != 0
     if array.size and array.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
     if array.ndim != 2:
@@ -524,6 +546,10 @@ def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
         if len(modalities) == 1 and model_type.endswith(f"{modalities[0]}_model"):
             return model_class(name)
     return model_class(max(family.classes, key=lambda name: len(family.classes[name])))
+
+
+def _reloaded(name: str, folder: str, dtype: str, num_threads: int) -> PreTrainedModel:
+    return model_class(name).from_pretrained(folder, dtype=dtype, num_threads=num_threads)
 
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {}

@@ -11,6 +11,9 @@ import numpy as np
 __all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "kind_of", "to_numpy"]
 
 
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
 def is_torch(value: Any) -> bool:
     """Whether value is a torch tensor, without importing torch: a tensor exists only where torch was imported."""
     torch = sys.modules.get("torch")
@@ -23,8 +26,12 @@ def kind_of(*values: Any) -> str:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array that shares memory with a torch CPU tensor, or np.asarray of anything else."""
-    return value.detach().numpy() if is_torch(value) else np.asarray(value)
+    """An array that shares memory with a torch CPU tensor (float32 of bfloat16, which NumPy lacks), or np.asarray of
+    anything else. ValueError where nested lists do not make an array."""
+    if not is_torch(value):
+        return np.asarray(value)
+    value = value.detach()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
 def from_numpy(array: np.ndarray, kind: str | None) -> Any:
@@ -69,9 +76,16 @@ class ModelOutput(dict):
 class BatchFeature(ModelOutput):
     """What a processor returns; `.to("cpu")` returns itself."""
 
-    def to(self, device: Any = "cpu", *args, **kwargs) -> BatchFeature:
-        """Stays on the CPU. Raises ValueError for any other device."""
+    def to(self, device: Any = None, dtype: Any = None, **kwargs: Any) -> BatchFeature:
+        """Stays on the CPU; torch tensors of floats become `dtype`, as in transformers. Raises ValueError for any other
+        device."""
+        device, dtype = device_and_dtype(device, dtype)
         check_device(device)
+        if dtype is not None:
+            wanted = getattr(sys.modules.get("torch"), dtype, None)
+            for name, value in self.items():
+                if is_torch(value) and value.is_floating_point() and wanted is not None:
+                    self[name] = value.to(wanted)
         return self
 
 
@@ -89,6 +103,13 @@ class Features(np.ndarray):
 
     def _repr_html_(self) -> str:
         return f"<table><tr><th>features</th><td>{html.escape(_describe(self.view(np.ndarray)))}</td></tr></table>"
+
+
+def device_and_dtype(device: Any, dtype: Any) -> tuple[Any, str | None]:
+    """What `.to(...)` was given, a dtype by its name; torch takes either as its first argument."""
+    if str(device).startswith("torch.") or device in FLOATS:
+        device, dtype = None, device
+    return device or "cpu", None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def check_device(device: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .encode import check_batch_size
 from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
+from .outputs import check_device
 from .processing.audio import is_sound_and_rate
 from .processing.processor import as_clips
 from .tasks import (
@@ -52,30 +54,49 @@ class Scores(list):
         return f"<table><tr><th>label</th><th>score</th></tr>{rows}</table>"
 
 
-def _labels(labels: str | list[str]) -> list[str]:
-    return [label.strip() for label in (labels.split(",") if isinstance(labels, str) else labels)]
+def _labels(labels: Any) -> list[str]:
+    """Labels of a list, an array or a string with commas. ValueError where there are none."""
+    found = [] if labels is None else list(labels.split(",") if isinstance(labels, str) else labels)
+    if not found:
+        raise ValueError("candidate_labels: found none, expected at least one label")
+    if wrong := [label for label in found if not isinstance(label, str)]:
+        raise ValueError(f"candidate_labels: found {wrong[0]!r}, expected texts")
+    return [label.strip() for label in found]
 
 
 class Pipeline:
-    """A model and its processor for one task."""
+    """A model and its processor for one task; `batch_size`: items per call of the model where a call names none."""
 
-    def __init__(self, model: PreTrainedModel):
+    items_at_once = 32
+
+    def __init__(self, model: PreTrainedModel, batch_size: int | None = None):
         self.model, self.processor = model, model.processor
+        self.batch_size = self._batch_size(batch_size)
+
+    def _batch_size(self, asked: int | None) -> int:
+        if asked is None:
+            return getattr(self, "batch_size", self.items_at_once)
+        check_batch_size(asked)
+        return asked
 
 
 class ZeroShotClassification(Pipeline):
     """Which of the labels something is; the base of those that name what."""
 
     def _classified(
-        self, items: list[Any], modality: str, labels: Any, template: str, batch_size: int, kwargs: dict[str, Any]
+        self,
+        items: list[Any],
+        modality: str,
+        labels: Any,
+        template: str,
+        batch_size: int | None,
+        kwargs: dict[str, Any],
     ) -> list[Scores]:
         """Scores of each item. They are a softmax over the labels, or a sigmoid of each for SigLIP, as the model was
         trained. Each label is put into the template."""
         if kwargs:
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
-        if not labels:
-            raise ValueError("candidate_labels: found none, expected at least one label")
-        labels = _labels(labels)
+        labels, batch_size = _labels(labels), self._batch_size(batch_size)
         texts = [{"text": template.format(label)} for label in labels]
         text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
         seen = self.model.encode(items, batch_size=batch_size, normalize_embeddings=True, modality=modality)
@@ -97,20 +118,22 @@ class ZeroShotImageClassification(ZeroShotClassification):
 
     def __call__(
         self,
-        images: Any,
+        image: Any = None,
         candidate_labels: list[str] | None = None,
         *,
+        images: Any = None,
         hypothesis_template: str = "This is a photo of {}.",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Scores of each label, best first: a list of {"score", "label"}; a list of such lists for a list of pictures.
 
         Scores are a softmax over the labels, or a sigmoid of each for SigLIP, as the model was trained. Each label is
-        put into `hypothesis_template`.
+        put into `hypothesis_template`. `images` is an older name of `image`.
         """
-        single = not isinstance(images, list | tuple)
-        items = [images] if single else list(images)
+        image = images if image is None else image
+        single = not isinstance(image, list | tuple)
+        items = [image] if single else list(image)
         found = self._classified(items, "image", candidate_labels, hypothesis_template, batch_size, kwargs)
         return found[0] if single else found
 
@@ -125,7 +148,7 @@ class ZeroShotVideoClassification(ZeroShotClassification):
         candidate_labels: list[str] | None = None,
         *,
         hypothesis_template: str = "This is a video of {}.",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         num_frames: int | None = None,
         fps: float | None = None,
         start: float | None = None,
@@ -136,11 +159,13 @@ class ZeroShotVideoClassification(ZeroShotClassification):
         model's embedding of a clip is the mean of its frames', sampled by num_frames (default 8), fps, start, end;
         X-CLIP takes the frames it was trained for, from start to end, and its texts look at the clip."""
         clips = as_clips(videos)
+        if not clips:
+            raise ValueError("videos: the list is empty, expected at least one clip")
         several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
         several = several or getattr(videos, "ndim", 0) == 5
         sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
         given = {name: value for name, value in sampling.items() if value is not None}
-        if isinstance(self.model, ClipPromptingModel) and candidate_labels and not kwargs:
+        if isinstance(self.model, ClipPromptingModel) and not kwargs:
             labels = _labels(candidate_labels)
             most = self.model.tower("text").max_positions
             texts = self.model.texts([hypothesis_template.format(label) for label in labels], max_length=most)
@@ -161,7 +186,7 @@ class ZeroShotAudioClassification(ZeroShotClassification):
         candidate_labels: list[str] | None = None,
         *,
         hypothesis_template: str = "This is a sound of {}.",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         sampling_rate: int | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -178,7 +203,9 @@ class ZeroShotAudioClassification(ZeroShotClassification):
 class ImageFeatureExtraction(Pipeline):
     """Hidden states of pictures, or one vector each with pool=True."""
 
-    def __call__(self, images: Any, *, pool: bool = False, batch_size: int = 32, return_tensors: bool = False) -> Any:
+    def __call__(
+        self, images: Any, *, pool: bool = False, batch_size: int | None = None, return_tensors: bool = False
+    ) -> Any:
         """Nested lists of last_hidden_state [1, T, D], or with `pool` of pooler_output [1, D].
 
         `return_tensors=True` gives arrays instead.
@@ -186,6 +213,7 @@ class ImageFeatureExtraction(Pipeline):
         single = not isinstance(images, list | tuple)
         pictures = [images] if single else list(images)
         processor = self.model.image_processor
+        batch_size = self._batch_size(batch_size)
         name, results = "pooler_output" if pool else "last_hidden_state", []
         for start in range(0, len(pictures), batch_size):
             pixels = processor(pictures[start : start + batch_size])["pixel_values"]
@@ -287,6 +315,8 @@ class AudioClassification(Pipeline):
 class AutomaticSpeechRecognition(Pipeline):
     """What is said in a sound: `transcribe(sound)`."""
 
+    items_at_once = 8
+
     def __call__(
         self,
         inputs: Any,
@@ -295,7 +325,7 @@ class AutomaticSpeechRecognition(Pipeline):
         chunk_length_s: float | None = None,
         stride_length_s: float | tuple[float, float] | None = None,
         sampling_rate: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -322,7 +352,7 @@ class AutomaticSpeechRecognition(Pipeline):
             return_timestamps=False if return_timestamps is None else return_timestamps,
             chunk_length_s=chunk_length_s,
             stride_length_s=stride_length_s,
-            batch_size=batch_size,
+            batch_size=self._batch_size(batch_size),
             **({"num_beams": 5, "max_new_tokens": 256} | (generate_kwargs or {})),
         )
         return found if several else found[0]
@@ -342,13 +372,24 @@ TASKS = {
 }
 
 
-def pipeline(task: str, model: str | os.PathLike | PreTrainedModel | None = None, **kwargs: Any) -> Pipeline:
-    """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, a model, or None for the default.
+def pipeline(
+    task: str,
+    model: str | os.PathLike | PreTrainedModel | None = None,
+    *,
+    device: Any = None,
+    batch_size: int | None = None,
+    **kwargs: Any,
+) -> Pipeline:
+    """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, which takes `kwargs`, a model, or
+    None for the default. `device` is the CPU: "cpu", -1 or None.
 
-    Raises ValueError for an unknown task.
+    Raises ValueError for an unknown task or another device, TypeError for options beside a model that is loaded.
     """
     if task not in TASKS:
         raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
+    check_device("cpu" if device is None or (type(device) is int and device == -1) else device)
     if not isinstance(model, PreTrainedModel):
         model = AutoModel.from_pretrained(model or DEFAULT_MODEL, **kwargs)
-    return TASKS[task](model)
+    elif kwargs:
+        raise TypeError(f"pipeline() got unexpected arguments beside a model that is loaded: {', '.join(kwargs)}")
+    return TASKS[task](model, batch_size)

@@ -15,6 +15,7 @@ import numpy as np
 from .hub import resolve
 from .modeling import AutoModel
 from .outputs import to_numpy
+from .packed import is_packed
 from .tasks import AnsweringModel, ClassifyingModel, TaskModel, TranscribingModel
 
 __all__ = ["verify_model"]
@@ -70,13 +71,15 @@ def _inputs(model: Any) -> dict[str, Any]:
     elif isinstance(model, ClassifyingModel):
         pass
     elif isinstance(model, TaskModel):  # one text for all pictures: what stands in for padding is nobody's business
-        inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4).items()}
+        most = next((model.tower(name).max_positions for name in ("text", "decoder") if name in model.towers), None)
+        inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4, most).items()}
         if isinstance(model, AnsweringModel):
             inputs["decoder_input_ids"] = inputs["input_ids"]
     elif "text" in model.towers:
         tokenizer = model.tokenizer
         padding = "max_length" if tokenizer.exact_length else True
-        inputs |= tokenizer(TEXTS, padding=padding, return_tensors="pt")
+        most = min(model.tower("text").max_positions, tokenizer.model_max_length)
+        inputs |= tokenizer(TEXTS, padding=padding, truncation=True, max_length=most, return_tensors="pt")
     if "vision" in model.towers:
         inputs |= model.image_processor(_pictures(4), return_tensors="pt")
     if "audio" in model.towers:
@@ -109,6 +112,8 @@ def verify_model(name: str, as_json: bool = False) -> bool:
     except ImportError as error:
         raise ImportError(f"verify needs torch and transformers: {error}") from error
     folder = resolve(name)
+    if is_packed(folder):
+        raise ValueError(f"{folder}: packed weights, expected the checkpoint they were made of")
     model = AutoModel.from_pretrained(folder)
     inputs = _inputs(model)
     torch.set_num_threads(model.num_threads)

@@ -25,17 +25,10 @@ typedef struct {
     char message[480];
 } bvl_error;
 
-#if defined(__GNUC__)
 #define BVL_PRINTF(a, b) __attribute__((format(printf, a, b)))
 #define BVL_INLINE static inline __attribute__((always_inline, unused))
 #define BVL_NOINLINE __attribute__((noinline))
 #define BVL_UNUSED __attribute__((unused))
-#else
-#define BVL_PRINTF(a, b)
-#define BVL_INLINE static inline
-#define BVL_NOINLINE
-#define BVL_UNUSED
-#endif
 
 /* Fills err where the failure happened and returns its status. */
 bvl_status bvl_fail(bvl_error *err, bvl_status status, const char *format, ...) BVL_PRINTF(3, 4);

@@ -42,14 +42,11 @@ static bool tiles_granted(unsigned bits, uint64_t xcr0) {
 #if defined(BVL_EMULATED)
     (void)bits, (void)xcr0;
     return true;
-#elif defined(__linux__)
+#else
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     const unsigned wanted = (1u << 22) | (1u << 24) | (1u << 25); /* BF16 TILE INT8 */
     return (bits & wanted) == wanted && (xcr0 & 0x60000) == 0x60000 &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-#else
-    (void)bits, (void)xcr0;
-    return false;
 #endif
 }
 
@@ -125,15 +122,37 @@ static int quota_to_cpus(double quota, double period) {
     return whole < 1 ? 1 : whole;
 }
 
+/* Of one group of version 2: "max 100000" or "200000 100000". */
+static int group_cpus(const char *group) {
+    char path[600];
+    double quota = 0, period = 0;
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    const int n = fscanf(f, "%lf %lf", &quota, &period);
+    fclose(f);
+    return n == 2 ? quota_to_cpus(quota, period) : 0;
+}
+
+/* The least of this process's group and those it lies in; 0 without a limit. */
+static int nested_cpus(void) {
+    char line[512] = "";
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    int least = 0;
+    while (f && fgets(line, sizeof line, f) && strncmp(line, "0::/", 4) != 0) line[0] = 0;
+    if (f) fclose(f);
+    line[strcspn(line, "\n")] = 0;
+    for (char *group = line[0] ? line + 3 : line;; *strrchr(group, '/') = 0) {
+        const int cpus = group_cpus(group);
+        if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+        if (!strchr(group, '/')) return least;
+    }
+}
+
 static int cgroup_cpus(void) {
     double quota = 0, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (f) { /* version 2: "max 100000" or "200000 100000" */
-        const int n = fscanf(f, "%lf %lf", &quota, &period);
-        fclose(f);
-        return n == 2 ? quota_to_cpus(quota, period) : 0;
-    }
-    if (!(f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) return 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"); /* version 1 */
+    if (!f) return nested_cpus();
     int n = fscanf(f, "%lf", &quota);
     fclose(f);
     if (n != 1 || !(f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) return 0;

@@ -52,9 +52,8 @@ PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank
 }
 
 PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept) {
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    *kept = (PyTypeObject *)type;
-    return type;
+    if (!*kept) *kept = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return Py_XNewRef((PyObject *)*kept);
 }
 
 PyObject *bvl_allocate(PyTypeObject *type) {
@@ -85,12 +84,15 @@ static PyObject *name_tuple(const char *const *names, int count) {
 
 static PyObject *config(PyObject *module, PyObject *unused) {
     const char *stb = bvl_stb_version(), *blas = bvl_openblas_config();
+    bvl_error err;
+    int threads;
     (void)module, (void)unused;
+    if (bvl_default_threads(&threads, &err) != BVL_OK) return bvl_raise(&err);
     return Py_BuildValue("{s:s,s:s,s:s,s:s,s:i,s:i,s:L,s:z,s:z}", "cpu", bvl_cpu_name(), "isa",
                          bvl_isa_names[bvl_kernels_active()->isa], "isa_detected",
                          bvl_isa_names[bvl_kernels_best()], "isa_reason", bvl_kernels_reason(), "cpus",
-                         bvl_cpu_count(), "num_threads", bvl_default_threads(), "l2_bytes",
-                         (long long)bvl_cpu_l2_bytes(), "stb", stb, "openblas", blas);
+                         bvl_cpu_count(), "num_threads", threads, "l2_bytes", (long long)bvl_cpu_l2_bytes(),
+                         "stb", stb, "openblas", blas);
 }
 
 static PyObject *usable_isas(PyObject *module, PyObject *unused) {
@@ -136,8 +138,11 @@ static PyObject *trim(PyObject *module, PyObject *unused) {
 }
 
 static PyObject *default_threads(PyObject *module, PyObject *unused) {
+    bvl_error err;
+    int threads;
     (void)module, (void)unused;
-    return PyLong_FromLong(bvl_default_threads());
+    if (bvl_default_threads(&threads, &err) != BVL_OK) return bvl_raise(&err);
+    return PyLong_FromLong(threads);
 }
 
 static PyObject *set_openblas_path(PyObject *module, PyObject *args) {

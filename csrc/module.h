@@ -22,7 +22,7 @@ PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank
 /* A new array and its memory. */
 PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data);
 
-/* A new type of the module, also kept in *kept: NumPy allows one interpreter, and so one module. */
+/* A type of the module, made once and kept in *kept for good: a module that is imported anew shares it. */
 PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept);
 /* A zeroed object of such a type, and the end of its deallocation. */
 PyObject *bvl_allocate(PyTypeObject *type);

@@ -153,6 +153,15 @@ static PyObject *program_add(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* A copy that takes an input's place in the dictionary: it is checked once, then read without the GIL. */
+static const int64_t *own_integers(PyObject *dict, const char *name, PyArrayObject *a) {
+    PyObject *copy = PyArray_NewCopy(a, NPY_CORDER);
+    const int64_t *data =
+        copy && PyDict_SetItemString(dict, name, copy) == 0 ? PyArray_DATA((PyArrayObject *)copy) : NULL;
+    Py_XDECREF(copy);
+    return data;
+}
+
 /* One integer input [B, past + L]; the first one sets L and, where nothing else did, B (-1 until then). */
 static bool parse_ids(PyObject *dict, const char *name, int64_t past, bvl_inputs *in, const int64_t **out) {
     PyObject *value = PyDict_GetItemString(dict, name);
@@ -167,8 +176,7 @@ static bool parse_ids(PyObject *dict, const char *name, int64_t past, bvl_inputs
                      (Py_ssize_t)(past + in->L));
         return false;
     }
-    *out = PyArray_DATA(a);
-    return true;
+    return (*out = own_integers(dict, name, a)) != NULL;
 }
 
 /* "contexts": a list of Context, one an item; *list is memory for PyMem_Free. In the dictionary a tuple takes
@@ -238,8 +246,7 @@ static bool parse_pictures(const bvl_program *p, PyObject *dict, bvl_inputs *in)
                      (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B);
         return false;
     }
-    in->is_longer = PyArray_DATA(a);
-    return true;
+    return (in->is_longer = own_integers(dict, "is_longer", a)) != NULL;
 }
 
 static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
@@ -406,13 +413,13 @@ static PyObject *program_map(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* The weights as read-only arrays of bytes, in order; each keeps the program alive. */
 bvl_program *bvl_program_of(PyObject *object) {
     if (Py_TYPE(object) == program_type) return ((ProgramObject *)object)->program;
     PyErr_Format(PyExc_TypeError, "found %R, expected a Program", Py_TYPE(object));
     return NULL;
 }
 
+/* The weights as read-only arrays of bytes, in order; each keeps the program alive. */
 static PyObject *program_blocks(PyObject *self, PyObject *unused) {
     const bvl_store *store = &((ProgramObject *)self)->program->store;
     PyObject *list = PyList_New(store->count);

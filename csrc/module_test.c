@@ -34,7 +34,7 @@ static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *c
 }
 
 /* _test_kernel(name, out, arrays, numbers): runs one kernel of the active table in place on flat buffers;
- * tests/kernels.py holds the argument order beside each NumPy reference. */
+ * tests/test_kernels.py calls each beside its NumPy reference. */
 static bool run_kernel(const char *name, float *out, float *const *x, const double *n) {
     const bvl_kernels *k = bvl_kernels_active();
     const int64_t i0 = (int64_t)n[0], i1 = (int64_t)n[1], i2 = (int64_t)n[2];
@@ -121,7 +121,8 @@ PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args) {
     int p = 0;
     (void)module;
     if (!PyArg_ParseTuple(args, "LL|i", &N, &K, &p)) return NULL;
-    const bvl_product *product = &k->product[BVL_MAX(0, BVL_MIN(p, BVL_PRECISION_COUNT - 1))];
+    p = BVL_MAX(0, BVL_MIN(p, BVL_PRECISION_COUNT - 1));
+    const bvl_product *product = &k->product[p];
     if (!product->gemm)
         return PyErr_Format(PyExc_ValueError, "%s: not at this level", bvl_precision_names[p]);
     return Py_BuildValue("{s:L,s:L,s:L,s:i,s:i,s:O}", "packed", (long long)product->packed_words(N, K),

@@ -13,15 +13,14 @@
 #include "parallel.h"
 
 #include <limits.h>
+#include <linux/futex.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
-#if defined(__linux__)
-#include <linux/futex.h>
+#include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
-#endif
 
 #include "cpu.h"
 
@@ -37,8 +36,7 @@ static atomic_bool serial; /* set in a child forked while a region ran */
 static _Thread_local bool released;
 
 static void before_fork(void) {
-    released = atomic_load(&regions) == 0;
-    if (released) omp_pause_resource_all(omp_pause_soft);
+    released = atomic_load(&regions) == 0 && omp_pause_resource_all(omp_pause_soft) == 0;
 }
 
 static void in_child(void) {
@@ -51,17 +49,25 @@ void bvl_parallel_init(void) {
     if (!atomic_flag_test_and_set(&done)) pthread_atfork(before_fork, NULL, in_child);
 }
 
-static int positive_env(const char *name) {
+/* The number of threads a variable asks for: 0 where it is not set, -1 where it is none from 1 to 1024.
+ * `rest`: what may follow the number. */
+static int threads_of(const char *name, const char *rest) {
     const char *text = getenv(name);
-    const long value = text ? strtol(text, NULL, 10) : 0;
-    return value > 0 && value <= 1024 ? (int)value : 0;
+    if (!text || !*text) return 0;
+    char *end;
+    const long value = strtol(text, &end, 10);
+    return value >= 1 && value <= 1024 && end != text && strchr(rest, *end) ? (int)value : -1;
 }
 
-int bvl_default_threads(void) {
-    const int own = positive_env("BEYONDVL_NUM_THREADS");
-    if (own) return own;
-    const int cpus = bvl_cpu_count(), omp = positive_env("OMP_NUM_THREADS");
-    return omp && omp < cpus ? omp : cpus;
+bvl_status bvl_default_threads(int *threads, bvl_error *err) {
+    const int own = threads_of("BEYONDVL_NUM_THREADS", "");
+    if (own < 0)
+        return bvl_fail(err, BVL_INVALID,
+                        "BEYONDVL_NUM_THREADS: found '%s', expected a number from 1 to 1024",
+                        getenv("BEYONDVL_NUM_THREADS"));
+    const int cpus = bvl_cpu_count(), omp = threads_of("OMP_NUM_THREADS", ", "); /* "4,2": of each depth */
+    *threads = own ? own : omp > 0 && omp < cpus ? omp : cpus;
+    return BVL_OK;
 }
 
 static int64_t nanoseconds(void) {
@@ -89,27 +95,18 @@ void bvl_parallel(int nt, bvl_worker worker, void *context) {
 }
 
 static void pause_briefly(void) {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
 }
 
 /* Sleeps until *word is no longer `value`, or for no reason. */
 static void sleep_on(atomic_int *word, int value) {
-#if defined(__linux__)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-#else
-    (void)word, (void)value;
-    nanosleep(&(struct timespec){0, 50000}, NULL);
-#endif
 }
 
 static void wake_all(atomic_int *word) {
-#if defined(__linux__)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-#else
-    (void)word;
-#endif
 }
 
 static bool passed(bvl_gate *gate, int phase) {

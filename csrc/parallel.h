@@ -25,9 +25,9 @@ void bvl_parallel(int nt, bvl_worker worker, void *context);
 /* Waits for the whole team; nothing for a team of one. */
 void bvl_barrier(bvl_team team);
 
-/* Threads used when the caller names no number: BEYONDVL_NUM_THREADS, else OMP_NUM_THREADS, else
- * the processors this process may use. */
-int bvl_default_threads(void);
+/* Threads used when the caller names no number: BEYONDVL_NUM_THREADS, which is refused where it is none, else
+ * OMP_NUM_THREADS, else the processors this process may use. */
+bvl_status bvl_default_threads(int *threads, bvl_error *err);
 
 /* Installs the fork handlers; called once at import, starts no thread. */
 void bvl_parallel_init(void);

@@ -96,7 +96,7 @@ BAD = {
     "pixels of the wrong size": ({"pixel_values": PIXELS[:, :, :40]}, ValueError,
                                  r"pixel_values: found \(3, 3, 40, 48\) float32, expected \(B, 3, 48, 48\) float32"),
     "pixels of rank 3": ({"pixel_values": PIXELS[0]}, ValueError, "pixel_values: found"),
-    "pixels of the wrong type": ({"pixel_values": PIXELS.astype(np.float64)}, ValueError, "found dtype float64, expected float32"),
+    "pixels of the wrong type": ({"pixel_values": PIXELS.astype(complex)}, ValueError, "found dtype complex128, expected floats"),
     "bytes for pixels": ({"pixel_values": (PIXELS * 9).astype(np.uint8)}, ValueError, "found dtype uint8"),
     "no pictures": ({"pixel_values": PIXELS[:0]}, ValueError, "batch is empty"),
     "no texts": ({"input_ids": IDS[:0]}, ValueError, "batch is empty"),

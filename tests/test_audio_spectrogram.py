@@ -112,7 +112,7 @@ def test_what_does_not_fit(made, tmp_path):
     for given, message in (
         (values[:, 1:], r"input_values: found shape \(4, 60, 23\), expected \(B, 61, 23\)"),
         (values[0], r"input_values: found shape \(61, 23\)"),
-        (values.double(), "input_values: found dtype float64"),
+        (values.int(), "input_values: found dtype int32, expected floats"),
     ):
         with pytest.raises(ValueError, match=message):
             model(input_values=given)

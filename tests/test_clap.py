@@ -208,7 +208,7 @@ def test_inputs_that_do_not_fit(made):
         ({"input_features": features}, r"is_longer: not given, expected \(B, 1\)"),
         ({"input_features": features, "is_longer": longer[:2]}, r"is_longer: found shape \(2, 1\), expected \(3, 1\)"),
         ({"input_features": features, "is_longer": longer.astype(float)}, "is_longer: found dtype float64"),
-        ({"input_features": features.astype(np.float64), "is_longer": longer}, "input_features: found dtype float64"),
+        ({"input_features": features.astype(np.int16), "is_longer": longer}, "input_features: found dtype int16"),
         ({"input_features": features[:, :1], "is_longer": longer}, r"input_features: found \(3, 1, .*expected \(B, 4"),
         ({"input_features": features[:, :, :, 1:], "is_longer": longer}, "input_features: found"),
         ({"input_features": features[0], "is_longer": longer}, "input_features: found"),
@@ -244,8 +244,6 @@ def test_configs_that_do_not_fit(made, tmp_path, change, message):
 
 def test_orders_are_checked():
     """What would read rows that are not there is refused by the core itself."""
-    program = _C.Program()
-    slots = [program.slot("a", 8, 4), program.slot("b", 2, 6)]
     weights = {"norm_weight": np.ones(16, np.float32), "norm_bias": np.zeros(16, np.float32),
                "weight": np.ones((6, 16), np.float32)}  # fmt: skip
     for order, message in (
@@ -255,6 +253,8 @@ def test_orders_are_checked():
         ([np.nan, 1, 2, 3, 4, 5, 6, 7], r"order\[0\]: found -?nan"),
         ([0, 1, 2], r"order: found \(3\), expected shape \(8\)"),
     ):
+        program = _C.Program()
+        slots = [program.slot("a", 8, 4), program.slot("b", 2, 6)]
         with pytest.raises(ValueError, match=message):
             given = weights | {"order": np.array(order, np.float32)}
             program.add("merge_rows", *slots, {"layer_norm_eps": 1e-5}, given, 1)
@@ -276,8 +276,8 @@ PATCHES = {"channels": 1, "height": 8, "width": 8, "stride_down": 2, "stride_rig
         ({"width": 1e9}, "width: found 1e"),
         ({"activation": 99}, "activation: found 99"),
         ({"out_height": 3}, "16 rows, expected 12"),
-        ({"pictures": 0}, "found 0 pictures"),
-        ({"spare": 0.5}, "0.5 rows to spare"),
+        ({"pictures": 0}, "pictures: found 0, expected a whole number from 1 to 4096"),
+        ({"spare": 0.5}, "spare: found 0.5"),
         ({"pictures": 2}, "16 rows, expected 32"),
     ],
 )

@@ -64,6 +64,20 @@ def test_dtype_and_pack(tmp_path):
     assert done.returncode == 1 and "found 'float16', expected one of" in done.stderr
 
 
+def test_embed_takes_any_text_and_folders():
+    done = cli("embed", "a cat " * 100, PHOTOS)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0]["input"].startswith("a cat a cat") and len(lines) == 1 + len(list(Path(PHOTOS).glob("*.jpg")))
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "99999", "1.5", "-1", "2 "])
+def test_a_number_of_threads_that_is_none(value):
+    done = cli("embed", "a cat", BEYONDVL_NUM_THREADS=value)
+    assert done.returncode == 1 and not done.stdout
+    assert f"BEYONDVL_NUM_THREADS: found '{value}', expected a number from 1 to 1024" in done.stderr
+
+
 def test_info_and_convert(tmp_path):
     folder = models.write(tmp_path / "clip")
     facts = json.loads(cli("info", "--json", folder).stdout)

@@ -72,8 +72,8 @@ def test_positional_arguments_in_either_order(default):
         inputs = default.processor(*arguments, return_tensors="np")
         assert set(inputs) >= {"input_ids", "pixel_values"}
     assert set(default.processor(image, return_tensors="np")) == {"pixel_values"}
-    with pytest.raises(TypeError, match="do_rescale"):
-        default.processor(images=image, do_rescale=False)
+    with pytest.raises(TypeError, match="do_nothing"):
+        default.processor(images=image, do_nothing=False)
 
 
 def test_image_processor_files(tmp_path):

@@ -336,6 +336,9 @@ def test_rows(isa, rng, guarded):
     for n in sizes_around(16):
         x, y = guarded(rng.normal(size=n)), guarded(rng.normal(size=n))
         np.testing.assert_allclose(run("l2_normalize", guarded(x), [x], (n,)), reference.l2_normalize(x), atol=1e-6)
+        broken = x.copy()
+        broken[n // 2] = np.nan
+        assert np.isnan(run("l2_normalize", guarded(broken), [broken], (n,))).all()
         np.testing.assert_allclose(run("add", guarded(y), [x], (n,)), y + x, atol=1e-6)
         np.testing.assert_allclose(run("scale", guarded(y), [], (n, 0.7)), y * np.float32(0.7), atol=1e-6)
     zeros = np.zeros(5, np.float32)

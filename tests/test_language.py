@@ -88,6 +88,25 @@ def test_prompts(captioner, case, search):
     )
 
 
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"num_beams": 2, "early_stopping": True}], ids=str)
+@by_case
+def test_several_ids_may_end_a_sequence(captioner, tmp_path, case, search):
+    """Of the call, or of the config."""
+    model, folder, pixels, _ = captioner(case)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    given = {"pixel_values": pixels, **instructions(case[0]), "max_new_tokens": TOKENS}
+    plain = ours.generate(**given, **search).numpy()
+    ends = [50, *{[int(t) for t in row[8:] if t not in (1, 50)][2] for row in plain[:2]}]
+    with torch.no_grad():
+        expected = model.generate(**given, eos_token_id=ends, **search).numpy()
+    found = ours.generate(**given, eos_token_id=ends, **search).numpy()
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(found, plain), "the ends change nothing"
+    again = bvl.AutoModel.from_pretrained(changed(folder, tmp_path, eos_token_id=ends))
+    assert again.tokens["eos_token_id"] == tuple(ends)
+    assert np.array_equal(again.generate(**given, **search).numpy(), expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @by_any_case
 def test_cache_equals_recomputing(isa, captioner, case, dtype):

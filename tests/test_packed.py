@@ -140,6 +140,26 @@ def test_a_lying_record_is_refused(packed, case):
         bvl.AutoModel.from_pretrained(packed[0])
 
 
+@pytest.mark.parametrize("change,message", [
+    ({"stride": 0}, "stride: found 0, expected a whole number from 1"), ({"kernel": 2.5}, "kernel: found 2.5"),
+    ({"height": -4, "width": -4, "out_height": -4, "out_width": -4}, "height: found -4"),
+    ({"activation": 99}, "activation: found 99"), ({"pad_left": -1}, "pad_left: found -1"),
+])  # fmt: skip
+def test_a_lying_convolution_is_refused(tmp_path, change, message):
+    """Which otherwise divides by zero, or reads what nobody wrote."""
+    bvl.AutoModel.from_pretrained(models.write(tmp_path / "model", CONFIGS["efficientnet_lite"])).save_packed(
+        tmp_path / "packed"
+    )
+    path = tmp_path / "packed" / "packed.json"
+    record = json.loads(path.read_text())
+    convolution = next(r for r in record["towers"]["vision"]["records"] if r[0] == "inverted_residual")
+    assert set(change) <= set(convolution[3])
+    convolution[3].update(change)
+    path.write_text(json.dumps(record))
+    with pytest.raises(bvl.CheckpointError, match=f"cannot be built: .*{message}"):
+        bvl.AutoModel.from_pretrained(tmp_path / "packed")
+
+
 def test_a_model_on_openblas_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("BEYONDVL_GEMM", "openblas")
     model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "model"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import beyondvl as bvl
 import models
 from beyondvl import _C
 
+ROOT, HERE = Path(bvl.__file__).parent.parent, Path(__file__).parent
 SIGLIP = {
     "model_type": "siglip", "architectures": ["SiglipModel"],
     "text_config": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -114,6 +117,43 @@ def test_a_program_that_has_run_is_immutable(folders):
         model.towers["text"].program.slot("more", 1, 1)
     with pytest.raises(ValueError, match="immutable"):
         model.towers["text"].program.add("l2_normalize", 0, 0, {}, {}, 1)
+
+
+def test_nothing_follows_a_record_that_failed():
+    """What it took of the store and set of the program stays, so that whatever came after would not match a file."""
+    program = _C.Program()
+    slots = [program.slot("a", 4, 8), program.slot("b", 4, 8)]
+    weight = {"weight": np.ones((8, 8), np.float32)}
+    settings = {"activation": 0, "accumulate": 0, "as_blocks": 0}
+    with pytest.raises(ValueError, match="activation: found 99, expected a whole number from 0"):
+        program.add("linear", *slots, settings | {"activation": 99}, weight, 1)
+    with pytest.raises(ValueError, match="a record before this one failed"):
+        program.add("linear", *slots, settings, weight, 1)
+
+
+def test_ids_are_read_once(folders):
+    """Who changes an array while another thread runs on it changes nothing: the core has its own copy."""
+    model = bvl.AutoModel.from_pretrained(folders["clip"], num_threads=1)
+    program = model.tower("text").program
+    ids, name = np.ones((2000, 20), np.int64), model.tower("text").outputs["unit_embeds"]
+    expected = program.run({"input_ids": ids}, [name], 1)[name]
+    found = {}
+    thread = threading.Thread(target=lambda: found.update(program.run({"input_ids": ids}, [name], 1)))
+    thread.start()
+    time.sleep(0.01)
+    ids[-1000:] = 1 << 40  # beyond every table
+    thread.join()
+    np.testing.assert_array_equal(found[name], expected)
+
+
+def test_a_core_that_is_imported_anew_shares_its_types():
+    code = (
+        "import sys, importlib; import beyondvl; from beyondvl import _C; del sys.modules['beyondvl._C']; "
+        "again = importlib.import_module('beyondvl._C'); assert again is not _C and again.Program is _C.Program; "
+        "sys.modules['beyondvl._C'] = _C; del again; import gc; gc.collect(); assert len(_C.Program().blocks()) == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=HERE)
+    assert done.returncode == 0
 
 
 def test_levels_agree_closely(folders):

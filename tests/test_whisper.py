@@ -196,7 +196,7 @@ def test_languages(isa, made):
     for given, message in (
         (features[:, :, 1:], r"input_features: found shape \(3, 20, 119\), expected \(B, 20, 120\)"),
         (features[0], r"input_features: found shape \(20, 120\)"),
-        (features.double(), "input_features: found dtype float64"),
+        (features.int(), "input_features: found dtype int32"),
         (None, "input_features: not given"),
     ):
         with pytest.raises(ValueError, match=message):

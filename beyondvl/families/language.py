@@ -369,17 +369,18 @@ def hidden_size(config: Config) -> int:
     return section.integer(*model.width, 1, 1 << 16)
 
 
-def tokens(config: Config) -> dict[str, int]:
-    """Ids that generation begins, ends and pads with."""
+def tokens(config: Config) -> dict[str, int | tuple[int, ...]]:
+    """Ids that generation begins, ends (one or several) and pads with."""
     model, section = kind(config)
     vocab = section.integer("vocab_size", model.vocab, 1, 1 << 20)
-    ends = section.get("eos_token_id")
-    if isinstance(ends, list) and len(ends) == 1:
-        section = section.updated(Config({"eos_token_id": ends[0]}))
-    found = {"eos_token_id": section.integer("eos_token_id", model.tokens["eos_token_id"], 0, vocab - 1)}
+    stated = section.get("eos_token_id")
+    each = [Config({"eos_token_id": end}) for end in (stated if isinstance(stated, list) and stated else [stated])]
+    end = model.tokens["eos_token_id"]
+    ends = tuple(section.updated(one).integer("eos_token_id", end, 0, vocab - 1) for one in each)
+    found = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     padding = model.tokens["pad_token_id"] if "pad_token_id" not in section else section.get("pad_token_id")
     if padding is None or padding == -1:  # none of its own: transformers fills up with the end of text
-        section = section.updated(Config({"pad_token_id": found["eos_token_id"]}))
+        section = section.updated(Config({"pad_token_id": ends[0]}))
     for name in ("bos_token_id", "pad_token_id"):
         found[name] = section.integer(name, model.tokens[name], 0, vocab - 1)
     if model.encoder:  # as transformers, the decoder begins with [bos] where the config names nothing else

@@ -8,9 +8,12 @@ pixel_values agree to the last bit. Only what the crop keeps is computed.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import math
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,13 +57,27 @@ DEFAULTS["VideoMAE"] = DEFAULTS["CLIP"] | {"resample": BILINEAR, "image_mean": H
 DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
 SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor", "VideoProcessor")
 KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+# of a processor, in the order they are set in: a crop needs its size
+FIELDS = (
+    "do_resize",
+    "size",
+    "resample",
+    "crop_size",
+    "do_center_crop",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 class ImageProcessor:
     """`processor(images) -> {"pixel_values": (B, 3, H, W) float32}`; thread-safe.
 
     Fields as in preprocessor_config.json: do_resize, size ({"shortest_edge"} or {"height", "width"}), resample
-    (Pillow's numbers), do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std.
+    (Pillow's numbers), do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std. They
+    may be set later, or given to a call, for that call alone; ConfigError where a value is none of theirs.
     `decoder`: see `load_image`. `fast=True` lets the JPEG decoder shrink large pictures by 2, 4 or 8 while their sides
     stay at least twice what the resize makes of them: pixel_values are then no longer bit-equal (cosine to the exact
     ones of photographs above 0.999), everything else stays as it is.
@@ -85,17 +102,27 @@ class ImageProcessor:
         kind: str = "CLIP",
     ):
         self.kind = kind
-        self.do_resize, self.size, self.resample = do_resize, _size(size, "size"), resample
+        self.do_resize, self.size, self.resample = do_resize, size, resample
+        self.crop_size = crop_size if do_center_crop else None
         self.do_center_crop = do_center_crop
-        self.crop_size = _size(crop_size, "crop_size", square=True) if do_center_crop else None
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
-        self.do_normalize = do_normalize
-        self.image_mean, self.image_std = _three(image_mean, 0.0), _three(image_std, 1.0)
+        self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
         self.decoder, self.fast = decoder, fast
         self.num_threads = num_threads or _C.default_threads()
-        if type(resample) is not int or resample not in range(6):
-            raise ConfigError(f"resample: found {resample!r}, expected Pillow's 0 to 5")
-        self.table = self._table(np.arange(256, dtype=np.uint8))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CHECKS:
+            value = CHECKS[name](value)
+            fields = self.__dict__ | {name: value}
+            if fields.get("do_center_crop") and fields.get("crop_size") is None:
+                raise ConfigError("crop_size: found None, expected a size where do_center_crop is set")
+        super().__setattr__(name, value)
+        self.__dict__.pop("table", None)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """(3, 256) float32, what each byte of each channel becomes."""
+        return self._table(np.arange(256, dtype=np.uint8))
 
     @classmethod
     def from_config(cls, config: Config, **overrides: Any) -> ImageProcessor:
@@ -121,19 +148,19 @@ class ImageProcessor:
         Raises ConfigError when preprocessor_config.json is missing or malformed.
         """
         hub = hub_options(kwargs)
-        kwargs.pop("use_fast", None)
-        kwargs.pop("backend", None)
         folder = resolve(name, weights=False, **hub)
         return cls.from_config(_read_config(folder), **kwargs)
 
     def __call__(
-        self, images: Any, return_tensors: str | None = "np", positions: list[int] | None = None
+        self, images: Any, return_tensors: str | None = "np", positions: list[int] | None = None, **settings: Any
     ) -> BatchFeature:
         """`images`: one picture or a list; see `load_image` for what a picture may be.
 
-        `positions` are the numbers errors give the pictures, default 0, 1, ... Raises ImageError that names the
-        picture's number; a ValueError for an empty list.
+        `positions` are the numbers errors give the pictures, default 0, 1, ...; `settings` are fields of this call
+        alone. Raises ImageError that names the picture's number; a ValueError for an empty list.
         """
+        if settings:
+            return self._changed(settings)(images, return_tensors, positions)
         batch = list(images) if isinstance(images, list | tuple) else _as_batch(images)
         if not batch:
             raise ValueError("images: the list is empty, expected at least one picture")
@@ -142,6 +169,15 @@ class ImageProcessor:
         return BatchFeature(pixel_values=tensors)
 
     preprocess = __call__
+
+    def _changed(self, settings: dict[str, Any]) -> ImageProcessor:
+        """This processor with some fields set."""
+        if unknown := sorted(set(settings) - set(FIELDS)):
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
+        changed = copy.copy(self)
+        for name in (name for name in FIELDS if settings.get(name) is not None):
+            setattr(changed, name, settings[name])
+        return changed
 
     def _pipeline(self, batch: list[Any], positions: Any) -> np.ndarray:
         """Each picture from source to pixel_values on one thread, so that its pixels are resized while in the cache."""
@@ -153,7 +189,7 @@ class ImageProcessor:
                 images = list(run(self._load, batch, positions))
                 shape = self._common_shape(images)
                 out = np.empty((len(batch), 3, *shape), np.float32)
-                list(run(self._fill, out, images))
+                list(run(self._fill, out, images, positions))
                 return out
             out = np.empty((len(batch), 3, *shape), np.float32)
             local = threading.local()
@@ -161,15 +197,17 @@ class ImageProcessor:
             def work(index: int) -> None:
                 if not hasattr(local, "scratch"):
                     local.scratch = Scratch(self._least if self.fast else None)
-                self._fill(out[index], self._load(batch[index], positions[index], local.scratch))
+                pixels = self._load(batch[index], positions[index], local.scratch)
+                self._fill(out[index], pixels, positions[index])
 
             list(run(work, range(len(batch))))
             return out
 
-    def _fill(self, out: np.ndarray, image: np.ndarray) -> None:
+    def _fill(self, out: np.ndarray, image: np.ndarray, position: int) -> None:
         """pixel_values (3, H, W) of loaded pixels."""
         if image.dtype != np.uint8 or self.resample == NEAREST:
-            out[...] = self._process_floats(image[:, :, :3])
+            with _placed(position):
+                out[...] = self._process_floats(image[:, :, :3])
             return
         target = self._geometry(*image.shape[:2])
         _C.preprocess(out, (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:]), self.table)
@@ -183,10 +221,8 @@ class ImageProcessor:
         return shapes.pop()
 
     def _load(self, source: Any, position: int, scratch: Scratch | None = None) -> np.ndarray:
-        try:
+        with _placed(position):
             return load_pixels(source, self.decoder, scratch=scratch)
-        except ImageError as error:
-            raise ImageError(f"image {position}: {error}", position) from error
 
     def _output_shape(self) -> tuple[int, int] | None:
         """Height and width of every result, None where they depend on the picture."""
@@ -230,11 +266,11 @@ class ImageProcessor:
 
     def _process_floats(self, image: np.ndarray) -> np.ndarray:
         """Arrays that are not bytes, and nearest neighbour: step by step, as transformers does."""
-        scaled, pixels = _to_bytes(image)
         new_height, new_width, height, width, top, left = self._geometry(*image.shape[:2])
         if not self.do_resize:
             values = image
         else:
+            scaled, pixels = _to_bytes(image)
             values = _resize(pixels, new_height, new_width, self.resample)
             if scaled:
                 values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -249,19 +285,7 @@ class ImageProcessor:
         return table.reshape(3, height, width)
 
     def to_dict(self) -> dict[str, Any]:
-        names = (
-            "do_resize",
-            "size",
-            "resample",
-            "do_center_crop",
-            "crop_size",
-            "do_rescale",
-            "rescale_factor",
-            "do_normalize",
-            "image_mean",
-            "image_std",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in FIELDS}
 
     def __repr__(self) -> str:
         return f"ImageProcessor({self.to_dict()})"
@@ -326,11 +350,53 @@ def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
     return dict(value)
 
 
-def _three(value: Any, default: float) -> list[float]:
+def _three(value: Any, name: str, default: float, least: float) -> list[float]:
     numbers = [default] * 3 if value is None else list(value) if isinstance(value, list | tuple) else [value] * 3
-    if len(numbers) != 3 or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
-        raise ConfigError(f"image_mean, image_std: found {value!r}, expected 3 numbers")
+    if len(numbers) != 3 or not all(_is_number(n) and least <= n < 1e6 for n in numbers):
+        raise ConfigError(f"{name}: found {value!r}, expected 3 numbers{' above 0' if least > 0 else ''}")
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _resample(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in range(6):
+        raise ConfigError(f"resample: found {value!r}, expected Pillow's 0 to 5")
+    return int(value)
+
+
+def _factor(value: Any) -> float:
+    if not _is_number(value) or not 0 <= value <= 1e6:
+        raise ConfigError(f"rescale_factor: found {value!r}, expected a number from 0 to 1e6")
+    return value
+
+
+def _flag(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise ConfigError(f"{name}: found {value!r}, expected true or false")
+    return value
+
+
+CHECKS = {
+    **{name: functools.partial(_flag, name=name) for name in FIELDS if name.startswith("do_")},
+    "size": functools.partial(_size, name="size"),
+    "crop_size": lambda value: value if value is None else _size(value, "crop_size", square=True),
+    "resample": _resample,
+    "rescale_factor": _factor,
+    "image_mean": functools.partial(_three, name="image_mean", default=0.0, least=-1e6),
+    "image_std": functools.partial(_three, name="image_std", default=1.0, least=1e-12),
+}
+
+
+@contextlib.contextmanager
+def _placed(position: int) -> Iterator[None]:
+    """An ImageError within says which picture it is about."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"image {position}: {error}", position) from error
 
 
 def _crop_start(size: int, crop: int) -> int:
@@ -343,6 +409,8 @@ def _to_bytes(image: np.ndarray) -> tuple[bool, np.ndarray]:
     if image.dtype == np.uint8:
         return False, image
     low, high = image.min(), image.max()
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"array from {low} to {high}: expected finite values")
     if np.allclose(image, image.astype(int)):
         if low < 0 or high > 255:
             raise ImageError(f"array from {low} to {high}: expected whole values from 0 to 255")

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import _C
 from ..errors import ImageError
-from ..outputs import is_torch
+from ..outputs import is_torch, to_numpy
 
 __all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "open_regular", "pil_to_rgb",
            "read_file"]  # fmt: skip
@@ -51,7 +51,7 @@ def load_pixels(
     if decoder not in DECODERS:
         raise ValueError(f"decoder: found {decoder!r}, expected one of {', '.join(DECODERS)}")
     if is_torch(source):
-        source = source.detach().numpy()
+        source = to_numpy(source)
     if isinstance(source, np.ndarray):
         return array_to_rgb(source)
     if isinstance(source, str | os.PathLike):

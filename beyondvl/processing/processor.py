@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, read_json
+from ..encode import modality_of
 from ..errors import ConfigError
 from ..families.blip_2 import VIDEO_FRAMES
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
 from .features import FeatureExtractor, extractor_config
-from .image import ImageProcessor
+from .image import FIELDS, ImageProcessor
 from .text import Tokenizer, as_tensors
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
 
+TEXT_OPTIONS = ("padding", "truncation", "max_length", "add_special_tokens")  # change nothing where there is no text
 QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a folder of its own
 
 
@@ -42,13 +44,14 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
-        """Of a folder, a hub id or "beyond-vl-model"."""
+        """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override fields of the files, each of the part
+        that has such a field. TypeError where none has."""
         folder = resolve(name, weights=False, **hub_options(kwargs))
-        tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **kwargs)}
+        tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **_taken(kwargs, Tokenizer))}
         if (folder / QFORMER_TOKENIZER).is_dir():
             tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
         if sounds := extractor_config(folder):
-            return cls(None, **tokenizers, feature_extractor=FeatureExtractor.from_config(sounds))
+            return cls(None, **tokenizers, feature_extractor=FeatureExtractor.from_config(sounds, **kwargs))
         pictures = ImageProcessor.from_pretrained(folder, **kwargs)
         frames = {"InstructBlipVideo": VIDEO_FRAMES, "VideoMAE": _num_frames(folder)}.get(pictures.kind)
         placeholders = _placeholders(folder, "video" if frames else "image")
@@ -61,9 +64,9 @@ class Processor:
 
     def __call__(
         self,
+        *args: Any,
         images: Any = None,
         text: Any = None,
-        *,
         videos: Any = None,
         audio: Any = None,
         sampling_rate: int | None = None,
@@ -73,8 +76,11 @@ class Processor:
         """Inputs for a model.
 
         Args:
+            args: pictures (clips, sounds) and texts, in either order; a string is a text unless it ends in the
+                extension of a picture, a clip or a sound.
             text: a text or a list of texts; see Tokenizer for padding, truncation, max_length.
-            images: a picture or a list; see `load_image` for what a picture may be.
+            images: a picture or a list; see `load_image` for what a picture may be, and ImageProcessor for the fields
+                that may be given for this call alone.
             videos: for a model of clips, a clip or a list; see `load_video` for what a clip may be. InstructBlipVideo
                 takes four frames of each, X-CLIP as many as its config says; both take clips as `images` too.
             audio: for a model of sounds, a sound or a list; see `load_audio` for what a sound may be. Arrays need their
@@ -88,7 +94,9 @@ class Processor:
         Raises ValueError when neither is given.
         """
         if self.feature_extractor:
+            audio, text = _placed(args, text, audio=audio)
             return self._heard(text, audio, sampling_rate, return_tensors, kwargs, (images, videos))
+        images, text = _placed(args, text, images=images)
         if audio is not None:
             raise ValueError("audio: given to a processor of pictures, expected images")
         if self.num_frames:
@@ -97,23 +105,17 @@ class Processor:
             raise ValueError("videos: given to a processor of pictures; `encode` takes clips for every picture model")
         if text is None and images is None and videos is None:
             raise ValueError("found neither text nor images, expected at least one of them")
-        if (
-            videos is None
-            and not _looks_like_picture(images)
-            and (images is None or _is_text(images))
-            and not _is_text(text)
-        ):
-            text, images = images, text  # positional arguments in the order of older versions: text, then images
-        unknown = [] if text is not None else sorted(set(kwargs) - {"padding", "truncation", "max_length"})
+        settings = {name: kwargs.pop(name) for name in FIELDS if name in kwargs}
+        unknown = [] if text is not None else sorted(set(kwargs) - set(TEXT_OPTIONS))
         if unknown:
-            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor's settings are set on it")
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
         inputs = BatchFeature()
         if text is not None:
             inputs.update(self._texts(text, images is not None or videos is not None, return_tensors, kwargs))
         if images is not None:
-            inputs.update(self.image_processor(images, return_tensors=return_tensors))
+            inputs.update(self.image_processor(images, return_tensors=return_tensors, **settings))
         if videos is not None:
-            pixels = self.clips(videos)
+            pixels = self.clips(videos, **settings)
             inputs["pixel_values"] = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
         return inputs
 
@@ -121,8 +123,6 @@ class Processor:
         self, text: Any, audio: Any, rate: int | None, tensors: str | None, kwargs: dict[str, Any], seen: tuple
     ) -> BatchFeature:
         """Inputs for a model of texts and sounds."""
-        if self.feature_extractor.kind == "Whisper" and audio is None and seen[0] is not None:
-            audio, seen = seen[0], (None, None)  # its first argument is the sound
         if any(value is not None for value in seen):
             raise ValueError("images, videos: given to a processor of sounds, expected audio")
         if text is None and audio is None:
@@ -137,15 +137,18 @@ class Processor:
             inputs.update(self.feature_extractor(audio, sampling_rate=rate, return_tensors=tensors, **options))
         return inputs
 
-    def clips(self, videos: Any) -> np.ndarray:
-        """pixel_values (B, num_frames, 3, H, W) float32 of a clip or a list of clips."""
+    def clips(self, videos: Any, **settings: Any) -> np.ndarray:
+        """pixel_values (B, num_frames, 3, H, W) float32 of a clip or a list; `settings`: see ImageProcessor."""
         from .video import load_video
 
         clips = as_clips(videos)
         if not clips:
             raise ValueError("videos: the list is empty, expected at least one clip")
         return np.stack(
-            [self.image_processor(list(load_video(clip, num_frames=self.num_frames)))["pixel_values"] for clip in clips]
+            [
+                self.image_processor(list(load_video(clip, num_frames=self.num_frames)), **settings)["pixel_values"]
+                for clip in clips
+            ]
         )
 
     def _texts(
@@ -216,16 +219,26 @@ def _num_frames(folder: Path) -> int:
     return fields.section("vision_config").integer("num_frames", 8, 1, 256)
 
 
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, list | tuple) and value else value
+def _placed(args: tuple[Any, ...], text: Any, **named: Any) -> tuple[Any, Any]:
+    """(what is `named`, text) of what came without a name, in either order (older versions of transformers took the
+    text first), and with one. TypeError for more of either than one."""
+    ((name, other),) = named.items()
+    for value in args:
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(first, str) and modality_of(first) == "text":
+            if text is not None:
+                raise TypeError("text: found twice, expected once")
+            text = value
+        elif value is not None and other is not None:
+            raise TypeError(f"{name}: found twice, expected once")
+        elif value is not None:
+            other = value
+    return other, text
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(_first(value), str)
-
-
-def _looks_like_picture(value: Any) -> bool:
-    return hasattr(_first(value), "shape") or hasattr(_first(value), "getbands")
+def _taken(kwargs: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Those options that a class has, which are taken out."""
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__init__.__kwdefaults__}
 
 
 class AutoProcessor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ class Tokenizer:
             return token if kind == name or token is None else self.backend.token_to_id(token)
         raise AttributeError(f"Tokenizer has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A special token may be set, pad_token for example. ValueError where it is not in the vocabulary."""
+        if name not in SPECIAL:
+            super().__setattr__(name, value)
+            return
+        if value is not None and self.backend.token_to_id(value) is None:
+            raise ValueError(f"{name}: found {value!r}, expected a token of the vocabulary")
+        self.special_tokens = self.special_tokens | {name: value}
+        self.pad_token_id, self.unk_token_id = self._id("pad_token", 0), self._id("unk_token", None)
+
     def _id(self, kind: str, default: int | None) -> int | None:
         token = self.special_tokens.get(kind)
         found = self.backend.token_to_id(token) if token is not None else None
@@ -76,7 +87,6 @@ class Tokenizer:
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
         """Of a folder, a hub id or "beyond-vl-model". Raises ConfigError when no tokenizer files are there."""
         hub = hub_options(kwargs)
-        kwargs.pop("use_fast", None)
         folder = resolve(name, weights=False, **hub)
         settings = _settings(folder)
         backend, defaults = build_backend(folder, settings)
@@ -116,7 +126,10 @@ class Tokenizer:
             return self.backend.id_to_token(int(ids))
         return [self.backend.id_to_token(int(i)) for i in ids]
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+        """The text of ids, or of each row of them."""
+        if not isinstance(ids, int | np.integer) and len(ids) and np.ndim(ids[0]):
+            return self.batch_decode(ids, skip_special_tokens)
         ids = [int(i) for i in np.asarray(ids).reshape(-1)]
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         suffix = getattr(self.backend.model, "end_of_word_suffix", None)
@@ -140,27 +153,41 @@ class Tokenizer:
 
         Args:
             padding: False, True or "longest", or "max_length" (to `max_length`, else the model's length).
-            truncation: cut at `max_length`, else the model's length; special tokens are kept.
+            truncation: cut at `max_length`, else the model's length; special tokens are kept. Without it and without
+                padding, a `max_length` cuts too, as in transformers.
             return_tensors: "np", "pt" or None for lists.
+            return_attention_mask, return_token_type_ids: True or False; None as the model takes them.
 
         Raises ValueError for an empty list, for lengths that differ when tensors are asked for without padding, and
         TypeError for anything that is not text.
         """
-        for name, value in kwargs.items():
-            if name not in ("return_attention_mask", "return_token_type_ids") or value not in (None, True):
-                raise TypeError(f"unexpected argument {name}={value!r}")
+        names = self._names(kwargs)
+        max_length, truncation = _checked_length(max_length), _checked_truncation(truncation, padding, max_length)
         texts = _texts(text)
         encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         ids = [self._truncate(e.ids, truncation, max_length, add_special_tokens) for e in encodings]
         self._warn(ids, truncation, add_special_tokens)
         width = self._width(ids, padding, max_length)
-        fields = self._pad(ids, width)
+        fields = self._pad(ids, width, names)
         if isinstance(text, str) and return_tensors is None:
             return BatchFeature({name: rows[0] for name, rows in fields.items()})
         return BatchFeature(fields if return_tensors is None else as_tensors(fields, return_tensors))
 
-    def _truncate(self, ids: list[int], truncation: Any, max_length: int | None, special: bool) -> list[int]:
-        if not truncation or truncation == "do_not_truncate":
+    def _names(self, kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Fields to return; TypeError for an unknown argument."""
+        names = dict.fromkeys(("input_ids", *self.model_input_names))
+        for name, value in kwargs.items():
+            field = name.removeprefix("return_")
+            if name not in ("return_attention_mask", "return_token_type_ids") or value not in (None, True, False):
+                raise TypeError(f"unexpected argument {name}={value!r}")
+            if value is False:
+                names.pop(field, None)
+            elif value:
+                names[field] = None
+        return tuple(names)
+
+    def _truncate(self, ids: list[int], truncation: bool, max_length: int | None, special: bool) -> list[int]:
+        if not truncation:
             return ids
         most = max_length or self.model_max_length
         if len(ids) <= most:
@@ -193,8 +220,8 @@ class Tokenizer:
             return 0
         raise ValueError(f"padding: found {padding!r}, expected True, False, 'longest' or 'max_length'")
 
-    def _pad(self, ids: list[list[int]], width: int) -> dict[str, list[list[int]]]:
-        fields: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *self.model_input_names)}
+    def _pad(self, ids: list[list[int]], width: int, names: tuple[str, ...]) -> dict[str, list[list[int]]]:
+        fields: dict[str, list[list[int]]] = {name: [] for name in names}
         for row in ids:
             gap = max(0, width - len(row))
             values = {
@@ -250,7 +277,26 @@ def _caller_level() -> int:
     return level
 
 
+def _checked_length(max_length: Any) -> int | None:
+    if max_length is None:
+        return None
+    if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer) or max_length < 1:
+        raise ValueError(f"max_length: found {max_length!r}, expected a whole number from 1")
+    return int(max_length)
+
+
+def _checked_truncation(truncation: Any, padding: Any, max_length: int | None) -> bool:
+    """Whether to cut."""
+    if truncation is None:
+        return max_length is not None and padding in (False, None, "do_not_pad")
+    if truncation not in (True, False, "longest_first", "only_first", "do_not_truncate"):
+        raise ValueError(f"truncation: found {truncation!r}, expected True or False")
+    return truncation not in (False, "do_not_truncate")
+
+
 def _texts(text: Any) -> list[str]:
+    if not isinstance(text, Iterable) or isinstance(text, bytes):
+        raise TypeError(f"text: found {type(text).__name__}, expected a text or a list of texts")
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("text: the list is empty, expected at least one text")

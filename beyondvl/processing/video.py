@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError, VideoError
-from ..outputs import is_torch
+from ..outputs import is_torch, to_numpy
 from .loading import MAX_PIXELS, check_pixels, load_image, open_regular, pil_to_rgb, read_file
 
 __all__ = ["Sampling", "load_video", "video_frames"]
@@ -109,7 +109,7 @@ def video_frames(source: Any, sampling: Sampling, num_threads: int = 0) -> Itera
     """As `load_video`, frame by frame, so that a long clip is never in memory at once. `num_threads`: of the decoder;
     0: as many as it likes."""
     if is_torch(source):
-        source = source.detach().numpy()
+        source = to_numpy(source)
     if isinstance(source, np.ndarray):
         if source.ndim != 4 or 0 in source.shape:
             raise VideoError(f"array of shape {source.shape}: expected [T, H, W, 3] or [T, 3, H, W]")

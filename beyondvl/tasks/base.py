@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..encode import check_batch_size
 from ..families.registry import Head
 from ..generation import GenerationSettings, generate
 from ..modeling import PreTrainedModel, prepared
@@ -73,6 +74,7 @@ class TaskModel(PreTrainedModel):
 
         Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
         """
+        check_batch_size(batch_size)
         if pixel_values is None:
             items = self._items(images)
             parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))
@@ -114,7 +116,8 @@ class TaskModel(PreTrainedModel):
         return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
     def _decoded(self, ids: np.ndarray) -> list[str]:
-        kept = [[i for i in row if i not in self.tokens.values()] for row in ids.tolist()]
+        special = {i for ids in self.tokens.values() for i in (ids if isinstance(ids, tuple) else (ids,))}
+        kept = [[i for i in row if i not in special] for row in ids.tolist()]
         return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
     def _contexts(self, pixels: np.ndarray) -> list[Any]:
@@ -131,8 +134,8 @@ class TaskModel(PreTrainedModel):
         return generate(self.tower("decoder"), source, ids, mask, chosen, self.num_threads)
 
     @cached_property
-    def tokens(self) -> dict[str, int]:
-        """Ids that generation begins, ends and pads with."""
+    def tokens(self) -> dict[str, int | tuple[int, ...]]:
+        """Ids that generation begins, ends (one or several) and pads with."""
         return self.head.tokens(self.config)
 
     @cached_property

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encode import modality_of
+from ..encode import check_batch_size, modality_of
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, TaskModel, require_pairs, text_inputs
@@ -57,6 +57,7 @@ class MatchingModel(TaskModel):
 
         Texts are cut at the model's length, as `encode` does.
         """
+        check_batch_size(batch_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("texts: the list is empty, expected at least one text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, read_json
+from ..encode import check_batch_size
 from ..errors import ConfigError
 from ..generation import GenerationSettings, generate, log_softmax
 from ..modeling import check_neutral
@@ -265,12 +267,11 @@ class TranscribingModel(TaskModel):
         if timestamps:
             first = self._stated.get("max_initial_timestamp_index")
             first = None if first is None else self._stated.integer("max_initial_timestamp_index", None, 0, self._vocab)
-            rule = timestamp_rule(self._no_timestamps, chosen.eos_token_id, ids.shape[1], first)
+            rule = timestamp_rule(self._no_timestamps, chosen.ends[0], ids.shape[1], first)
             chosen = chosen.updated({"logits_processor": (rule, *chosen.logits_processor)})
         found = generate(self.tower("decoder"), {"contexts": contexts}, ids, None, chosen, self.num_threads)
-        end = chosen.eos_token_id
         rows = [row[ids.shape[1] :] for row in found.tolist()]
-        return [row[: row.index(end)] if end in row else row for row in rows]
+        return [list(itertools.takewhile(lambda token: token not in chosen.ends, row)) for row in rows]
 
     # ---- sounds of any length
 
@@ -406,8 +407,7 @@ def check_transcription(
     """ValueError for what `transcribe` cannot do."""
     if timestamps not in (True, False):
         raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size: found {batch_size!r}, expected a whole number from 1")
+    check_batch_size(batch_size)
     if settings.get("num_return_sequences", 1) not in (1, None):
         raise ValueError(f"num_return_sequences: found {settings['num_return_sequences']}, expected 1 here")
     if length in (None, 0):

@@ -92,8 +92,8 @@ class CaptioningModel(TaskModel):
         self, source: dict[str, Any], ids: np.ndarray, mask: np.ndarray | None, settings: dict[str, Any]
     ) -> Iterator[np.ndarray]:
         chosen = self.generation_settings.updated(settings)
-        if chosen.num_beams > 1:
-            raise ValueError("stream: found num_beams above 1, expected greedy search or sampling")
+        if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
+            raise ValueError("stream: found num_beams or num_return_sequences above 1, expected one sequence an item")
         tower = self.tower("decoder")
         positions = tower.program.info()["max_positions"]
         most = chosen.lengths(ids.shape[1], positions)[1]
@@ -103,13 +103,15 @@ class CaptioningModel(TaskModel):
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
         """Captions of pictures, a string for one picture. A prompt is continued, and is part of the caption; a language
         model with an encoder (Flan-T5) reads it and answers."""
-        single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list)
+        single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list | tuple)
         one_each(settings)
         encoded = self._encoded(images, None)
         if prompt is None:
             texts = self._decoded(self.generate(images=encoded, **settings))
         else:
-            texts = self._continued(encoded, [prompt] * len(encoded) if isinstance(prompt, str) else prompt, settings)
+            texts = self._continued(
+                encoded, [prompt] * len(encoded) if isinstance(prompt, str) else list(prompt), settings
+            )
         return texts[0] if single else texts
 
     def _continued(
@@ -147,7 +149,7 @@ class AnswersMixin:
         it."""
         one_each(settings)
         encoded = self._encoded(images, None)
-        asked = questions if isinstance(questions, list) else [questions] * len(encoded)
+        asked = list(questions) if isinstance(questions, list | tuple) else [questions] * len(encoded)
         single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
         texts = self._answers(encoded, asked, settings)
         return texts[0] if single else texts

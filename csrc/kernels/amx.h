@@ -1,4 +1,4 @@
-/* amx.h: products on AMX, bfloat16 and int8, in tiles of up to 32 rows x 32 columns.
+/* amx.h: products on AMX (all but float32) in tiles of up to 32 rows x 32 columns.
  *
  *   registers 0..3: C, two by two of 16 x 16   4, 5: A, 16 rows x 16 words   6, 7: W, 16 words x 16 columns
  *

@@ -6,9 +6,10 @@
  *   bfloat16   native: two bfloat16; else one   the same number of bfloat16
  *              float
  *   int8       VNNI: four int8; else two int16  as many bytes, 128 added: the products are u8 x s8
- *   bfloat16x3 as bfloat16; rows and panels hold the leading parts, then as many words of the rests
+ *   bfloat16x3 as bfloat16; rows and panels hold the leading parts, then as many words of the rests;
+ *              an infinite operand gives NaN
  *
- * Accumulators are vf in all three; for int8 their bits are int32. The constant 128 is taken off at the end,
+ * Accumulators are vf in all; for int8 their bits are int32. The constant 128 is taken off at the end,
  * by means of the row's sum that the operand carries.
  */
 #ifndef BVL_DOT_H

@@ -305,7 +305,8 @@ static void gate(float *y, const float *x, bvl_activation act, int64_t n) {
 }
 
 static void l2_normalize(float *y, const float *x, int64_t n) {
-    const vf inv = v_set1(1.0f / fmaxf(sqrtf(v_sum(row_sums(x, n, v_set1(0.0f), true))), 1e-12f));
+    const float norm = sqrtf(v_sum(row_sums(x, n, v_set1(0.0f), true)));
+    const vf inv = v_set1(1.0f / (norm < 1e-12f ? 1e-12f : norm)); /* a row with a NaN is NaN */
     for (int64_t j = 0; j < n; j += V_WIDTH) v_store_first(y + j, v_load_first(x + j, n - j) * inv, n - j);
 }
 

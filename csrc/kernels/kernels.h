@@ -104,7 +104,7 @@ typedef struct {
     int mr, nr;           /* float32 microkernel tile; weights are packed in panels of nr columns */
     int strip_rows;       /* of a product, for which reading its weights is little beside computing */
     int strip_step;       /* a strip has a multiple of these rows: whole tiles */
-    int inner_columns;    /* most of a part of a feed-forward, whose rows stay near; 0: no parts */
+    int inner_columns;    /* of a part of a feed-forward, so that its rows stay near; 0: no parts */
     int micro_batch_rows; /* that a worker takes through a program at once, strip by strip */
     bool bf16_rows; /* bfloat16 is native: its operand is a plain bfloat16 row, and epilogues write such */
 
@@ -162,7 +162,7 @@ const char *bvl_kernels_reason(void);
 /* name NULL: reads BEYONDVL_ISA. Unknown names and levels this machine lacks are refused. */
 bvl_status bvl_kernels_select(const char *name, bvl_error *err);
 
-/* To the nearest, ties to even, as the hardware does; NaN stays NaN. */
+/* To the nearest, ties to even; NaN stays NaN. */
 BVL_INLINE uint16_t bvl_to_bf16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);

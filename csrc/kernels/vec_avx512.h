@@ -180,7 +180,11 @@ BVL_INLINE vf v_store_digits(void *p, vf x, vf sum) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), n));
 }
 BVL_INLINE int32_t v_sum_int(vf bits) {
-    return _mm512_reduce_add_epi32(_mm512_castps_si512(bits));
+    const __m512i v = _mm512_castps_si512(bits);
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
 }
 /* how many lanes have a > b */
 BVL_INLINE int v_count_gt(vf a, vf b) {

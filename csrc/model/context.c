@@ -79,7 +79,7 @@ static void context_run(const bvl_record *r, const bvl_run *run) {
     if (src->text && in->attention_mask && !run->padded) {
         bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
         for (int64_t i = begin; i < end; i++)
-            keep_unmasked(kv + i * T * ld, ld, in->attention_mask + (run->first + i) * T, T);
+            keep_unmasked(kv + i * T * ld, ld, bvl_item_mask(in, run->first + i), T);
         bvl_barrier(run->team);
     }
     bvl_share(run->count * shape->heads, run->team.tid, run->team.nt, &begin, &end);

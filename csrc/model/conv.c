@@ -18,6 +18,8 @@ typedef struct {
     bool residual;
 } inverted_residual;
 
+enum { MOST = 1 << 14 }; /* of a side, a kernel, a stride */
+
 enum {
     P_HEIGHT,
     P_WIDTH,
@@ -32,22 +34,27 @@ enum {
 };
 enum { EXPAND_W, EXPAND_B, DEPTHWISE_W, DEPTHWISE_B, PROJECT_W, PROJECT_B };
 
+/* q: the parameters as whole numbers. */
 static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                          bvl_error *err) {
+                                          int64_t q[P_RESIDUAL + 1], bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    const double *q = b->params;
     int64_t channels = src->cols;
-    if (src->text || dst->text || src->rows != (int64_t)(q[P_HEIGHT] * q[P_WIDTH]) ||
-        dst->rows != (int64_t)(q[P_OUT_HEIGHT] * q[P_OUT_WIDTH]))
+    for (int i = 0; i <= P_RESIDUAL; i++) {
+        const int64_t least = i == P_PAD_TOP || i == P_PAD_LEFT || i >= P_ACT ? 0 : 1;
+        const int64_t most = i == P_ACT ? BVL_ACT_COUNT - 1 : i == P_RESIDUAL ? 1 : MOST;
+        if (bvl_expect_whole(r->op, b, i, least, most, &q[i], err) != BVL_OK) return err->status;
+    }
+    if (src->text || dst->text || src->rows != q[P_HEIGHT] * q[P_WIDTH] ||
+        dst->rows != q[P_OUT_HEIGHT] * q[P_OUT_WIDTH])
         return bvl_fail(err, BVL_INVALID, "inverted_residual: rows do not match height x width");
-    if (q[P_RESIDUAL] != 0 && (src->rows != dst->rows || src->cols != dst->cols))
+    if (q[P_RESIDUAL] && (src->rows != dst->rows || src->cols != dst->cols))
         return bvl_fail(err, BVL_INVALID, "inverted_residual: a residual needs equal shapes");
     if (b->weights[EXPAND_W].data) {
         if (bvl_expect(r->op, b, EXPAND_W, 2, -1, src->cols, 0, 0, err) != BVL_OK) return err->status;
         channels = b->weights[EXPAND_W].shape[0];
         if (bvl_expect(r->op, b, EXPAND_B, 1, channels, 0, 0, 0, err) != BVL_OK) return err->status;
     }
-    const int64_t taps = (int64_t)(q[P_KERNEL] * q[P_KERNEL]);
+    const int64_t taps = q[P_KERNEL] * q[P_KERNEL];
     if (bvl_expect(r->op, b, DEPTHWISE_W, 2, taps, channels, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, DEPTHWISE_B, 1, channels, 0, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, PROJECT_W, 2, dst->cols, channels, 0, 0, err) != BVL_OK)
@@ -56,23 +63,23 @@ static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record
 }
 
 static bvl_status inverted_residual_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const double *q = b->params;
+    int64_t q[P_RESIDUAL + 1];
     const bvl_array *w = b->weights;
-    if (inverted_residual_check(p, r, b, err) != BVL_OK) return err->status;
+    if (inverted_residual_check(p, r, b, q, err) != BVL_OK) return err->status;
     inverted_residual *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for inverted_residual");
     const int64_t channels = w[DEPTHWISE_W].shape[1];
     s->act = (bvl_activation)q[P_ACT];
     s->residual = q[P_RESIDUAL] != 0;
     s->shape = (bvl_conv_shape){channels,
-                                (int64_t)q[P_HEIGHT],
-                                (int64_t)q[P_WIDTH],
-                                (int64_t)q[P_OUT_HEIGHT],
-                                (int64_t)q[P_OUT_WIDTH],
-                                (int64_t)q[P_KERNEL],
-                                (int64_t)q[P_STRIDE],
-                                (int64_t)q[P_PAD_TOP],
-                                (int64_t)q[P_PAD_LEFT],
+                                q[P_HEIGHT],
+                                q[P_WIDTH],
+                                q[P_OUT_HEIGHT],
+                                q[P_OUT_WIDTH],
+                                q[P_KERNEL],
+                                q[P_STRIDE],
+                                q[P_PAD_TOP],
+                                q[P_PAD_LEFT],
                                 w[EXPAND_W].data ? bvl_padded(channels) : p->slots[r->src].ld,
                                 bvl_padded(channels)};
     const bvl_precision precision = bvl_outer_precision(p, p->slots[r->dst].rows);

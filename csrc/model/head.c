@@ -66,9 +66,11 @@ static bvl_status linear_build(bvl_program *p, bvl_record *r, const bvl_build *b
         return err->status;
     if (b->weights[1].data && bvl_expect(r->op, b, 1, 1, N, 0, 0, 0, err) != BVL_OK) return err->status;
     if (r->src == r->dst) return bvl_fail(err, BVL_INVALID, "linear: expected two slots");
+    int64_t act;
+    if (bvl_expect_whole(r->op, b, 0, 0, BVL_ACT_COUNT - 1, &act, err) != BVL_OK) return err->status;
     linear_state *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for linear");
-    s->act = (bvl_activation)b->params[0];
+    s->act = (bvl_activation)act;
     s->accumulate = b->params[1] != 0;
     if (s->accumulate && s->act != BVL_ACT_NONE)
         return bvl_fail(err, BVL_INVALID, "linear: an activation and accumulate do not go together");
@@ -175,12 +177,11 @@ static void pool_run(const bvl_record *r, const bvl_run *run) {
     for (int64_t i = begin; i < end; i++) {
         const float *x = run->slots[r->src] + i * T * src->ld;
         float *y = run->slots[r->dst] + i * dst->ld;
-        const int64_t at = (run->first + i) * in->L;
         if (T < 1)
             memset(y, 0, (size_t)src->cols * sizeof(float));
         else if (s->kind == POOL_MEAN)
             bvl_mean_rows(run->kernels, y, x, src->ld, T, src->cols,
-                          text && in->attention_mask ? in->attention_mask + at : NULL);
+                          text ? bvl_item_mask(in, run->first + i) : NULL);
         else
             memcpy(y, x + (run->pool ? 0 : pool_row(r, run, i)) * src->ld, (size_t)src->cols * sizeof(float));
     }

@@ -6,7 +6,6 @@
  * call's pixel_values, in each item one or several, or with src != dst the source slot, whose rows are the
  * lines of its channels: a convolution along time is one whose kernel is as wide as the picture.
  */
-#include <math.h>
 #include <string.h>
 
 #include "../arena.h"
@@ -43,13 +42,10 @@ enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
 bvl_status bvl_patches_build(const bvl_record *r, const bvl_build *b, const bvl_array *weight, int64_t ld,
                              bvl_patches *patches, bvl_error *err) {
     int64_t n[P_ACT];
-    for (int i = 0; i < P_ACT; i++) {
-        const double value = b->params[i], least = i == P_PAD_TOP || i == P_PAD_LEFT ? 0 : 1;
-        if (!(value >= least && value <= 1 << 20) || value != floor(value))
-            return bvl_fail(err, BVL_INVALID, "%s: %s: found %g, expected a whole number from %g to 2^20",
-                            r->op->name, r->op->params[i], value, least);
-        n[i] = (int64_t)value;
-    }
+    for (int i = 0; i < P_ACT; i++)
+        if (bvl_expect_whole(r->op, b, i, i == P_PAD_TOP || i == P_PAD_LEFT ? 0 : 1, 1 << 20, &n[i], err) !=
+            BVL_OK)
+            return err->status;
     *patches = (bvl_patches){.channels = n[P_CHANNELS],
                              .height = n[P_HEIGHT],
                              .width = n[P_WIDTH],
@@ -79,16 +75,12 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
         (src->text || src->rows < patches->channels * patches->height || src->cols != patches->width))
         return bvl_fail(err, BVL_INVALID, "patch_embed: slot %s of %lld x %lld does not hold the picture",
                         src->name, (long long)src->rows, (long long)src->cols);
-    if (!(b->params[P_ACT] >= 0 && b->params[P_ACT] < BVL_ACT_COUNT))
-        return bvl_fail(err, BVL_INVALID, "patch_embed: activation: found %g, expected 0 to %d",
-                        b->params[P_ACT], BVL_ACT_COUNT - 1);
-    const double pictures = b->params[P_PICTURES], spare = b->params[P_SPARE];
-    if (!(pictures >= 1 && pictures <= 1 << 12) || pictures != floor(pictures) ||
-        !(spare >= 0 && spare <= 64) || spare != floor(spare) || (pictures > 1 && r->src != r->dst))
-        return bvl_fail(err, BVL_INVALID,
-                        "patch_embed: found %g pictures, %g rows to spare: expected 1 to 4096, 0 to 64",
-                        pictures, spare);
-    const int64_t wanted = (int64_t)pictures * (total + (int64_t)spare);
+    int64_t act, pictures, spare;
+    if (bvl_expect_whole(r->op, b, P_ACT, 0, BVL_ACT_COUNT - 1, &act, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_PICTURES, 1, r->src == r->dst ? 1 << 12 : 1, &pictures, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_SPARE, 0, 64, &spare, err) != BVL_OK)
+        return err->status;
+    const int64_t wanted = pictures * (total + spare);
     if (dst->text || dst->rows != wanted)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)wanted);

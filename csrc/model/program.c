@@ -75,7 +75,9 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
                            bvl_error *err) {
     bvl_record record = {op, src, dst, NULL};
     if (program->sealed)
-        return bvl_fail(err, BVL_INVALID, "%s: the program has run, it is immutable", op->name);
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: the program has run, or a record before this one failed: it is immutable",
+                        op->name);
     if (program->record_count == BVL_MAX_RECORDS)
         return bvl_fail(err, BVL_INVALID, "%s: more than %d records", op->name, BVL_MAX_RECORDS);
     bvl_record *records =
@@ -84,6 +86,7 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
     program->records = records;
     if (op->build(program, &record, build, err) != BVL_OK) {
         bvl_free(record.state);
+        program->sealed = true; /* what it took from the store, or set of the program, stays */
         return err->status;
     }
     program->records[program->record_count++] = record;
@@ -113,6 +116,16 @@ bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int 
     format_shape(expected, sizeof expected, rank, wanted);
     return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name, op->weights[weight],
                     found, expected);
+}
+
+bvl_status bvl_expect_whole(const bvl_op *op, const bvl_build *build, int param, int64_t least, int64_t most,
+                            int64_t *out, bvl_error *err) {
+    const double value = build->params[param];
+    if (!(value >= (double)least && value <= (double)most) || value != floor(value))
+        return bvl_fail(err, BVL_INVALID, "%s: %s: found %g, expected a whole number from %lld to %lld",
+                        op->name, op->params[param], value, (long long)least, (long long)most);
+    *out = (int64_t)value;
+    return BVL_OK;
 }
 
 bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
@@ -279,7 +292,8 @@ int64_t bvl_context_rows(const bvl_program *p, const bvl_inputs *in, bool padded
     const bvl_slot *slot = &p->slots[p->context_slot];
     int64_t rows = 0;
     if (!slot->text || padded || !in->attention_mask) return bvl_slot_rows(slot, in);
-    for (int64_t t = 0; t < in->L; t++) rows += in->attention_mask[i * in->L + t] != 0;
+    const int64_t *mask = bvl_item_mask(in, i);
+    for (int64_t t = 0; t < in->L; t++) rows += mask[t] != 0;
     return rows;
 }
 

@@ -41,6 +41,11 @@ typedef struct {
     int64_t context_rows;
 } bvl_inputs;
 
+/* Of the tokens of this call, after those of the cache; NULL where all count. */
+BVL_INLINE const int64_t *bvl_item_mask(const bvl_inputs *in, int64_t item) {
+    return in->attention_mask ? in->attention_mask + item * (in->past + in->L) + in->past : NULL;
+}
+
 struct bvl_op;
 typedef struct {
     const struct bvl_op *op;
@@ -72,7 +77,7 @@ typedef struct {
     bool uncached;                  /* some block over a text has no layer of the cache */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
     bvl_store store;                                      /* all weights */
-    bool sealed;  /* set by the first run: nothing is added afterwards */
+    bool sealed;  /* set by the first run, or a record that failed: nothing is added afterwards */
     float *spare; /* scratch kept between calls, swapped atomically */
 } bvl_program;
 
@@ -180,6 +185,9 @@ BVL_INLINE int64_t bvl_run_rows(const bvl_run *run, int slot, int64_t *ld) {
 }
 
 /* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */
+/* Checks that a parameter is a whole number of a range, which is then *out. */
+bvl_status bvl_expect_whole(const bvl_op *op, const bvl_build *build, int param, int64_t least, int64_t most,
+                            int64_t *out, bvl_error *err);
 bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
                       int64_t d2, int64_t d3, bvl_error *err);
 

@@ -1,0 +1,315 @@
+"""What callers of transformers and sentence-transformers are used to writing does the same here, or says why not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_tasks import CAPTION, PHOTOS, WORDS, folders  # noqa: F401
+
+import beyondvl as bvl
+import models
+import pictures
+
+BERT = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 48, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 140, "max_position_embeddings": 40}  # fmt: skip
+MODULES = [{"type": "sentence_transformers.models.Transformer", "path": ""},
+           {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def default():
+    return bvl.AutoModel.from_pretrained("beyond-vl-model")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return bvl.AutoModel.from_pretrained(models.write(tmp_path_factory.mktemp("clip")))
+
+
+def sentence_encoder(folder: Path, pooling: dict, **files) -> Path:
+    models.write(folder, BERT, modules=MODULES, **files)
+    vocab = ["[PAD]", *[f"[unused{i}]" for i in range(99)], "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocab + [f"word{i}" for i in range(140 - len(vocab))]) + "\n")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+# ---- processors
+
+
+def test_a_path_given_as_images_is_a_picture(default):
+    """A string by its name alone may be either; a keyword says which."""
+    processor = default.processor
+    expected = processor(images=Path(PHOTOS[0]))["pixel_values"]
+    for given in ({"images": PHOTOS[0]}, {"images": [PHOTOS[0]]}):
+        found = processor(**given)
+        assert list(found) == ["pixel_values"] and np.array_equal(found["pixel_values"], expected)
+    for args in ((PHOTOS[0],), ("a cat", PHOTOS[0]), (PHOTOS[0], "a cat"), (None, PHOTOS[0])):
+        assert np.array_equal(processor(*args)["pixel_values"], expected)
+    assert "input_ids" in processor("a cat") and "pixel_values" not in processor("a cat")
+    with pytest.raises(bvl.ImageError, match="a cat: cannot be read"):
+        processor(images="a cat")
+    with pytest.raises(TypeError, match="text: found twice"):
+        processor("a cat", text="a dog")
+
+
+def test_fields_of_an_image_processor_may_be_set(default):
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    picture = pictures.photo(90, 70)
+    ours = bvl.ImageProcessor(size=48, crop_size=48, do_center_crop=True)
+    theirs = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 48}, crop_size=48, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    for name, value in (("do_normalize", False), ("do_rescale", False), ("do_normalize", True), ("image_std", [0.5] * 3),
+                        ("rescale_factor", 0.5), ("do_rescale", True), ("crop_size", {"height": 20, "width": 30}),
+                        ("size", {"height": 40, "width": 50}), ("resample", 2), ("do_center_crop", False)):  # fmt: skip
+        before = ours(picture)["pixel_values"]
+        expected = theirs(picture, return_tensors="np", **{name: value})["pixel_values"]
+        np.testing.assert_array_equal(ours(picture, **{name: value})["pixel_values"], expected)
+        np.testing.assert_array_equal(ours(picture)["pixel_values"], before)  # of that call alone
+        setattr(ours, name, value)
+        setattr(theirs, name, theirs.__class__(**{name: value}).__dict__[name])
+        np.testing.assert_array_equal(ours(picture)["pixel_values"], expected)
+    ours.crop_size, before = None, ours.to_dict()
+    for name, value in {"size": "big", "crop_size": {"height": 0, "width": 1}, "do_center_crop": True, "resample": 9,
+                        "image_std": [0.0] * 3, "do_rescale": "no", "rescale_factor": None}.items():  # fmt: skip
+        with pytest.raises(bvl.ConfigError, match=r"crop_size|" + name):
+            setattr(ours, name, value)
+    assert ours.to_dict() == before | {"crop_size": None}
+    with pytest.raises(TypeError, match="unexpected arguments: colour"):
+        ours(picture, colour=1)
+    expected = default.image_processor(picture, do_rescale=False)["pixel_values"]
+    np.testing.assert_array_equal(default.processor(images=picture, do_rescale=False)["pixel_values"], expected)
+
+
+def test_options_of_both_halves_of_a_processor():
+    load = bvl.AutoProcessor.from_pretrained
+    processor = load(
+        "beyond-vl-model", do_rescale=False, size=64, padding_side="left", num_threads=1, fast=True, use_fast=True,
+        backend="pil", trust_remote_code=False,
+    )  # fmt: skip
+    pictures_half, texts = processor.image_processor, processor.tokenizer
+    assert (pictures_half.do_rescale, pictures_half.size, pictures_half.fast) == (False, {"shortest_edge": 64}, True)
+    assert texts.padding_side == "left"
+    with pytest.raises(TypeError, match="nonsense"):
+        load("beyond-vl-model", nonsense=1)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        bvl.AutoTokenizer.from_pretrained("beyond-vl-model", trust_remote_code=True)
+
+
+def test_pictures_that_are_no_numbers_are_named(default):
+    fine = np.full((40, 50, 3), 0.5, np.float32)
+    for bad, message in ((np.full((40, 50, 3), np.nan), "nan"), (fine * 1000, "from 500.* expected whole|0 to 1")):
+        with pytest.raises(bvl.ImageError, match=f"image 1: .*(?:{message})") as caught:
+            default.encode([fine, bad])
+        assert caught.value.index == 1
+
+
+def test_tokenizers(default):
+    tokenizer = default.tokenizer
+    ids = tokenizer(["a cat", "two dogs"])["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == ["a cat", "two dogs"]
+    assert tokenizer.decode(np.array(ids), skip_special_tokens=True)[1] == "two dogs"
+    assert tokenizer.decode(ids[0], skip_special_tokens=True) == "a cat" and tokenizer.decode([]) == ""
+    long = "one two three four five six seven"
+    assert len(tokenizer(long, max_length=5)["input_ids"]) == 5
+    assert len(tokenizer(long, max_length=5, truncation=False)["input_ids"]) == 9
+    assert list(tokenizer("a", return_attention_mask=False)) == ["input_ids", "token_type_ids"]
+    assert list(tokenizer("a", return_token_type_ids=False)) == ["input_ids", "attention_mask"]
+    for bad, message in (({"truncation": "garbage"}, "truncation: found 'garbage'"), ({"max_length": 3.0}, "max_length: found 3.0"),
+                         ({"max_length": 0, "truncation": True}, "max_length: found 0")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            tokenizer(long, **bad)
+    with pytest.raises(TypeError, match="text: found NoneType, expected a text"):
+        tokenizer(None)
+    other = bvl.AutoTokenizer.from_pretrained("beyond-vl-model")
+    other.pad_token = "cat"
+    assert other.pad_token_id == other.convert_tokens_to_ids("cat")
+    assert other(["a", "a dog"], padding=True)["input_ids"][0][-1] == other.pad_token_id
+    with pytest.raises(ValueError, match="pad_token: found 'no such token'"):
+        other.pad_token = "no such token"
+
+
+# ---- models
+
+
+def test_inputs_without_a_name(clip, tmp_path):
+    given = models.inputs()
+    ids, mask, pixels = given["input_ids"], given["attention_mask"], given["pixel_values"]
+    expected = clip(**given)
+    np.testing.assert_array_equal(clip(ids, pixels, mask).text_embeds, expected.text_embeds)
+    vision, text = (
+        getattr(bvl, f"CLIP{kind}ModelWithProjection").from_pretrained(clip.folder) for kind in ("Vision", "Text")
+    )
+    np.testing.assert_array_equal(vision(pixels).image_embeds, vision(pixel_values=pixels).image_embeds)
+    np.testing.assert_array_equal(text(ids, mask).text_embeds, text(input_ids=ids, attention_mask=mask).text_embeds)
+    with pytest.raises(TypeError, match="found 2 inputs without a name, expected at most 1: pixel_values"):
+        vision(pixels, mask)
+    with pytest.raises(TypeError, match="input_ids: found twice"):
+        text(ids, input_ids=ids)
+
+
+def test_other_floats_are_converted(clip):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    given = models.inputs()
+    expected = clip(**given)
+    pixels = given["pixel_values"].astype(np.float16)
+    half = clip(pixel_values=pixels.astype(np.float32)).image_embeds
+    for same in (pixels, torch.from_numpy(pixels), pixels.astype(np.float64), pixels.tolist()):
+        np.testing.assert_array_equal(np.asarray(clip(pixel_values=same).image_embeds), half)
+    rough = torch.from_numpy(given["pixel_values"]).to(torch.bfloat16)
+    found = clip(pixel_values=rough).image_embeds
+    assert torch.equal(found, clip(pixel_values=rough.float()).image_embeds)
+    mask = given["attention_mask"].astype(np.float32)
+    np.testing.assert_array_equal(clip(given["input_ids"], attention_mask=mask).text_embeds, expected.text_embeds)
+    with pytest.raises(ValueError, match="attention_mask: found dtype float32, expected integers"):
+        clip(given["input_ids"], attention_mask=mask * 0.5)
+    features = clip.get_image_features(torch.from_numpy(given["pixel_values"]))
+    assert torch.equal(features.pooler_output, features)
+    picture = torch.from_numpy(np.array(pictures.photo(60, 50))).float() / 255
+    image_processor = bvl.ImageProcessor(size=48)
+    expected = image_processor(picture.to(torch.bfloat16).float())["pixel_values"]
+    np.testing.assert_array_equal(image_processor(picture.to(torch.bfloat16))["pixel_values"], expected)
+
+
+def test_to_and_dtype(clip):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    assert clip.to("cpu") is clip and clip.to(torch.float32) is clip and clip.to(dtype=torch.float32) is clip
+    assert clip.to(torch.device("cpu")) is clip
+    with pytest.raises(ValueError, match="dtype: found bfloat16, expected float32"):
+        clip.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="device: found 'cuda'"):
+        clip.to("cuda")
+    inputs = bvl.ImageProcessor(size=48)(pictures.photo(60, 60), return_tensors="pt")
+    assert inputs.to("cpu") is inputs and inputs.to(torch.bfloat16).pixel_values.dtype == torch.bfloat16
+    load = bvl.AutoModel.from_pretrained
+    assert load(clip.folder, torch_dtype=torch.bfloat16).dtype == "bfloat16"
+    with pytest.raises(ValueError, match="dtype: found 'garbage'"):
+        load(clip.folder, torch_dtype="garbage")
+
+
+def test_copies_and_pickles(clip):
+    assert copy.deepcopy(clip) is clip and copy.copy(clip) is clip
+    again = pickle.loads(pickle.dumps(clip))
+    assert type(again) is type(clip) and again.num_threads == clip.num_threads
+    np.testing.assert_array_equal(again(**models.inputs()).image_embeds, clip(**models.inputs()).image_embeds)
+
+
+# ---- embeddings
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode": "mean"}, {"pooling_mode_mean_tokens": True}, {"pooling_mode": ["mean"]}]
+)
+def test_sentence_encoders_of_every_version(tmp_path, pooling):
+    model = bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / "model", pooling | {"embedding_dimension": 48}))
+    hidden = model(**model.tokenizer("a cat", return_tensors="np")).last_hidden_state
+    np.testing.assert_allclose(model.encode("a cat"), hidden[0].mean(0), atol=1e-6)
+
+
+def test_sentence_encoders_of_other_kinds_are_refused(tmp_path):
+    for i, (pooling, message) in enumerate((({"pooling_mode": "max"}, "pooling .'max'."), ({}, r"pooling \[\]"),
+                                            ({"pooling_mode": "mean", "include_prompt": False}, "include_prompt"))):  # fmt: skip
+        with pytest.raises(bvl.ConfigError, match=message):
+            bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / str(i), pooling))
+
+
+def test_prompts_of_sentence_encoders(tmp_path):
+    files = {
+        "config_sentence_transformers": {
+            "prompts": {"query": "what is ", "passage": "the "},
+            "default_prompt_name": "query",
+        }
+    }
+    model = bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / "model", {"pooling_mode": "mean"}, **files))
+    plain = model.encode("a cat", prompt="")
+    asked = model.encode("what is a cat", prompt="")
+    assert np.abs(asked - plain).max() > 0.01
+    for found in (model.encode("a cat"), model.encode(["a cat"], prompt_name="query")[0], model.encode_query({"text": "a cat"}),
+                  model.encode("a cat", prompt="what is ")):  # fmt: skip
+        np.testing.assert_array_equal(found, asked)
+    np.testing.assert_array_equal(model.encode_document("a cat"), model.encode("the a cat", prompt=""))
+    with pytest.raises(ValueError, match="prompt_name: found 'other', expected one of query, passage"):
+        model.encode("a cat", prompt_name="other")
+    files["config_sentence_transformers"]["default_prompt_name"] = "other"
+    model = bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / "other", {"pooling_mode": "mean"}, **files))
+    with pytest.raises(bvl.ConfigError, match="default_prompt_name: found 'other'"):
+        model.encode("a cat")
+
+
+def test_encode_takes_arrays_of_texts(default):
+    expected = default.encode(["a cat", "a dog"])
+    for texts in (np.array(["a cat", "a dog"]), np.array(["a cat", "a dog"], object)):
+        np.testing.assert_array_equal(default.encode(texts, batch_size=np.int64(4)), expected)
+    rows = default.encode(["a cat", "a dog"], convert_to_numpy=False)
+    assert isinstance(rows, list) and np.array_equal(rows, expected)
+    hits = bvl.semantic_search(query_embeddings=expected[:1], corpus_embeddings=expected, top_k=1)
+    assert hits[0][0]["corpus_id"] == 0
+    with pytest.raises(ValueError, match="corpus_chunk_size: found 0"):
+        bvl.semantic_search(expected, expected, corpus_chunk_size=0)
+
+
+# ---- words
+
+
+def test_generate_takes_what_transformers_takes(folders):  # noqa: F811
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    encoded = model.encode_image(PHOTOS[:2])
+    expected = model.generate(images=encoded, max_new_tokens=5)
+    found = model.generate(
+        images=encoded, max_new_tokens=np.int64(5), use_cache=True, streamer=None, stopping_criteria=None
+    )
+    np.testing.assert_array_equal(found, expected)
+    drawn = model.generate(
+        images=encoded, do_sample=True, num_return_sequences=3, max_new_tokens=5, temperature=3.0, seed=1
+    )
+    assert drawn.shape[0] == 6 and len({tuple(row) for row in drawn[:3]}) > 1
+    for bad, message in (({"num_return_sequences": 2}, "num_return_sequences: found 2, expected a whole number from 1 to 1"),
+                         ({"seed": -1}, "seed: found -1"), ({"use_cache": False}, "use_cache: found False"),
+                         ({"eos_token_id": []}, "eos_token_id: found no ids")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            model.generate(images=encoded, **bad)
+    for prompt in (("a picture of", "the"), ["a picture of", "the"]):
+        assert len(model.caption(PHOTOS[0], prompt=prompt, max_new_tokens=3)) == 2
+    for size in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"batch_size: found {size}, expected a whole number from 1"):
+            model.encode_image(PHOTOS, batch_size=size)
+
+
+def test_several_ids_may_end_a_sequence(folders):  # noqa: F811
+    """Whichever comes first; a beam search keeps more continuations then, as transformers does (test_language.py)."""
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    encoded = model.encode_image(PHOTOS[0])
+    plain = model.generate(images=encoded, max_new_tokens=8)[0]
+    end = int(plain[4])
+    stopped = model.generate(images=encoded, max_new_tokens=8, eos_token_id=[102, end])[0]
+    at = plain.tolist().index(end, 1)
+    np.testing.assert_array_equal(stopped, plain[: at + 1])
+
+
+# ---- pipelines and commands
+
+
+def test_pipelines(default):
+    classify = bvl.pipeline("zero-shot-image-classification", default, device="cpu", batch_size=2)
+    labels = ["cat", "rocket"]
+    expected = classify(PHOTOS, candidate_labels=labels)
+    assert classify(image=PHOTOS, candidate_labels=np.array(labels)) == expected
+    assert classify(images=PHOTOS, candidate_labels="cat, rocket") == expected
+    for bad, message in (([], "found none"), (None, "found none"), ([1], "candidate_labels: found 1")):
+        with pytest.raises(ValueError, match=message):
+            classify(PHOTOS[0], candidate_labels=bad)
+    with pytest.raises(TypeError, match="beside a model that is loaded: dtype"):
+        bvl.pipeline("zero-shot-image-classification", default, dtype="int8")
+    with pytest.raises(ValueError, match="device: found 'cuda'"):
+        bvl.pipeline("zero-shot-image-classification", default, device="cuda")
+    with pytest.raises(ValueError, match="batch_size: found 0"):
+        classify(PHOTOS[0], candidate_labels=labels, batch_size=0)
+    with pytest.raises(ValueError, match="videos: the list is empty"):
+        bvl.pipeline("zero-shot-video-classification", default)([], candidate_labels=labels)
