@@ -216,8 +216,6 @@ def test_what_does_not_fit(made, tmp_path):
 
 
 def test_rows_are_checked():
-    program = _C.Program()
-    slots = [program.slot("a", 8, 4), program.slot("b", 2, 4)]
     for op, src, dst, params, order, message in (
         ("take_rows", 0, 1, {"count": 1}, [0, 8], r"take_rows: order\[1\]: found 8, expected each of 0 to 7"),
         ("take_rows", 0, 1, {"count": 2}, [0, 1, 2, 2], r"order\[3\]: found 2"),
@@ -226,5 +224,7 @@ def test_rows_are_checked():
         ("put_rows", 1, 0, {}, [3, 3], r"put_rows: order\[1\]: found 3"),
         ("put_rows", 1, 0, {}, [3], r"order: found \(1\), expected shape \(2\)"),
     ):
+        program = _C.Program()
+        slots = [program.slot("a", 8, 4), program.slot("b", 2, 4)]
         with pytest.raises(ValueError, match=message):
             program.add(op, slots[src], slots[dst], params, {"order": np.array(order, np.float32)}, 1)
