@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,9 @@ class Machine:
                 raise self.fail(f"instruction {code!r} is not one a dictionary of tensors needs")
             action(self)
 
-    def push_global(self, module: str, name: str) -> None:
+    def push_global(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):  # anything else might be huge to print
+            raise self.fail("mentions something whose name is no text")
         found = Name(module, name)
         if found not in ALLOWED:
             raise self.fail(f"mentions {found}, which is not allowed: only tensors, storages and OrderedDict are")
@@ -217,7 +220,7 @@ INSTRUCTIONS: dict[bytes, Callable[[Machine], None]] = {
     b"\x86": lambda m: m.tuple_of(2),
     b"\x87": lambda m: m.tuple_of(3),
     b"c": lambda m: m.push_global(m.line(), m.line()),
-    b"\x93": lambda m: (lambda name, module: m.push_global(str(module), str(name)))(m.pop(), m.pop()),
+    b"\x93": lambda m: (lambda name, module: m.push_global(module, name))(m.pop(), m.pop()),
     b"Q": lambda m: m.persistent(),
     b"R": lambda m: m.reduce(),
     b"s": lambda m: (lambda value, key: m.set_items([key, value]))(m.pop(), m.pop()),

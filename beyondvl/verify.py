@@ -75,6 +75,8 @@ def _inputs(model: Any) -> dict[str, Any]:
         inputs |= {n: torch.from_numpy(array) for n, array in model.texts(TEXTS[:1] * 4, most).items()}
         if isinstance(model, AnsweringModel):
             inputs["decoder_input_ids"] = inputs["input_ids"]
+        elif "encoder" in model.towers:
+            inputs["decoder_input_ids"] = torch.full((4, 1), model.tokens["decoder_start_token_id"])
     elif "text" in model.towers:
         tokenizer = model.tokenizer
         padding = "max_length" if tokenizer.exact_length else True

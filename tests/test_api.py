@@ -347,16 +347,13 @@ def run_python(code: str, **env) -> str:
     return done.stdout
 
 
-def test_import_is_quick_and_starts_no_thread():
+def test_import_starts_no_thread_and_brings_no_library():
     code = (
-        "import numpy, time, os; n = len(os.listdir('/proc/self/task')); t = time.perf_counter(); import beyondvl; "
-        "print(time.perf_counter() - t, len(os.listdir('/proc/self/task')) - n); import sys; "
+        "import numpy, os; n = len(os.listdir('/proc/self/task')); import beyondvl; "
+        "print(len(os.listdir('/proc/self/task')) - n); import sys; "
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'PIL', 'huggingface_hub') if m in sys.modules])"
     )
-    lines = run_python(code).splitlines()
-    seconds, threads = lines[0].split()
-    assert int(threads) == 0 and lines[1] == "[]"
-    assert float(seconds) < 0.5  # the promise is 0.05 on a quiet machine; benchmarks measure it
+    assert run_python(code).split() == ["0", "[]"]
 
 
 def test_forced_levels():

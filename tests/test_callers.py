@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,22 @@ def test_tokenizers(default):
     assert other(["a", "a dog"], padding=True)["input_ids"][0][-1] == other.pad_token_id
     with pytest.raises(ValueError, match="pad_token: found 'no such token'"):
         other.pad_token = "no such token"
+
+
+def test_siglip2_pads_as_its_class_does(tmp_path):
+    """On the left, unless the folder says otherwise; its processor pads every text to 64."""
+    files = {"tokenizer_config": {"tokenizer_class": "Siglip2Tokenizer"}, "config": {"model_type": "siglip2"},
+             "preprocessor_config": {"image_processor_type": "Siglip2ImageProcessor"}}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    shutil.copy(bvl.AutoModel.from_pretrained("beyond-vl-model").folder / "tokenizer.json", tmp_path)
+    processor = bvl.Siglip2Processor.from_pretrained(tmp_path)
+    row = processor(text="a cat", return_tensors="np")["input_ids"][0]
+    assert len(row) == 64 and row[0] == processor.tokenizer.pad_token_id and row[-1] != row[0]
+    assert processor(text="a cat", padding="longest", return_tensors="np")["input_ids"].shape[1] < 64
+    files["tokenizer_config"]["padding_side"] = "right"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(files["tokenizer_config"]))
+    assert bvl.AutoProcessor.from_pretrained(tmp_path)(text=["a cat"])["input_ids"][0][-1] == row[0]
 
 
 # ---- models
@@ -280,6 +297,10 @@ def test_generate_takes_what_transformers_takes(folders):  # noqa: F811
     for size in (0, -1, 1.5):
         with pytest.raises(ValueError, match=f"batch_size: found {size}, expected a whole number from 1"):
             model.encode_image(PHOTOS, batch_size=size)
+    ids = np.full((1, 6), 104)
+    for mask in (np.ones((1, 5), int), np.ones((1, 7), int), np.ones((2, 6), int)):
+        with pytest.raises(ValueError, match=r"attention_mask: found shape \(., .\), expected \(1, 6\)"):
+            model.generate(images=encoded, input_ids=ids, attention_mask=mask)
 
 
 def test_several_ids_may_end_a_sequence(folders):  # noqa: F811

@@ -20,6 +20,7 @@ CONFIGS = {
     "clip": ("CLIPImageProcessorPil", {}),
     "siglip": ("SiglipImageProcessorPil", {}),
     "chinese_clip": ("ChineseCLIPImageProcessorPil", {}),
+    "flava": ("FlavaImageProcessorPil", {}),
     "odd crop": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 61}, "crop_size": {"height": 75, "width": 44}}),
     "crop larger than picture": ("CLIPImageProcessorPil", {"do_resize": False, "crop_size": {"height": 223, "width": 301}}),
     "no crop, no normalise": ("CLIPImageProcessorPil",

@@ -72,6 +72,13 @@ CALLS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_verify(folders, case, capsys):
+    """The user's own check knows these models too."""
+    assert main(["verify", str(folders[case])]) == 0, capsys.readouterr().out
+    assert "logits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("cls", ["Blip2", "InstructBlip"])
 def test_processors(folders, cls, call):

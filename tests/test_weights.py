@@ -249,6 +249,15 @@ def test_torch_files_that_would_run_code_are_refused_by_name(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_a_torch_file_with_a_name_that_is_no_text(tmp_path):
+    """A tuple of tuples doubles with every step, and so does what printing it takes."""
+    program = b"\x80\x02K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40)) + b"K\x01\x93."
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("x/data.pkl", program)
+    with pytest.raises(bvl.CheckpointError, match="mentions something whose name is no text"):
+        open_checkpoint(tmp_path)
+
+
 def test_malformed_torch_files(tmp_path):
     torch = pytest.importorskip("torch", reason="needs torch to write such a file")
     path = tmp_path / "pytorch_model.bin"

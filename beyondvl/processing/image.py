@@ -51,6 +51,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
+DEFAULTS["Flava"] = DEFAULTS["CLIP"] | {"size": {"height": 224, "width": 224}}
 DEFAULTS["Blip"] = {"size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
 DEFAULTS["InstructBlipVideo"] = DEFAULTS["Blip"]
 DEFAULTS["VideoMAE"] = DEFAULTS["CLIP"] | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF}

@@ -15,8 +15,9 @@ from ..families.blip_2 import VIDEO_FRAMES
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, from_numpy
 from .features import FeatureExtractor, extractor_config
-from .image import FIELDS, ImageProcessor
+from .image import DEFAULTS, FIELDS, ImageProcessor
 from .text import Tokenizer, as_tensors
+from .vocabularies import SIGLIP_LENGTH
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
 
@@ -41,6 +42,7 @@ class Processor:
         self.image_processor, self.tokenizer, self.qformer_tokenizer = image_processor, tokenizer, qformer_tokenizer
         self.feature_extractor = feature_extractor
         self.num_query_tokens, self.image_token, self.num_frames = num_query_tokens, image_token, num_frames
+        self.text_defaults: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
@@ -56,6 +58,8 @@ class Processor:
         frames = {"InstructBlipVideo": VIDEO_FRAMES, "VideoMAE": _num_frames(folder)}.get(pictures.kind)
         placeholders = _placeholders(folder, "video" if frames else "image")
         processor = cls(pictures, **tokenizers, **placeholders, num_frames=frames)
+        if pictures.kind == "Siglip2":  # whose processor pads and cuts where a call does not say otherwise
+            processor.text_defaults = {"padding": "max_length", "truncation": True, "max_length": SIGLIP_LENGTH}
         if pictures.kind in ("Blip", "InstructBlipVideo"):  # their models know no token types, though a tokenizer does
             for tokenizer in tokenizers.values():
                 names = tokenizer.model_input_names
@@ -111,7 +115,8 @@ class Processor:
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
         inputs = BatchFeature()
         if text is not None:
-            inputs.update(self._texts(text, images is not None or videos is not None, return_tensors, kwargs))
+            options = self.text_defaults | kwargs
+            inputs.update(self._texts(text, images is not None or videos is not None, return_tensors, options))
         if images is not None:
             inputs.update(self.image_processor(images, return_tensors=return_tensors, **settings))
         if videos is not None:
@@ -273,6 +278,7 @@ _NAMES = (
     "SiglipProcessor",
     "Siglip2Processor",
     "ChineseCLIPProcessor",
+    "FlavaProcessor",
     "BlipProcessor",
     "Blip2Processor",
     "InstructBlipProcessor",
@@ -294,9 +300,7 @@ def processor_class(name: str) -> type:
         "SiglipTokenizer": Tokenizer,
         "BertTokenizer": Tokenizer,
         "BertTokenizerFast": Tokenizer,
-        "CLIPImageProcessor": ImageProcessor,
-        "SiglipImageProcessor": ImageProcessor,
-        "BlipImageProcessor": ImageProcessor,
+        **{f"{kind}ImageProcessor": ImageProcessor for kind in DEFAULTS},
         **dict.fromkeys(_NAMES, Processor),
     }
     return classes[name]

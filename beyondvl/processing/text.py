@@ -92,7 +92,8 @@ class Tokenizer:
         backend, defaults = build_backend(folder, settings)
         fields = {
             "model_max_length": _max_length(settings, defaults),
-            **{n: settings.choice(n, "right", ("left", "right")) for n in ("padding_side", "truncation_side")},
+            "padding_side": settings.choice("padding_side", defaults.padding_side, ("left", "right")),
+            "truncation_side": settings.choice("truncation_side", "right", ("left", "right")),
             "special_tokens": special_tokens(folder, settings, defaults),
             "model_input_names": _input_names(settings, defaults),
             "exact_length": defaults.exact_length,

@@ -29,6 +29,7 @@ class Defaults:
     model_max_length: int | None = None
     model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
     exact_length: bool = False
+    padding_side: str = "right"
 
 
 CLIP = Defaults(
@@ -64,6 +65,7 @@ SIGLIP2 = Defaults(
     SIGLIP_LENGTH,
     ("input_ids",),
     exact_length=True,
+    padding_side="left",  # of the class; published folders say "right"
 )
 KINDS = {
     "CLIPTokenizer": CLIP,

@@ -146,10 +146,14 @@ class TaskModel(PreTrainedModel):
 
 
 def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+    """Ids (B, L) and a mask of their shape, where there is one. ValueError where they do not fit."""
     if input_ids is None:
         raise ValueError("input_ids: not given, expected (B, L) integers")
     given = {"input_ids": input_ids, "attention_mask": attention_mask}
-    return {name: prepared(name, value) for name, value in given.items() if value is not None}
+    found = {name: prepared(name, value) for name, value in given.items() if value is not None}
+    if (shape := found.get("attention_mask", found["input_ids"]).shape) != found["input_ids"].shape:
+        raise ValueError(f"attention_mask: found shape {shape}, expected {found['input_ids'].shape}")
+    return found
 
 
 def require_pairs(pixels: np.ndarray, text: dict[str, np.ndarray]) -> None:

@@ -46,9 +46,9 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
                 "many instructions as pictures or clips"
             )
 
-    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
-        """`input_ids` and `attention_mask` of texts, each after the placeholders of a picture."""
-        return self.head.prefixed(self.config, super().texts(texts))
+    def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
+        """Ids and mask of texts, each after the placeholders of a picture; `max_length` is the text's."""
+        return self.head.prefixed(self.config, super().texts(texts, max_length))
 
     def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
         return self._continued(encoded, [self.head.question.format(q) for q in questions], settings, only_new=True)
@@ -116,13 +116,13 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
 
     _encode_pixels = TaskModel._encode_pixels  # what the queries draw waits for the instruction
 
-    def texts(self, texts: str | list[str]) -> dict[str, np.ndarray]:
+    def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of instructions, each after the placeholders of a picture, and the same
         instructions for the query tokens: `qformer_input_ids`, `qformer_attention_mask`."""
         given = [texts] if isinstance(texts, str) else list(texts)
         asked = self.processor.qformer_tokenizer(given, padding=True, return_tensors="np")
         names = ("input_ids", "attention_mask")
-        return super().texts(given) | {f"qformer_{name}": asked[name] for name in names if name in asked}
+        return super().texts(given, max_length) | {f"qformer_{name}": asked[name] for name in names if name in asked}
 
     def get_qformer_features(
         self, pixel_values: Any = None, qformer_input_ids: Any = None, qformer_attention_mask: Any = None, **kwargs: Any
