@@ -28,6 +28,10 @@ NEUTRAL = {
 NEVER = np.float32(-1e9)  # the score of what must not win, as transformers' beam search has it
 
 
+def _is_id(value: Any) -> bool:
+    return type(value) is not bool and isinstance(value, int | np.integer) and 0 <= value < 1 << 22
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How tokens are chosen; names and defaults are transformers'.
@@ -84,8 +88,9 @@ class GenerationSettings:
                 raise ValueError(f"{name}: found {value!r}, expected a number above 0, at most {high:g}")
         if type(self.do_sample) is not bool:
             raise ValueError(f"do_sample: found {self.do_sample!r}, expected True or False")
-        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, int | float):
-            raise ValueError(f"length_penalty: found {self.length_penalty!r}, expected a number")
+        penalty = self.length_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not -50 <= penalty <= 50:
+            raise ValueError(f"length_penalty: found {penalty!r}, expected a number from -50 to 50")
         if type(self.early_stopping) is not bool and self.early_stopping != "never":
             raise ValueError(f"early_stopping: found {self.early_stopping!r}, expected True, False or 'never'")
         if not self.ends:
@@ -94,9 +99,8 @@ class GenerationSettings:
             raise ValueError(f"seed: found {self.seed!r}, expected a whole number from 0, or None")
         for name in ("suppress_tokens", "begin_suppress_tokens", "ends"):
             value = getattr(self, name)
-            known = isinstance(value, list | tuple | np.ndarray)
             name = "eos_token_id" if name == "ends" else name
-            if not known or not all(isinstance(i, int | np.integer) and 0 <= i < 1 << 22 for i in value):
+            if not isinstance(value, list | tuple | np.ndarray) or not all(map(_is_id, value)):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
         processors = self.logits_processor
         if not isinstance(processors, list | tuple) or not all(map(callable, processors)):
@@ -123,6 +127,13 @@ class GenerationSettings:
             raise TypeError(f"generate() got unexpected arguments: {', '.join(unknown)}; known: {', '.join(known)}")
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
         return replace(self, **plain)
+
+    def check_ids(self, vocab: int) -> None:
+        """ValueError for an id beyond the decoder's vocabulary."""
+        for name, ids in (("suppress_tokens", self.suppress_tokens), ("eos_token_id", self.ends),
+                          ("begin_suppress_tokens", self.begin_suppress_tokens)):  # fmt: skip
+            if beyond := [i for i in ids if i >= vocab]:
+                raise ValueError(f"{name}: found {beyond[0]}, expected at most {vocab - 1} (the vocabulary)")
 
     def lengths(self, prompt: int, positions: int) -> tuple[int, int]:
         """Least and most tokens in all, after a prompt of that many; ValueError beyond the decoder's positions."""
@@ -217,7 +228,7 @@ def processed(
     for process in settings.logits_processor:
         shape = scores.shape
         scores = process(ids, scores)
-        if getattr(scores, "shape", None) != shape:
+        if not isinstance(scores, np.ndarray) or scores.shape != shape:
             raise ValueError(f"logits_processor: returned {type(scores).__name__}, expected scores of shape {shape}")
     return scores
 
@@ -337,9 +348,7 @@ def generate(
     """Prompts and what follows them, (B * num_return_sequences, length) int64; what ended early is padded."""
     positions, vocab = (tower.program.info()[name] for name in ("max_positions", "vocab_size"))
     _, most = settings.lengths(ids.shape[1], positions)
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
-        if beyond := [i for i in getattr(settings, name) if i >= vocab]:
-            raise ValueError(f"{name}: found {beyond[0]}, expected at most {vocab - 1} (the vocabulary)")
+    settings.check_ids(vocab)
     times = settings.num_beams if settings.num_beams > 1 else settings.num_return_sequences
     prompt, source = Prompt(ids, mask).repeated(times), _repeated(source, times)
     decoder = Decoder(tower, source, len(ids) * times, most, num_threads)

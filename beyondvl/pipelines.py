@@ -97,6 +97,8 @@ class ZeroShotClassification(Pipeline):
         if kwargs:
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
         labels, batch_size = _labels(labels), self._batch_size(batch_size)
+        if not isinstance(template, str):
+            raise ValueError(f"hypothesis_template: found {template!r}, expected a text with {{}} for the label")
         texts = [{"text": template.format(label)} for label in labels]
         text = self.model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
         seen = self.model.encode(items, batch_size=batch_size, normalize_embeddings=True, modality=modality)

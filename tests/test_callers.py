@@ -112,6 +112,18 @@ def test_pictures_that_are_no_numbers_are_named(default):
         assert caught.value.index == 1
 
 
+def test_what_is_no_picture_is_named(default):
+    processor = default.image_processor
+    for bad in (np.array([["a", "b"]]), np.zeros((4, 4, 3), "M8[s]"), np.zeros((4, 4, 3), object)):
+        with pytest.raises(bvl.ImageError, match=r"image 0: array of .*: expected numbers"):
+            processor([bad])
+    for name in ("a\0b.jpg", "\ud800.jpg"):
+        with pytest.raises(bvl.ImageError, match="cannot be read"):
+            processor(name)
+    with pytest.raises(bvl.ConfigError, match=r"crop_size: found .*, expected height and width"):
+        bvl.ImageProcessor(size=20, do_center_crop=True, crop_size={"shortest_edge": 5})
+
+
 def test_tokenizers(default):
     tokenizer = default.tokenizer
     ids = tokenizer(["a cat", "two dogs"])["input_ids"]
@@ -129,6 +141,10 @@ def test_tokenizers(default):
             tokenizer(long, **bad)
     with pytest.raises(TypeError, match="text: found NoneType, expected a text"):
         tokenizer(None)
+    with pytest.raises(TypeError, match="text 0: found int, expected str"):
+        tokenizer.encode(3)
+    with pytest.raises(ValueError, match="ids: found -1, expected token ids"):
+        tokenizer.decode([3, -1])
     other = bvl.AutoTokenizer.from_pretrained("beyond-vl-model")
     other.pad_token = "cat"
     assert other.pad_token_id == other.convert_tokens_to_ids("cat")
@@ -312,6 +328,20 @@ def test_several_ids_may_end_a_sequence(folders):  # noqa: F811
     stopped = model.generate(images=encoded, max_new_tokens=8, eos_token_id=[102, end])[0]
     at = plain.tolist().index(end, 1)
     np.testing.assert_array_equal(stopped, plain[: at + 1])
+
+
+def test_ids_beyond_the_vocabulary_are_refused(folders):  # noqa: F811
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    encoded = model.encode_image(PHOTOS[0])
+    for name in ("suppress_tokens", "begin_suppress_tokens", "eos_token_id"):
+        for write in (model.generate, model.stream):
+            with pytest.raises(ValueError, match=f"{name}: found 140, expected at most 139"):
+                write(images=encoded, min_length=9, **{name: [140]})
+    for bad, message in (({"length_penalty": 1e10, "num_beams": 2}, "length_penalty: found 1"),
+                         ({"suppress_tokens": [True]}, "suppress_tokens: found .True."),
+                         ({"logits_processor": [lambda ids, scores: scores.tolist()]}, "returned list, expected scores")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            model.generate(images=encoded, **bad)
 
 
 # ---- pipelines and commands

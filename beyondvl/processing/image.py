@@ -344,10 +344,10 @@ def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     keys = set(value) if isinstance(value, dict) else set()
-    if keys not in ({"shortest_edge"}, {"height", "width"}) or not all(
-        type(n) is int and 1 <= n <= 1 << 14 for n in value.values()
-    ):
-        raise ConfigError(f"{name}: found {value!r}, expected shortest_edge, or height and width, from 1 to 16384")
+    known = ({"height", "width"},) if square else ({"shortest_edge"}, {"height", "width"})
+    if keys not in known or not all(type(n) is int and 1 <= n <= 1 << 14 for n in value.values()):
+        expected = "height and width" if square else "shortest_edge, or height and width"
+        raise ConfigError(f"{name}: found {value!r}, expected {expected}, from 1 to 16384")
     return dict(value)
 
 

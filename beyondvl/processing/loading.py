@@ -88,6 +88,8 @@ def read_file(path: str | os.PathLike) -> bytes:
         return Path(text).read_bytes()
     except OSError as error:
         raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise ImageError(f"{text!r}: cannot be read: {error}") from error
 
 
 def open_regular(path: str | os.PathLike, what: str) -> Any:
@@ -185,6 +187,8 @@ def _pixels(image: Any) -> np.ndarray:
 
 def array_to_rgb(image: np.ndarray) -> np.ndarray:
     """[H, W, 3] of an array with channels first or last; alpha is laid on white as transformers does."""
+    if image.dtype.kind not in "uifb":
+        raise ImageError(f"array of {image.dtype}: expected numbers")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3:

@@ -177,7 +177,11 @@ class Processor:
         lists = self.tokenizer(text, **kwargs)
         if placeholders:
             known, count = self.tokenizer.get_vocab(), self.num_query_tokens * (self.num_frames or 1)
-            fill = {"input_ids": known.get(self.image_token, len(self.tokenizer)), "attention_mask": 1}
+            fill = {
+                "input_ids": known.get(self.image_token, len(self.tokenizer)),
+                "attention_mask": 1,
+                "token_type_ids": 0,
+            }
             lists = {name: [[fill[name]] * count + row for row in rows] for name, rows in lists.items()}
         return found | (as_tensors(lists, return_tensors) if return_tensors else lists)
 

@@ -114,7 +114,8 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).tokens
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self.backend.encode(_clean(text), add_special_tokens=add_special_tokens).ids
+        (clean,) = _texts([text])
+        return self.backend.encode(clean, add_special_tokens=add_special_tokens).ids
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         if isinstance(tokens, str):
@@ -132,6 +133,8 @@ class Tokenizer:
         if not isinstance(ids, int | np.integer) and len(ids) and np.ndim(ids[0]):
             return self.batch_decode(ids, skip_special_tokens)
         ids = [int(i) for i in np.asarray(ids).reshape(-1)]
+        if wrong := [i for i in ids if not 0 <= i < 1 << 32]:
+            raise ValueError(f"ids: found {wrong[0]}, expected token ids from 0")
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         suffix = getattr(self.backend.model, "end_of_word_suffix", None)
         return text.replace(suffix, " ").strip() if suffix else text

@@ -95,7 +95,8 @@ class CaptioningModel(TaskModel):
         if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
             raise ValueError("stream: found num_beams or num_return_sequences above 1, expected one sequence an item")
         tower = self.tower("decoder")
-        positions = tower.program.info()["max_positions"]
+        positions, vocab = (tower.program.info()[name] for name in ("max_positions", "vocab_size"))
+        chosen.check_ids(vocab)
         most = chosen.lengths(ids.shape[1], positions)[1]
         decoder = Decoder(tower, source, len(ids), most, self.num_threads)
         return stream(decoder, Prompt(ids, mask), chosen, positions)
