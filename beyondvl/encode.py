@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _C
 from .config import Config, read_json
-from .outputs import from_numpy, is_torch, to_numpy
+from .outputs import check_count, from_numpy, is_torch, to_numpy
 from .processing.audio import is_sound_and_rate
 from .sentences import sentence_prompts
 
@@ -60,12 +60,6 @@ def clip_of(items: list[Any], i: int) -> tuple[Any, dict[str, Any]]:
     if "video" not in settings:
         raise ValueError(f"item {i}: found keys {', '.join(map(str, settings))}, expected video")
     return settings.pop("video"), settings
-
-
-def check_batch_size(value: Any) -> None:
-    """ValueError for anything but a whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"batch_size: found {value!r}, expected a whole number from 1")
 
 
 def _prompted(words: str, item: Any) -> Any:
@@ -146,7 +140,7 @@ class EncodeMixin:
             raise ValueError("inputs: the list is empty, expected at least one item")
         if modality not in (None, *MODALITIES):
             raise ValueError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}, or None")
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         kinds = [modality or modality_of(item) for item in items]
         if (words := self._prompt(prompt_name, prompt)) and "text" in kinds:
             items = [
@@ -346,8 +340,7 @@ def semantic_search(
     """
     sizes = {"query_chunk_size": query_chunk_size, "corpus_chunk_size": corpus_chunk_size, "top_k": top_k}
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}: found {value!r}, expected a whole number from 1")
+        check_count(name, value)
     queries, corpus = _unit(query_embeddings), _unit(corpus_embeddings)
     threads, results = _C.default_threads(), []
     for q in range(0, len(queries), query_chunk_size):

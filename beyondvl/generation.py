@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _C
+from .outputs import check_allowed
 
 __all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
 
@@ -97,9 +98,7 @@ class GenerationSettings:
             raise ValueError("eos_token_id: found no ids, expected at least one")
         if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
             raise ValueError(f"seed: found {self.seed!r}, expected a whole number from 0, or None")
-        for name in ("suppress_tokens", "begin_suppress_tokens", "ends"):
-            value = getattr(self, name)
-            name = "eos_token_id" if name == "ends" else name
+        for name, value in self._ids.items():
             if not isinstance(value, list | tuple | np.ndarray) or not all(map(_is_id, value)):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
         processors = self.logits_processor
@@ -114,12 +113,17 @@ class GenerationSettings:
         value = self.eos_token_id
         return tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
 
+    @property
+    def _ids(self) -> dict[str, Any]:
+        """Every setting that holds token ids which the decoder gives scores to."""
+        names = ("suppress_tokens", "begin_suppress_tokens")
+        return {name: getattr(self, name) for name in names} | {"eos_token_id": self.ends}
+
     def updated(self, changes: dict[str, Any]) -> GenerationSettings:
         """With some settings changed; None leaves one as it is. TypeError names an unknown one, ValueError one of
         transformers' that is not available here."""
         for name in (name for name in changes if name in NEUTRAL):
-            if not any(changes[name] is allowed for allowed in NEUTRAL[name]):
-                raise ValueError(f"{name}: found {changes[name]!r}, which is not available here")
+            check_allowed(name, changes[name], NEUTRAL[name])
         changes = {name: value for name, value in changes.items() if name not in NEUTRAL and value is not None}
         known = [f.name for f in fields(self)]
         unknown = [name for name in changes if name not in known]
@@ -130,8 +134,7 @@ class GenerationSettings:
 
     def check_ids(self, vocab: int) -> None:
         """ValueError for an id beyond the decoder's vocabulary."""
-        for name, ids in (("suppress_tokens", self.suppress_tokens), ("eos_token_id", self.ends),
-                          ("begin_suppress_tokens", self.begin_suppress_tokens)):  # fmt: skip
+        for name, ids in self._ids.items():
             if beyond := [i for i in ids if i >= vocab]:
                 raise ValueError(f"{name}: found {beyond[0]}, expected at most {vocab - 1} (the vocabulary)")
 
@@ -282,9 +285,8 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
     """The best sequences of a beam search, (B * num_return_sequences, length), padded.
 
     Twice as many continuations as beams are kept each step (more where several ids end a sequence), so that enough
-    unfinished ones remain when some end. A
-    finished sequence scores its log-probability / length ** length_penalty; the search of an item is over when its best
-    running beam can no longer beat its worst finished one.
+    unfinished ones remain when some end. A finished sequence scores its log-probability / length ** length_penalty; the
+    search of an item is over when its best running beam can no longer beat its worst finished one.
     """
     beams, kept_each = settings.num_beams, max(2, 1 + len(settings.ends)) * settings.num_beams
     B, start = len(prompt.ids) // beams, prompt.ids.shape[1]

@@ -18,7 +18,7 @@ from .encode import EncodeMixin
 from .errors import CheckpointError, ConfigError, MissingWeightError
 from .families.registry import Family, families, find_family
 from .hub import refuse_remote_code, resolve
-from .outputs import Features, ModelOutput, check_device, device_and_dtype, from_numpy, kind_of, to_numpy
+from .outputs import Features, ModelOutput, check_allowed, check_device, device_and_dtype, from_numpy, kind_of, to_numpy
 from .packed import is_packed, load_packed
 from .sentences import sentence_settings
 from .spec import Encoder, Ref, refs
@@ -482,13 +482,12 @@ def check_neutral(kwargs: dict[str, Any]) -> None:
         if name not in NEUTRAL:
             known = [n for names in INPUTS.values() for n in names]
             raise TypeError(f"unexpected input {name!r}, expected some of {', '.join(known)}")
-        if not any(value is allowed for allowed in NEUTRAL[name]):
-            raise ValueError(f"{name}: found {value!r}, which is not available here")
+        check_allowed(name, value, NEUTRAL[name])
 
 
 def prepared(name: str, value: Any) -> np.ndarray:
-    """The array the core borrows: contiguous float32 pixels as they are, other floats converted; a contiguous int64
-    copy of ids and masks."""
+    """The array the core borrows: contiguous float32 pixels as they are, other floats converted; contiguous int64
+    ids and masks."""
     array = to_numpy(value)
     if name in ("pixel_values", "input_features", "input_values"):
         if array.dtype.kind != "f":
@@ -500,7 +499,7 @@ def prepared(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
     if array.ndim != 2:
         raise ValueError(f"{name}: found shape {array.shape}, expected (B, L)")
-    return np.array(array, dtype=np.int64, order="C")  # a private copy: checked once, then read without the GIL
+    return np.ascontiguousarray(array, np.int64)  # the core takes a copy of its own, and checks that
 
 
 def _scalar(reader: Reader, name: str | None, required: bool) -> float:

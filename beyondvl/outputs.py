@@ -112,6 +112,18 @@ def device_and_dtype(device: Any, dtype: Any) -> tuple[Any, str | None]:
     return device or "cpu", None if dtype is None else str(dtype).removeprefix("torch.")
 
 
+def check_count(name: str, value: Any) -> None:
+    """ValueError for anything but a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}: found {value!r}, expected a whole number from 1")
+
+
+def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """ValueError for an option of transformers at a value that would change something."""
+    if not any(value is one for one in allowed):
+        raise ValueError(f"{name}: found {value!r}, which is not available here")
+
+
 def check_device(device: Any) -> None:
     if str(device).split(":")[0] != "cpu":
         raise ValueError(f"device: found {str(device)!r}, expected 'cpu': beyondvl runs on the processor only")

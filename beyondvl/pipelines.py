@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .encode import check_batch_size
 from .hub import DEFAULT_MODEL
 from .modeling import AutoModel, PreTrainedModel
-from .outputs import check_device
+from .outputs import check_count, check_device
 from .processing.audio import is_sound_and_rate
 from .processing.processor import as_clips
 from .tasks import (
@@ -70,13 +69,13 @@ class Pipeline:
     items_at_once = 32
 
     def __init__(self, model: PreTrainedModel, batch_size: int | None = None):
-        self.model, self.processor = model, model.processor
+        self.model, self.processor, self.batch_size = model, model.processor, self.items_at_once
         self.batch_size = self._batch_size(batch_size)
 
     def _batch_size(self, asked: int | None) -> int:
         if asked is None:
-            return getattr(self, "batch_size", self.items_at_once)
-        check_batch_size(asked)
+            return self.batch_size
+        check_count("batch_size", asked)
         return asked
 
 

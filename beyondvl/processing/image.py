@@ -118,7 +118,7 @@ class ImageProcessor:
             if fields.get("do_center_crop") and fields.get("crop_size") is None:
                 raise ConfigError("crop_size: found None, expected a size where do_center_crop is set")
         super().__setattr__(name, value)
-        self.__dict__.pop("table", None)
+        self.__dict__.pop("table", None)  # made anew of the fields
 
     @functools.cached_property
     def table(self) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from ..config import Config, read_json
 from ..errors import ConfigError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, from_numpy
+from ..outputs import BatchFeature, check_count, from_numpy
 from .vocabularies import SPECIAL, build_backend, special_tokens
 
 __all__ = ["AutoTokenizer", "Tokenizer"]
@@ -166,7 +166,9 @@ class Tokenizer:
         TypeError for anything that is not text.
         """
         names = self._names(kwargs)
-        max_length, truncation = _checked_length(max_length), _checked_truncation(truncation, padding, max_length)
+        if max_length is not None:
+            check_count("max_length", max_length)
+        truncation = _checked_truncation(truncation, padding, max_length)
         texts = _texts(text)
         encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         ids = [self._truncate(e.ids, truncation, max_length, add_special_tokens) for e in encodings]
@@ -279,14 +281,6 @@ def _caller_level() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == package:
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _checked_length(max_length: Any) -> int | None:
-    if max_length is None:
-        return None
-    if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer) or max_length < 1:
-        raise ValueError(f"max_length: found {max_length!r}, expected a whole number from 1")
-    return int(max_length)
 
 
 def _checked_truncation(truncation: Any, padding: Any, max_length: int | None) -> bool:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..encode import check_batch_size
 from ..families.registry import Head
 from ..generation import GenerationSettings, generate
 from ..modeling import PreTrainedModel, prepared
+from ..outputs import check_count
 
 __all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs"]
 
@@ -74,7 +74,7 @@ class TaskModel(PreTrainedModel):
 
         Raises ImageError naming the place of a picture that cannot be read; a ValueError for an empty list.
         """
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         if pixel_values is None:
             items = self._items(images)
             parts = (range(s, min(s + batch_size, len(items))) for s in range(0, len(items), batch_size))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..encode import check_batch_size, modality_of
+from ..encode import modality_of
 from ..modeling import check_neutral, prepared
-from ..outputs import ModelOutput, from_numpy, kind_of
+from ..outputs import ModelOutput, check_count, from_numpy, kind_of
 from .base import EncodedImages, TaskModel, require_pairs, text_inputs
 
 __all__ = ["ImageQueriesModel", "MatchingModel", "QueryMatchingModel", "TextTokensModel"]
@@ -57,7 +57,7 @@ class MatchingModel(TaskModel):
 
         Texts are cut at the model's length, as `encode` does.
         """
-        check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("texts: the list is empty, expected at least one text")

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, read_json
-from ..encode import check_batch_size
 from ..errors import ConfigError
 from ..generation import GenerationSettings, generate, log_softmax
 from ..modeling import check_neutral
-from ..outputs import ModelOutput, from_numpy, kind_of
+from ..outputs import ModelOutput, check_count, from_numpy, kind_of
 from .base import TaskModel, text_inputs
 
 __all__ = ["TranscribingModel"]
@@ -407,7 +406,7 @@ def check_transcription(
     """ValueError for what `transcribe` cannot do."""
     if timestamps not in (True, False):
         raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     if settings.get("num_return_sequences", 1) not in (1, None):
         raise ValueError(f"num_return_sequences: found {settings['num_return_sequences']}, expected 1 here")
     if length in (None, 0):

@@ -185,10 +185,10 @@ BVL_INLINE int64_t bvl_run_rows(const bvl_run *run, int slot, int64_t *ld) {
 }
 
 /* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */
+bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
+                      int64_t d2, int64_t d3, bvl_error *err);
 /* Checks that a parameter is a whole number of a range, which is then *out. */
 bvl_status bvl_expect_whole(const bvl_op *op, const bvl_build *build, int param, int64_t least, int64_t most,
                             int64_t *out, bvl_error *err);
-bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
-                      int64_t d2, int64_t d3, bvl_error *err);
 
 #endif
