@@ -173,21 +173,22 @@ def info(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
+    from .files import written_aside
     from .hub import resolve
-    from .packed import copy_companions
+    from .packed import copy_companions, is_packed
     from .weights import open_checkpoint, save_safetensors
 
     source, target = resolve(options.model), Path(options.output)
-    target.mkdir(parents=True, exist_ok=True)
-    if target.resolve() == source.resolve():
-        raise ValueError(f"{target}: the checkpoint's own folder, expected another one")
+    if target.resolve() == source.resolve() or is_packed(target):
+        raise ValueError(f"{target}: the checkpoint's own folder or a packed one, expected another one")
     checkpoint = open_checkpoint(source)
     skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
     scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
     names = [n for n in checkpoint.names() if n not in skipped | scales]
     tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
-    save_safetensors(target / "model.safetensors", tensors, {"format": "pt"})
-    copy_companions(source, target)
+    with written_aside(target, ("model.safetensors",)) as aside:
+        save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
+        copy_companions(source, aside, besides=target)
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
 
 

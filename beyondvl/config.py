@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .files import read_regular
 
-__all__ = ["Config", "read_json", "read_json_list"]
+__all__ = ["Config", "read_config_file", "read_json", "read_json_list", "read_text"]
 
 MAX_JSON_BYTES = 50_000_000
 
@@ -34,16 +35,29 @@ def read_json_list(path: Path) -> list[Any]:
 
 def _read(path: Path) -> Any:
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path.name}: {size} bytes, expected at most {MAX_JSON_BYTES}")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path.name} is missing from {path.parent}") from error
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(read_config_file(path))
+    except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path.name}: not valid JSON: {error}") from error
+
+
+def read_config_file(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
+    """The whole of a file of a checkpoint other than its weights. ConfigError when it cannot be read."""
+    try:
+        return read_regular(path, most)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.name} is missing from {path.parent}") from error
+    except OSError as error:
+        raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8, as `read_config_file`."""
+    try:
+        return read_config_file(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not UTF-8: {error}") from error
 
 
 class Config:
@@ -103,6 +117,14 @@ class Config:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ConfigError(f"{self._where}: {name}: found {value!r}, expected a number from {low} to {high}")
         return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._values.get(name)
+        if value is None:
+            value = default
+        if type(value) is not bool:
+            raise ConfigError(f"{self._where}: {name}: found {value!r}, expected true or false")
+        return value
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
         value = self._values.get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,9 @@ import numpy as np
 
 from . import _C
 from .config import Config, read_json
-from .outputs import check_count, from_numpy, is_torch, to_numpy
+from .errors import ConfigError
+from .files import open_regular
+from .outputs import check_count, check_threads, from_numpy, is_torch, to_numpy
 from .processing.audio import is_sound_and_rate
 from .sentences import sentence_prompts
 
@@ -82,18 +83,25 @@ class EncodeMixin:
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's, or the processor where that is all it is."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        """The processor's, or the processor where that is all it is. ConfigError where the folder lacks its files."""
+        return self._part("tokenizer", "tokenizer.json")
 
     @property
     def image_processor(self) -> Any:
-        """The processor's, or the processor where that is all it is."""
-        return getattr(self.processor, "image_processor", self.processor)
+        """As `tokenizer`."""
+        return self._part("image_processor", "preprocessor_config.json with an image_processor_type")
 
     @property
     def feature_extractor(self) -> Any:
-        """The processor's, or the processor where that is all it is."""
-        return getattr(self.processor, "feature_extractor", self.processor)
+        """As `tokenizer`."""
+        return self._part("feature_extractor", "preprocessor_config.json with a feature_extractor_type")
+
+    def _part(self, name: str, file: str) -> Any:
+        processor = self.processor
+        part = getattr(processor, name, processor if processor.part == name else None)
+        if part is None:
+            raise ConfigError(f"{self.folder}: no files for {name}, expected {file}")
+        return part
 
     def encode(
         self,
@@ -262,7 +270,10 @@ class EncodeMixin:
 
     def similarity_pairwise(self, a: Any, b: Any) -> Any:
         """Cosine similarity (n,) of row i of a with row i of b."""
-        rows = np.einsum("nd,nd->n", _unit(a), _unit(b))
+        rows, others = _units(a, b)
+        if len(rows) != len(others):
+            raise ValueError(f"embeddings: found {len(rows)} and {len(others)} rows, expected pairs")
+        rows = np.einsum("nd,nd->n", rows, others)
         return from_numpy(rows, "pt") if is_torch(a) or is_torch(b) else rows
 
 
@@ -303,9 +314,7 @@ def _read_ahead(items: Iterable[Any]) -> None:
     for item in items:
         if isinstance(item, str | os.PathLike) and hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # what is wrong with the file is said when its turn comes
-                if not stat.S_ISREG(os.stat(item).st_mode):
-                    continue
-                fd = os.open(item, os.O_RDONLY | os.O_NONBLOCK)
+                fd = open_regular(item)
                 try:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
                 finally:
@@ -313,15 +322,28 @@ def _read_ahead(items: Iterable[Any]) -> None:
 
 
 def _unit(rows: Any) -> np.ndarray:
-    array = np.atleast_2d(np.asarray(to_numpy(rows), np.float32))
+    array = np.atleast_2d(np.asarray(to_numpy(rows, "embeddings"), np.float32))
     if array.ndim != 2:
         raise ValueError(f"embeddings: found shape {array.shape}, expected (n, D)")
-    return np.ascontiguousarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12))
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        row = int(np.argmin(np.isfinite(norms)))
+        raise ValueError(f"embeddings: row {row} has length {norms[row, 0]}, expected a finite one")
+    return np.ascontiguousarray(array / np.maximum(norms, 1e-12))
+
+
+def _units(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows of both. ValueError where they are not of one width."""
+    rows, others = _unit(a), _unit(b)
+    if rows.shape[1] != others.shape[1]:
+        raise ValueError(f"embeddings: found shapes {rows.shape} and {others.shape}, expected rows of one width")
+    return rows, others
 
 
 def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
     """Cosine similarities (n, m) float32 of (n, D) and (m, D), computed by OpenBLAS."""
-    scores = _C.matmul_nt(_unit(a), _unit(b), num_threads or _C.default_threads())
+    check_threads(num_threads)
+    scores = _C.matmul_nt(*_units(a, b), num_threads or _C.default_threads())
     return from_numpy(scores, "pt") if is_torch(a) or is_torch(b) else scores
 
 
@@ -341,7 +363,7 @@ def semantic_search(
     sizes = {"query_chunk_size": query_chunk_size, "corpus_chunk_size": corpus_chunk_size, "top_k": top_k}
     for name, value in sizes.items():
         check_count(name, value)
-    queries, corpus = _unit(query_embeddings), _unit(corpus_embeddings)
+    queries, corpus = _units(query_embeddings, corpus_embeddings)
     threads, results = _C.default_threads(), []
     for q in range(0, len(queries), query_chunk_size):
         part = queries[q : q + query_chunk_size]

@@ -18,7 +18,17 @@ from .encode import EncodeMixin
 from .errors import CheckpointError, ConfigError, MissingWeightError
 from .families.registry import Family, families, find_family
 from .hub import refuse_remote_code, resolve
-from .outputs import Features, ModelOutput, check_allowed, check_device, device_and_dtype, from_numpy, kind_of, to_numpy
+from .outputs import (
+    Features,
+    ModelOutput,
+    check_allowed,
+    check_device,
+    check_threads,
+    device_and_dtype,
+    from_numpy,
+    kind_of,
+    to_numpy,
+)
 from .packed import is_packed, load_packed
 from .sentences import sentence_settings
 from .spec import Encoder, Ref, refs
@@ -32,6 +42,7 @@ INPUTS = {
     "vision": ("pixel_values",),
     "audio": ("input_features", "input_values", "is_longer"),
 }
+MOST_SCALE = 80.0
 NAMES = {"text": "text", "vision": "image", "audio": "audio"}  # of each modality in outputs
 # what transformers' models of these towers take without a name, in this order
 ORDERS = {
@@ -58,6 +69,11 @@ class Tower:
     def __init__(self, encoder: Encoder, compiled: Compiled):
         self.encoder, self.compiled = encoder, compiled
         self.program, self.outputs, self.sizes = compiled.program, compiled.outputs, compiled.sizes
+
+    def check_outputs(self, wanted: list[str]) -> None:
+        """ValueError for an output there is none of."""
+        if unknown := [name for name in wanted if name not in self.outputs]:
+            raise ValueError(f"wanted: found {unknown[0]!r}, expected some of {', '.join(self.outputs)}")
 
     def run(self, inputs: dict[str, np.ndarray], wanted: list[str], num_threads: int) -> dict[str, np.ndarray]:
         padding = getattr(self.encoder.stem, "padding", None)
@@ -118,6 +134,7 @@ class PreTrainedModel(EncodeMixin):
         self.logit_scale, self.logit_bias, self.text_scale = scales
         self.num_threads, self.dtype = num_threads, dtype
         self.isa = _C.config()["isa"]
+        self.identity = object()  # of this model, which what it encoded carries
         self._family = family
         self._processor = None
 
@@ -265,6 +282,7 @@ class PreTrainedModel(EncodeMixin):
         """Named outputs of one tower ("text", "vision", "audio") for prepared inputs, as float32 arrays; num_threads:
         the model's where it is not given."""
         arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
+        self.tower(modality).check_outputs(wanted)
         return self.tower(modality).run(arrays, wanted, num_threads or self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
@@ -454,8 +472,7 @@ def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) 
         name = "default"
     elif name not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if num_threads is not None and not (isinstance(num_threads, int) and 1 <= num_threads <= 1024):
-        raise ValueError(f"num_threads: found {num_threads!r}, expected 1 to 1024")
+    check_threads(num_threads)
     refuse_remote_code(kwargs.pop("trust_remote_code", False))
     check_device(kwargs.pop("device_map", None) or "cpu")
     for ignored in ("attn_implementation", "use_safetensors", "low_cpu_mem_usage"):
@@ -488,7 +505,7 @@ def check_neutral(kwargs: dict[str, Any]) -> None:
 def prepared(name: str, value: Any) -> np.ndarray:
     """The array the core borrows: contiguous float32 pixels as they are, other floats converted; contiguous int64
     ids and masks."""
-    array = to_numpy(value)
+    array = to_numpy(value, name)
     if name in ("pixel_values", "input_features", "input_values"):
         if array.dtype.kind != "f":
             raise ValueError(f"{name}: found dtype {array.dtype}, expected floats")
@@ -505,9 +522,13 @@ def prepared(name: str, value: Any) -> np.ndarray:
 def _scalar(reader: Reader, name: str | None, required: bool) -> float:
     if name is None or not required:
         return 0.0
-    value = reader.checkpoint.read(name, ())
+    value = float(reader.checkpoint.read(name, ()))
     reader.used.add(name)
-    return float(value)
+    if not abs(value) <= MOST_SCALE:  # of an exponent, too
+        raise CheckpointError(
+            f"{reader.checkpoint.source}: {name}: found {value}, expected a number within {MOST_SCALE}"
+        )
+    return value
 
 
 def _report_surplus(

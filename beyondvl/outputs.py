@@ -25,11 +25,14 @@ def kind_of(*values: Any) -> str:
     return "pt" if any(map(is_torch, values)) else "np"
 
 
-def to_numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any, name: str = "input") -> np.ndarray:
     """An array that shares memory with a torch CPU tensor (float32 of bfloat16, which NumPy lacks), or np.asarray of
-    anything else. ValueError where nested lists do not make an array."""
+    anything else. ValueError names what does not make an array, such as rows of different lengths."""
     if not is_torch(value):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: found what makes no array, expected rows of one length") from error
     value = value.detach()
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
@@ -116,6 +119,12 @@ def check_count(name: str, value: Any) -> None:
     """ValueError for anything but a whole number from 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}: found {value!r}, expected a whole number from 1")
+
+
+def check_threads(value: Any) -> None:
+    """ValueError for anything but a number of threads; None is the caller's default."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024):
+        raise ValueError(f"num_threads: found {value!r}, expected 1 to 1024")
 
 
 def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -7,22 +7,26 @@ is cut while it is mapped ends the process, as with any mapping: write a new fol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from . import _C
 from .compile import Compiled
-from .config import Config, read_json
+from .config import Config, read_config_file, read_json
 from .errors import CheckpointError, ConfigError
+from .files import open_regular, written_aside
+from .weights import WEIGHT_FILES
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 5  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
+FORMAT = 6  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
 ALIGNMENT = 64
+COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
 
 
@@ -30,18 +34,19 @@ def is_packed(folder: Path) -> bool:
     return (folder / "packed.json").exists()
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """The configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder (1_Pooling),
-    a second tokenizer (qformer_tokenizer)."""
-    nested = [path for path in source.iterdir() if path.is_dir() and path.resolve() != target.resolve()]
+def copy_companions(source: Path, target: Path, besides: Path) -> list[Path]:
+    """Copies the configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder
+    (1_Pooling), a second tokenizer (qformer_tokenizer); not the folder `besides`. Returns their paths within it."""
+    nested = [path for path in source.iterdir() if path.is_dir() and path.resolve() != besides.resolve()]
     nested = [path for path in nested if any((path / f"{name}config.json").exists() for name in ("", "tokenizer_"))]
-    for folder in (source, *nested):
-        for path in folder.iterdir():
-            skipped = path.name.endswith(".index.json") or path.name == "packed.json"
-            if path.suffix in (".json", ".txt", ".model") and not skipped:
-                copy = target / path.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
+    copied = []
+    for path in (path for folder in (source, *nested) for path in folder.iterdir()):
+        skipped = path.name.endswith(".index.json") or path.name == "packed.json"
+        if path.suffix in (".json", ".txt", ".model") and not skipped:
+            copied.append(path.relative_to(source))
+            (target / copied[-1]).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target / copied[-1])
+    return copied
 
 
 def save(model: Any, folder: Path) -> None:
@@ -50,45 +55,61 @@ def save(model: Any, folder: Path) -> None:
         raise ValueError(
             "save_packed: found a model loaded with BEYONDVL_GEMM=openblas, expected beyondvl's own products"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() == model.folder.resolve():
         raise ValueError(f"{folder}: the checkpoint's own folder, expected another one")
-    copy_companions(model.folder, folder)
-    temporary = folder / f".packed.bin.{os.getpid()}.tmp"
+    if not is_packed(folder) and (others := [name for name in WEIGHT_FILES if (folder / name).exists()]):
+        raise ValueError(f"{folder}: found another checkpoint's {others[0]}, expected a new folder or a packed one")
+    with written_aside(folder, ("packed.bin", "packed.json"), _written(folder)) as aside:
+        record = _write_blocks(model, aside / "packed.bin")
+        files = copy_companions(model.folder, aside, besides=folder)
+        record |= {"config": _config_digest(aside), "files": sorted(map(str, files))}
+        (aside / "packed.json").write_text(json.dumps(record))
+
+
+def _written(folder: Path) -> list[Path]:
+    """The companions that an earlier call put into a folder, and none that lie elsewhere."""
+    if not is_packed(folder):
+        return []
+    names = read_json(folder / "packed.json").get("files")
+    names = names if isinstance(names, list) else []
+    return [Path(name) for name in names if isinstance(name, str) and COMPANION.fullmatch(name)]
+
+
+def _write_blocks(model: Any, path: Path) -> dict[str, Any]:
+    """Writes the packed weights; what packed.json says of them."""
     towers: dict[str, dict[str, Any]] = {}
-    try:
-        with open(temporary, "wb") as file:
-            for name, tower in model.towers.items():
-                begin = file.tell()
-                for block in tower.program.blocks():
-                    file.write(block.data)
-                    file.write(bytes(-len(block) % ALIGNMENT))
-                built = {field: getattr(tower.compiled, field) for field in ("outputs", "sizes", "slots", "records")}
-                towers[name] = {"begin": begin, "bytes": file.tell() - begin, **built}
-            file.write(PADDING)
-            file.flush()
-            os.fsync(file.fileno())
-        record = {
-            "format": FORMAT,
-            "isa": model.isa,
-            "dtype": model.dtype,
-            "class": type(model).__name__,
-            "logit_scale": model.logit_scale,
-            "logit_bias": model.logit_bias,
-            "text_scale": model.text_scale,
-            "bytes": temporary.stat().st_size,
-            "checksum": f"{_C.checksum(_map(temporary), model.num_threads):016x}",
-            "towers": towers,
-        }
-        os.replace(temporary, folder / "packed.bin")
-    finally:
-        temporary.unlink(missing_ok=True)
-    (folder / "packed.json").write_text(json.dumps(record))
+    with open(path, "wb") as file:
+        for name, tower in model.towers.items():
+            begin = file.tell()
+            for block in tower.program.blocks():
+                file.write(block.data)
+                file.write(bytes(-len(block) % ALIGNMENT))
+            built = {field: getattr(tower.compiled, field) for field in ("outputs", "sizes", "slots", "records")}
+            towers[name] = {"begin": begin, "bytes": file.tell() - begin, **built}
+        file.write(PADDING)
+    return {
+        "format": FORMAT,
+        "isa": model.isa,
+        "dtype": model.dtype,
+        "class": type(model).__name__,
+        "logit_scale": model.logit_scale,
+        "logit_bias": model.logit_bias,
+        "text_scale": model.text_scale,
+        "bytes": path.stat().st_size,
+        "checksum": f"{_C.checksum(_map(path), model.num_threads):016x}",
+        "towers": towers,
+    }
+
+
+def _config_digest(folder: Path) -> str:
+    """Of the file that says what the programs are of."""
+    names = [name for name in ("config.json", "open_clip_config.json") if (folder / name).exists()]
+    return hashlib.sha256(b"".join(read_config_file(folder / name) for name in names)).hexdigest()
 
 
 def _map(path: Path) -> mmap.mmap:
     """The whole file, read-only; its pages are shared by all processes that map it."""
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
         return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
 
@@ -108,6 +129,8 @@ def _checked(record: Config, path: Path, dtype: str, num_threads: int) -> mmap.m
     size = path.stat().st_size if path.exists() else 0
     if size != record.get("bytes") or size < len(PADDING):
         raise CheckpointError(f"packed.bin: {size} bytes, expected {record.get('bytes')}: truncated or replaced")
+    if _config_digest(path.parent) != record.get("config"):
+        raise CheckpointError("config.json: another one than these weights were packed with: save them again")
     mapping = _map(path)
     found = f"{_C.checksum(mapping, num_threads):016x}"
     if found != record.get("checksum"):
@@ -127,6 +150,10 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
         program.slot(name, rows, cols, text)
     for op, src, dst, params, shapes in fields["records"]:
         program.add(op, src, dst, params, shapes, num_threads)
+    known = {name: cols for name, _, cols, _ in fields["slots"]} | dict.fromkeys(("context", "padded_context"))
+    for name, slot in section.section("outputs").to_dict().items():
+        if slot not in known or fields["sizes"].get(name) != known[slot]:
+            raise CheckpointError(f"packed.json: output {name}: found slot {slot!r}, expected one of the program's")
     return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
 
 

@@ -390,7 +390,7 @@ def pipeline(
         raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
     check_device("cpu" if device is None or (type(device) is int and device == -1) else device)
     if not isinstance(model, PreTrainedModel):
-        model = AutoModel.from_pretrained(model or DEFAULT_MODEL, **kwargs)
+        model = AutoModel.from_pretrained(DEFAULT_MODEL if model is None else model, **kwargs)
     elif kwargs:
         raise TypeError(f"pipeline() got unexpected arguments beside a model that is loaded: {', '.join(kwargs)}")
     return TASKS[task](model, batch_size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from .errors import CheckpointError
-from .weights import DTYPES, DataFile, Entry
+from .weights import DTYPES, MAX_RANK, DataFile, Entry, is_size
 
 __all__ = ["TorchFile"]
 
-MAX_PROGRAM_BYTES = 100_000_000
+MAX_PROGRAM_BYTES = 16_000_000  # some hundred a tensor
 STORAGES = {
     "FloatStorage": "F32",
     "HalfStorage": "F16",
@@ -151,7 +150,7 @@ class Machine:
             case (Name(), ()) if function == ORDERED_DICT:
                 self.stack.append({})
             case (Name(), (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_)) if (
-                function == REBUILD_TENSOR
+                function == REBUILD_TENSOR and _are_sizes(shape) and _are_sizes(stride) and _are_sizes((offset,))
             ):
                 self.stack.append(Tensor(storage, offset, shape, stride))
             case (Name(), (Tensor() as tensor, *_)) if function == REBUILD_PARAMETER:
@@ -229,6 +228,10 @@ INSTRUCTIONS: dict[bytes, Callable[[Machine], None]] = {
 }
 
 
+def _are_sizes(sizes: tuple) -> bool:
+    return len(sizes) <= MAX_RANK and all(map(is_size, sizes))
+
+
 class TorchFile(DataFile):
     """The tensors of one torch zip file as entries that point into it."""
 
@@ -240,10 +243,15 @@ class TorchFile(DataFile):
                 program_name = next((name for name in members if name.endswith("/data.pkl")), None)
                 if program_name is None:
                     raise self.fail("no data.pkl inside: expected a file saved by torch >= 1.6")
-                if members[program_name].file_size > MAX_PROGRAM_BYTES:
-                    raise self.fail(f"data.pkl has {members[program_name].file_size} bytes, too many")
+                info = members[program_name]
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_PROGRAM_BYTES:
+                    raise self.fail(
+                        f"data.pkl: {info.file_size} bytes, expected at most {MAX_PROGRAM_BYTES}, not compressed"
+                    )
                 program = archive.read(program_name)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
             raise self.fail(f"not a torch zip file: {error}") from error
         self.prefix = program_name.removesuffix("data.pkl")
         self.members = members
@@ -274,9 +282,8 @@ class TorchFile(DataFile):
         return begin, info.file_size
 
     def entry(self, name: str, tensor: Tensor) -> Entry:
-        sizes = (*tensor.shape, *tensor.stride, tensor.offset)
-        if not all(type(n) is int and 0 <= n <= 1 << 48 for n in sizes) or len(tensor.shape) != len(tensor.stride):
-            raise self.fail(f"{name}: shape {tensor.shape}, stride {tensor.stride}: expected sizes up to 2^48")
+        if len(tensor.shape) != len(tensor.stride):
+            raise self.fail(f"{name}: shape {tensor.shape}, stride {tensor.stride}: expected as many sizes")
         begin, length = self.data_offset(name, tensor.storage)
         itemsize = np.dtype(DTYPES[tensor.storage.dtype]).itemsize
         entry = Entry(self, tensor.storage.dtype, tensor.shape, begin + tensor.offset * itemsize)

@@ -11,13 +11,14 @@ import json
 import math
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointError, MissingWeightError
+from .config import read_json
+from .errors import CheckpointError, ConfigError, MissingWeightError
+from .files import open_regular
 
 __all__ = ["Checkpoint", "SafetensorsFile", "open_checkpoint", "save_safetensors"]
 
@@ -65,17 +66,6 @@ def _pairs_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, obje
     return result
 
 
-def _open_regular(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be opened: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CheckpointError(f"{path.name}: expected a regular file")
-    return fd
-
-
 class DataFile:
     """An open weights file; reads are positioned, so threads may share it."""
 
@@ -83,7 +73,10 @@ class DataFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.fd = _open_regular(path)
+        try:
+            self.fd = open_regular(path)
+        except OSError as error:
+            raise self.fail(f"cannot be opened: {error.strerror}") from error
         self.size = os.fstat(self.fd).st_size
 
     def close(self) -> None:
@@ -174,9 +167,9 @@ class SafetensorsFile(DataFile):
         dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise self.fail(f"{name}: dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-        if not (isinstance(shape, list) and len(shape) <= MAX_RANK and all(map(_is_size, shape))):
+        if not (isinstance(shape, list) and len(shape) <= MAX_RANK and all(map(is_size, shape))):
             raise self.fail(f"{name}: shape {shape!r}: expected at most {MAX_RANK} sizes from 0 to 2^48")
-        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(is_size, offsets))):
             raise self.fail(f"{name}: data_offsets {offsets!r}: expected [begin, end]")
         bytes_needed = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
         if offsets[1] - offsets[0] != bytes_needed:
@@ -197,7 +190,7 @@ class SafetensorsFile(DataFile):
             raise self.fail(f"{self.size} bytes, expected {at} from the header: truncated or trailing data")
 
 
-def _is_size(value: object) -> bool:
+def is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= 1 << 48
 
 
@@ -279,12 +272,11 @@ SHARD_NAME = re.compile(r"[\w.\-]+\.(safetensors|bin)")
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_text("utf-8"))
-        weight_map = index["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError("weight_map: expected a non-empty object")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: not a shard index: {error}") from error
+        weight_map = read_json(path).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(f"not a shard index: {error}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path.name}: not a shard index: weight_map: expected a non-empty object")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
             raise CheckpointError(f"{path.name}: {name}: file {shard!r}: expected a plain file name in the same folder")

@@ -83,6 +83,7 @@ def test_info_and_convert(tmp_path):
     facts = json.loads(cli("info", "--json", folder).stdout)
     assert facts["class"] == "CLIPModel" and facts["text"]["hidden_size"] == 48
     assert cli("convert", folder, tmp_path / "out").returncode == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     expected = bvl.AutoModel.from_pretrained(folder)(**models.inputs()).image_embeds
     found = bvl.AutoModel.from_pretrained(tmp_path / "out")(**models.inputs()).image_embeds
     np.testing.assert_array_equal(found, expected)

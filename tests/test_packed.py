@@ -10,7 +10,8 @@ import pytest
 
 import beyondvl as bvl
 import models
-from beyondvl import _C
+from beyondvl import _C, files
+from beyondvl import packed as packing
 from test_threads import CONFIGS, arrays, given, same
 
 
@@ -127,9 +128,12 @@ def broken(record):
     )
     yield "cannot be built", lambda: text.update(bytes=32)
     yield "logit_scale", lambda: record.update(logit_scale="x")
+    yield "output unit_embeds: found slot 'nothing'", lambda: text["outputs"].update(unit_embeds="nothing")
+    yield "cannot be built", lambda: text["outputs"].update(unit_embeds=[1])
+    yield "output embeds: found slot", lambda: text["sizes"].update(embeds=7)
 
 
-@pytest.mark.parametrize("case", range(15))
+@pytest.mark.parametrize("case", range(18))
 def test_a_lying_record_is_refused(packed, case):
     path = packed[0] / "packed.json"
     record = json.loads(path.read_text())
@@ -203,3 +207,59 @@ def test_checksum():
         data[at] ^= 1 << at % 8
     with pytest.raises(ValueError, match="multiple of 64"):
         _C.checksum(data[:-1], 1)
+
+
+def state(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("fails", ["checksum", "copyfile", "fsync"])
+def test_a_save_that_fails_changes_nothing(packed, tmp_path, monkeypatch, fails):
+    folder, model = packed
+    before = state(folder)
+    other = bvl.AutoModel.from_pretrained(models.write(tmp_path / "other", models.TINY_CLIP | {"projection_dim": 16}))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    owner = {"checksum": packing._C, "copyfile": packing.shutil, "fsync": files.os}[fails]
+    monkeypatch.setattr(owner, fails, full)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_packed(folder)
+    monkeypatch.undo()
+    assert state(folder) == before
+    inputs = models.inputs()
+    same(arrays(bvl.AutoModel.from_pretrained(folder)(**inputs)), arrays(model(**inputs)))
+
+
+def test_saving_over_another_packed_model(packed, tmp_path):
+    """Nothing of the first one stays: a tokenizer.json would come before the second one's vocabulary."""
+    folder, _ = packed
+    source = models.write(tmp_path / "first", tokenizer={"version": "1.0"}, notes={})
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    bvl.AutoModel.from_pretrained(source).save_packed(folder)
+    assert {"tokenizer.json", "notes.json", "1_Pooling/config.json"} <= set(state(folder))
+    (folder / "own.json").write_text("{}")
+    other = bvl.AutoModel.from_pretrained(models.write(tmp_path / "other", models.TINY_CLIP | {"projection_dim": 16}))
+    other.save_packed(folder)
+    assert set(state(folder)) == {"config.json", "packed.bin", "packed.json", "own.json"}
+    inputs = models.inputs()
+    same(arrays(bvl.AutoModel.from_pretrained(folder)(**inputs)), arrays(other(**inputs)))
+
+
+def test_another_configuration_is_refused(packed):
+    folder, _ = packed
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 7  # which fits the weights, and reads another token
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(bvl.CheckpointError, match=r"config\.json: another one than these weights were packed with"):
+        bvl.AutoModel.from_pretrained(folder)
+
+
+def test_another_checkpoint_is_not_saved_over(packed, tmp_path):
+    other = models.write(tmp_path / "other")
+    before = state(other)
+    with pytest.raises(ValueError, match=r"found another checkpoint's model\.safetensors, expected a new folder"):
+        packed[1].save_packed(other)
+    assert state(other) == before

@@ -332,7 +332,7 @@ def test_bad_files(tmp_path):
         assert str(found.value).startswith(str(path)), found.value
         with pytest.raises(AudioError, match=r"^sound bytes: "):
             bvl.load_audio(content, 16_000)
-    for path, message in ((tmp_path / "nowhere.wav", "No such file"), (tmp_path, "not a file"),
+    for path, message in ((tmp_path / "nowhere.wav", "No such file"), (tmp_path, "not a regular file"),
                           ("https://example.org/a.wav", "URLs are not fetched")):  # fmt: skip
         with pytest.raises(AudioError, match=message):
             bvl.load_audio(path, 16_000)

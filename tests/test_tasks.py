@@ -77,6 +77,8 @@ def test_captions(folders):
         model.caption(PHOTOS, prompt=["a", "the"])
     with pytest.raises(ValueError, match="images: the list is empty"):
         model.caption([])
+    with pytest.raises(ValueError, match="images: encoded by another model"):
+        model.caption(bvl.AutoModel.from_pretrained(folders[CAPTION]).encode_image(PHOTOS)[0])
 
 
 def test_answers(folders):
@@ -104,6 +106,8 @@ def test_matches_and_reranking(folders):
         assert result["similarity"] == pytest.approx(similarity[0, result["corpus_id"]], abs=1e-5)
     with pytest.raises(ValueError, match="texts: the list is empty"):
         model.match(PHOTOS[0], [])
+    with pytest.raises(ValueError, match="top_k: found None, expected a whole number from 1"):
+        model.rerank("a red cup", encoded, top_k=None)
     long = " ".join(["a red cup"] * 60)
     assert 0 < model.match(PHOTOS[0], [long])[0] < 1  # cut at the model's length
     nearest = int(similarity[0].argmax())

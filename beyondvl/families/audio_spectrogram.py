@@ -17,7 +17,7 @@ def audio(config: Config) -> Encoder:
     hidden = config.integer("hidden_size", 768, 1, 1 << 16)
     heads = config.heads(hidden, 768, 12)
     intermediate = config.integer("intermediate_size", 3072, 1, 1 << 18)
-    eps, bias = config.number("layer_norm_eps", 1e-12, 0.0, 1.0), config.get("qkv_bias", True) is True
+    eps, bias = config.number("layer_norm_eps", 1e-12, 0.0, 1.0), config.boolean("qkv_bias", True)
     activation = config.choice("hidden_act", "gelu", ACTIVATIONS)
     size = (config.integer("num_mel_bins", 128, 1, 1 << 12), config.integer("max_length", 1024, 1, 1 << 16))
     patch = config.integer("patch_size", 16, 1, 1 << 10)

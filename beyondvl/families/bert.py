@@ -57,7 +57,7 @@ def cross_part(prefix: str, hidden: int, eps: float, part: str = "self") -> Cros
 def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], padding: int | None = None) -> Encoder:
     """A BERT under the key prefix, with the given steps after its last layer; `padding`: a RoBERTa, whose positions
     count the tokens that are not that id."""
-    if section.get("position_embedding_type", "absolute") != "absolute" or section.get("is_decoder"):
+    if section.get("position_embedding_type", "absolute") != "absolute" or section.boolean("is_decoder", False):
         raise ConfigError("config.json: expected absolute positions and no decoder")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
     intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)

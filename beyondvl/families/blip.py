@@ -24,7 +24,7 @@ def text_sizes(config: Config) -> tuple[Config, int, int, int]:
     """The text section, hidden_size, num_hidden_layers, heads."""
     section = config.section("text_config")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
-    if section.get("is_decoder", True) is not True:
+    if not section.boolean("is_decoder", True):
         raise ConfigError("text_config: is_decoder: found false, expected a text stack with cross-attention")
     heads = section.integer("num_attention_heads", None, 1, 1024)
     if hidden % heads:

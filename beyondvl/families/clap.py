@@ -112,7 +112,7 @@ def pairs(size: int) -> tuple[int, ...]:
 def block(prefix: str, hidden: int, heads: int, grid: tuple[int, int], size: int, shift: int, section: Config) -> Block:
     wide = int(section.number("mlp_ratio", 4.0, 0.1, 64.0) * hidden)
     activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
-    eps, bias = section.number("layer_norm_eps", EPS, 0.0, 1.0), section.get("qkv_bias", True) is True
+    eps, bias = section.number("layer_norm_eps", EPS, 0.0, 1.0), section.boolean("qkv_bias", True)
     return replace(
         vit_block(prefix, hidden, wide, heads, activation, eps, part="self", bias=bias),
         relative=window_bias(f"{prefix}.attention.self.relative_position_bias_table", size, heads),
@@ -179,7 +179,7 @@ def fusion(prefix: str, hidden: int, patch: tuple[int, int], stride: tuple[int, 
 def audio(config: Config) -> Encoder:
     section = tower_config(config, "audio")
     prefix = "audio_model.audio_encoder."
-    fused = section.get("enable_fusion") is True
+    fused = section.boolean("enable_fusion", False)
     if section.get("fusion_type") == "channel_map":
         raise ConfigError("audio_config: fusion_type: found 'channel_map', expected another one")
     side = section.integer("spec_size", 256, 1, 1 << 12)
@@ -211,7 +211,7 @@ def audio(config: Config) -> Encoder:
             source=SpectrogramStem(f"{prefix}batch_norm", EPS, mels, parts, (side, side), 4 if fused else 1),
             fusion=fusion(embed, hidden, patch, stride, section) if fused else None,
         ),
-        stem_norm=norm(f"{embed}.norm", hidden, EPS) if section.get("enable_patch_layer_norm", True) is True else None,
+        stem_norm=norm(f"{embed}.norm", hidden, EPS) if section.boolean("enable_patch_layer_norm", True) else None,
         layers=stages(section, prefix, hidden, grid),
         steps=(
             Step("last_hidden_state", "hidden", norm(f"{prefix}norm", last, EPS)),

@@ -35,7 +35,7 @@ def layers(section: Config, prefix: str, count: int) -> tuple[Block, ...]:
     hidden, eps = sizes(section)
     intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
     heads, activation = section.heads(hidden, 768, 12), section.choice("hidden_act", "gelu", ACTIVATIONS)
-    if section.get("qkv_bias", True) is not True:
+    if not section.boolean("qkv_bias", True):
         raise ConfigError("qkv_bias: found false, expected true")
     number = section.integer("num_hidden_layers", count, 1, 1024)
     return tuple(
@@ -103,7 +103,7 @@ def fusion(config: Config, matching: bool = False) -> CFormer:
     section = config.section("multimodal_config")
     hidden, eps = sizes(section)
     prefix = "multimodal_model"
-    token = ref(f"{prefix}.cls_token", hidden) if section.get("use_cls_token", True) else None
+    token = ref(f"{prefix}.cls_token", hidden) if section.boolean("use_cls_token", True) else None
     found = [
         Step("last_hidden_state", "hidden", norm(f"{prefix}.layernorm", hidden, eps)),
         Step("class_token", "last_hidden_state", Pool("first")),

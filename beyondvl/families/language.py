@@ -69,7 +69,7 @@ def opt_block(section: Config, prefix: str, hidden: int, intermediate: int, head
     qkv = stacked([f"{prefix}.self_attn.{part}_proj" for part in "qkv"], hidden, hidden)
     activation = section.choice("activation_function", "relu", ACTIVATIONS)
     found = bart_block(prefix, qkv, hidden, intermediate, heads, activation, OPT_EPS, True)
-    return replace(found, pre_norm=section.get("do_layer_norm_before", True) is True)
+    return replace(found, pre_norm=section.boolean("do_layer_norm_before", True))
 
 
 def opt(section: Config, prefix: str, feature_token: int) -> Encoder:
@@ -79,7 +79,7 @@ def opt(section: Config, prefix: str, feature_token: int) -> Encoder:
     positions = section.integer("max_position_embeddings", 2048, 1, 1 << 16)
     require(section, word_embed_proj_dim=hidden, enable_bias=True, layer_norm_elementwise_affine=True)
     decoder, words = f"{prefix}model.decoder", f"{prefix}model.decoder.embed_tokens.weight"
-    final = section.get("do_layer_norm_before", True) is True and not section.get("_remove_final_layer_norm")
+    final = section.boolean("do_layer_norm_before", True) and not section.boolean("_remove_final_layer_norm", False)
     return Encoder(
         hidden_size=hidden,
         stem=TokenStem(
@@ -229,7 +229,7 @@ def t5_encoder(section: Config, prefix: str, feature_token: int) -> Encoder:
 
 def t5_decoder(section: Config, prefix: str, feature_token: int) -> Encoder:
     sizes, (_, layers) = T5Sizes.of(section), t5_layers(section)
-    scaled = section.get("scale_decoder_outputs", section.get("tie_word_embeddings") is not False)
+    scaled = section.boolean("scale_decoder_outputs", section.boolean("tie_word_embeddings", True))
     return Encoder(
         hidden_size=sizes.hidden,
         stem=TokenStem(word=t5_words(prefix, "decoder", sizes), position=None, max_positions=UNBOUNDED),
@@ -275,9 +275,9 @@ def llama(section: Config, prefix: str, feature_token: int) -> Encoder:
         )
     eps = section.number("rms_norm_eps", 1e-6, 0.0, 1.0)
     activation = section.choice("hidden_act", "silu", (*ACTIVATIONS, *ALIASES))
-    biased, mlp_biased = section.get("attention_bias") is True, section.get("mlp_bias") is True
+    biased, mlp_biased = section.boolean("attention_bias", False), section.boolean("mlp_bias", False)
     words = f"{prefix}model.embed_tokens.weight"
-    tied = words if section.get("tie_word_embeddings") is True else None
+    tied = words if section.boolean("tie_word_embeddings", False) else None
 
     def block(i: int) -> Block:
         layer = f"{prefix}model.layers.{i}"

@@ -39,7 +39,7 @@ def section_of(config: Config, name: str) -> Config:
 
 
 def activation(config: Config) -> str:
-    return "quick_gelu" if config.section("model_cfg").get("quick_gelu") else "gelu"
+    return "quick_gelu" if config.section("model_cfg").boolean("quick_gelu", False) else "gelu"
 
 
 def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal: bool) -> Block:

@@ -96,7 +96,7 @@ def vision(config: Config) -> Encoder:
     section = tower_config(config, "vision")
     hidden, intermediate, layers, heads, activation, eps = sizes(section)
     steps = [Step("last_hidden_state", "hidden", norm("vision_model.post_layernorm", hidden, eps))]
-    if section.get("vision_use_head", True):
+    if section.boolean("vision_use_head", True):
         head = map_head("vision_model.head", hidden, intermediate, heads, activation, eps)
         steps += [Step("pooler_output", "last_hidden_state", head), Step("unit_embeds", "pooler_output", Normalize())]
     return Encoder(

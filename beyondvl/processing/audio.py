@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import AudioError
 from ..outputs import is_torch
-from .loading import open_regular
+from .loading import open_media
 from .video import FORMATS, SLACK, open_container
 
 __all__ = ["is_sound_and_rate", "load_audio"]
@@ -124,7 +124,7 @@ def _from_file(source: Any, wanted: int) -> np.ndarray:
     path = isinstance(source, str | os.PathLike)
     name = os.fspath(source) if path else "sound bytes"
     try:
-        with open_regular(source, "sound") if path else io.BytesIO(source) as file:
+        with open_media(source, "sound") if path else io.BytesIO(source) as file:
             clip = _is_container(file.read(TS_PACKET + 1))
             file.seek(0)
             return _from_container(file, wanted) if clip else _from_sound(file, wanted, path)
@@ -165,6 +165,8 @@ def _from_container(file: Any, wanted: int) -> np.ndarray:
         if not container.streams.audio:
             raise AudioError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise AudioError("a sound of a codec that is not known here")
         rate = stream.rate
         samples = 0 if stream.duration is None else round(float(stream.duration * stream.time_base) * rate)
         _check_header(rate, stream.channels, samples)

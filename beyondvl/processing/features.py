@@ -23,7 +23,7 @@ from .. import _C
 from ..config import Config, read_json
 from ..errors import AudioError, ConfigError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, from_numpy
+from ..outputs import BatchFeature, check_threads, from_numpy
 from .audio import is_sound_and_rate, load_audio
 
 __all__ = [
@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 DB = 10 / np.log(10)
+MOST_MELS = 1 << 10
+MOST_WINDOW = 1 << 14  # samples of a transform
+MOST_SAMPLES = 1 << 28  # of a sound filled up to its length
+MOST_FEATURES = 1 << 27  # of a sound
 
 
 def to_mel(hertz: np.ndarray, scale: str) -> np.ndarray:
@@ -74,6 +78,7 @@ class FeatureExtractor:
     (B, n) or a list is several. Sounds of another rate than the model's are resampled.
     """
 
+    part: ClassVar[str] = "feature_extractor"  # what it is of a processor
     kind: ClassVar[str] = ""
     input_name: ClassVar[str] = "input_features"
     defaults: ClassVar[dict[str, Any]] = {}
@@ -87,6 +92,7 @@ class FeatureExtractor:
             if type(self.defaults[name]) is bool and type(value) is not bool:
                 raise ConfigError(f"preprocessor_config.json: {name}: found {value!r}, expected true or false")
             setattr(self, name, value)
+        check_threads(num_threads)
         self.num_threads = num_threads or _C.default_threads()
         self._prepare(Config(values, "preprocessor_config.json"))
 
@@ -132,6 +138,24 @@ class FeatureExtractor:
         with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
             return list((pool.map if pool else map)(load, range(len(items))))
 
+    def _samples(self, value: int | None, default: int) -> int:
+        """A call's `max_length` in samples."""
+        if value is None:
+            return default
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"max_length: found {value!r}, expected a whole number of samples from 1")
+        self._check_size("max_length", int(value), self.feature_size)
+        return int(value)
+
+    def _check_size(self, name: str, samples: int, mels: int) -> None:
+        """ConfigError where a sound of that length, or its features, would be absurd."""
+        frames = samples // self.hop_length + 1
+        if samples > MOST_SAMPLES or frames * mels > MOST_FEATURES:
+            raise ConfigError(
+                f"{name}: found {samples} samples, {frames} x {mels} features, expected at most {MOST_SAMPLES} samples "
+                f"and {MOST_FEATURES} features"
+            )
+
     def _log_mel(
         self, sound: np.ndarray, filters: np.ndarray, scale: float, mels_first: bool = False, kaldi: bool = False
     ) -> np.ndarray:
@@ -168,11 +192,11 @@ class ClapFeatureExtractor(FeatureExtractor):
     }  # fmt: skip
 
     def _prepare(self, config: Config) -> None:
-        size = config.integer("fft_window_size", 1024, 2, 1 << 16)
-        mels = config.integer("feature_size", 64, 1, 1 << 12)
+        size = config.integer("fft_window_size", 1024, 2, MOST_WINDOW)
+        mels = config.integer("feature_size", 64, 1, MOST_MELS)
         rate = config.integer("sampling_rate", 48_000, 1_000, 768_000)
         config.integer("hop_length", 480, 1, 1 << 16)
-        config.integer("max_length_s", 10, 1, 3600)
+        self._check_size("max_length_s", config.integer("max_length_s", 10, 1, 3600) * rate, mels)
         low = config.number("frequency_min", 0, 0, rate)
         high = config.number("frequency_max", 14_000, low + 1, rate)
         self._check(self.truncation, self.padding)
@@ -201,7 +225,7 @@ class ClapFeatureExtractor(FeatureExtractor):
         padding = self.padding if padding in (True, None) else padding
         self._check(truncation, padding)
         rng = None if seed is None else np.random.RandomState(seed)
-        length = _samples(max_length, self.max_length_s * self.sampling_rate)
+        length = self._samples(max_length, self.max_length_s * self.sampling_rate)
         found = [self._input(s, length, truncation, padding, rng) for s in self.sounds(raw_speech, sampling_rate)]
         longer = np.array([[longer] for _, longer in found])
         if truncation == "fusion":
@@ -261,11 +285,12 @@ class WhisperFeatureExtractor(FeatureExtractor):
     }  # fmt: skip
 
     def _prepare(self, config: Config) -> None:
-        size = config.integer("n_fft", 400, 2, 1 << 16)
-        mels = config.integer("feature_size", 80, 1, 1 << 12)
+        size = config.integer("n_fft", 400, 2, MOST_WINDOW)
+        mels = config.integer("feature_size", 80, 1, MOST_MELS)
         rate = config.integer("sampling_rate", 16_000, 1_000, 768_000)
         config.integer("hop_length", 160, 1, 1 << 16)
         self.n_samples = config.integer("chunk_length", 30, 1, 3600) * rate
+        self._check_size("chunk_length", self.n_samples, mels)
         if self.dither or self.padding_value:
             raise ConfigError("preprocessor_config.json: expected neither dither nor a padding_value other than 0")
         self.window, self.filters = hann(size), mel_filters(size // 2 + 1, mels, 0, 8000, rate, "slaney")
@@ -283,7 +308,7 @@ class WhisperFeatureExtractor(FeatureExtractor):
         """`raw_speech`: one sound or a list; `padding` "max_length" (30 s, or `max_length` samples) or "longest".
         Raises AudioError, ValueError."""
         sounds = self.sounds(raw_speech, sampling_rate)
-        most = _samples(max_length, self.n_samples)
+        most = self._samples(max_length, self.n_samples)
         if truncation:
             sounds = [sound[:most] for sound in sounds]
         if padding not in ("max_length", "longest", True):
@@ -319,11 +344,11 @@ class ASTFeatureExtractor(FeatureExtractor):
 
     def _prepare(self, config: Config) -> None:
         rate = config.integer("sampling_rate", 16_000, 1_000, 768_000)
-        mels = config.integer("num_mel_bins", 128, 1, 1 << 12)
-        config.integer("max_length", 1024, 1, 1 << 20)
+        mels = config.integer("num_mel_bins", 128, 1, MOST_MELS)
+        config.integer("max_length", 1024, 1, MOST_FEATURES // mels)
         config.number("mean", 0, -1e6, 1e6)
-        if config.number("std", 1, -1e6, 1e6) == 0:
-            raise ConfigError("preprocessor_config.json: std: found 0, expected another number")
+        if abs(std := config.number("std", 1, -1e6, 1e6)) < 1e-12:
+            raise ConfigError(f"preprocessor_config.json: std: found {std}, expected a number that is not near 0")
         self.hop_length, self.window = 160, hann(400, periodic=False)
         self.filters = mel_filters(257, mels, 20, rate // 2, rate, "kaldi")
 
@@ -338,14 +363,6 @@ class ASTFeatureExtractor(FeatureExtractor):
             mel = np.pad(mel[: self.max_length], ((0, max(0, self.max_length - len(mel))), (0, 0)))
             features.append((mel - np.float32(self.mean)) / np.float32(2 * self.std) if self.do_normalize else mel)
         return BatchFeature(input_values=from_numpy(np.stack(features), return_tensors) if return_tensors else features)
-
-
-def _samples(value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"max_length: found {value!r}, expected a whole number of samples from 1")
-    return int(value)
 
 
 def as_sounds(raw: Any) -> list[Any]:

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from .. import _C
 from ..config import Config, read_json
 from ..errors import ConfigError, ImageError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, from_numpy
-from .loading import Scratch, load_pixels
+from ..outputs import BatchFeature, check_threads, from_numpy
+from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels
 
 __all__ = ["AutoImageProcessor", "ImageProcessor"]
 
@@ -84,6 +84,8 @@ class ImageProcessor:
     ones of photographs above 0.999), everything else stays as it is.
     """
 
+    part: ClassVar[str] = "image_processor"  # what it is of a processor
+
     def __init__(
         self,
         *,
@@ -109,6 +111,7 @@ class ImageProcessor:
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
         self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
         self.decoder, self.fast = decoder, fast
+        check_threads(num_threads)
         self.num_threads = num_threads or _C.default_threads()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -188,7 +191,7 @@ class ImageProcessor:
             shape = self._output_shape()
             if shape is None:  # it depends on the pictures, which must agree
                 images = list(run(self._load, batch, positions))
-                shape = self._common_shape(images)
+                shape = self._common_shape(images, positions)
                 out = np.empty((len(batch), 3, *shape), np.float32)
                 list(run(self._fill, out, images, positions))
                 return out
@@ -206,15 +209,18 @@ class ImageProcessor:
 
     def _fill(self, out: np.ndarray, image: np.ndarray, position: int) -> None:
         """pixel_values (3, H, W) of loaded pixels."""
-        if image.dtype != np.uint8 or self.resample == NEAREST:
-            with _placed(position):
+        with _placed(position):
+            if image.dtype != np.uint8 or self.resample == NEAREST:
                 out[...] = self._process_floats(image[:, :, :3])
-            return
-        target = self._geometry(*image.shape[:2])
-        _C.preprocess(out, (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:]), self.table)
+                return
+            target = self._target(image)
+            _C.preprocess(out, (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:]), self.table)
 
-    def _common_shape(self, images: list[np.ndarray]) -> tuple[int, int]:
-        shapes = {self._geometry(*image.shape[:2])[2:4] for image in images}
+    def _common_shape(self, images: list[np.ndarray], positions: Any) -> tuple[int, int]:
+        shapes = set()
+        for image, position in zip(images, positions, strict=True):
+            with _placed(position):
+                shapes.add(self._target(image)[2:4])
         if len(shapes) > 1:
             raise ValueError(
                 f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes"
@@ -254,6 +260,13 @@ class ImageProcessor:
         top, left = _crop_start(new_height, out[0]), _crop_start(new_width, out[1])
         return new_height, new_width, *out, top, left
 
+    def _target(self, image: np.ndarray) -> tuple[int, int, int, int, int, int]:
+        """`_geometry` of a picture; ImageError where a long and thin one would become absurdly large."""
+        found = self._geometry(*image.shape[:2])
+        if max(*image.shape[:2], *found[:2]) > MAX_SIDE or found[2] * found[3] > MAX_PIXELS:
+            raise _too_large(image, *found[:2])
+        return found
+
     def _table(self, values: np.ndarray) -> np.ndarray:
         """(3, n) results of rescale and normalise for each value, by transformers' formulas."""
         x = values
@@ -267,7 +280,9 @@ class ImageProcessor:
 
     def _process_floats(self, image: np.ndarray) -> np.ndarray:
         """Arrays that are not bytes, and nearest neighbour: step by step, as transformers does."""
-        new_height, new_width, height, width, top, left = self._geometry(*image.shape[:2])
+        new_height, new_width, height, width, top, left = self._target(image)
+        if new_height * new_width > MAX_PIXELS:  # all of which are made, whatever the crop keeps
+            raise _too_large(image, new_height, new_width)
         if not self.do_resize:
             values = image
         else:
@@ -348,6 +363,8 @@ def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
     if keys not in known or not all(type(n) is int and 1 <= n <= 1 << 14 for n in value.values()):
         expected = "height and width" if square else "shortest_edge, or height and width"
         raise ConfigError(f"{name}: found {value!r}, expected {expected}, from 1 to 16384")
+    if math.prod(value.values()) > MAX_PIXELS:
+        raise ConfigError(f"{name}: found {value!r}, expected at most {MAX_PIXELS} pixels")
     return dict(value)
 
 
@@ -403,6 +420,13 @@ def _placed(position: int) -> Iterator[None]:
 def _crop_start(size: int, crop: int) -> int:
     """First kept row; negative when zeros come first. transformers puts the odd row of padding first."""
     return (size - crop) // 2
+
+
+def _too_large(image: np.ndarray, height: int, width: int) -> ImageError:
+    return ImageError(
+        f"{image.shape[1]} x {image.shape[0]} pixels would become {width} x {height}, expected sides up to {MAX_SIDE} "
+        f"and at most {MAX_PIXELS} pixels"
+    )
 
 
 def _to_bytes(image: np.ndarray) -> tuple[bool, np.ndarray]:

@@ -11,21 +11,21 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import _C
+from .. import _C, files
 from ..errors import ImageError
 from ..outputs import is_torch, to_numpy
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "open_regular", "pil_to_rgb",
+__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "open_media", "pil_to_rgb",
            "read_file"]  # fmt: skip
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
+MAX_SIDE = 1 << 20  # of a picture before and after it is resized
+MAX_PICTURE_BYTES = 8 * MAX_PIXELS  # of a file: 16 bits in each of four channels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 DECODERS = ("auto", "pillow", "stb")
 
@@ -85,21 +85,19 @@ def read_file(path: str | os.PathLike) -> bytes:
     if isinstance(text, str) and text.lower().startswith(("http://", "https://", "data:", "ftp://")):
         raise ImageError(f"{text[:80]}: URLs are not fetched: download the picture and give its path or bytes")
     try:
-        return Path(text).read_bytes()
+        return files.read_regular(text, MAX_PICTURE_BYTES)
     except OSError as error:
         raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a name that no file can have
         raise ImageError(f"{text!r}: cannot be read: {error}") from error
 
 
-def open_regular(path: str | os.PathLike, what: str) -> Any:
+def open_media(path: str | os.PathLike, what: str) -> Any:
     """A file to read bytes from, unbuffered; ValueError for a URL and for what is no file, such as a pipe."""
     text = os.fspath(path)
     if isinstance(text, str) and "://" in text[:16]:
         raise ValueError(f"URLs are not fetched: download the {what} and give its path or bytes")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a file")
-    return open(path, "rb", buffering=0)
+    return open(files.open_regular(path), "rb", buffering=0)
 
 
 def _decode(data: bytes, decoder: str, formats: tuple[str, ...], scratch: Scratch | None) -> np.ndarray:
@@ -140,6 +138,8 @@ def _decode_jpeg(data: bytes, scratch: Scratch | None) -> np.ndarray | None:
 def check_pixels(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels, expected at most {MAX_PIXELS}")
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"{width} x {height} pixels, expected sides up to {MAX_SIDE}")
 
 
 def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a
 class Processor:
     """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` in place
     of `images` where the model hears, which then has a `feature_extractor` and no `image_processor`."""
+
+    part: ClassVar[str | None] = None  # it has parts
 
     def __init__(
         self,
@@ -271,9 +273,9 @@ class AutoProcessor:
         texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
         if not texts and (sounds := extractor_config(folder)):
             return FeatureExtractor.from_config(sounds, **kwargs)
-        kind = (
-            Processor if (pictures and texts) or not (pictures or texts) else ImageProcessor if pictures else Tokenizer
-        )
+        if not (pictures or texts):
+            raise ConfigError(f"{folder}: no files of a processor, expected tokenizer.json, preprocessor_config.json")
+        kind = Processor if pictures and texts else ImageProcessor if pictures else Tokenizer
         return kind.from_pretrained(folder, **kwargs)
 
 

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,15 +19,18 @@ from ..config import Config, read_json
 from ..errors import ConfigError
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, check_count, from_numpy
-from .vocabularies import SPECIAL, build_backend, special_tokens
+from .vocabularies import SPECIAL, build_backend, library_errors, special_tokens
 
 __all__ = ["AutoTokenizer", "Tokenizer"]
 
+MOST_PADDED = 1 << 20  # tokens of a text
 UNBOUNDED = 1 << 30  # transformers writes 1e30 where a tokenizer has no limit
 
 
 class Tokenizer:
     """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe."""
+
+    part: ClassVar[str] = "tokenizer"  # what it is of a processor
 
     def __init__(
         self,
@@ -77,9 +80,10 @@ class Tokenizer:
 
     def _frame(self) -> tuple[int, int]:
         """How many special tokens come before and after a text."""
-        total = self.backend.num_special_tokens_to_add(False)
-        framed = self.backend.encode("a").ids
-        bare = self.backend.encode("a", add_special_tokens=False).ids
+        with library_errors("tokenizer: cannot encode 'a'"):
+            total = self.backend.num_special_tokens_to_add(False)
+            framed = self.backend.encode("a").ids
+            bare = self.backend.encode("a", add_special_tokens=False).ids
         before = next((n for n in range(total + 1) if framed[n : n + len(bare)] == bare), 0)
         return before, total - before
 
@@ -111,11 +115,16 @@ class Tokenizer:
         return self.backend.get_vocab(with_added_tokens=True)
 
     def tokenize(self, text: str) -> list[str]:
-        return self.backend.encode(text, add_special_tokens=False).tokens
+        return self._encoded([text], False)[0].tokens
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        (clean,) = _texts([text])
-        return self.backend.encode(clean, add_special_tokens=add_special_tokens).ids
+        return self._encoded([text], add_special_tokens)[0].ids
+
+    def _encoded(self, text: str | list[str], add_special_tokens: bool) -> list[Any]:
+        """What the library makes of a text or each of a list."""
+        texts = _texts(text)
+        with library_errors("text: the tokenizer cannot encode it"):
+            return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         if isinstance(tokens, str):
@@ -125,17 +134,14 @@ class Tokenizer:
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
         if isinstance(ids, int | np.integer):
-            return self.backend.id_to_token(int(ids))
-        return [self.backend.id_to_token(int(i)) for i in ids]
+            return self.backend.id_to_token(_ids([ids])[0])
+        return [self.backend.id_to_token(i) for i in _ids(ids)]
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """The text of ids, or of each row of them."""
         if not isinstance(ids, int | np.integer) and len(ids) and np.ndim(ids[0]):
             return self.batch_decode(ids, skip_special_tokens)
-        ids = [int(i) for i in np.asarray(ids).reshape(-1)]
-        if wrong := [i for i in ids if not 0 <= i < 1 << 32]:
-            raise ValueError(f"ids: found {wrong[0]}, expected token ids from 0")
-        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        text = self.backend.decode(_ids(np.asarray(ids).reshape(-1)), skip_special_tokens=skip_special_tokens)
         suffix = getattr(self.backend.model, "end_of_word_suffix", None)
         return text.replace(suffix, " ").strip() if suffix else text
 
@@ -169,8 +175,7 @@ class Tokenizer:
         if max_length is not None:
             check_count("max_length", max_length)
         truncation = _checked_truncation(truncation, padding, max_length)
-        texts = _texts(text)
-        encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        encodings = self._encoded(text, add_special_tokens)
         ids = [self._truncate(e.ids, truncation, max_length, add_special_tokens) for e in encodings]
         self._warn(ids, truncation, add_special_tokens)
         width = self._width(ids, padding, max_length)
@@ -227,6 +232,8 @@ class Tokenizer:
         raise ValueError(f"padding: found {padding!r}, expected True, False, 'longest' or 'max_length'")
 
     def _pad(self, ids: list[list[int]], width: int, names: tuple[str, ...]) -> dict[str, list[list[int]]]:
+        if width > MOST_PADDED:
+            raise ValueError(f"padding to {width} tokens: expected at most {MOST_PADDED}")
         fields: dict[str, list[list[int]]] = {name: [] for name in names}
         for row in ids:
             gap = max(0, width - len(row))
@@ -292,6 +299,13 @@ def _checked_truncation(truncation: Any, padding: Any, max_length: int | None) -
     return truncation not in (False, "do_not_truncate")
 
 
+def _ids(ids: Iterable[Any]) -> list[int]:
+    found = [int(i) for i in ids]
+    if wrong := [i for i in found if not 0 <= i < 1 << 32]:
+        raise ValueError(f"ids: found {wrong[0]}, expected token ids from 0")
+    return found
+
+
 def _texts(text: Any) -> list[str]:
     if not isinstance(text, Iterable) or isinstance(text, bytes):
         raise TypeError(f"text: found {type(text).__name__}, expected a text or a list of texts")
@@ -322,7 +336,7 @@ def _max_length(settings: Config, defaults: Any) -> int:
     value = settings.get("model_max_length")
     if value is None:
         return defaults.model_max_length or UNBOUNDED
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
         raise ConfigError(f"tokenizer_config.json: model_max_length: found {value!r}, expected a positive number")
     if value >= UNBOUNDED:
         return defaults.model_max_length if defaults.exact_length else UNBOUNDED

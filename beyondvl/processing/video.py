@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import ImageError, VideoError
 from ..outputs import is_torch, to_numpy
-from .loading import MAX_PIXELS, check_pixels, load_image, open_regular, pil_to_rgb, read_file
+from .loading import MAX_PIXELS, check_pixels, load_image, open_media, pil_to_rgb, read_file
 
 __all__ = ["Sampling", "load_video", "video_frames"]
 
@@ -140,7 +140,7 @@ def video_frames(source: Any, sampling: Sampling, num_threads: int = 0) -> Itera
 
 
 def _head(path: str | os.PathLike) -> bytes:
-    with open_regular(path, "clip") as file:
+    with open_media(path, "clip") as file:
         return file.read(16)
 
 
@@ -228,6 +228,8 @@ class _Reader:
     def __init__(self, container: Any, num_threads: int):
         self.container, self.stream = container, container.streams.video[0]
         context = self.stream.codec_context
+        if context is None:
+            raise ValueError("a video stream of a codec that is not known here")
         context.thread_type, context.thread_count = "AUTO", num_threads
         check_pixels(context.height, context.width)
         context.options = {"max_pixels": str(MAX_PIXELS)}  # the stream itself may say otherwise

@@ -6,18 +6,24 @@ WordPiece, SigLIP's SentencePiece unigram over canonical text (lower case, no pu
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, read_json
+from ..config import Config, read_json, read_text
 from ..errors import ConfigError
+from .sentencepiece import check_character_maps, read_model
 
 __all__ = ["SPECIAL", "Defaults", "build_backend", "special_tokens"]
 
 CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SIGLIP_LENGTH = 64
+ESCAPED = re.compile(r"\\u00[4-7]")  # letters that could have been written plainly
 SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -130,20 +136,32 @@ def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
                     f"tokenizer_config.json: tokenizer_class: found {stated!r} and {name}, expected a tokenizer.json: "
                     "transformers' AutoTokenizer reads such files, and its save_pretrained writes one"
                 )
-            try:
+            with library_errors(f"{name}: not a tokenizer of this kind"):
                 return build(folder, settings), defaults
-            except ConfigError:
-                raise
-            except Exception as error:  # the library raises bare Exceptions
-                raise ConfigError(f"{name}: not a tokenizer of this kind: {error}") from error
     names = ", ".join(name for name, _, _ in builders)
     raise ConfigError(f"{folder}: no tokenizer files found, expected one of {names}")
+
+
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """ConfigError in place of the bare Exceptions of the `tokenizers` library, and of its panics, which are none."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def _from_tokenizer_json(folder: Path, settings: Config) -> Any:
     from tokenizers import Tokenizer, normalizers
 
-    backend = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+    text = read_text(folder / "tokenizer.json")
+    if "recompiled" in text or ESCAPED.search(text):
+        check_character_maps(json.loads(text))
+    backend = Tokenizer.from_str(text)
     kind = _kind(folder, settings)
     # transformers builds these two normalizers from the settings, whatever the file says
     if kind is BERT and {"do_lower_case", "strip_accents", "tokenize_chinese_chars"} & set(settings.to_dict()):
@@ -165,7 +183,7 @@ def _bert_normalizer(settings: Config) -> Any:
     return normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is not False,
-        strip_accents=settings.get("strip_accents"),
+        strip_accents=settings.boolean("strip_accents", False) if settings.get("strip_accents") is not None else None,
         lowercase=settings.get("do_lower_case", True) is not False,
     )
 
@@ -173,7 +191,7 @@ def _bert_normalizer(settings: Config) -> Any:
 def _pairs(folder: Path, settings: Config, kind: Defaults) -> tuple[dict[str, int], list[tuple], dict[str, str]]:
     """Vocabulary, merges and special tokens of a byte-level BPE."""
     vocab = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    lines = read_text(folder / "merges.txt").split("\n")
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in merges):
         raise ConfigError("merges.txt: expected two tokens a line")
@@ -235,7 +253,7 @@ def _clip(folder: Path, settings: Config) -> Any:
 def _bert(folder: Path, settings: Config) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    tokens = (folder / "vocab.txt").read_text("utf-8").split("\n")
+    tokens = read_text(folder / "vocab.txt").split("\n")
     if tokens and not tokens[-1]:
         tokens.pop()
     vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
@@ -259,8 +277,6 @@ def _bert(folder: Path, settings: Config) -> Any:
 
 def _siglip(folder: Path, settings: Config) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    from .sentencepiece import read_model
 
     pieces, unk_id, charsmap = read_model(folder / "spiece.model")
     backend = Tokenizer(models.Unigram(pieces, unk_id=unk_id, byte_fallback=False))

@@ -7,7 +7,7 @@ every method of these models takes it in place of `pixel_values`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -28,13 +28,15 @@ class EncodedImages(Sequence):
     `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
     `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
     has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
-    Of clips, each is `frames` contexts.
+    Of clips, each is `frames` contexts. `owner` is the `identity` of the model that encoded them, which alone reads
+    them.
     """
 
     contexts: tuple[Any, ...] = ()
     embeds: np.ndarray | None = None
     features: np.ndarray | None = None
     frames: int = 1
+    owner: Any = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.contexts) // self.frames if self.features is None else len(self.features)
@@ -43,7 +45,8 @@ class EncodedImages(Sequence):
         at = np.atleast_1d(np.arange(len(self))[index])
         arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
         places = (at[:, None] * self.frames + np.arange(self.frames)).reshape(-1)
-        return EncodedImages(tuple(self.contexts[i] for i in places) if self.contexts else (), *arrays, self.frames)
+        contexts = tuple(self.contexts[i] for i in places) if self.contexts else ()
+        return EncodedImages(contexts, *arrays, self.frames, self.owner)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +91,7 @@ class TaskModel(PreTrainedModel):
             None if getattr(found[0], name) is None else np.concatenate([getattr(f, name) for f in found])
             for name in ("embeds", "features")
         )
-        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays, found[0].frames)
+        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays, found[0].frames, self.identity)
 
     def _items(self, images: Any) -> list[Any]:
         return list(images) if isinstance(images, list | tuple) else [images]
@@ -104,6 +107,8 @@ class TaskModel(PreTrainedModel):
         if (images is None) == (pixel_values is None):
             raise ValueError("expected either pixel_values or images (what encode_image returned, or pictures)")
         if isinstance(images, EncodedImages):
+            if images.owner is not self.identity:
+                raise ValueError("images: encoded by another model, expected what encode_image of this one returned")
             return images
         return self.encode_image(images, pixel_values=pixel_values)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling import check_neutral, given_inputs, prepared
-from ..outputs import ModelOutput, from_numpy, kind_of
+from ..outputs import ModelOutput, from_numpy, kind_of, to_numpy
 from .base import TaskModel
 
 __all__ = ["JointModel"]
@@ -31,13 +31,16 @@ class JointModel(TaskModel):
 
         What a mask hides changes nothing. Raises ValueError naming the input, what was found and what was expected.
         """
-        if not features:
-            raise ValueError("features: found none, expected at least one input")
+        if not features or not isinstance(features, dict):
+            found = "none" if features == {} else type(features).__name__
+            raise ValueError(f"features: found {found}, expected a dictionary of at least one input")
+        wanted = wanted or ["last_hidden_state", "pooler_output"]
+        self.tower("fusion").check_outputs(wanted)
         encoder = self.tower("fusion").encoder
         arrays, masks = [], []
         for name, value in features.items():
             array, mask = value if isinstance(value, tuple) else (value, None)
-            array = np.ascontiguousarray(array, np.float32)
+            array = np.ascontiguousarray(to_numpy(array, name), np.float32)
             batch = len(arrays[0] if arrays else array)
             if array.ndim != 3 or array.shape[2] != encoder.hidden_size or len(array) != batch:
                 raise ValueError(f"{name}: found shape {array.shape}, expected ({batch}, n, {encoder.hidden_size})")
@@ -49,7 +52,7 @@ class JointModel(TaskModel):
         lead = 0 if encoder.stem.class_token is None else 1
         masks.insert(0, np.ones((len(arrays[0]), lead), np.int64))
         inputs = {"features": np.concatenate(arrays, 1), "attention_mask": np.concatenate(masks, 1)}
-        return self.tower("fusion").run(inputs, wanted or ["last_hidden_state", "pooler_output"], self.num_threads)
+        return self.tower("fusion").run(inputs, wanted, self.num_threads)
 
     def __call__(
         self,

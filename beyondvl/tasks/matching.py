@@ -82,6 +82,8 @@ class MatchingModel(TaskModel):
 
         Returns {"corpus_id", "score" (probability of a match), "similarity" (cosine)}, best first.
         """
+        check_count("top_k", top_k)
+        check_count("shortlist", shortlist)
         if isinstance(query, str) and modality_of(query) == "text":
             pictures = self._encoded(candidates, None)
             text = self.encode({"text": query}, normalize_embeddings=True)

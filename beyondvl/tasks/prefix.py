@@ -120,7 +120,9 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         """`input_ids` and `attention_mask` of instructions, each after the placeholders of a picture, and the same
         instructions for the query tokens: `qformer_input_ids`, `qformer_attention_mask`."""
         given = [texts] if isinstance(texts, str) else list(texts)
-        asked = self.processor.qformer_tokenizer(given, padding=True, return_tensors="np")
+        asked = self._part("qformer_tokenizer", "qformer_tokenizer/tokenizer.json")(
+            given, padding=True, return_tensors="np"
+        )
         names = ("input_ids", "attention_mask")
         return super().texts(given, max_length) | {f"qformer_{name}": asked[name] for name in names if name in asked}
 
@@ -222,7 +224,7 @@ class InstructedVideoModel(InstructedCaptioningModel):
         return as_clips(images)
 
     def _pixels(self, items: list[Any], positions: list[int]) -> np.ndarray:
-        return self.processor.clips(items)
+        return self._part("clips", "tokenizer.json and preprocessor_config.json")(items)
 
     def _by_clip(self, pixels: Any, run: Callable[[np.ndarray], Any]) -> tuple[Any, int]:
         """What `run` finds in the frames (B * frames, 3, H, W) of clips, and how many frames a clip has."""

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..generation import GenerationSettings, generate, log_softmax
 from ..modeling import check_neutral
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of
+from ..processing.audio import MOST_SECONDS
 from .base import TaskModel, text_inputs
 
 __all__ = ["TranscribingModel"]
@@ -412,16 +413,16 @@ def check_transcription(
     if length in (None, 0):
         return
     given = (length, *strides(length, stride))
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and np.isfinite(n) for n in given) or not (
-        0 < length <= most and min(given) >= 0 and given[1] + given[2] < length
-    ):
+    if not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and -MOST_SECONDS <= n <= MOST_SECONDS for n in given
+    ) or not (0 < length <= most and min(given) >= 0 and given[1] + given[2] < length):
         raise ValueError(f"chunk_length_s, stride_length_s: found {length!r}, {stride!r}, expected at most {most:g} s, "
                          "and both sides together below that")  # fmt: skip
 
 
 def strides(length: Any, stride: Any) -> tuple[Any, Any]:
     """Seconds that a piece shares with the one before and the one after."""
-    if stride is None and isinstance(length, int | float):
+    if stride is None and isinstance(length, int | float) and abs(length) <= MOST_SECONDS:
         return length / 6, length / 6
     return tuple(stride) if isinstance(stride, list | tuple) and len(stride) == 2 else (stride, stride)
 

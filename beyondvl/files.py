@@ -1,0 +1,57 @@
+"""Files that others name: only regular ones are opened (a pipe would wait, a device never ends), and read up to a
+limit. What is wrong with one is an OSError whose `strerror` says it. What several files say together is written aside
+and moved in at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["open_regular", "read_regular", "written_aside"]
+
+
+def open_regular(path: str | os.PathLike) -> int:
+    """A descriptor to read from."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return fd
+
+
+def read_regular(path: str | os.PathLike, most: int) -> bytes:
+    """The whole of a file of at most so many bytes."""
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", os.fspath(path))
+        return file.read()
+
+
+@contextmanager
+def written_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = ()) -> Iterator[Path]:
+    """A new folder whose files move into `folder` when all of them are written, those named `last` after the others.
+
+    Where writing fails, `folder` stays as it was. What reads it needs `last`, which go first and come back at the end:
+    a move that is interrupted leaves no mixture of two models to be read. `stale` are removed unless written anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".aside.", dir=folder) as place:
+        aside = Path(place)
+        yield aside
+        found = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+        for path in found:
+            with open(aside / path, "rb") as file:
+                os.fsync(file.fileno())
+        for name in last[::-1]:
+            (folder / name).unlink(missing_ok=True)
+        for path in set(stale) - set(found):
+            (folder / path).unlink(missing_ok=True)
+        for path in sorted(found, key=lambda path: last.index(str(path)) if str(path) in last else -1):
+            (folder / path.parent).mkdir(exist_ok=True)
+            os.replace(aside / path, folder / path)
