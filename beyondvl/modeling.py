@@ -185,8 +185,14 @@ class PreTrainedModel(EncodeMixin):
     @classmethod
     def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool, precision: str) -> PreTrainedModel:
         family = cls.family
-        encoders = cls.encoders(config)
-        checkpoint = _named(open_checkpoint(folder, family.weight_files), cls)
+        try:
+            encoders = cls.encoders(config)
+        except ConfigError as error:
+            with contextlib.suppress(CheckpointError):
+                error = ConfigError(f"{error}{_advice(open_checkpoint(folder, family.weight_files), config, cls)}")
+            raise error from None
+        stored = open_checkpoint(folder, family.weight_files)
+        checkpoint = _named(stored, cls)
         reader = Reader(checkpoint)
         gemm = os.environ.get("BEYONDVL_GEMM") or "own"
         try:
@@ -196,17 +202,14 @@ class PreTrainedModel(EncodeMixin):
             }
             two = cls.__name__ in family.classes and len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if two else {0}
-            both = two or cls.__name__ in family.heads
+            both = two or (cls.__name__ in family.heads and len(towers) > 1)
             if len(sizes) > 1:
                 raise ConfigError(f"config.json: the towers' embeddings differ in size: {sorted(sizes, key=str)}")
             scale = float(np.exp(_scalar(reader, family.scale, both)))
             other = float(np.exp(_scalar(reader, family.text_scale, both))) if family.text_scale else scale
             scales = [scale, _scalar(reader, family.bias, both), other]
         except MissingWeightError as error:
-            if (fitting := _fitting_head(checkpoint, config, cls)) is None:
-                raise
-            message = f"{error}; the checkpoint has all that {fitting} needs: use {fitting}"
-            raise MissingWeightError(message) from None
+            raise MissingWeightError(f"{error}{_advice(stored, config, cls)}") from None
         finally:
             for source in {entry.source for entry in checkpoint.entries.values()}:
                 source.close()
@@ -454,13 +457,17 @@ def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
     return found
 
 
-def _fitting_head(checkpoint: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> str | None:
-    """Another class of the family that the checkpoint has everything for, when there is one."""
-    reader = Reader(checkpoint)
-    for name, wanted in _head_parameters(cls.family, config).items():
-        if name != cls.__name__ and all(reader.stored(r, n) in checkpoint for r in wanted for n in r.names if n):
-            return name
-    return None
+def _advice(stored: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> str:
+    """What to say of another class of the family that the checkpoint has everything for, when there is one."""
+    classes = sorted(cls.family.classes, key=lambda name: -len(cls.family.classes[name]))
+    for other in (model_class(name) for name in (*cls.family.heads, *classes) if name != cls.__name__):
+        with contextlib.suppress(ConfigError):
+            wanted = [r for encoder in other.encoders(config).values() for r in refs(encoder) if isinstance(r, Ref)]
+            checkpoint = _named(stored, other)
+            reader = Reader(checkpoint)
+            if all(reader.stored(r, n) in checkpoint for r in wanted if reader.has(r) for n in r.names if n):
+                return f"; the checkpoint has all that {other.__name__} needs: use {other.__name__}"
+    return ""
 
 
 def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
@@ -557,14 +564,16 @@ def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
     for name in architectures if isinstance(architectures, list) else ():
         if isinstance(name, str) and (name in family.classes or name in family.heads):
             return model_class(name)
-    if not family.classes:
+    model_type = str(config.get("model_type"))
+    for name, modalities in family.classes.items():
+        if len(modalities) == 1 and model_type.endswith((f"{modalities[0]}_model", f"{NAMES[modalities[0]]}_model")):
+            return model_class(name)
+    if family.base and model_type == family.model_type:
+        return model_class(family.base)
+    if not any(len(modalities) == len(family.towers) for modalities in family.classes.values()):
         raise ConfigError(
             f"config.json: architectures: found {architectures!r}, expected one of {', '.join(family.heads)}"
         )
-    model_type = str(config.get("model_type"))
-    for name, modalities in family.classes.items():
-        if len(modalities) == 1 and model_type.endswith(f"{modalities[0]}_model"):
-            return model_class(name)
     return model_class(max(family.classes, key=lambda name: len(family.classes[name])))
 
 

@@ -130,7 +130,8 @@ def check_threads(value: Any) -> None:
 def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """ValueError for an option of transformers at a value that would change something."""
     if not any(value is one for one in allowed):
-        raise ValueError(f"{name}: found {value!r}, which is not available here")
+        found = type(value).__name__ if hasattr(value, "shape") else repr(value)
+        raise ValueError(f"{name}: found {found}, which is not available here")
 
 
 def check_device(device: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from parity import close, unit_gain
@@ -75,14 +78,103 @@ def test_model(isa, made, name):
     close(ours.run_tower("vision", {"pixel_values": pixels}, ["embeds"])["embeds"], first)
 
 
-def test_matching_head(isa, made):
+PARTS = {"pairs": ("input_ids", "pixel_values"), "texts": ("input_ids",), "pictures": ("pixel_values",)}
+
+
+@pytest.mark.parametrize("skip", [None, False])
+@pytest.mark.parametrize("part", PARTS)
+def test_pretraining(isa, made, part, skip):
     """FlavaForPreTraining keeps the model under a prefix, and a codebook that is never read."""
     model, folder, pixels, ids, mask = made("FlavaForPreTraining", "one width")
     ours = bvl.AutoModel.from_pretrained(folder)
+    masked = ids.clone()
+    masked[:, 2] = 103
+    given = {"input_ids": ids, "pixel_values": pixels}
+    given = {name: given[name] for name in PARTS[part]} | {"attention_mask": mask}
+    if "input_ids" in given:
+        given |= {"input_ids_masked": masked}
     with torch.no_grad():
-        expected = model(input_ids=ids, input_ids_masked=ids, pixel_values=pixels, attention_mask=mask,
-                         return_loss=False, skip_unmasked_multimodal_encoder=True)  # fmt: skip
-    close(ours(ids, pixels, mask).itm_logits, expected.itm_logits)
+        expected = model(**given, return_loss=False, skip_unmasked_multimodal_encoder=skip)
+    found = ours(**given, return_loss=False, skip_unmasked_multimodal_encoder=skip)
+    keep = mask.numpy().astype(bool)
+    images = found.image_embeddings.shape[1] + 1 if "image_embeddings" in found else 0
+    kept = {"text": keep, "multimodal": np.concatenate([np.ones((3, images), bool), keep], 1)}
+    seen = set()
+    for name, value in expected.items():
+        if value is None or name == "loss_info":
+            continue
+        seen.add(name)
+        rows = kept.get(name.split("_")[0]) if name.endswith("embeddings") else None
+        rows = keep if name in ("mlm_logits", "mmm_text_logits") else rows
+        if name.endswith("output"):
+            close(found[name].pooler_output, value.pooler_output)
+        else:
+            close(found[name], value, rows)
+    assert seen == set(found)
+    logits = {"pairs": 5, "texts": 1, "pictures": 1}[part]
+    assert sum(name.endswith("logits") or "logits_per" in name for name in seen) == logits
+
+
+def test_pretraining_by_place_and_what_it_lacks(made):
+    _, folder, pixels, ids, mask = made("FlavaForPreTraining", "one width")
+    ours = bvl.FlavaForPreTraining.from_pretrained(folder)
+    named = ours(input_ids=ids, pixel_values=pixels, attention_mask=mask)
+    placed = ours(ids, None, pixels, None, mask)
+    assert all(torch.equal(placed[n], named[n]) for n in named if n.endswith("logits"))
+    for name in ("bool_masked_pos", "mlm_labels", "codebook_pixel_values"):
+        with pytest.raises(ValueError, match=f"{name}: found .*, which is not available here"):
+            ours(input_ids=ids, **{name: ids})
+    with pytest.raises(ValueError, match="input_ids_masked: given without input_ids"):
+        ours(input_ids_masked=ids, pixel_values=pixels)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_towers_alone(isa, made, tmp_path, whole):
+    """Out of a whole checkpoint, and as each class saves itself."""
+    model, folder, pixels, ids, mask = made("FlavaModel", "odd")
+    parts = {"FlavaImageModel": (model.image_model, {"pixel_values": pixels}),
+             "FlavaTextModel": (model.text_model, {"input_ids": ids, "attention_mask": mask}),
+             "FlavaMultimodalModel": (model.multimodal_model, {"hidden_states": torch.randn(3, 11, 24)})}  # fmt: skip
+    keep = mask.numpy().astype(bool)
+    for name, (part, inputs) in parts.items():
+        place = folder if whole else tmp_path / name
+        if not whole:
+            part.save_pretrained(place)
+            assert type(bvl.AutoModel.from_pretrained(place)).__name__ == name
+        ours = getattr(bvl, name).from_pretrained(place, strict=True)
+        with torch.no_grad():
+            expected = part(**inputs)
+        found = ours(**inputs)
+        close(found.last_hidden_state, expected.last_hidden_state, keep if "input_ids" in inputs else None)
+        close(found.pooler_output, expected.pooler_output)
+
+
+def test_masks_of_the_stream_alone(made):
+    """A mask may count the class token, as transformers' does, which is never hidden."""
+    model, folder, *_ = made("FlavaModel", "one width")
+    ours = bvl.FlavaMultimodalModel.from_pretrained(folder)
+    states, mask = torch.randn(3, 5, 36), torch.ones(3, 6)
+    mask[1, 3:] = 0
+    with torch.no_grad():
+        expected = model.multimodal_model(states, attention_mask=mask).pooler_output
+    close(ours(states, mask).pooler_output, expected)
+    assert torch.equal(ours(states, mask[:, 1:]).pooler_output, ours(states, mask).pooler_output)
+    with pytest.raises(ValueError, match="attention_mask: found 0 for the class token, expected 1"):
+        ours(states, 1 - mask)
+    with pytest.raises(ValueError, match="hidden_states: not given"):
+        ours()
+
+
+def test_a_config_that_names_no_class(made, tmp_path):
+    folder = made("FlavaModel", "odd")[1]
+    shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert type(bvl.AutoModel.from_pretrained(tmp_path / "copy")).__name__ == "FlavaModel"
+    with pytest.raises(bvl.ConfigError, match="mmm_text reads 40 columns, found hidden states of 24; the checkpoint "
+                       "has all that FlavaModel needs: use FlavaModel"):  # fmt: skip
+        bvl.FlavaForPreTraining.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -2,10 +2,13 @@
 
 All three are vision transformers in their layers. Traps: the fused stream takes hidden states before the final norm;
 its class token is its own; contrastive embeddings are projections of the class tokens; the checkpoint of
-FlavaForPreTraining keeps the model under "flava." and its codebook beside it.
+FlavaForPreTraining keeps the model under "flava." and its codebook, which is not read, beside it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 from ..config import Config
 from ..errors import ConfigError
@@ -14,6 +17,7 @@ from ..spec import (
     CFormer,
     Encoder,
     JoinStem,
+    Linear,
     Norm,
     Normalize,
     PatchStem,
@@ -24,6 +28,7 @@ from ..spec import (
     ref,
 )
 from .blocks import ACTIVATIONS, linear, norm, square_picture, vit_block
+from .clip import tower_config
 from .registry import Family, Head, strip_prefixes
 
 
@@ -41,6 +46,29 @@ def layers(section: Config, prefix: str, count: int) -> tuple[Block, ...]:
     return tuple(
         vit_block(f"{prefix}.encoder.layer.{i}", hidden, intermediate, heads, activation, eps) for i in range(number)
     )
+
+
+def predicted(name: str, src: str, section: Config, vocab: int, width: int) -> tuple[Step, ...]:
+    """A head that tells masked tokens or patches (of `vocab`) from the hidden states `src` of that width."""
+    hidden, eps = sizes(section)
+    if hidden != width:
+        raise ConfigError(f"config.json: {name} reads {hidden} columns, found hidden states of {width}")
+    head, made = f"{name}_head", f"{name}_transform"
+    activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
+    logits = Linear(
+        ref(f"{head}.decoder.weight", vocab, hidden), ref(f"{head}.decoder.bias", vocab, tied=f"{head}.bias")
+    )
+    return (
+        Step(made, src, Project(linear(f"{head}.transform.dense", hidden, hidden), activation)),
+        Step(made, made, norm(f"{head}.transform.LayerNorm", hidden, eps)),
+        Step(f"{name}_logits", made, Project(logits, as_blocks=True)),
+    )
+
+
+def vocabulary(config: Config, name: str) -> tuple[Config, int]:
+    """The text or image section, and how many tokens or kinds of patches it knows."""
+    section = config.section(f"{name}_config")
+    return section, section.integer("vocab_size", {"text": 30522, "image": 8192}[name], 1, 1 << 22)
 
 
 def steps(config: Config, name: str, hidden: int, final: Norm) -> tuple[Step, ...]:
@@ -99,7 +127,7 @@ def text(config: Config) -> Encoder:
     )
 
 
-def fusion(config: Config, matching: bool = False) -> CFormer:
+def fusion(config: Config) -> CFormer:
     section = config.section("multimodal_config")
     hidden, eps = sizes(section)
     prefix = "multimodal_model"
@@ -109,11 +137,6 @@ def fusion(config: Config, matching: bool = False) -> CFormer:
         Step("class_token", "last_hidden_state", Pool("first")),
         Step("pooler_output", "class_token", Project(linear(f"{prefix}.pooler.dense", hidden, hidden), "tanh")),
     ]
-    if matching:
-        found += [
-            Step("matched", "class_token", Project(linear("itm_head.pooler.dense", hidden, hidden), "tanh")),
-            Step("itm_score", "matched", Project(linear("itm_head.seq_relationship", 2, hidden))),
-        ]
     return CFormer(
         hidden_size=hidden,
         stem=JoinStem(class_token=token),
@@ -122,17 +145,65 @@ def fusion(config: Config, matching: bool = False) -> CFormer:
     )
 
 
+def pretraining_tower(build: Callable[[Config], Encoder], name: str, head: str) -> Callable[[Config], Encoder]:
+    """The text or image tower with the head that it is trained with alone."""
+
+    def encoder(config: Config) -> Encoder:
+        tower, (section, vocab) = build(config), vocabulary(config, name)
+        more = predicted(head, "last_hidden_state", section, vocab, tower.hidden_size)
+        return replace(tower, steps=tower.steps + more)
+
+    return encoder
+
+
+def pretraining_fusion(config: Config) -> Encoder:
+    """The fused stream with its three heads: matching, and what is masked on either side."""
+    tower = fusion(config)
+    hidden = tower.hidden_size
+    more = (
+        Step("matched", "class_token", Project(linear("itm_head.pooler.dense", hidden, hidden), "tanh")),
+        Step("itm_score", "matched", Project(linear("itm_head.seq_relationship", 2, hidden))),
+        *predicted("mmm_text", "last_hidden_state", *vocabulary(config, "text"), hidden),
+        *predicted("mmm_image", "last_hidden_state", *vocabulary(config, "image"), hidden),
+    )
+    return replace(tower, steps=tower.steps + more)
+
+
+def alone(build: Callable[[Config], Encoder], name: str) -> Callable[[Config], Encoder]:
+    """One of the three by itself, of the whole config or of its own."""
+
+    def encoder(config: Config) -> Encoder:
+        tower = build(Config({f"{name}_config": tower_config(config, name).to_dict()}))
+        kept = ("last_hidden_state", "class_token", "pooler_output")
+        return replace(tower, steps=tuple(step for step in tower.steps if step.dst in kept))
+
+    return encoder
+
+
 FAMILY = Family(
     model_type="flava",
-    towers={},
-    classes={},
+    aliases=("flava_text_model", "flava_image_model", "flava_multimodal_model"),
+    towers={"text": alone(text, "text"), "vision": alone(image, "image")},
+    classes={"FlavaTextModel": ("text",), "FlavaImageModel": ("vision",)},
+    base="FlavaModel",
     heads={
         "FlavaModel": Head("joint", {"vision": image, "text": text, "fusion": fusion}),
         "FlavaForPreTraining": Head(
-            "joint", {"vision": image, "text": text, "fusion": lambda config: fusion(config, matching=True)}
+            "pretraining",
+            {
+                "vision": pretraining_tower(image, "image", "mim"),
+                "text": pretraining_tower(text, "text", "mlm"),
+                "fusion": pretraining_fusion,
+            },
         ),
+        "FlavaMultimodalModel": Head("fused", {"fusion": alone(fusion, "multimodal")}),
     },
     rename=strip_prefixes("flava."),
-    ignored=("image_model.embeddings.mask_token", "image_codebook.", "mim_head.", "mlm_head.", "mmm_", "itm_head.",
-             "global_contrastive_head.", "logit_scale"),
-)  # fmt: skip
+    prefixes={
+        "text": ("text_model.", "text_projection.", "text_to_mm_projection."),
+        "vision": ("image_model.", "image_projection.", "image_to_mm_projection."),
+        "fusion": ("multimodal_model.",),
+    },
+    ignored=("image_model.embeddings.mask_token", "image_codebook.", "mim_head.", "mlm_head.", "mmm_", "itm_head."),
+    scale="logit_scale",
+)

@@ -100,6 +100,7 @@ class Family:
     unit_features: bool = False
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
     aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
+    base: str | None = None  # the class of a whole config that names none
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
     prefixes: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict

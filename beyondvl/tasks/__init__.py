@@ -3,7 +3,7 @@ speech."""
 
 from .base import EncodedImages, TaskModel
 from .classifying import ClassifyingModel
-from .joint import JointModel
+from .joint import FusedModel, JointModel, PretrainingModel
 from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
 from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
 from .prompting import ClipPromptingModel
@@ -15,6 +15,8 @@ __all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "ClassifyingModel
 
 TASK_MODELS = {
     "joint": JointModel,
+    "pretraining": PretrainingModel,
+    "fused": FusedModel,
     "matching": MatchingModel,
     "query_matching": QueryMatchingModel,
     "image_queries": ImageQueriesModel,

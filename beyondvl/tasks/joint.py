@@ -6,15 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from ..modeling import check_neutral, given_inputs, prepared
-from ..outputs import ModelOutput, from_numpy, kind_of, to_numpy
+from ..modeling import NAMES, check_neutral, given_inputs, prepared
+from ..outputs import ModelOutput, check_allowed, from_numpy, kind_of, to_numpy
 from .base import TaskModel
 
-__all__ = ["JointModel"]
+__all__ = ["FusedModel", "JointModel", "PretrainingModel"]
+
+
+STATES = ["last_hidden_state", "pooler_output"]
+LABELS = ("mim_labels", "mlm_labels", "itm_labels")
 
 
 class JointModel(TaskModel):
     """Fuses pictures and texts in one stream: encoders of both, and a C-Former over the features of both."""
+
+    @property
+    def _lead(self) -> int:
+        """Class tokens that the fused stream begins with."""
+        return 0 if self.tower("fusion").encoder.stem.class_token is None else 1
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         """The projection of every row (B, n, D), as transformers' FlavaModel has it; row 0 is what `encode` gives."""
@@ -34,7 +43,7 @@ class JointModel(TaskModel):
         if not features or not isinstance(features, dict):
             found = "none" if features == {} else type(features).__name__
             raise ValueError(f"features: found {found}, expected a dictionary of at least one input")
-        wanted = wanted or ["last_hidden_state", "pooler_output"]
+        wanted = wanted or STATES
         self.tower("fusion").check_outputs(wanted)
         encoder = self.tower("fusion").encoder
         arrays, masks = [], []
@@ -49,8 +58,7 @@ class JointModel(TaskModel):
                 raise ValueError(f"{name}: found a mask of shape {mask.shape}, expected {array.shape[:2]}")
             arrays.append(array)
             masks.append(mask)
-        lead = 0 if encoder.stem.class_token is None else 1
-        masks.insert(0, np.ones((len(arrays[0]), lead), np.int64))
+        masks.insert(0, np.ones((len(arrays[0]), self._lead), np.int64))
         inputs = {"features": np.concatenate(arrays, 1), "attention_mask": np.concatenate(masks, 1)}
         return self.tower("fusion").run(inputs, wanted, self.num_threads)
 
@@ -67,34 +75,118 @@ class JointModel(TaskModel):
 
         Returns those of `image_embeddings`, `image_output`, `text_embeddings`, `text_output`, `multimodal_embeddings`,
         `multimodal_output` that the inputs allow; embeddings are all hidden states (B, n, hidden_size), outputs hold
-        them and `pooler_output`. With a matching head also `itm_logits` (B, 2). Both inputs together must be pairs.
+        them and `pooler_output`. Both inputs together must be pairs.
         """
         check_neutral(kwargs)
         given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
-        kind = kind_of(input_ids, pixel_values)
-        wanted = ["last_hidden_state", "pooler_output"]
-        output, features = ModelOutput(), {}
-        for tower, name in (("vision", "image"), ("text", "text")):  # the order of the fused stream
-            if tower in given:
-                found = self.run_tower(tower, given[tower], [*wanted, "features"])
-                features[name] = (found.pop("features"), given[tower].get("attention_mask"))
-                put_states(output, name, found, kind)
-        if len(features) < 2 or skip_multimodal_encoder:
-            return output
-        if len(output.image_embeddings) != len(output.text_embeddings):
-            raise ValueError(
-                f"pixel_values, input_ids: found {len(output.image_embeddings)} pictures and "
-                f"{len(output.text_embeddings)} texts, expected pairs"
-            )
-        head = ["itm_score"] if "itm_score" in self.tower("fusion").outputs else []
-        found = self.fuse(features, wanted + head)
-        if head:
-            output["itm_logits"] = from_numpy(found.pop("itm_score"), kind)
-        put_states(output, "multimodal", found, kind)
-        return output
+        found, features = self._towers(given, {"vision": STATES, "text": STATES})
+        if len(features) == 2 and not skip_multimodal_encoder:
+            found["multimodal"] = self.fuse(features)
+        return put_states(ModelOutput(), found, kind_of(input_ids, pixel_values))
+
+    def _towers(
+        self, given: dict[str, dict[str, Any]], wanted: dict[str, list[str]]
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """Those outputs of each side that is given, by its name, and the features and mask of each for the fused
+        stream, in its order. ValueError where both are given and are no pairs."""
+        found, features = {}, {}
+        for tower in (tower for tower in ("vision", "text") if tower in given):
+            name = NAMES[tower]
+            found[name] = self.run_tower(tower, given[tower], [*wanted[tower], "features"])
+            features[name] = (found[name].pop("features"), given[tower].get("attention_mask"))
+        if len({len(rows) for rows, _ in features.values()}) > 1:
+            pictures, texts = (len(features[name][0]) for name in ("image", "text"))
+            raise ValueError(f"pixel_values, input_ids: found {pictures} pictures and {texts} texts, expected pairs")
+        return found, features
 
 
-def put_states(output: ModelOutput, name: str, found: dict[str, np.ndarray], kind: str) -> None:
-    states = {n: from_numpy(array, kind) for n, array in found.items()}
-    output[f"{name}_embeddings"] = states["last_hidden_state"]
-    output[f"{name}_output"] = ModelOutput(states)
+class PretrainingModel(JointModel):
+    """As JointModel, with the heads it was trained with: matching, contrast, and what is masked."""
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        input_ids_masked: Any = None,
+        pixel_values: Any = None,
+        codebook_pixel_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        skip_unmasked_multimodal_encoder: bool | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' FlavaForPreTraining, without losses: no labels, no codebook, no masked patches.
+
+        What JointModel returns, and with "masked" in their names the same of `input_ids_masked` (`input_ids` where they
+        are not given). `mim_logits` (B, 1 + patches, kinds) of pictures alone, `mlm_logits` (B, L, vocabulary) of texts
+        alone; of pairs `itm_logits` (B, 2), `contrastive_logits_per_image` and `_per_text` (B, B),
+        `mmm_image_logits` (B, patches, kinds), `mmm_text_logits` (B, L, vocabulary).
+        """
+        for name in (name for name in ("bool_masked_pos", "image_attention_mask", *LABELS) if name in kwargs):
+            check_allowed(name, kwargs.pop(name), (None,))
+        check_allowed("codebook_pixel_values", codebook_pixel_values, (None,))
+        check_neutral(kwargs)
+        if input_ids is None and input_ids_masked is not None:
+            raise ValueError("input_ids_masked: given without input_ids, expected both")
+        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        pairs, kind = len(given) == 2, kind_of(input_ids, pixel_values)
+        alone = ["unit_embeds"] if pairs else []
+        wanted = {"vision": STATES + (alone or ["mim_logits"]), "text": STATES + (alone or ["mlm_logits"])}
+        found, features = self._towers(given, wanted)
+        masked, masked_features = dict(found), dict(features)
+        if input_ids_masked is not None:
+            text = {"text": given["text"] | {"input_ids": input_ids_masked}}
+            (masked["text"],), (masked_features["text"],) = (part.values() for part in self._towers(text, wanted))
+        if skip_unmasked_multimodal_encoder is None:
+            skip_unmasked_multimodal_encoder = self.config.boolean("skip_unmasked_multimodal_encoder", True)
+        if pairs:
+            heads = ["itm_score", "mmm_image_logits", "mmm_text_logits"]
+            masked["multimodal"] = self.fuse(masked_features, STATES + heads)
+            if not skip_unmasked_multimodal_encoder:
+                found["multimodal"] = self.fuse(features, STATES)
+        output = put_states(ModelOutput(), found, kind)
+        put_states(output, masked, kind, "_masked")
+        logits = self._logits_of(found, masked) if pairs else {}
+        logits |= {n: a for arrays in masked.values() for n, a in arrays.items() if n in ("mim_logits", "mlm_logits")}
+        return ModelOutput(output | {name: from_numpy(np.ascontiguousarray(a), kind) for name, a in logits.items()})
+
+    def _logits_of(
+        self, found: dict[str, dict[str, np.ndarray]], masked: dict[str, dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """What the heads say of pairs."""
+        cosines = found["image"]["unit_embeds"] @ found["text"]["unit_embeds"].T * np.float32(self.logit_scale)
+        both, patches = masked["multimodal"], masked["image"]["last_hidden_state"].shape[1] - 1
+        words = masked["text"]["last_hidden_state"].shape[1]
+        return {
+            "itm_logits": both["itm_score"],
+            "contrastive_logits_per_image": cosines,
+            "contrastive_logits_per_text": cosines.T,
+            "mmm_image_logits": both["mmm_image_logits"][:, 2 : 2 + patches],  # two class tokens come first
+            "mmm_text_logits": both["mmm_text_logits"][:, -words:],
+        }
+
+
+class FusedModel(JointModel):
+    """The fused stream alone, over features that are given."""
+
+    def __call__(self, hidden_states: Any = None, attention_mask: Any = None, **kwargs: Any) -> ModelOutput:
+        """transformers' FlavaMultimodalModel: `last_hidden_state` and `pooler_output` of hidden_states
+        (B, n, hidden_size); attention_mask (B, n), or (B, 1 + n) where the model puts a class token first."""
+        check_neutral(kwargs)
+        if hidden_states is None:
+            raise ValueError("hidden_states: not given, expected (B, n, hidden_size) floats")
+        mask = None if attention_mask is None else prepared("attention_mask", attention_mask)
+        if mask is not None and mask.shape[1] == np.shape(hidden_states)[1] + self._lead:
+            if not mask[:, : self._lead].all():
+                raise ValueError("attention_mask: found 0 for the class token, expected 1")
+            mask = mask[:, self._lead :]
+        found = self.fuse({"hidden_states": (hidden_states, mask)})
+        return ModelOutput({name: from_numpy(array, kind_of(hidden_states)) for name, array in found.items()})
+
+
+def put_states(output: ModelOutput, found: dict[str, dict[str, np.ndarray]], kind: str, what: str = "") -> ModelOutput:
+    """Adds the hidden states and pooled outputs of each part."""
+    for name, arrays in found.items():
+        states = {n: from_numpy(arrays[n], kind) for n in STATES}
+        output[f"{name}{what}_embeddings"] = states["last_hidden_state"]
+        output[f"{name}{what}_output"] = ModelOutput(states)
+    return output
