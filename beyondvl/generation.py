@@ -42,7 +42,7 @@ class GenerationSettings:
         max_length: tokens in all, the prompt included; None, like max_new_tokens: 20 new ones.
         min_new_tokens, min_length: no end of text before so many new tokens, or tokens in all.
         num_beams: 1 is greedy search or sampling; more is beam search.
-        do_sample: draws the next token instead of taking the likeliest (not together with beams).
+        do_sample: draws the next token instead of taking the likeliest; of beams, which ones go on.
         temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 change nothing.
         repetition_penalty: above 1, tokens already there become less likely (Keskar et al., 2019).
         length_penalty, early_stopping: how finished beams are scored, and when the search ends (True, False, "never").
@@ -104,8 +104,6 @@ class GenerationSettings:
         processors = self.logits_processor
         if not isinstance(processors, list | tuple) or not all(map(callable, processors)):
             raise ValueError(f"logits_processor: found {processors!r}, expected functions of ids and scores")
-        if self.do_sample and self.num_beams > 1:
-            raise ValueError("do_sample: found together with num_beams > 1, expected one of them")
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -236,17 +234,25 @@ def processed(
     return scores
 
 
-def drawn(scores: np.ndarray, settings: GenerationSettings, rng: np.random.Generator) -> np.ndarray:
-    """One token a row from the distribution that temperature, top_k and top_p leave."""
+def shaped(scores: np.ndarray, settings: GenerationSettings) -> np.ndarray:
+    """Scores (B, vocabulary) float64 of what temperature, top_k and top_p leave: of beams one more than may end."""
     scores = scores.astype(np.float64) / settings.temperature
-    if 0 < settings.top_k < scores.shape[1]:
-        kth = np.partition(scores, -settings.top_k, 1)[:, -settings.top_k, None]
+    least = 1 if settings.num_beams == 1 else 1 + len(settings.ends)
+    top_k = max(settings.top_k, least)
+    if settings.top_k and top_k < scores.shape[1]:
+        kth = np.partition(scores, -top_k, 1)[:, -top_k, None]
         scores[scores < kth] = -np.inf
     if settings.top_p < 1:
         order = np.argsort(scores, 1)
         below = np.exp(log_softmax(np.take_along_axis(scores, order, 1))).cumsum(1) <= 1 - settings.top_p
-        below[:, -1] = False
+        below[:, -least:] = False
         np.put_along_axis(scores, order, np.where(below, -np.inf, np.take_along_axis(scores, order, 1)), 1)
+    return scores
+
+
+def drawn(scores: np.ndarray, settings: GenerationSettings, rng: np.random.Generator) -> np.ndarray:
+    """One token a row from the distribution that is left."""
+    scores = shaped(scores, settings)
     shares = np.exp(log_softmax(scores)).cumsum(1)
     at = (shares < rng.random((len(shares), 1)) * shares[:, -1:]).sum(1)
     return np.minimum(at, scores.shape[1] - 1)
@@ -286,8 +292,11 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
 
     Twice as many continuations as beams are kept each step (more where several ids end a sequence), so that enough
     unfinished ones remain when some end. A finished sequence scores its log-probability / length ** length_penalty; the
-    search of an item is over when its best running beam can no longer beat its worst finished one.
+    search of an item is over when its best running beam can no longer beat its worst finished one. With `do_sample` the
+    continuations kept are drawn without replacement: the largest after noise of Gumbel's distribution (Kool et al.,
+    2019).
     """
+    rng = np.random.default_rng(settings.seed)
     beams, kept_each = settings.num_beams, max(2, 1 + len(settings.ends)) * settings.num_beams
     B, start = len(prompt.ids) // beams, prompt.ids.shape[1]
     least, most = settings.lengths(start, positions)
@@ -303,11 +312,13 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
     while True:
         logits = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
         ids = running[:, :, :length].reshape(B * beams, length)
-        step = processed(log_softmax(logits), ids, prompt, settings, least).reshape(B, beams, -1)
-        step += scores[:, :, None]
-        vocabulary = step.shape[2]
-        places = best(step.reshape(B, -1), kept_each)
-        found = np.take_along_axis(step.reshape(B, -1), places, 1)
+        step = processed(log_softmax(logits), ids, prompt, settings, least)
+        vocabulary = step.shape[1]
+        if settings.do_sample:
+            step = shaped(step, settings).astype(np.float32)
+        step = (step.reshape(B, beams, -1) + scores[:, :, None]).reshape(B, -1)
+        places = best(step + rng.gumbel(size=step.shape) if settings.do_sample else step, kept_each)
+        found = np.take_along_axis(step, places, 1)
         source, tokens = places // vocabulary, places % vocabulary
         grown = take(running, source)
         grown[:, :, length] = tokens

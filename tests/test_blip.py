@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import threading
 
 import blips
@@ -237,6 +239,49 @@ def test_sampling_is_seeded_and_shaped(made):
         same_text(ours.generate(**draw, **only), ids[:, :13])
 
 
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0.7}, {"top_k": 4, "temperature": 1.5}, {"top_k": 1}, {"top_p": 0.3}, {"top_p": 0.05, "top_k": 0},
+    {"num_return_sequences": 2, "length_penalty": 2.0}, {"repetition_penalty": 1.3},
+], ids=str)  # fmt: skip
+def test_sampled_beams(made, monkeypatch, settings):
+    """Token for token where both draw the likeliest: what shapes the distribution, and what is done with the draws."""
+    model, folder, pixels, _ = made(CAPTION)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    ids, mask = blips.prompts(300)
+    given = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
+    how = {"num_beams": 3, "do_sample": True, "max_new_tokens": 12, "top_k": 50} | settings
+    found = [ours.generate(**given, **how, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(found[0], found[1])
+
+    class Still:
+        gumbel = staticmethod(lambda size: np.zeros(size))
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed=None: Still)
+    monkeypatch.setattr(torch, "multinomial", lambda shares, num_samples: torch.topk(shares, num_samples)[1])
+    # transformers sorts by shares, where those that are left out are all alike: it draws at least as many as there are
+    same_text(ours.generate(**given, **how), model.generate(**given, **how))
+
+
+def test_sampled_beams_are_drawn_by_their_shares(made):
+    """Of one token each, what is returned is the likeliest of three draws without replacement."""
+    model, folder, pixels, _ = made(CAPTION)
+    ours = bvl.AutoModel.from_pretrained(folder)
+    encoded = ours.encode_image(pixel_values=pixels[:1])
+    how = {"images": encoded, "do_sample": True, "max_new_tokens": 1, "num_beams": 3, "top_k": 8, "temperature": 3.0}
+    found = [int(ours.generate(**how, seed=seed)[0, 1]) for seed in range(600)]
+    with torch.no_grad():
+        logits = model(pixels[:1], torch.tensor([[blips.TEXT["bos_token_id"]]])).logits[0, -1].double()
+    tokens = logits.topk(8)[1].tolist()
+    shares = torch.softmax(logits[tokens] / 3.0, 0).tolist()
+    expected = dict.fromkeys(tokens, 0.0)
+    for a, b, c in itertools.permutations(range(8), 3):
+        chance = shares[a] * shares[b] / (1 - shares[a]) * shares[c] / (1 - shares[a] - shares[b])
+        expected[tokens[min(a, b, c)]] += chance
+    counts = collections.Counter(found)
+    assert set(counts) <= set(tokens) and len(counts) > 2
+    assert max(abs(counts[t] / len(found) - expected[t]) for t in tokens) < 0.07
+
+
 def test_packed(made, tmp_path):
     """The packed weights of three programs, contexts and all, give the same answers."""
     _, folder, pixels, expected = made(ANSWER)
@@ -271,7 +316,6 @@ BAD_GENERATION = {
     "beyond the positions": ({"max_new_tokens": 64}, ValueError, "found 65 in all, expected at most 64"),
     "unknown": ({"max_tokens": 3}, TypeError, "unexpected arguments: max_tokens"),
     "no beams": ({"num_beams": 0}, ValueError, "num_beams: found 0"),
-    "both": ({"num_beams": 2, "do_sample": True}, ValueError, "do_sample: found together"),
     "temperature": ({"temperature": 0.0}, ValueError, "temperature: found 0.0, expected a number above 0"),
     "too many": ({"num_return_sequences": 2}, ValueError, "num_return_sequences: found 2"),
     "prompt": ({"input_ids": np.array([[101], [101], [101]])}, ValueError, "expected a prompt between"),

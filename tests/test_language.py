@@ -60,6 +60,13 @@ def test_forward_and_greedy_search(isa, captioner, case):
     close(*hidden)
     keep = kept(case[1], inputs)
     close(found.logits, reference.logits, keep)
+    for part in ("vision_outputs", "qformer_outputs"):
+        close(found[part].pooler_output, reference[part].pooler_output)
+    written = reference.language_model_outputs
+    close(found.language_model_outputs.logits, written.logits, keep)
+    if case[1] == "t5":
+        read = np.asarray(inputs["attention_mask"]).astype(bool)
+        close(found.language_model_outputs.encoder_last_hidden_state, written.encoder_last_hidden_state, read)
     ids = ours.generate(pixel_values=pixels, **instructions(case[0]), max_new_tokens=TOKENS)
     assert np.array_equal(ids.numpy(), expected)
 

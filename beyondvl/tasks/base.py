@@ -16,9 +16,9 @@ import numpy as np
 from ..families.registry import Head
 from ..generation import GenerationSettings, generate
 from ..modeling import PreTrainedModel, prepared
-from ..outputs import check_count
+from ..outputs import ModelOutput, check_count, from_numpy
 
-__all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs"]
+__all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs", "with_pooled"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,13 @@ def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
     if (shape := found.get("attention_mask", found["input_ids"]).shape) != found["input_ids"].shape:
         raise ValueError(f"attention_mask: found shape {shape}, expected {found['input_ids'].shape}")
     return found
+
+
+def with_pooled(found: dict[str, np.ndarray], kind: str) -> ModelOutput:
+    """`last_hidden_state` and `pooler_output`, which of a Q-Former is its first row."""
+    hidden = found["last_hidden_state"]
+    pooled = found.get("pooler_output", hidden[:, 0].copy())
+    return ModelOutput(last_hidden_state=from_numpy(hidden, kind), pooler_output=from_numpy(pooled, kind))
 
 
 def require_pairs(pixels: np.ndarray, text: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ..encode import modality_of
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of
-from .base import EncodedImages, TaskModel, require_pairs, text_inputs
+from .base import EncodedImages, TaskModel, require_pairs, text_inputs, with_pooled
 
 __all__ = ["ImageQueriesModel", "MatchingModel", "QueryMatchingModel", "TextTokensModel"]
 
@@ -130,23 +130,29 @@ class QueryMatchingModel(MatchingModel):
         `logits_per_image`: (pictures, texts) cosines, the largest over the queries; with `use_image_text_matching_head`
         texts and pictures are pairs, and it is (B, 2), logits of "does not match" and "matches". Also
         `logits_per_text`, `text_embeds` and `image_embeds`: unit-norm embeddings (n, D) and (n, queries, D), or the
-        hidden states where the head is used.
+        hidden states where the head is used; `text_model_output` (of the Q-Former over the text, and the queries where
+        the head is used) and `vision_model_output` with their `last_hidden_state` and `pooler_output`.
         """
         check_neutral(kwargs)
         pixels, text = prepared("pixel_values", pixel_values), self._text_inputs(input_ids, attention_mask)
         kind = kind_of(input_ids, pixel_values)
+        states = ["last_hidden_state", "pooler_output"]
         if use_image_text_matching_head:
             require_pairs(pixels, text)
-            vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", "last_hidden_state"])
-            wanted = ["itm_score", "last_hidden_state"]
-            found = self.tower("text").run(text | {"contexts": vision["context"]}, wanted, self.num_threads)
+        vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", *states])
+        run, seen = self.tower("text").run, {"contexts": vision["context"]}
+        if use_image_text_matching_head:
+            found = run(text | seen, ["itm_score", states[0]], self.num_threads)
             scores, texts, images = found["itm_score"], found["last_hidden_state"], vision["last_hidden_state"]
         else:
-            images = self._encode_pixels(pixels).embeds
-            texts = self.tower("text").run(text, ["unit_embeds"], self.num_threads)["unit_embeds"]
+            images = run(seen, ["image_embeds"], self.num_threads)["image_embeds"]
+            found = run(text, ["unit_embeds", states[0]], self.num_threads)
+            texts = found["unit_embeds"]
             scores = (images @ texts.T).max(1)
         fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}
-        return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
+        output = ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
+        output["text_model_output"], output["vision_model_output"] = with_pooled(found, kind), with_pooled(vision, kind)
+        return output
 
     def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         if modality == "vision":

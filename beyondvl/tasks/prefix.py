@@ -11,7 +11,7 @@ from ..generation import Prompt
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.processor import as_clips
-from .base import EncodedImages, TaskModel, text_inputs
+from .base import EncodedImages, TaskModel, text_inputs, with_pooled
 from .writing import AnswersMixin, CaptioningModel, Prompted
 
 __all__ = ["InstructedCaptioningModel", "InstructedVideoModel", "PrefixCaptioningModel"]
@@ -25,7 +25,7 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
         return EncodedImages(features=self._drawn(self._contexts(pixels), ["features"])["features"])
 
     def _seen(self, pixels: Any) -> dict[str, Any]:
-        return self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "context"])
+        return self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "pooler_output", "context"])
 
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
         """What the query tokens drew from pictures."""
@@ -57,16 +57,17 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
         return 0 if "encoder" in self.towers else length
 
     def _read(self, ids: np.ndarray, mask: np.ndarray | None, source: dict[str, Any]) -> dict[str, Any]:
-        """What the decoder attends to after the encoder has read the text and the features in it."""
+        """ "context", what the decoder attends to after the encoder has read the text and the features in it, and its
+        "last_hidden_state"."""
         inputs = {"input_ids": np.ascontiguousarray(ids), "attention_mask": mask, **source}
-        return {"contexts": self.tower("encoder").run(inputs, ["context"], self.num_threads)["context"]}
+        return self.tower("encoder").run(inputs, ["context", "last_hidden_state"], self.num_threads)
 
     def _prompted(self, *inputs: Any, **instruction: Any) -> Prompted:
         source, ids, mask = super()._prompted(*inputs, **instruction)
         if "encoder" not in self.towers:
             return source, ids, mask
         start = np.full((len(ids), 1), self.tokens["decoder_start_token_id"], np.int64)
-        return self._read(ids, mask, source), start, None
+        return {"contexts": self._read(ids, mask, source)["context"]}, start, None
 
     def __call__(
         self,
@@ -77,8 +78,9 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
         decoder_attention_mask: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """transformers' Blip2ForConditionalGeneration: `logits` (B, L, vocabulary), `vision_outputs` and
-        `qformer_outputs` with their `last_hidden_state`. Texts begin with a placeholder for each query.
+        """transformers' Blip2ForConditionalGeneration: `logits` (B, L, vocabulary); `vision_outputs`, `qformer_outputs`
+        with `last_hidden_state` and `pooler_output`; `language_model_outputs` with `logits` and, where there is an
+        encoder, `encoder_last_hidden_state`. Texts begin with a placeholder for each query.
 
         Where the language model has an encoder (Flan-T5), it reads them, and `logits` are of `decoder_input_ids`.
         """
@@ -91,19 +93,23 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
     ) -> ModelOutput:
         vision = self._seen(pixels)
         queries = self._drawn(vision["context"], ["features", "last_hidden_state"], **instruction)
-        source = {"features": queries["features"]}
+        source, written = {"features": queries["features"]}, {}
         if "encoder" in self.towers:
             if decoder_input_ids is None:
                 raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
-            source = self._read(text["input_ids"], text.get("attention_mask"), source)
+            read = self._read(text["input_ids"], text.get("attention_mask"), source)
+            source, written = {"contexts": read["context"]}, {"encoder_last_hidden_state": read["last_hidden_state"]}
             text = text_inputs(decoder_input_ids, decoder_attention_mask)
         prompt = Prompt(text["input_ids"], text.get("attention_mask"))
         if prompt.positions is not None and self.tower("decoder").encoder.stem.position:  # Llama's count the columns
             text["position_ids"] = prompt.positions
+        written = {"logits": self._logits(text, source)} | written
+        language = ModelOutput({name: from_numpy(array, kind) for name, array in written.items()})
         return ModelOutput(
-            logits=from_numpy(self._logits(text, source), kind),
-            vision_outputs=ModelOutput(last_hidden_state=from_numpy(vision["last_hidden_state"], kind)),
-            qformer_outputs=ModelOutput(last_hidden_state=from_numpy(queries["last_hidden_state"], kind)),
+            logits=language.logits,
+            vision_outputs=with_pooled(vision, kind),
+            qformer_outputs=with_pooled(queries, kind),
+            language_model_outputs=language,
         )
 
 
