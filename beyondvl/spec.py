@@ -261,10 +261,12 @@ class QueryStem:
 @dataclass(frozen=True)
 class JoinStem:
     """One stream of the features of several inputs [n, hidden_size], projected by their own programs; a class token may
-    come first, and each row may add the embedding of its type (which input it is of)."""
+    come first, and each row may add the embedding of its type: the place of its input's name among `inputs`. The class
+    token is of the first type."""
 
     class_token: Ref | None = None
     type: Ref | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

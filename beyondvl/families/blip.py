@@ -20,6 +20,11 @@ from .registry import Family, Head
 BOS, SEP, PAD = 30522, 102, 0
 
 
+def fusion_layer(section: Config, layers: int) -> int:
+    """The first layer that attends to the picture: 0, or further up as ALBEF's configs say (Li et al., 2021)."""
+    return section.integer("fusion_layer", 0, 0, layers - 1)
+
+
 def text_sizes(config: Config) -> tuple[Config, int, int, int]:
     """The text section, hidden_size, num_hidden_layers, heads."""
     section = config.section("text_config")
@@ -66,8 +71,9 @@ def vision_steps(hidden: int, eps: float) -> tuple[Step, ...]:
 
 def cross_layers(config: Config, prefix: str, features: int) -> tuple[Linear, ...]:
     """Keys and values that each layer of the text stack under `prefix` makes of `features` columns."""
-    _, hidden, layers, _ = text_sizes(config)
-    attention = [f"{prefix}encoder.layer.{i}.crossattention.self" for i in range(layers)]
+    section, hidden, layers, _ = text_sizes(config)
+    attending = range(fusion_layer(section, layers), layers)
+    attention = [f"{prefix}encoder.layer.{i}.crossattention.self" for i in attending]
     return tuple(stacked([f"{name}.key", f"{name}.value"], hidden, features) for name in attention)
 
 
@@ -92,7 +98,7 @@ def vision(config: Config, text_prefix: str, projection: bool = False) -> Encode
     )
 
 
-def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bool) -> Block:
+def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bool, cross: bool) -> Block:
     eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
     intermediate = section.integer("intermediate_size", 3072, 1, 1 << 18)
     activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
@@ -104,14 +110,14 @@ def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bo
         eps,
         feed_forward(prefix, hidden, intermediate, eps),
         causal=causal,
-        cross=cross_part(f"{prefix}.crossattention", hidden, eps),
+        cross=cross_part(f"{prefix}.crossattention", hidden, eps) if cross else None,
     )
 
 
 def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = False, **more) -> CFormer:
     """The text stack under `prefix`, with the given steps after its last layer."""
     section, hidden, layers, heads = text_sizes(config)
-    embeddings = f"{prefix}embeddings"
+    embeddings, first = f"{prefix}embeddings", fusion_layer(section, layers)
     vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
     return CFormer(
         hidden_size=hidden,
@@ -124,7 +130,9 @@ def text(config: Config, prefix: str, steps: tuple[Step, ...], causal: bool = Fa
             ),
         ),
         stem_norm=norm(f"{embeddings}.LayerNorm", hidden, section.number("layer_norm_eps", 1e-12, 0.0, 1.0)),
-        layers=tuple(text_block(section, f"{prefix}encoder.layer.{i}", hidden, heads, causal) for i in range(layers)),
+        layers=tuple(
+            text_block(section, f"{prefix}encoder.layer.{i}", hidden, heads, causal, i >= first) for i in range(layers)
+        ),
         steps=steps,
         **more,
     )

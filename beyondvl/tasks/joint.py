@@ -34,8 +34,9 @@ class JointModel(TaskModel):
         """Runs the C-Former over the features of any subset of inputs, in the order given.
 
         Args:
-            features: name -> features (B, n, hidden_size) float32, or (features, mask (B, n)); the names ("image",
-                "text", "video", "audio", ...) only order the stream and tell what is wrong.
+            features: name -> features (B, n, size) float32, or (features, mask (B, n)). Of a name ("image", "text",
+                "video", "audio", ...) that the model projects (a tower of that name and "_features"), what that takes;
+                else as wide as the stream.
             wanted: outputs; default last_hidden_state (B, class token + all n, hidden_size) and pooler_output.
 
         What a mask hides changes nothing. Raises ValueError naming the input, what was found and what was expected.
@@ -45,22 +46,38 @@ class JointModel(TaskModel):
             raise ValueError(f"features: found {found}, expected a dictionary of at least one input")
         wanted = wanted or STATES
         self.tower("fusion").check_outputs(wanted)
-        encoder = self.tower("fusion").encoder
-        arrays, masks = [], []
+        parts, batch = [], None
         for name, value in features.items():
             array, mask = value if isinstance(value, tuple) else (value, None)
-            array = np.ascontiguousarray(to_numpy(array, name), np.float32)
-            batch = len(arrays[0] if arrays else array)
-            if array.ndim != 3 or array.shape[2] != encoder.hidden_size or len(array) != batch:
-                raise ValueError(f"{name}: found shape {array.shape}, expected ({batch}, n, {encoder.hidden_size})")
-            mask = np.ones(array.shape[:2], np.int64) if mask is None else prepared("attention_mask", mask)
-            if mask.shape != array.shape[:2]:
-                raise ValueError(f"{name}: found a mask of shape {mask.shape}, expected {array.shape[:2]}")
-            arrays.append(array)
-            masks.append(mask)
-        masks.insert(0, np.ones((len(arrays[0]), self._lead), np.int64))
-        inputs = {"features": np.concatenate(arrays, 1), "attention_mask": np.concatenate(masks, 1)}
+            parts.append(self._projected(name, array, mask, batch))
+            batch = len(parts[0][0])
+        lead = np.ones((batch, self._lead), np.int64)
+        arrays, masks, types = zip(*parts, strict=True)
+        inputs = {"features": np.concatenate(arrays, 1), "attention_mask": np.concatenate([lead, *masks], 1)}
+        if self.tower("fusion").encoder.stem.type:
+            inputs["token_type_ids"] = np.concatenate([0 * lead, *types], 1)
         return self.tower("fusion").run(inputs, wanted, self.num_threads)
+
+    def _projected(
+        self, name: str, array: Any, mask: Any, batch: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features of one input as wide as the stream, its mask, and its type row by row. ValueError names it where one
+        does not fit, or the stream knows no such input."""
+        fusion, tower = self.tower("fusion").encoder, self.towers.get(f"{name}_features")
+        size = tower.encoder.hidden_size if tower else fusion.hidden_size
+        array = np.ascontiguousarray(to_numpy(array, name), np.float32)
+        batch = batch or len(array)
+        if array.ndim != 3 or array.shape[2] != size or len(array) != batch:
+            raise ValueError(f"{name}: found shape {array.shape}, expected ({batch}, n, {size})")
+        mask = np.ones(array.shape[:2], np.int64) if mask is None else prepared("attention_mask", mask)
+        if mask.shape != array.shape[:2]:
+            raise ValueError(f"{name}: found a mask of shape {mask.shape}, expected {array.shape[:2]}")
+        if fusion.stem.type and name not in fusion.stem.inputs:
+            raise ValueError(f"features: found {name!r}, expected some of {', '.join(fusion.stem.inputs)}")
+        kind = fusion.stem.inputs.index(name) if fusion.stem.type else 0
+        if tower:
+            array = tower.run({"features": array}, ["features"], self.num_threads)["features"]
+        return array, mask, np.full_like(mask, kind)
 
     def __call__(
         self,
