@@ -70,6 +70,8 @@ ROWS = [
                  full=True),
     Row("siglip2 at its grid", "Siglip2Model", "Siglip2Config", text={"num_hidden_layers": 2, "vocab_size": 1000},
         vision={"num_hidden_layers": 2, "num_patches": 16, "patch_size": 16}),
+    Row("siglip2 full depth", "Siglip2Model", "Siglip2Config", text={"vocab_size": 1000},
+        vision={"num_patches": 196, "patch_size": 16}, full=True),
     Row("bert base", "BertModel", "BertConfig", text={"num_hidden_layers": 2, "vocab_size": 1000}),
     Row("bert head size 16", "BertModel", "BertConfig",
         text=heads(48, 3, 77) | {"vocab_size": 1000, "max_position_embeddings": 40}),

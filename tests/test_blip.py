@@ -98,6 +98,14 @@ def test_full_base_captions(made):
 
 @pytest.mark.parametrize("name", blips.ROWS)
 def test_matching(isa, made, name):
+    check_matching(made, name)
+
+
+def test_full_base_matching(made):
+    check_matching(made, "full")
+
+
+def check_matching(made, name):
     model, folder, pixels, _ = made(MATCH, name)
     ours = bvl.AutoModel.from_pretrained(folder, strict=True)
     ids, mask = blips.prompts(300)
@@ -114,6 +122,14 @@ def test_matching(isa, made, name):
 
 @pytest.mark.parametrize("name", blips.ROWS)
 def test_answers(isa, made, name):
+    check_answers(made, name)
+
+
+def test_full_base_answers(made):
+    check_answers(made, "full")
+
+
+def check_answers(made, name):
     """Greedy and beams; the decoder attends to a question's padding, so that a batch differs from its rows alone."""
     model, folder, pixels, expected = made(ANSWER, name)
     ours = bvl.AutoModel.from_pretrained(folder, strict=True)
