@@ -174,6 +174,11 @@ def text_tokens(config: Config) -> Encoder:
 
 def image_token(config: Config) -> int:
     name = "video_token_index" if config.get("model_type") == VIDEO else "image_token_index"
+    if config.get(name) is None:
+        raise ConfigError(
+            f"config.json: {name} is missing, expected the id of the token that stands for a picture: configs of "
+            "before 2024 lack it, and the published ones were given it"
+        )
     return config.integer(name, None, 0, (1 << 20) - 1)
 
 

@@ -192,8 +192,8 @@ def mit(config: Config) -> Encoder:
 
 def text(config: Config) -> Encoder:
     """CLIP's, pooled at the largest id whatever the config says."""
-    section = config.section("text_config").updated(Config({"eos_token_id": clip.LEGACY_EOS}))
-    return clip.text(config.updated(Config({"text_config": section.to_dict()})))
+    section = clip.tower_config(config, "text").updated(Config({"eos_token_id": clip.LEGACY_EOS}))
+    return clip.text(config.updated(Config({"text_config": section.to_dict(), "text_config_dict": None})))
 
 
 FAMILY = Family(
