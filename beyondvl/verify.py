@@ -1,13 +1,14 @@
 """`verify MODEL`: the user's own check of published weights against transformers, on the spot.
 
-Loads the checkpoint in both libraries, feeds both the same pictures, sounds and texts, and prints for every output the
-largest difference, the smallest cosine between rows and both speeds.
+Loads the checkpoint in both libraries, feeds both the same pictures, sounds and texts, each through its own processor,
+and prints for every input and output the largest difference, the smallest cosine between rows and both speeds.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,28 +19,14 @@ from .outputs import to_numpy
 from .packed import is_packed
 from .tasks import AnsweringModel, ClassifyingModel, TaskModel, TranscribingModel
 
-__all__ = ["verify_model"]
+__all__ = ["compared_rows", "verify_model"]
 
 TEXTS = ["a photo of a cat", "a dog that runs on the beach", "two cups of coffee on a wooden table", "a red car"]
-OUTPUTS = (
-    "text_embeds",
-    "image_embeds",
-    "audio_embeds",
-    "logits_per_image",
-    "logits_per_audio",
-    "logits_per_text",
-    "itm_score",
-    "logits",
-    "image_embeddings",
-    "text_embeddings",
-    "multimodal_embeddings",
-    "pooler_output",
-    "last_hidden_state",
-    "encoder_last_hidden_state",
-)
+EMBEDS = ("text_embeds", "image_embeds", "audio_embeds")
 # what a model without embeddings is judged by: sizes are free there, so by the angle alone
-STATES = OUTPUTS[6:]
-COSINE, DIFFERENCE = 0.99999, 2e-5
+STATES = ("itm_score", "logits", "image_embeddings", "text_embeddings", "multimodal_embeddings", "pooler_output",
+          "last_hidden_state", "encoder_last_hidden_state")  # fmt: skip
+COSINE, DIFFERENCE, INPUTS = 0.99999, 2e-5, 1e-4
 
 
 def _pictures(count: int) -> list[np.ndarray]:
@@ -62,7 +49,7 @@ def _sounds(count: int, rate: int) -> list[np.ndarray]:
 
 
 def _inputs(model: Any) -> dict[str, Any]:
-    """What both libraries are given, as torch tensors."""
+    """What our own processor makes of them, as torch tensors."""
     import torch
 
     inputs: dict[str, Any] = {}
@@ -78,17 +65,43 @@ def _inputs(model: Any) -> dict[str, Any]:
         elif "encoder" in model.towers:
             inputs["decoder_input_ids"] = torch.full((4, 1), model.tokens["decoder_start_token_id"])
     elif "text" in model.towers:
-        tokenizer = model.tokenizer
-        padding = "max_length" if tokenizer.exact_length else True
-        most = min(model.tower("text").max_positions, tokenizer.model_max_length)
-        inputs |= tokenizer(TEXTS, padding=padding, truncation=True, max_length=most, return_tensors="pt")
+        inputs |= model.tokenizer(TEXTS, **_text_options(model))
     if "vision" in model.towers:
         inputs |= model.image_processor(_pictures(4), return_tensors="pt")
     if "audio" in model.towers:
-        extract = model.feature_extractor
-        sounds = _sounds(4, extract.sampling_rate)
-        inputs |= extract(sounds, sampling_rate=extract.sampling_rate, return_tensors="pt")
+        inputs |= _heard(model.feature_extractor, model.feature_extractor.sampling_rate)
     return inputs
+
+
+def _text_options(model: Any) -> dict[str, Any]:
+    most = min(model.tower("text").max_positions, model.tokenizer.model_max_length)
+    padding = "max_length" if model.tokenizer.exact_length else True
+    return {"padding": padding, "truncation": True, "max_length": most, "return_tensors": "pt"}
+
+
+def _heard(extract: Any, rate: int) -> dict[str, Any]:
+    return dict(extract(_sounds(4, rate), sampling_rate=rate, return_tensors="pt"))
+
+
+def _their_inputs(model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What transformers' processor makes of the same texts, pictures and sounds; ours, and why, where it makes none."""
+    import transformers
+    from PIL import Image
+
+    found: dict[str, Any] = {}
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(model.folder, backend="pil")
+        if "vision" in model.towers:
+            pictures = [Image.fromarray(picture) for picture in _pictures(4)]
+            found |= getattr(processor, "image_processor", processor)(pictures, return_tensors="pt")
+        if "audio" in model.towers:
+            extract = getattr(processor, "feature_extractor", processor)
+            found |= _heard(extract, model.feature_extractor.sampling_rate)
+        if "text" in model.towers and not isinstance(model, TaskModel):
+            found |= getattr(processor, "tokenizer", processor)(TEXTS, **_text_options(model))
+    except Exception as error:  # whatever it is, the models can be compared
+        return inputs, f"transformers has no processor for this folder ({type(error).__name__}: {error})"[:200]
+    return inputs | found, ""
 
 
 def _timed(call: Any, repeats: int = 5) -> tuple[Any, float]:
@@ -123,25 +136,53 @@ def verify_model(name: str, as_json: bool = False) -> bool:
     if reference_class is None:
         raise ValueError(f"transformers has no {type(model).__name__} to compare with")
     reference = reference_class.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs, note = _their_inputs(model, inputs)
     with torch.inference_mode():
-        expected, theirs = _timed(lambda: reference(**inputs))
+        expected, seconds = _timed(lambda: reference(**theirs))
     found, ours = _timed(lambda: model(**inputs))
-    rows = []
-    for output in OUTPUTS:
-        if output not in expected or output not in found or expected[output] is None:
-            continue
-        row = {"output": output, **_compare(to_numpy(found[output]), to_numpy(expected[output]))}
-        rows.append(row)
-    judged = [row for row in rows if row["output"].endswith("_embeds")]
-    good = all(row["max_difference"] <= DIFFERENCE for row in judged)
-    judged = judged or [row for row in rows if row["output"] in STATES]
-    good = bool(judged) and good and all(row["min_cosine"] >= COSINE for row in judged)
-    speed = {"beyondvl_seconds": ours, "transformers_seconds": theirs, "ratio": theirs / ours}
+    given = (
+        [] if note else compared_rows(dict(inputs), {n: theirs[n] for n in theirs if theirs[n] is not inputs.get(n)})
+    )
+    rows = compared_rows(found, expected)
+    speed = {"beyondvl_seconds": ours, "transformers_seconds": seconds, "ratio": seconds / ours}
+    good = _agrees(rows) and all(row["max_difference"] <= INPUTS for row in given)
     if as_json:
-        print(json.dumps({"model": str(name), "outputs": rows, **speed, "agrees": bool(good)}))
-        return bool(good)
+        print(json.dumps({"model": str(name), "inputs": given, "note": note, "outputs": rows, **speed, "agrees": good}))
+        return good
+    _print(given, rows, note)
+    print(f"one call: beyondvl {1e3 * ours:.1f} ms, transformers {1e3 * seconds:.1f} ms ({seconds / ours:.2f}x)")
+    print(
+        "agrees" if good else f"DIFFERS: expected cosine >= {COSINE}, differences <= {DIFFERENCE} and the same inputs"
+    )
+    return good
+
+
+def compared_rows(found: Any, expected: Any, prefix: str = "") -> list[dict[str, Any]]:
+    """A comparison for every array that both have, those of nested outputs with their places."""
+    rows: list[dict[str, Any]] = []
+    for name in (name for name in expected if name in found):
+        ours, theirs = found[name], expected[name]
+        if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            rows += compared_rows(ours, theirs, f"{prefix}{name}.")
+        elif hasattr(theirs, "shape") and hasattr(ours, "shape"):
+            a, b = to_numpy(ours), to_numpy(theirs)
+            if a.shape == b.shape and a.size and a.ndim:
+                rows.append({"output": prefix + name, **_compare(a, b)})
+    return rows
+
+
+def _agrees(rows: list[dict[str, Any]]) -> bool:
+    """Whether embeddings are within the library's bounds; of a model without any, whether all states are."""
+    judged = [row for row in rows if row["output"] in EMBEDS]
+    close = all(row["max_difference"] <= DIFFERENCE for row in judged)
+    judged = judged or [row for row in rows if row["output"] in STATES]
+    return bool(judged) and close and all(row["min_cosine"] >= COSINE for row in judged)
+
+
+def _print(given: list[dict[str, Any]], rows: list[dict[str, Any]], note: str) -> None:
+    if note:
+        print(f"{note}: both models are given what beyondvl's makes")
+    for row in given:
+        print(f"{row['output'] + ' (input)':<38} max difference {row['max_difference']:.2e}")
     for row in rows:
-        print(f"{row['output']:<18} max difference {row['max_difference']:.2e}   min cosine {row['min_cosine']:.7f}")
-    print(f"one call: beyondvl {1e3 * ours:.1f} ms, transformers {1e3 * theirs:.1f} ms ({theirs / ours:.2f}x)")
-    print("agrees" if good else f"DIFFERS: expected cosine >= {COSINE} and differences <= {DIFFERENCE}")
-    return bool(good)
+        print(f"{row['output']:<38} max difference {row['max_difference']:.2e}   min cosine {row['min_cosine']:.7f}")

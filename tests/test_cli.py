@@ -14,6 +14,8 @@ import pytest
 import beyondvl as bvl
 import models
 import pictures
+from beyondvl.processing.image import ImageProcessor
+from beyondvl.verify import compared_rows, verify_model
 
 ROOT = Path(bvl.__file__).parent.parent
 HERE = Path(__file__).parent
@@ -111,6 +113,28 @@ def test_verify(tmp_path):
     done = cli("verify", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "image_embeds" in done.stdout and "agrees" in done.stdout
+    assert "pixel_values (input)" in done.stdout
+
+
+def test_verify_finds_what_differs(tmp_path, capsys, monkeypatch):
+    """Another picture, and another weight: both are told."""
+    pytest.importorskip("torch", reason="verify needs torch")
+    transformers = pytest.importorskip("transformers", reason="verify needs transformers")
+    config = transformers.CLIPVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                                           num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path)
+    assert verify_model(str(tmp_path), as_json=True)
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["agrees"] and [row["output"] for row in whole["inputs"]] == ["pixel_values"] and not whole["note"]
+    call = ImageProcessor.__call__
+    monkeypatch.setattr(ImageProcessor, "__call__", lambda self, images, **k: call(self, images[::-1], **k))
+    assert not verify_model(str(tmp_path), as_json=True)
+    assert json.loads(capsys.readouterr().out)["inputs"][0]["max_difference"] > 0.1
+    monkeypatch.undo()
+    rows = compared_rows({"a": {"b": np.ones((2, 3))}, "c": np.ones(3)}, {"a": {"b": np.zeros((2, 3))}, "d": 1})
+    assert [row["output"] for row in rows] == ["a.b"] and rows[0]["max_difference"] == 1
 
 
 @pytest.mark.parametrize("arguments,code,message", [
