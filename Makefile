@@ -27,6 +27,6 @@ sanitize: ## build with ASan and UBSan and run the tests of the core
 	  $(PYTHON) -m pytest -q tests/test_kernels.py tests/test_api.py tests/test_images.py
 
 bench: ## time the models beside their peers (needs torch; onnxruntime and openvino when installed)
-	$(PYTHON) benchmarks/bench.py
+	$(PYTHON) benchmarks/all.py
 
 .PHONY: help build test test-isa lint format sanitize bench

@@ -73,7 +73,13 @@ def table(record: dict) -> str:
     names = ("beyondvl int8", "beyondvl bfloat16", "beyondvl float32", "transformers bfloat16", "transformers float32")
     for title, rows in record.get("captions", {}).items():
         captions.append(f"| {title} | {' | '.join(f'{rows[name]:.0f}' for name in names)} |")
-    pipeline = (pipeline if len(pipeline) > 2 else []) + (captions if len(captions) > 2 else [])
+    first = [
+        "\n| first picture's embedding, ViT-B/32 | after | with flushed files | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for name, row in record.get("footprint", {}).get("first_embedding", {}).items():
+        first.append(f"| {name} | {row['ms']:.0f} ms | {row['flushed_ms']:.0f} ms | {row['peak_mb']:.0f} MB |")
+    pipeline = [line for part in (pipeline, captions, first) if len(part) > 2 for line in part]
     ceilings = ", ".join(
         f"{n.replace('_', ' ')} {rate:.0f}" for n, rate in record["ceilings"].items() if rate and n != "memory"
     )

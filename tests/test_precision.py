@@ -22,6 +22,7 @@ LEAST = {
     "bfloat16x3": 0.999999,
 }  # cosine to float32, after the mean of the float32 batch is taken off
 GAINS = (1.5, 1.0, 2.0, 3.0, 0.5, 0.25)
+SHARP = r"\b(q_proj|k_proj|query|key)\b"
 
 
 def tower(hidden, heads, inner, layers, **more):
@@ -47,6 +48,16 @@ CONFIGS = {
         "text_config": tower(96, 3, 384, 2, vocab_size=600, max_position_embeddings=20),
         "vision_config": tower(96, 3, 200, 3, image_size=48, patch_size=8),
     },
+    "bert": {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 600, "max_position_embeddings": 20}
+    | tower(96, 3, 384, 4),
+    "open_clip": {
+        "model_type": "open_clip",
+        "model_cfg": {
+            "embed_dim": 64,
+            "vision_cfg": {"image_size": 48, "layers": 3, "width": 96, "head_width": 32, "patch_size": 8},
+            "text_cfg": {"context_length": 12, "vocab_size": 600, "width": 96, "heads": 3, "layers": 3},
+        },
+    },
 }  # fmt: skip
 # random convnets send all pictures to one point: the shipped default stands for them (test_default.py)
 # heads that do not fill the words of a bfloat16 operand, and that a tile reads past
@@ -69,10 +80,11 @@ def weights(config: dict, gains: dict[str, float]) -> dict[str, np.ndarray]:
         elif "position" in name or "token_type" in name:
             array *= 0.3
         elif array.ndim == 2 and "embedding" not in name:
-            sharp = re.search(r"\b(q_proj|k_proj|query|key)\b", name)
-            array *= 1.0 if sharp else gains["text" if name.startswith("text") else "vision"]
+            gain, sharp = gains["vision" if name.startswith("vis") else "text"], re.search(SHARP, name)
+            values = 2 * len(array) // 3 if "in_proj" in name else len(array) if sharp else 0
+            array[values:] *= gain
         elif array.ndim == 1:
-            norm = "norm" in name.lower() and name.endswith("weight")
+            norm = re.search(r"norm|\bln_", name.lower()) and name.endswith("weight")
             array[:] = (1 if norm else 0) + (0.1 if norm else 0.05) * rng.normal(size=array.shape)
     return found
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
+from parity import unit_gain
 
 import beyondvl as bvl
+import pictures
 
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
 
@@ -109,6 +112,35 @@ def test_ids(kind, request):
             reference,
             "".join(chr(rng.choice([rng.randint(32, 126), rng.randint(160, 0x2FFF)])) for _ in range(30)),
         )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zero_shot_scores_of_a_sigmoid(siglip, tmp_path):
+    """SigLIP's labels are judged one by one: the pipeline's scores are transformers', and need not sum to one."""
+    torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
+    folder, tokenizer = siglip
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 3}
+    torch.manual_seed(0)
+    config = transformers.SiglipConfig(text_config=sizes | {"vocab_size": len(tokenizer)},
+                                       vision_config=sizes | {"image_size": 32, "patch_size": 8})  # fmt: skip
+    model = transformers.SiglipModel(config).eval()
+    unit_gain(model, gain=1.5, tables=1.0, bias=0.1)
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+        model.logit_bias.fill_(-0.5)
+    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    shutil.copy(folder / "spiece.model", tmp_path)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    labels, picture = ["cat", "red car", "wooden table"], next(iter(sorted(pictures.EXAMPLES.glob("*.jpg"))))
+    theirs = transformers.pipeline("zero-shot-image-classification", model=model, tokenizer=tokenizer,
+                                   image_processor=processor)  # fmt: skip
+    expected = theirs(str(picture), candidate_labels=labels)
+    found = bvl.pipeline("zero-shot-image-classification", str(tmp_path))(str(picture), candidate_labels=labels)
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    scores = [row["score"] for row in found]
+    np.testing.assert_allclose(scores, [row["score"] for row in expected], atol=1e-5)
+    assert abs(sum(scores) - 1) > 0.05 and max(scores) - min(scores) > 0.05
 
 
 @pytest.mark.filterwarnings("ignore")

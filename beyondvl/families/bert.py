@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Cross, Encoder, FeedForward, Linear, Normalize, Pool, Project, Step, TokenStem, ref
+from ..spec import Block, Cross, Encoder, FeedForward, Normalize, Pool, Project, Step, TokenStem, ref
 from .blocks import ACTIVATIONS, linear, norm, stacked
 from .registry import Family, strip_prefixes
 
@@ -99,12 +99,9 @@ def sentence_steps(config: Config) -> tuple[Step, ...]:
 
 def text(config: Config) -> Encoder:
     hidden = config.integer("hidden_size", 768, 1, 1 << 16)
-    pooler = Linear(
-        ref("pooler.dense.weight", hidden, hidden, optional=True), ref("pooler.dense.bias", hidden, optional=True)
-    )
     steps = (
         Step("first_token", "hidden", Pool("first")),
-        Step("pooler_output", "first_token", Project(pooler, "tanh")),
+        Step("pooler_output", "first_token", Project(linear("pooler.dense", hidden, hidden, optional=True), "tanh")),
         *sentence_steps(config),
     )
     return bert_encoder(config, "", steps)

@@ -9,9 +9,10 @@ from ..spec import Block, FeedForward, Linear, Norm, Ref, ref
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
 
 
-def linear(name: str, out_features: int, in_features: int, bias: bool = True) -> Linear:
+def linear(name: str, out_features: int, in_features: int, bias: bool = True, optional: bool = False) -> Linear:
     """`name`.weight [out, in] and `name`.bias."""
-    return Linear(ref(f"{name}.weight", out_features, in_features), ref(f"{name}.bias", out_features) if bias else None)
+    weight = ref(f"{name}.weight", out_features, in_features, optional=optional)
+    return Linear(weight, ref(f"{name}.bias", out_features, optional=optional) if bias else None)
 
 
 def stacked(names: list[str], out_features: int | list[int], in_features: int, bias: bool = True) -> Linear:

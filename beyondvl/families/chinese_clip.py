@@ -13,8 +13,10 @@ from .registry import Family
 def text(config: Config) -> Encoder:
     section = tower_config(config, "text")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
+    pooler = linear("text_model.pooler.dense", hidden, hidden, optional=True)
     steps = (
         Step("first_token", "hidden", Pool("first")),
+        Step("pooler_output", "first_token", Project(pooler, "tanh")),  # of the text tower alone
         Step(
             "embeds",
             "first_token",
@@ -27,11 +29,14 @@ def text(config: Config) -> Encoder:
 
 FAMILY = Family(
     model_type="chinese_clip",
-    aliases=("chinese_clip_vision_model",),
+    aliases=("chinese_clip_text_model", "chinese_clip_vision_model"),
     towers={"text": text, "vision": vision},
-    classes={"ChineseCLIPModel": ("text", "vision"), "ChineseCLIPVisionModel": ("vision",)},
-    bare=frozenset({"ChineseCLIPVisionModel"}),
+    classes={
+        "ChineseCLIPModel": ("text", "vision"),
+        "ChineseCLIPTextModel": ("text",),
+        "ChineseCLIPVisionModel": ("vision",),
+    },
+    bare=frozenset({"ChineseCLIPTextModel", "ChineseCLIPVisionModel"}),
     prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "visual_projection.")},
-    ignored=("text_model.pooler.",),
     scale="logit_scale",
 )
