@@ -83,6 +83,7 @@ CHECKPOINT = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import bench; bench.checkpoint("ViT-B/32", Path(sys.argv[2]))
+(Path(sys.argv[2]) / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
 """
 EXPORT = """
 import sys; sys.path.insert(0, sys.argv[1])
@@ -185,7 +186,11 @@ def first_embedding(folder: Path, packed: Path) -> dict[str, dict[str, float]]:
 
 def installed() -> dict[str, float]:
     names = closure(RUN_TIME)
-    own = importlib.metadata.files("beyondvl") or []
+    try:
+        own = importlib.metadata.files("beyondvl") or []
+    except importlib.metadata.PackageNotFoundError:
+        print("beyondvl is not installed here: its size is not told")
+        own = []
     sizes = {str(f): Path(f.locate()).stat().st_size for f in own if Path(f.locate()).is_file()}
     weights = sum(n for f, n in sizes.items() if "default/" in f)
     found = {"dependencies_mb": sum(map(installed_bytes, names)) / 1e6, "own_mb": (sum(sizes.values()) - weights) / 1e6,
