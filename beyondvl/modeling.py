@@ -134,7 +134,6 @@ class PreTrainedModel(EncodeMixin):
         self.logit_scale, self.logit_bias, self.text_scale = scales
         self.num_threads, self.dtype = num_threads, dtype
         self.isa = _C.config()["isa"]
-        self.identity = object()  # of this model, which what it encoded carries
         self._family = family
         self._processor = None
 
@@ -263,6 +262,11 @@ class PreTrainedModel(EncodeMixin):
     def __reduce__(self) -> tuple:
         """Pickled as where it was loaded from: another process loads it anew (packed weights share their memory)."""
         return _reloaded, (type(self).__name__, str(self.folder), self.dtype, self.num_threads)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What makes two models interchangeable: class, checkpoint, precision, instruction set."""
+        return type(self).__name__, str(self.folder.resolve()), self.dtype, self.isa
 
     @property
     def device(self) -> str:
@@ -461,7 +465,7 @@ def _advice(stored: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> s
     """What to say of another class of the family that the checkpoint has everything for, when there is one."""
     classes = sorted(cls.family.classes, key=lambda name: -len(cls.family.classes[name]))
     for other in (model_class(name) for name in (*cls.family.heads, *classes) if name != cls.__name__):
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(ConfigError, CheckpointError):
             wanted = [r for encoder in other.encoders(config).values() for r in refs(encoder) if isinstance(r, Ref)]
             checkpoint = _named(stored, other)
             reader = Reader(checkpoint)

@@ -37,7 +37,8 @@ def is_packed(folder: Path) -> bool:
 def copy_companions(source: Path, target: Path, besides: Path) -> list[Path]:
     """Copies the configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder
     (1_Pooling), a second tokenizer (qformer_tokenizer); not the folder `besides`. Returns their paths within it."""
-    nested = [path for path in source.iterdir() if path.is_dir() and path.resolve() != besides.resolve()]
+    nested = [path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    nested = [path for path in nested if path.resolve() != besides.resolve()]
     nested = [path for path in nested if any((path / f"{name}config.json").exists() for name in ("", "tokenizer_"))]
     copied = []
     for path in (path for folder in (source, *nested) for path in folder.iterdir()):

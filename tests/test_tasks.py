@@ -77,8 +77,12 @@ def test_captions(folders):
         model.caption(PHOTOS, prompt=["a", "the"])
     with pytest.raises(ValueError, match="images: the list is empty"):
         model.caption([])
-    with pytest.raises(ValueError, match="images: encoded by another model"):
-        model.caption(bvl.AutoModel.from_pretrained(folders[CAPTION]).encode_image(PHOTOS)[0])
+    again = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    assert again.caption(encoded, prompt="a picture of", max_new_tokens=6) == [prompted]
+    for other in (bvl.AutoModel.from_pretrained(folders[CAPTION], dtype="int8"),
+                  bvl.AutoModel.from_pretrained(folders[ANSWER])):  # fmt: skip
+        with pytest.raises(ValueError, match="images: encoded by another model"):
+            model.caption(other.encode_image(PHOTOS)[0])
 
 
 def test_answers(folders):

@@ -28,15 +28,15 @@ class EncodedImages(Sequence):
     `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
     `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
     has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
-    Of clips, each is `frames` contexts. `owner` is the `identity` of the model that encoded them, which alone reads
-    them.
+    Of clips, each is `frames` contexts. `owner` is the `identity` of the model that encoded them: such alone read
+    them. Made of features that were kept, they have none.
     """
 
     contexts: tuple[Any, ...] = ()
     embeds: np.ndarray | None = None
     features: np.ndarray | None = None
     frames: int = 1
-    owner: Any = field(default=None, repr=False, compare=False)
+    owner: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.contexts) // self.frames if self.features is None else len(self.features)
@@ -107,8 +107,9 @@ class TaskModel(PreTrainedModel):
         if (images is None) == (pixel_values is None):
             raise ValueError("expected either pixel_values or images (what encode_image returned, or pictures)")
         if isinstance(images, EncodedImages):
-            if images.owner is not self.identity:
-                raise ValueError("images: encoded by another model, expected what encode_image of this one returned")
+            if images.owner not in (None, self.identity):
+                found, expected = (" ".join(identity) for identity in (images.owner, self.identity))
+                raise ValueError(f"images: encoded by another model ({found}), expected one of {expected}")
             return images
         return self.encode_image(images, pixel_values=pixel_values)
 
