@@ -34,11 +34,10 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _read(path: Path) -> Any:
+    data = read_config_file(path)
     try:
-        return json.loads(read_config_file(path))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path.name}: not valid JSON: {error}") from error
 
 

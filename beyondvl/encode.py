@@ -16,7 +16,7 @@ from . import _C
 from .config import Config, read_json
 from .errors import ConfigError
 from .files import open_regular
-from .outputs import check_count, check_threads, from_numpy, is_torch, to_numpy
+from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 from .processing.audio import is_sound_and_rate
 from .sentences import sentence_prompts
 
@@ -342,8 +342,7 @@ def _units(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
     """Cosine similarities (n, m) float32 of (n, D) and (m, D), computed by OpenBLAS."""
-    check_threads(num_threads)
-    scores = _C.matmul_nt(*_units(a, b), num_threads or _C.default_threads())
+    scores = _C.matmul_nt(*_units(a, b), thread_count(num_threads))
     return from_numpy(scores, "pt") if is_torch(a) or is_torch(b) else scores
 
 

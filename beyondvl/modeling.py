@@ -23,10 +23,10 @@ from .outputs import (
     ModelOutput,
     check_allowed,
     check_device,
-    check_threads,
     device_and_dtype,
     from_numpy,
     kind_of,
+    thread_count,
     to_numpy,
 )
 from .packed import is_packed, load_packed
@@ -168,18 +168,18 @@ class PreTrainedModel(EncodeMixin):
             CheckpointError: weights are missing, malformed or of another shape than the config says.
             MemoryError: the packed weights do not fit.
         """
-        dtype = _check_options(dtype, num_threads, kwargs)
+        dtype, num_threads = _check_options(dtype, kwargs), thread_count(num_threads)
         options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         folder = resolve(pretrained_model_name_or_path, **options)
         config = load_config(folder)
         if is_packed(folder):
-            return load_packed(cls, folder, config, dtype, num_threads or _C.default_threads())
+            return load_packed(cls, folder, config, dtype, num_threads)
         family = find_family(config)
         if cls is PreTrainedModel:
             cls = _class_for(config, family)
         if cls.family is not family:
             raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
-        return cls._load(config, folder, num_threads or _C.default_threads(), strict, _precision(dtype, config))
+        return cls._load(config, folder, num_threads, strict, _precision(dtype, config))
 
     @classmethod
     def _load(cls, config: Config, folder: Path, num_threads: int, strict: bool, precision: str) -> PreTrainedModel:
@@ -289,8 +289,9 @@ class PreTrainedModel(EncodeMixin):
         """Named outputs of one tower ("text", "vision", "audio") for prepared inputs, as float32 arrays; num_threads:
         the model's where it is not given."""
         arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
-        self.tower(modality).check_outputs(wanted)
-        return self.tower(modality).run(arrays, wanted, num_threads or self.num_threads)
+        tower = self.tower(modality)
+        tower.check_outputs(wanted)
+        return tower.run(arrays, wanted, num_threads or self.num_threads)
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         names = ("unit_embeds" if self._family.unit_features else "embeds", "pooler_output")
@@ -452,12 +453,17 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
     return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
 
 
+def _parameters(cls: type[PreTrainedModel], config: Config) -> list[Ref]:
+    """What a class reads."""
+    return [r for encoder in cls.encoders(config).values() for r in refs(encoder) if isinstance(r, Ref)]
+
+
 def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
     """What each class with towers of its own reads; those the config does not fit are left out."""
     found = {}
-    for name, head in family.heads.items():
+    for name in family.heads:
         with contextlib.suppress(ConfigError):
-            found[name] = [r for build in head.towers.values() for r in refs(build(config)) if isinstance(r, Ref)]
+            found[name] = _parameters(model_class(name), config)
     return found
 
 
@@ -466,7 +472,7 @@ def _advice(stored: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> s
     classes = sorted(cls.family.classes, key=lambda name: -len(cls.family.classes[name]))
     for other in (model_class(name) for name in (*cls.family.heads, *classes) if name != cls.__name__):
         with contextlib.suppress(ConfigError, CheckpointError):
-            wanted = [r for encoder in other.encoders(config).values() for r in refs(encoder) if isinstance(r, Ref)]
+            wanted = _parameters(other, config)
             checkpoint = _named(stored, other)
             reader = Reader(checkpoint)
             if all(reader.stored(r, n) in checkpoint for r in wanted if reader.has(r) for n in r.names if n):
@@ -474,7 +480,7 @@ def _advice(stored: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> s
     return ""
 
 
-def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) -> str:
+def _check_options(dtype: Any, kwargs: dict[str, Any]) -> str:
     """The dtype's name; every other option is checked."""
     older = kwargs.pop("torch_dtype", None)  # transformers 4's name
     dtype = older if dtype is None else dtype
@@ -483,7 +489,6 @@ def _check_options(dtype: Any, num_threads: int | None, kwargs: dict[str, Any]) 
         name = "default"
     elif name not in DTYPES:
         raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    check_threads(num_threads)
     refuse_remote_code(kwargs.pop("trust_remote_code", False))
     check_device(kwargs.pop("device_map", None) or "cpu")
     for ignored in ("attn_implementation", "use_safetensors", "low_cpu_mem_usage"):
@@ -574,7 +579,7 @@ def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
             return model_class(name)
     if family.base and model_type == family.model_type:
         return model_class(family.base)
-    if not any(len(modalities) == len(family.towers) for modalities in family.classes.values()):
+    if not family.classes or family.base:
         raise ConfigError(
             f"config.json: architectures: found {architectures!r}, expected one of {', '.join(family.heads)}"
         )

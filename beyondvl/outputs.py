@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _C
+
 __all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "kind_of", "to_numpy"]
 
 
@@ -115,16 +117,19 @@ def device_and_dtype(device: Any, dtype: Any) -> tuple[Any, str | None]:
     return device or "cpu", None if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def check_count(name: str, value: Any) -> None:
-    """ValueError for anything but a whole number from 1."""
+def check_count(name: str, value: Any, unit: str = "") -> None:
+    """ValueError for anything but a whole number from 1; `unit` (" of samples") is said in it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}: found {value!r}, expected a whole number from 1")
+        raise ValueError(f"{name}: found {value!r}, expected a whole number{unit} from 1")
 
 
-def check_threads(value: Any) -> None:
-    """ValueError for anything but a number of threads; None is the caller's default."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024):
+def thread_count(value: Any) -> int:
+    """A caller's `num_threads`, or the processors of this process for None. ValueError for anything else."""
+    if value is None:
+        return _C.default_threads()
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024:
         raise ValueError(f"num_threads: found {value!r}, expected 1 to 1024")
+    return value
 
 
 def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -23,7 +23,7 @@ from .. import _C
 from ..config import Config, read_json
 from ..errors import AudioError, ConfigError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, check_threads, from_numpy
+from ..outputs import BatchFeature, check_count, from_numpy, thread_count
 from .audio import is_sound_and_rate, load_audio
 
 __all__ = [
@@ -92,8 +92,7 @@ class FeatureExtractor:
             if type(self.defaults[name]) is bool and type(value) is not bool:
                 raise ConfigError(f"preprocessor_config.json: {name}: found {value!r}, expected true or false")
             setattr(self, name, value)
-        check_threads(num_threads)
-        self.num_threads = num_threads or _C.default_threads()
+        self.num_threads = thread_count(num_threads)
         self._prepare(Config(values, "preprocessor_config.json"))
 
     def _prepare(self, config: Config) -> None:
@@ -142,8 +141,7 @@ class FeatureExtractor:
         """A call's `max_length` in samples."""
         if value is None:
             return default
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"max_length: found {value!r}, expected a whole number of samples from 1")
+        check_count("max_length", value, " of samples")
         self._check_size("max_length", int(value), self.feature_size)
         return int(value)
 

@@ -23,7 +23,7 @@ from .. import _C
 from ..config import Config, read_json
 from ..errors import ConfigError, ImageError
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, check_threads, from_numpy
+from ..outputs import BatchFeature, from_numpy, thread_count
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels
 
 __all__ = ["AutoImageProcessor", "ImageProcessor"]
@@ -111,8 +111,7 @@ class ImageProcessor:
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
         self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
         self.decoder, self.fast = decoder, fast
-        check_threads(num_threads)
-        self.num_threads = num_threads or _C.default_threads()
+        self.num_threads = thread_count(num_threads)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in CHECKS:

@@ -18,7 +18,10 @@ from ..generation import GenerationSettings, generate
 from ..modeling import PreTrainedModel, prepared
 from ..outputs import ModelOutput, check_count, from_numpy
 
-__all__ = ["EncodedImages", "TaskModel", "require_pairs", "text_inputs", "with_pooled"]
+__all__ = ["STATES", "EncodedImages", "TaskModel", "require_pairs", "text_inputs", "with_pooled"]
+
+
+STATES = ["last_hidden_state", "pooler_output"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
 def with_pooled(found: dict[str, np.ndarray], kind: str) -> ModelOutput:
     """`last_hidden_state` and `pooler_output`, which of a Q-Former is its first row."""
     hidden = found["last_hidden_state"]
-    pooled = found.get("pooler_output", hidden[:, 0].copy())
+    pooled = found["pooler_output"] if "pooler_output" in found else hidden[:, 0].copy()
     return ModelOutput(last_hidden_state=from_numpy(hidden, kind), pooler_output=from_numpy(pooled, kind))
 
 

@@ -8,12 +8,11 @@ import numpy as np
 
 from ..modeling import NAMES, check_neutral, given_inputs, prepared
 from ..outputs import ModelOutput, check_allowed, from_numpy, kind_of, to_numpy
-from .base import TaskModel
+from .base import STATES, TaskModel, with_pooled
 
 __all__ = ["FusedModel", "JointModel", "PretrainingModel"]
 
 
-STATES = ["last_hidden_state", "pooler_output"]
 LABELS = ("mim_labels", "mlm_labels", "itm_labels")
 
 
@@ -203,7 +202,7 @@ class FusedModel(JointModel):
 def put_states(output: ModelOutput, found: dict[str, dict[str, np.ndarray]], kind: str, what: str = "") -> ModelOutput:
     """Adds the hidden states and pooled outputs of each part."""
     for name, arrays in found.items():
-        states = {n: from_numpy(arrays[n], kind) for n in STATES}
-        output[f"{name}{what}_embeddings"] = states["last_hidden_state"]
-        output[f"{name}{what}_output"] = ModelOutput(states)
+        states = with_pooled(arrays, kind)
+        output[f"{name}{what}_embeddings"] = states.last_hidden_state
+        output[f"{name}{what}_output"] = states
     return output

@@ -9,7 +9,7 @@ import numpy as np
 from ..encode import modality_of
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of
-from .base import EncodedImages, TaskModel, require_pairs, text_inputs, with_pooled
+from .base import STATES, EncodedImages, TaskModel, require_pairs, text_inputs, with_pooled
 
 __all__ = ["ImageQueriesModel", "MatchingModel", "QueryMatchingModel", "TextTokensModel"]
 
@@ -136,17 +136,16 @@ class QueryMatchingModel(MatchingModel):
         check_neutral(kwargs)
         pixels, text = prepared("pixel_values", pixel_values), self._text_inputs(input_ids, attention_mask)
         kind = kind_of(input_ids, pixel_values)
-        states = ["last_hidden_state", "pooler_output"]
         if use_image_text_matching_head:
             require_pairs(pixels, text)
-        vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", *states])
+        vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", *STATES])
         run, seen = self.tower("text").run, {"contexts": vision["context"]}
         if use_image_text_matching_head:
-            found = run(text | seen, ["itm_score", states[0]], self.num_threads)
+            found = run(text | seen, ["itm_score", "last_hidden_state"], self.num_threads)
             scores, texts, images = found["itm_score"], found["last_hidden_state"], vision["last_hidden_state"]
         else:
             images = run(seen, ["image_embeds"], self.num_threads)["image_embeds"]
-            found = run(text, ["unit_embeds", states[0]], self.num_threads)
+            found = run(text, ["unit_embeds", "last_hidden_state"], self.num_threads)
             texts = found["unit_embeds"]
             scores = (images @ texts.T).max(1)
         fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}

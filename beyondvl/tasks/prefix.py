@@ -11,7 +11,7 @@ from ..generation import Prompt
 from ..modeling import check_neutral, prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.processor import as_clips
-from .base import EncodedImages, TaskModel, text_inputs, with_pooled
+from .base import STATES, EncodedImages, TaskModel, text_inputs, with_pooled
 from .writing import AnswersMixin, CaptioningModel, Prompted
 
 __all__ = ["InstructedCaptioningModel", "InstructedVideoModel", "PrefixCaptioningModel"]
@@ -25,7 +25,7 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
         return EncodedImages(features=self._drawn(self._contexts(pixels), ["features"])["features"])
 
     def _seen(self, pixels: Any) -> dict[str, Any]:
-        return self.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state", "pooler_output", "context"])
+        return self.run_tower("vision", {"pixel_values": pixels}, [*STATES, "context"])
 
     def _drawn(self, contexts: list[Any], wanted: list[str], **text: np.ndarray) -> dict[str, np.ndarray]:
         """What the query tokens drew from pictures."""
