@@ -99,6 +99,12 @@ class Config:
         """This configuration with the fields of another one over it."""
         return Config(self._values | other._values, self._where)
 
+    def with_older_sections(self) -> Config:
+        """Early configs hold a `text_config_dict` beside their `text_config`, which then counts alone, as in
+        transformers: what it leaves out is the class's default, whatever the section says."""
+        older = {n.removesuffix("_dict"): value for n, value in self._values.items() if n.endswith("_config_dict")}
+        return Config(self._values | {n: value for n, value in older.items() if value}, self._where)
+
     def integer(self, name: str, default: int | None, low: int = 1, high: int = 1 << 20) -> int:
         value = self._values.get(name)
         if value is None:

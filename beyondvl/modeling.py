@@ -31,7 +31,7 @@ from .outputs import (
 )
 from .packed import is_packed, load_packed
 from .sentences import sentence_settings
-from .spec import Encoder, Ref, refs
+from .spec import Encoder, Ref, ref, refs
 from .weights import Checkpoint, open_checkpoint
 
 __all__ = ["AutoModel", "PreTrainedModel", "model_class"]
@@ -119,6 +119,7 @@ class PreTrainedModel(EncodeMixin):
     family: ClassVar[Family | None] = None
     modalities: ClassVar[tuple[str, ...]] = ()
     builders: ClassVar[Mapping[str, Callable[[Config], Encoder]]] = {}  # of each modality
+    scaled: ClassVar[bool] = False  # whether it reads the family's scale and bias
 
     def __init__(
         self,
@@ -201,12 +202,11 @@ class PreTrainedModel(EncodeMixin):
             }
             two = cls.__name__ in family.classes and len(towers) == 2
             sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()} if two else {0}
-            both = two or (cls.__name__ in family.heads and len(towers) > 1)
             if len(sizes) > 1:
                 raise ConfigError(f"config.json: the towers' embeddings differ in size: {sorted(sizes, key=str)}")
-            scale = float(np.exp(_scalar(reader, family.scale, both)))
-            other = float(np.exp(_scalar(reader, family.text_scale, both))) if family.text_scale else scale
-            scales = [scale, _scalar(reader, family.bias, both), other]
+            scale = float(np.exp(_scalar(reader, family.scale, cls.scaled)))
+            other = float(np.exp(_scalar(reader, family.text_scale, cls.scaled))) if family.text_scale else scale
+            scales = [scale, _scalar(reader, family.bias, cls.scaled), other]
         except MissingWeightError as error:
             raise MissingWeightError(f"{error}{_advice(stored, config, cls)}") from None
         finally:
@@ -219,6 +219,8 @@ class PreTrainedModel(EncodeMixin):
     @classmethod
     def encoders(cls, config: Config) -> dict[str, Encoder]:
         """What each tower of this class is made of."""
+        if cls.family.older_sections and len(cls.modalities) > 1:  # a lone tower reads its section alone
+            config = config.with_older_sections()
         built = {name: cls.builders[name](config) for name in cls.modalities}
         found = {name: encoder for name, encoder in built.items() if encoder is not None}
         if cls.__name__ in cls.family.bare:
@@ -455,7 +457,9 @@ def _named(checkpoint: Checkpoint, cls: type[PreTrainedModel]) -> Checkpoint:
 
 def _parameters(cls: type[PreTrainedModel], config: Config) -> list[Ref]:
     """What a class reads."""
-    return [r for encoder in cls.encoders(config).values() for r in refs(encoder) if isinstance(r, Ref)]
+    family, encoders = cls.family, cls.encoders(config).values()
+    scalars = [ref(name) for name in (family.scale, family.bias, family.text_scale) if name and cls.scaled]
+    return [r for encoder in encoders for r in refs(encoder) if isinstance(r, Ref)] + scalars
 
 
 def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
@@ -602,7 +606,8 @@ def model_class(name: str) -> type[PreTrainedModel]:
         if name in family.heads:
             return _task_class(name, family)
         doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(family.classes[name])} tower."
-        members = {"family": family, "modalities": family.classes[name], "builders": family.towers}
+        modalities = family.classes[name]
+        members = {"family": family, "modalities": modalities, "builders": family.towers, "scaled": len(modalities) > 1}
         _CLASSES[name] = type(name, (PreTrainedModel,), {**members, "__doc__": doc, "__module__": "beyondvl"})
     return _CLASSES[name]
 
@@ -613,7 +618,8 @@ def _task_class(name: str, family: Family) -> type[PreTrainedModel]:
 
     head = family.heads[name]
     base = TASK_MODELS[head.task]
-    members = {"family": family, "head": head, "modalities": tuple(head.towers), "builders": head.towers}
+    members = {"family": family, "head": head, "modalities": tuple(head.towers), "builders": head.towers,
+               "scaled": head.scaled}  # fmt: skip
     doc = f"{name} of transformers. {base.__doc__}"
     _CLASSES[name] = type(name, (base,), {**members, "__doc__": doc, "__module__": "beyondvl"})
     return _CLASSES[name]

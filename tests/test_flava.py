@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from parity import close, unit_gain
+from safetensors.torch import load_file, save_file
 
 import beyondvl as bvl
 
@@ -163,6 +164,22 @@ def test_masks_of_the_stream_alone(made):
         ours(states, 1 - mask)
     with pytest.raises(ValueError, match="hidden_states: not given"):
         ours()
+
+
+def test_a_checkpoint_without_its_scale(made, tmp_path):
+    """Only contrast needs it; a class that does names the one that does not."""
+    folder = made("FlavaForPreTraining", "one width")[1]
+    shutil.copytree(folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    del weights["flava.logit_scale"]
+    save_file(weights, tmp_path / "copy" / "model.safetensors")
+    with pytest.raises(bvl.CheckpointError, match=r"logit_scale is missing.*all that FlavaModel needs: use FlavaModel"):
+        bvl.FlavaForPreTraining.from_pretrained(tmp_path / "copy")
+    _, _, pixels, ids, mask = made("FlavaForPreTraining", "one width")
+    found = bvl.FlavaModel.from_pretrained(tmp_path / "copy")(ids, pixels, mask)
+    assert torch.equal(found.multimodal_embeddings, bvl.FlavaModel.from_pretrained(folder)(ids, pixels, mask)[4])
+    whole = bvl.FlavaForPreTraining.from_pretrained(folder, strict=True)
+    assert whole.logit_scale > 1
 
 
 def test_a_config_that_names_no_class(made, tmp_path):

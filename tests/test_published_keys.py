@@ -220,3 +220,28 @@ def test_the_older_section_counts_alone(tmp_path):
             expected = reference(**given).text_embeds
         found = bvl.AutoModel.from_pretrained(folder, strict=True)(**given).text_embeds
         close(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("name,cls", [
+    ("CLIPModel-4.10.3", "CLIPTextModel"), ("CLIPModel-4.10.3", "CLIPModel"), ("FlavaModel-4.20.1", "FlavaModel"),
+    ("ChineseCLIPModel-4.25.1", "ChineseCLIPModel"),
+])  # fmt: skip
+def test_which_section_a_class_reads(tmp_path, name, cls):
+    """The older one counts for whole models; a lone tower, read out of the same folder, knows its section alone."""
+    write(tmp_path, name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    section = config["text_config"]
+    config["text_config_dict"] = {n: section[n] for n in section if n != "hidden_act"} | {"hidden_act": "relu"}
+    config["text_config"] = section | {"hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = getattr(transformers, cls).from_pretrained(tmp_path).eval()
+    ours = getattr(bvl, cls).from_pretrained(tmp_path)
+    given = inputs(config)
+    given = given if len(ours.towers) > 1 else {"input_ids": given["input_ids"]}
+    with torch.no_grad():
+        expected = reference(**given)
+    found, output = ours(**given), next(n for n in (*MAIN, "text_embeddings") if expected.get(n) is not None)
+    close(found[output], expected[output])
+    both = {text: getattr(bvl, cls)._load(bvl.modeling.Config(config | {"text_config": section | {"hidden_act": text},
+            "text_config_dict": None}), tmp_path, 2, False, "float32")(**given)[output] for text in ("relu", "gelu")}  # fmt: skip
+    assert np.abs(np.asarray(both["relu"] - both["gelu"])).max() > 1e-3, "the section changes nothing"

@@ -38,5 +38,6 @@ FAMILY = Family(
     },
     bare=frozenset({"ChineseCLIPTextModel", "ChineseCLIPVisionModel"}),
     prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "visual_projection.")},
+    older_sections=True,
     scale="logit_scale",
 )

@@ -29,13 +29,10 @@ def sizes(config: Config, hidden: int, intermediate: int, heads: int) -> tuple[i
 
 
 def tower_config(config: Config, name: str) -> Config:
-    """The section of one tower; a config of that tower alone (model_type clip_text_model) is itself the section.
-    Early configs hold a `text_config_dict` too, which then counts alone, as in transformers: what it leaves out is the
-    class's default, whatever the section says."""
+    """The section of one tower; a config of that tower alone (model_type clip_text_model) is itself the section."""
     if str(config.get("model_type", "")).endswith(f"{name}_model"):
         return config
-    section, legacy = config.section(f"{name}_config"), config.section(f"{name}_config_dict")
-    return legacy if legacy.to_dict() else section
+    return config.section(f"{name}_config")
 
 
 def projection_size(config: Config, section: Config) -> int:
@@ -125,5 +122,6 @@ FAMILY = Family(
     },
     bare=frozenset({"CLIPTextModel", "CLIPVisionModel"}),
     prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "visual_projection.")},
+    older_sections=True,
     scale="logit_scale",
 )

@@ -64,7 +64,8 @@ class Head:
     `task` names what it does (a key of TASK_MODELS in tasks/), `towers` its programs in the
     order they are built (None: a config has no use for one), `tokens` the ids that generation begins, ends and pads
     with, `prompt` what it continues: (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts
-    the placeholders of a picture before the ids and mask of a text; `question` is the form a question is put in.
+    the placeholders of a picture before the ids and mask of a text; `question` is the form a question is put in;
+    `scaled` tells that it reads the family's scale.
     """
 
     task: str
@@ -73,6 +74,7 @@ class Head:
     prompt: Callable[..., tuple[Any, Any]] | None = None
     prefixed: Callable[[Config, dict[str, Any]], dict[str, Any]] | None = None
     question: str = "{}"
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Family:
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
     aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
     base: str | None = None  # the class of a whole config that names none
+    older_sections: bool = False  # whole configs may hold a "text_config_dict"
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
     prefixes: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict

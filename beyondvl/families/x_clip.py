@@ -192,14 +192,19 @@ def mit(config: Config) -> Encoder:
 
 def text(config: Config) -> Encoder:
     """CLIP's, pooled at the largest id whatever the config says."""
-    section = clip.tower_config(config, "text").updated(Config({"eos_token_id": clip.LEGACY_EOS}))
-    return clip.text(config.updated(Config({"text_config": section.to_dict(), "text_config_dict": None})))
+    section = config.section("text_config").updated(Config({"eos_token_id": clip.LEGACY_EOS}))
+    return clip.text(config.updated(Config({"text_config": section.to_dict()})))
 
 
 FAMILY = Family(
     model_type="xclip",
     towers={},
     classes={},
-    heads={"XCLIPModel": Head("clip_prompting", {"text": text, "vision": vision, "mit": mit, "prompts": prompts})},
+    older_sections=True,
+    heads={
+        "XCLIPModel": Head(
+            "clip_prompting", {"text": text, "vision": vision, "mit": mit, "prompts": prompts}, scaled=True
+        )
+    },
     scale="logit_scale",
 )
