@@ -68,12 +68,12 @@ with torch.inference_mode():
 """),
     "onnxruntime float32": ("onnxruntime", """
 import onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1] + "/tower.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(sys.argv[3] + "/tower.onnx", providers=["CPUExecutionProvider"])
 session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 224, 224), np.float32)})
 """),
     "openvino float32": ("openvino", """
 import openvino
-model = openvino.Core().compile_model(sys.argv[1] + "/tower.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+model = openvino.Core().compile_model(sys.argv[3] + "/tower.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 model.create_infer_request().infer([np.zeros((1, 3, 224, 224), np.float32)])
 """),
 }  # fmt: skip
@@ -88,7 +88,7 @@ import bench; bench.checkpoint("ViT-B/32", Path(sys.argv[2]))
 EXPORT = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import footprint; footprint.exported(Path(sys.argv[2]))
+import footprint; footprint.exported(Path(sys.argv[2]), Path(sys.argv[3]))
 """
 RUN_TIME = ("numpy", "pillow", "simplejpeg", "tokenizers", "tqdm")
 
@@ -149,34 +149,42 @@ def loading(folder: Path, dtype: str) -> dict[str, float]:
     return found
 
 
-def exported(folder: Path) -> None:
-    """The picture tower as files of the peers that read such, where they are installed."""
+def exported(folder: Path, target: Path) -> None:
+    """The picture tower as files in `target` of the peers that read such, where they are installed."""
     import peers
     import torch
     from transformers import CLIPModel
 
     module, x = peers.tower(CLIPModel.from_pretrained(folder).eval(), "image"), torch.zeros(1, 3, 224, 224)
     if importlib.util.find_spec("onnxruntime"):
-        peers.onnx_calls(module, x, 2, folder)
+        peers.onnx_calls(module, x, 2, target)
     if importlib.util.find_spec("openvino"):
         import openvino
 
-        openvino.save_model(peers.openvino_models(module, x, False)["float32"][0], folder / "tower.xml", False)
+        openvino.save_model(peers.openvino_models(module, x, False)["float32"][0], target / "tower.xml", False)
 
 
-def first_embedding(folder: Path, packed: Path) -> dict[str, dict[str, float]]:
+def first_embedding(folder: Path, packed: Path, files: Path) -> dict[str, dict[str, float]]:
     """From the start of a process to the first embedding, with files in the disk cache and flushed from it."""
     found = {}
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "clip" or config.get("vision_config", {}).get("image_size", 224) != 224:
+        print("first embedding: told of a CLIP of 224 pixels alone")
+        return found
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        run(EXPORT, str(Path(__file__).parent), str(folder), str(files))
     for name, (module, code) in FIRST.items():
-        if module and not importlib.util.find_spec(module):
-            print(f"{name}: {module} is not installed")
+        exports = {"onnxruntime": "tower.onnx", "openvino": "tower.xml"}
+        ready = module not in exports or (files / exports[module]).exists()
+        if module and not (importlib.util.find_spec(module) and ready):
+            print(f"{name}: {module}, or torch to export for it, is not installed")
             continue
         whole, times, peaks = f"import resource, sys\nimport numpy as np\n{code}\n{PEAK}", [], []
         for flushed in (False, False, False, True):
-            for place in (folder, packed) if flushed else ():
+            for place in (folder, packed, files) if flushed else ():
                 flush(place)
             start = time.perf_counter()
-            peaks.append(int(run(whole, str(folder), str(packed)).splitlines()[-1]))
+            peaks.append(int(run(whole, str(folder), str(packed), str(files)).splitlines()[-1]))
             times.append(1e3 * (time.perf_counter() - start))
         found[name] = {"ms": statistics.median(times[:3]), "flushed_ms": times[3], "peak_mb": max(peaks) / 1e6}
         print("{0}: first embedding after {ms:.0f} ms ({flushed_ms:.0f} with flushed files), peak {peak_mb:.0f} MB".format(
@@ -212,8 +220,8 @@ def measure(folder: Path) -> dict[str, Any]:
             print(f"  packed {dtype}: ", end="", flush=True)
             found["loading"][f"packed {dtype}"] = loading(Path(packed), "packed")
             if dtype == "int8":
-                run(EXPORT, str(Path(__file__).parent), str(folder))
-                found["first_embedding"] = first_embedding(folder, Path(packed))
+                with tempfile.TemporaryDirectory() as files:
+                    found["first_embedding"] = first_embedding(folder, Path(packed), Path(files))
     return found | installed()
 
 

@@ -175,12 +175,12 @@ def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
     from .files import written_aside
     from .hub import resolve
-    from .packed import copy_companions, is_packed
+    from .packed import copy_companions
     from .weights import open_checkpoint, save_safetensors
 
     source, target = resolve(options.model), Path(options.output)
-    if target.resolve() == source.resolve() or is_packed(target):
-        raise ValueError(f"{target}: the checkpoint's own folder or a packed one, expected another one")
+    if target.exists() and any(target.iterdir()):  # files of another checkpoint would be read with the new weights
+        raise ValueError(f"{target}: holds files, expected a new or empty folder")
     checkpoint = open_checkpoint(source)
     skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
     scales = {checkpoint.scale_name(n) for n in checkpoint.names()}

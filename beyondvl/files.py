@@ -35,23 +35,43 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
 
 @contextmanager
 def written_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = ()) -> Iterator[Path]:
-    """A new folder whose files move into `folder` when all of them are written, those named `last` after the others.
+    """A new folder whose files move into `folder` when all of them are written, those named `last` after the others;
+    `stale` are taken out unless written anew.
 
-    Where writing fails, `folder` stays as it was. What reads it needs `last`, which go first and come back at the end:
-    a move that is interrupted leaves no mixture of two models to be read. `stale` are removed unless written anew.
+    Where writing or moving fails, `folder` is as it was. What reads it needs `last`, which go first and come back at
+    the end: of a process that is killed in between, no mixture of two models is left to be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".aside.", dir=folder) as place:
-        aside = Path(place)
-        yield aside
-        found = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+        new, old = Path(place, "new"), Path(place, "old")
+        new.mkdir()
+        yield new
+        found = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
         for path in found:
-            with open(aside / path, "rb") as file:
+            with open(new / path, "rb") as file:
                 os.fsync(file.fileno())
-        for name in last[::-1]:
-            (folder / name).unlink(missing_ok=True)
-        for path in set(stale) - set(found):
-            (folder / path).unlink(missing_ok=True)
-        for path in sorted(found, key=lambda path: last.index(str(path)) if str(path) in last else -1):
-            (folder / path.parent).mkdir(exist_ok=True)
-            os.replace(aside / path, folder / path)
+        back = sorted(found, key=lambda path: last.index(str(path)) if str(path) in last else -1)
+        gone = [path for path in dict.fromkeys([*back[::-1], *stale]) if os.path.lexists(folder / path)]
+        for path in gone:
+            if (folder / path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(folder / path))
+        taken: list[Path] = []
+        put: list[Path] = []
+        try:
+            for path in gone:
+                _move(folder / path, old / path)
+                taken.append(path)
+            for path in back:
+                _move(new / path, folder / path)
+                put.append(path)
+        except BaseException:
+            for path in put:
+                os.unlink(folder / path)
+            for path in taken:
+                _move(old / path, folder / path)
+            raise
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)

@@ -7,6 +7,7 @@ is cut while it is mapped ends the process, as with any mapping: write a new fol
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -17,14 +18,13 @@ from typing import Any
 
 from . import _C
 from .compile import Compiled
-from .config import Config, read_config_file, read_json
+from .config import Config, read_json
 from .errors import CheckpointError, ConfigError
 from .files import open_regular, written_aside
-from .weights import WEIGHT_FILES
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 6  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
+FORMAT = 7  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
 ALIGNMENT = 64
 COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
@@ -58,20 +58,23 @@ def save(model: Any, folder: Path) -> None:
         )
     if folder.resolve() == model.folder.resolve():
         raise ValueError(f"{folder}: the checkpoint's own folder, expected another one")
-    if not is_packed(folder) and (others := [name for name in WEIGHT_FILES if (folder / name).exists()]):
-        raise ValueError(f"{folder}: found another checkpoint's {others[0]}, expected a new folder or a packed one")
+    weights = sorted(
+        p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin") and p.name != "packed.bin"
+    )
+    if weights and not is_packed(folder):
+        raise ValueError(f"{folder}: found another checkpoint's {weights[0]}, expected a new folder or a packed one")
     with written_aside(folder, ("packed.bin", "packed.json"), _written(folder)) as aside:
         record = _write_blocks(model, aside / "packed.bin")
         files = copy_companions(model.folder, aside, besides=folder)
-        record |= {"config": _config_digest(aside), "files": sorted(map(str, files))}
+        record |= {"config": _digest(model.config), "files": sorted(map(str, files))}
         (aside / "packed.json").write_text(json.dumps(record))
 
 
 def _written(folder: Path) -> list[Path]:
     """The companions that an earlier call put into a folder, and none that lie elsewhere."""
-    if not is_packed(folder):
-        return []
-    names = read_json(folder / "packed.json").get("files")
+    names = None
+    with contextlib.suppress(ConfigError):  # none, or a damaged one, which is replaced
+        names = read_json(folder / "packed.json").get("files")
     names = names if isinstance(names, list) else []
     return [Path(name) for name in names if isinstance(name, str) and COMPANION.fullmatch(name)]
 
@@ -102,10 +105,9 @@ def _write_blocks(model: Any, path: Path) -> dict[str, Any]:
     }
 
 
-def _config_digest(folder: Path) -> str:
-    """Of the file that says what the programs are of."""
-    names = [name for name in ("config.json", "open_clip_config.json") if (folder / name).exists()]
-    return hashlib.sha256(b"".join(read_config_file(folder / name) for name in names)).hexdigest()
+def _digest(config: Config) -> str:
+    """Of all that says what the programs are of."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -115,7 +117,7 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
 
 
-def _checked(record: Config, path: Path, dtype: str, num_threads: int) -> mmap.mmap:
+def _checked(record: Config, config: Config, path: Path, dtype: str, num_threads: int) -> mmap.mmap:
     """The mapping of packed.bin, after everything that packed.json says of it was compared."""
     active = _C.config()["isa"]
     if record.get("format") != FORMAT:
@@ -130,8 +132,11 @@ def _checked(record: Config, path: Path, dtype: str, num_threads: int) -> mmap.m
     size = path.stat().st_size if path.exists() else 0
     if size != record.get("bytes") or size < len(PADDING):
         raise CheckpointError(f"packed.bin: {size} bytes, expected {record.get('bytes')}: truncated or replaced")
-    if _config_digest(path.parent) != record.get("config"):
-        raise CheckpointError("config.json: another one than these weights were packed with: save them again")
+    if _digest(config) != record.get("config"):
+        raise CheckpointError(
+            "config.json: another one than these weights were packed with (or other modules of a sentence encoder): "
+            "save them again"
+        )
     mapping = _map(path)
     found = f"{_C.checksum(mapping, num_threads):016x}"
     if found != record.get("checksum"):
@@ -171,7 +176,7 @@ def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads:
     if cls not in (PreTrainedModel, saved):
         raise ConfigError(f"{cls.__name__} cannot load a packed {name}; use AutoModel")
     try:
-        mapping = _checked(record, folder / "packed.bin", dtype, num_threads)
+        mapping = _checked(record, config, folder / "packed.bin", dtype, num_threads)
         precision = record.choice("dtype", "float32", _C.PRECISIONS)
         sections = record.section("towers")
         towers = {

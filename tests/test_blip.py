@@ -268,6 +268,8 @@ def test_sampled_beams(made, monkeypatch, settings):
     how = {"num_beams": 3, "do_sample": True, "max_new_tokens": 12, "top_k": 50} | settings
     found = [ours.generate(**given, **how, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(found[0], found[1])
+    if how.get("temperature", 1) > 1:
+        assert found[2].shape != found[0].shape or (found[2] != found[0]).any(), "the draws change nothing"
 
     class Still:
         gumbel = staticmethod(lambda size: np.zeros(size))

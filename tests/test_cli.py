@@ -15,7 +15,7 @@ import beyondvl as bvl
 import models
 import pictures
 from beyondvl.processing.image import ImageProcessor
-from beyondvl.verify import compared_rows, verify_model
+from beyondvl.verify import agrees, compared_rows, verify_model
 
 ROOT = Path(bvl.__file__).parent.parent
 HERE = Path(__file__).parent
@@ -86,6 +86,8 @@ def test_info_and_convert(tmp_path):
     assert facts["class"] == "CLIPModel" and facts["text"]["hidden_size"] == 48
     assert cli("convert", folder, tmp_path / "out").returncode == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    again = cli("convert", folder, tmp_path / "out")
+    assert again.returncode == 1 and "holds files, expected a new or empty folder" in again.stderr
     expected = bvl.AutoModel.from_pretrained(folder)(**models.inputs()).image_embeds
     found = bvl.AutoModel.from_pretrained(tmp_path / "out")(**models.inputs()).image_embeds
     np.testing.assert_array_equal(found, expected)
@@ -117,7 +119,7 @@ def test_verify(tmp_path):
 
 
 def test_verify_finds_what_differs(tmp_path, capsys, monkeypatch):
-    """Another picture, and another weight: both are told."""
+    """Another picture is told, and an output of another shape."""
     pytest.importorskip("torch", reason="verify needs torch")
     transformers = pytest.importorskip("transformers", reason="verify needs transformers")
     config = transformers.CLIPVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
@@ -135,6 +137,11 @@ def test_verify_finds_what_differs(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     rows = compared_rows({"a": {"b": np.ones((2, 3))}, "c": np.ones(3)}, {"a": {"b": np.zeros((2, 3))}, "d": 1})
     assert [row["output"] for row in rows] == ["a.b"] and rows[0]["max_difference"] == 1
+    same = np.eye(4, 8)
+    rows = compared_rows(
+        {"text_embeds": same, "image_embeds": same}, {"text_embeds": same, "image_embeds": np.eye(4, 9)}
+    )
+    assert rows[1]["shapes"] == [[4, 8], [4, 9]] and not agrees(rows) and agrees(rows[:1])
 
 
 @pytest.mark.parametrize("arguments,code,message", [

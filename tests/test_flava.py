@@ -164,6 +164,13 @@ def test_masks_of_the_stream_alone(made):
         ours(states, 1 - mask)
     with pytest.raises(ValueError, match="hidden_states: not given"):
         ours()
+    for wrong, message in ((np.zeros(4), r"hidden_states: found shape \(4,\), expected \(4, n, 36\)"),
+                           ([[1, 2], [3]], "hidden_states: found what makes no array"),
+                           (5.0, r"hidden_states: found shape \(1,\), expected \(1, n, 36\)")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ours(wrong, np.ones((2, 5), np.int64))
+    with pytest.raises(ValueError, match=r"b: found shape \(2, 3, 36\), expected \(0, n, 36\)"):
+        ours.fuse({"a": np.zeros((0, 3, 36), np.float32), "b": np.zeros((2, 3, 36), np.float32)})
 
 
 def test_a_checkpoint_without_its_scale(made, tmp_path):

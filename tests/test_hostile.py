@@ -335,19 +335,36 @@ def test_moves_that_are_interrupted(tmp_path, monkeypatch):
             for name in ("a", "b", "index"):
                 (aside / name).write_text("new")
 
-    moved = []
+    moved, fails = [], []
 
     def replace(source, target):
         moved.append(target.name)
-        if len(moved) == 2:
+        if len(moved) == fails[-1]:
             raise OSError(28, "No space left on device")
         os.rename(source, target)
 
-    monkeypatch.setattr(files.os, "replace", replace)
-    with pytest.raises(OSError, match="No space"):
-        write()
-    assert not (folder / "index").exists()  # what says that all is there
+    for at in range(1, 7):  # three go aside, three come
+        fails.append(at)
+        moved.clear()
+        monkeypatch.setattr(files.os, "replace", replace)
+        with pytest.raises(OSError, match="No space"):
+            write()
+        monkeypatch.undo()
+        assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(("a", "b", "index"), "old")
+    fails.append(0)
+    killed = []  # what is there when the process ends between two moves
+    monkeypatch.setattr(files.os, "replace", lambda *pair: os.rename(*pair) or killed.append({
+        p.name: p.read_text() for p in folder.iterdir() if p.is_file()}))  # fmt: skip
+    write()
     monkeypatch.undo()
+    assert len(killed) == 6 and all(len(set(state.values())) == 1 for state in killed if "index" in state)
+    (folder / "b").unlink()
+    (folder / "b").mkdir()
+    (folder / "b" / "mine").write_text("kept")
+    with pytest.raises(IsADirectoryError):
+        write()
+    assert (folder / "b" / "mine").read_text() == "kept" and (folder / "index").exists()
+    shutil.rmtree(folder / "b")
     write()
     assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(("a", "b", "index"), "new")
 

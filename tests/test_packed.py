@@ -263,3 +263,32 @@ def test_another_checkpoint_is_not_saved_over(packed, tmp_path):
     with pytest.raises(ValueError, match=r"found another checkpoint's model\.safetensors, expected a new folder"):
         packed[1].save_packed(other)
     assert state(other) == before
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        theirs = tmp_path / name
+        theirs.mkdir()
+        (theirs / name).write_bytes(b"theirs")
+        with pytest.raises(ValueError, match=f"found another checkpoint's {name}"):
+            packed[1].save_packed(theirs)
+
+
+def test_a_damaged_record_is_replaced(packed, tmp_path):
+    folder, model = packed
+    (folder / "packed.json").write_text("{")
+    model.save_packed(folder)
+    assert bvl.AutoModel.from_pretrained(folder).dtype == "int8"
+
+
+def test_other_modules_are_refused(tmp_path):
+    """How a sentence encoder pools is no matter of config.json."""
+    config = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 48, "intermediate_size": 64,
+              "num_hidden_layers": 1, "num_attention_heads": 3, "vocab_size": 90, "max_position_embeddings": 16}  # fmt: skip
+    source = models.write(tmp_path / "source", config, modules=[
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])  # fmt: skip
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    bvl.AutoModel.from_pretrained(source).save_packed(tmp_path / "packed")
+    assert bvl.AutoModel.from_pretrained(tmp_path / "packed").tower("text")
+    (tmp_path / "packed" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    with pytest.raises(bvl.CheckpointError, match="other modules of a sentence encoder"):
+        bvl.AutoModel.from_pretrained(tmp_path / "packed")

@@ -65,7 +65,7 @@ class JointModel(TaskModel):
         fusion, tower = self.tower("fusion").encoder, self.towers.get(f"{name}_features")
         size = tower.encoder.hidden_size if tower else fusion.hidden_size
         array = np.ascontiguousarray(to_numpy(array, name), np.float32)
-        batch = batch or len(array)
+        batch = len(array) if batch is None else batch
         if array.ndim != 3 or array.shape[2] != size or len(array) != batch:
             raise ValueError(f"{name}: found shape {array.shape}, expected ({batch}, n, {size})")
         mask = np.ones(array.shape[:2], np.int64) if mask is None else prepared("attention_mask", mask)
@@ -190,12 +190,13 @@ class FusedModel(JointModel):
         check_neutral(kwargs)
         if hidden_states is None:
             raise ValueError("hidden_states: not given, expected (B, n, hidden_size) floats")
+        states = to_numpy(hidden_states, "hidden_states")
         mask = None if attention_mask is None else prepared("attention_mask", attention_mask)
-        if mask is not None and mask.shape[1] == np.shape(hidden_states)[1] + self._lead:
+        if mask is not None and states.ndim == 3 and mask.shape[1] == states.shape[1] + self._lead:
             if not mask[:, : self._lead].all():
                 raise ValueError("attention_mask: found 0 for the class token, expected 1")
             mask = mask[:, self._lead :]
-        found = self.fuse({"hidden_states": (hidden_states, mask)})
+        found = self.fuse({"hidden_states": (states, mask)})
         return ModelOutput({name: from_numpy(array, kind_of(hidden_states)) for name, array in found.items()})
 
 
