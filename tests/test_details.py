@@ -40,7 +40,7 @@ def test_a_picture_without_an_extension_is_a_picture(default, tmp_path):
         default.encode("a", batch_size=0)
 
 
-def test_convert_keeps_pooling_and_refuses_its_own_folder(tmp_path, capsys):
+def test_convert_keeps_pooling_and_refuses_a_folder_with_files(tmp_path, capsys):
     """The copy of a CLS-pooling encoder pooled by mean."""
     folder = models.write(tmp_path / "a", BERT, modules=MODULES)
     (folder / "1_Pooling").mkdir()
@@ -48,7 +48,7 @@ def test_convert_keeps_pooling_and_refuses_its_own_folder(tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "b")]) == 0
     assert load_config(tmp_path / "b").sentence_transformers.pooling == "first"
     assert main(["convert", str(folder), str(folder)]) == 1
-    assert "own folder" in capsys.readouterr().err
+    assert "expected a new or empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc", "a/b", ""])

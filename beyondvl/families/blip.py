@@ -14,7 +14,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .bert import cross_part, feed_forward, post_norm_block
-from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture, stacked
+from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, prediction_head, square_picture, stacked
 from .registry import Family, Head
 
 BOS, SEP, PAD = 30522, 102, 0
@@ -165,18 +165,12 @@ def decoder(config: Config) -> Encoder:
     head, eps = "text_decoder.cls.predictions", section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
     vocab = section.integer("vocab_size", 30524, 1, 1 << 20)
     words = "text_decoder.bert.embeddings.word_embeddings.weight"
-    logits = Linear(
-        ref(f"{head}.decoder.weight", vocab, hidden, tied=words),
-        ref(f"{head}.decoder.bias", vocab, tied=f"{head}.bias"),
-    )
     activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
     return text(
         config,
         "text_decoder.bert.",
         (
-            Step("transform", "hidden", Project(linear(f"{head}.transform.dense", hidden, hidden), activation)),
-            Step("transform", "transform", norm(f"{head}.transform.LayerNorm", hidden, eps)),
-            Step("logits", "transform", Project(logits, as_blocks=True)),
+            *prediction_head(head, "hidden", "logits", hidden, vocab, activation, eps, words),
             Step("next_logits", "logits", Pool("last")),
         ),
         causal=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, FeedForward, Linear, Norm, Ref, ref
+from ..spec import Block, FeedForward, Linear, Norm, Project, Ref, Step, ref
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -13,6 +13,19 @@ def linear(name: str, out_features: int, in_features: int, bias: bool = True, op
     """`name`.weight [out, in] and `name`.bias."""
     weight = ref(f"{name}.weight", out_features, in_features, optional=optional)
     return Linear(weight, ref(f"{name}.bias", out_features, optional=optional) if bias else None)
+
+
+def prediction_head(
+    name: str, src: str, dst: str, hidden: int, vocab: int, activation: str, eps: float, words: str | None = None
+) -> tuple[Step, ...]:
+    """BERT's head over a vocabulary: a linear with its activation, a norm, scores, tied to the table `words` if any."""
+    bias = ref(f"{name}.decoder.bias", vocab, tied=f"{name}.bias")
+    logits, made = Linear(ref(f"{name}.decoder.weight", vocab, hidden, tied=words), bias), f"{dst}_transform"
+    return (
+        Step(made, src, Project(linear(f"{name}.transform.dense", hidden, hidden), activation)),
+        Step(made, made, norm(f"{name}.transform.LayerNorm", hidden, eps)),
+        Step(dst, made, Project(logits, as_blocks=True)),
+    )
 
 
 def stacked(names: list[str], out_features: int | list[int], in_features: int, bias: bool = True) -> Linear:

@@ -17,7 +17,6 @@ from ..spec import (
     CFormer,
     Encoder,
     JoinStem,
-    Linear,
     Norm,
     Normalize,
     PatchStem,
@@ -27,7 +26,7 @@ from ..spec import (
     TokenStem,
     ref,
 )
-from .blocks import ACTIVATIONS, linear, norm, square_picture, vit_block
+from .blocks import ACTIVATIONS, linear, norm, prediction_head, square_picture, vit_block
 from .clip import tower_config
 from .registry import Family, Head, strip_prefixes
 
@@ -48,21 +47,13 @@ def layers(section: Config, prefix: str, count: int) -> tuple[Block, ...]:
     )
 
 
-def predicted(name: str, src: str, section: Config, vocab: int, width: int) -> tuple[Step, ...]:
-    """A head that tells masked tokens or patches (of `vocab`) from the hidden states `src` of that width."""
+def predicted(name: str, section: Config, vocab: int, width: int) -> tuple[Step, ...]:
+    """A head that tells masked tokens or patches (of `vocab`) from hidden states of that width."""
     hidden, eps = sizes(section)
     if hidden != width:
         raise ConfigError(f"config.json: {name} reads {hidden} columns, found hidden states of {width}")
-    head, made = f"{name}_head", f"{name}_transform"
     activation = section.choice("hidden_act", "gelu", ACTIVATIONS)
-    logits = Linear(
-        ref(f"{head}.decoder.weight", vocab, hidden), ref(f"{head}.decoder.bias", vocab, tied=f"{head}.bias")
-    )
-    return (
-        Step(made, src, Project(linear(f"{head}.transform.dense", hidden, hidden), activation)),
-        Step(made, made, norm(f"{head}.transform.LayerNorm", hidden, eps)),
-        Step(f"{name}_logits", made, Project(logits, as_blocks=True)),
-    )
+    return prediction_head(f"{name}_head", "last_hidden_state", f"{name}_logits", hidden, vocab, activation, eps)
 
 
 def vocabulary(config: Config, name: str) -> tuple[Config, int]:
@@ -150,7 +141,7 @@ def pretraining_tower(build: Callable[[Config], Encoder], name: str, head: str) 
 
     def encoder(config: Config) -> Encoder:
         tower, (section, vocab) = build(config), vocabulary(config, name)
-        more = predicted(head, "last_hidden_state", section, vocab, tower.hidden_size)
+        more = predicted(head, section, vocab, tower.hidden_size)
         return replace(tower, steps=tower.steps + more)
 
     return encoder
@@ -163,8 +154,8 @@ def pretraining_fusion(config: Config) -> Encoder:
     more = (
         Step("matched", "class_token", Project(linear("itm_head.pooler.dense", hidden, hidden), "tanh")),
         Step("itm_score", "matched", Project(linear("itm_head.seq_relationship", 2, hidden))),
-        *predicted("mmm_text", "last_hidden_state", *vocabulary(config, "text"), hidden),
-        *predicted("mmm_image", "last_hidden_state", *vocabulary(config, "image"), hidden),
+        *predicted("mmm_text", *vocabulary(config, "text"), hidden),
+        *predicted("mmm_image", *vocabulary(config, "image"), hidden),
     )
     return replace(tower, steps=tower.steps + more)
 

@@ -147,7 +147,8 @@ class PretrainingModel(JointModel):
         pairs, kind = len(given) == 2, kind_of(input_ids, pixel_values)
         alone = ["unit_embeds"] if pairs else []
         wanted = {"vision": STATES + (alone or ["mim_logits"]), "text": STATES + (alone or ["mlm_logits"])}
-        found, features = self._towers(given, wanted)
+        seen = wanted | ({} if input_ids_masked is None else {"text": STATES + alone})  # the masked text is predicted
+        found, features = self._towers(given, seen)
         masked, masked_features = dict(found), dict(features)
         if input_ids_masked is not None:
             text = {"text": given["text"] | {"input_ids": input_ids_masked}}
