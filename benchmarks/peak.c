@@ -1,8 +1,9 @@
 /* peak.c: what this machine can do on all its threads, from loops that touch registers only: one line per
  * unit with its rate in GFLOP/s (int8: GOP/s) and the operations per cycle and core, then the rate of reading
- * memory in GB/s. Cycles are counted by a chain of additions, one cycle each, run on the same threads. Build
- * and run: gcc -O2 -fopenmp -march=native peak.c -o peak && ./peak THREADS [memory], the latter for that line
- * alone
+ * memory in GB/s. Cycles are counted by a chain of additions, one cycle each, run on the same threads; with
+ * AMX beside its products, which lower the clock. "amx_..._fed": the same products when each loads its tiles
+ * from the first cache, with numbers in them, which lowers it further. Build and run: gcc -O2 -fopenmp
+ * -march=native peak.c -o peak && ./peak THREADS [memory], the latter for that line alone
  */
 #define _GNU_SOURCE
 #include <immintrin.h>
@@ -37,14 +38,16 @@ static double best_time(void (*loop)(long), long rounds) {
     return best;
 }
 
+#define ADD8(x, y)                                                                                        \
+    __asm__ volatile(                                                                                     \
+        "add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add " \
+        "%1, %0"                                                                                          \
+        : "+r"(x)                                                                                         \
+        : "r"(y))
+
 static void clock_loop(long rounds) {
     uint64_t x = 1, y = (uint64_t)rounds;
-    for (long r = 0; r < rounds; r++)
-        __asm__ volatile(
-            "add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n add %1, %0\n"
-            "add %1, %0"
-            : "+r"(x)
-            : "r"(y));
+    for (long r = 0; r < rounds; r++) ADD8(x, y);
     if (x == 42) sink += 1;
 }
 
@@ -53,9 +56,9 @@ static double hertz(void) {
     return 8.0 * (double)rounds / best_time(clock_loop, rounds);
 }
 
-static void report(const char *name, double ops_per_round, void (*loop)(long), long rounds) {
+static void report(const char *name, double ops_per_round, void (*loop)(long), long rounds, double clock) {
     const double rate = ops_per_round * (double)rounds * threads / best_time(loop, rounds);
-    printf("%s %.1f %.1f\n", name, rate * 1e-9, rate / threads / hertz());
+    printf("%s %.1f %.1f\n", name, rate * 1e-9, rate / threads / clock);
 }
 
 /* Independent accumulators, enough to hide a latency of six cycles of two operations: 24 where there are 32
@@ -102,21 +105,52 @@ static void tiles(void) {
     for (int t = 0; t < 8; t++) config[16 + 2 * t] = 64, config[48 + t] = 16;
     __asm__ volatile("ldtilecfg %0" : : "m"(*(uint8_t(*)[64])config) : "memory");
 }
-static void amx_bfloat16(long rounds) {
+#define FOUR_PRODUCTS(OP)                                                             \
+    __asm__ volatile(OP " %%tmm6, %%tmm4, %%tmm0\n" OP " %%tmm7, %%tmm4, %%tmm1\n" OP \
+                        " %%tmm6, %%tmm5, %%tmm2\n" OP " %%tmm7, %%tmm5, %%tmm3" ::)
+#define AMX_LOOP(NAME, OP)                                   \
+    static void NAME(long rounds) {                          \
+        tiles();                                             \
+        for (long r = 0; r < rounds; r++) FOUR_PRODUCTS(OP); \
+        __asm__ volatile("tilerelease");                     \
+    }
+AMX_LOOP(amx_bfloat16, "tdpbf16ps")
+AMX_LOOP(amx_int8, "tdpbsud")
+
+/* Each step loads four tiles, in the order that leaves each load the most time. */
+#define FED_LOOP(NAME, OP)                                                                      \
+    static void NAME(long rounds) {                                                             \
+        uint8_t from[16384] __attribute__((aligned(64)));                                       \
+        for (int i = 0; i < 16384; i++) from[i] = (uint8_t)(i % 2 ? 0x3f : 0x80 | i * 37);      \
+        tiles();                                                                                \
+        for (long r = 0; r < rounds; r++)                                                       \
+            __asm__ volatile("tileloadd (%0, %1), %%tmm6\n tileloadd 1024(%0, %1), %%tmm4\n" OP \
+                             " %%tmm6, %%tmm4, %%tmm0\n tileloadd 2048(%0, %1), %%tmm7\n" OP    \
+                             " %%tmm7, %%tmm4, %%tmm1\n tileloadd 3072(%0, %1), %%tmm5\n" OP    \
+                             " %%tmm6, %%tmm5, %%tmm2\n" OP " %%tmm7, %%tmm5, %%tmm3"           \
+                             :                                                                  \
+                             : "r"(from + r % 4 * 4096), "r"(64L)                               \
+                             : "memory");                                                       \
+        __asm__ volatile("tilerelease");                                                        \
+    }
+FED_LOOP(amx_bfloat16_fed, "tdpbf16ps")
+FED_LOOP(amx_int8_fed, "tdpbsud")
+
+/* 88 cycles of additions beside 64 of products: the clock is theirs, the time the additions'. */
+static void amx_clock_loop(long rounds) {
+    uint64_t x = 1, y = (uint64_t)rounds;
     tiles();
-    for (long r = 0; r < rounds; r++)
-        __asm__ volatile(
-            "tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
-            "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::);
+    for (long r = 0; r < rounds; r++) {
+        FOUR_PRODUCTS("tdpbf16ps");
+        for (int i = 0; i < 11; i++) ADD8(x, y);
+    }
     __asm__ volatile("tilerelease");
+    if (x == 42) sink += 1;
 }
-static void amx_int8(long rounds) {
-    tiles();
-    for (long r = 0; r < rounds; r++)
-        __asm__ volatile(
-            "tdpbsud %%tmm6, %%tmm4, %%tmm0\n tdpbsud %%tmm7, %%tmm4, %%tmm1\n"
-            "tdpbsud %%tmm6, %%tmm5, %%tmm2\n tdpbsud %%tmm7, %%tmm5, %%tmm3" ::);
-    __asm__ volatile("tilerelease");
+
+static double amx_hertz(void) {
+    const long rounds = 2000000;
+    return 88.0 * (double)rounds / best_time(amx_clock_loop, rounds);
 }
 #endif
 
@@ -141,21 +175,25 @@ static int memory(void) {
 int main(int argc, char **argv) {
     threads = argc > 1 ? atoi(argv[1]) : omp_get_max_threads();
     if (argc > 2 && strcmp(argv[2], "memory") == 0) return memory();
+    const double clock = hertz();
 #if defined(__AVX512F__)
-    report("float32", 2.0 * 16 * SUMS, float32, 4000000);
+    report("float32", 2.0 * 16 * SUMS, float32, 4000000, clock);
 #elif defined(__AVX2__)
-    report("float32", 2.0 * 8 * SUMS, float32, 8000000);
+    report("float32", 2.0 * 8 * SUMS, float32, 8000000, clock);
 #endif
 #if defined(__AVX512BF16__)
-    report("bfloat16", 4.0 * 16 * SUMS, bfloat16, 4000000);
+    report("bfloat16", 4.0 * 16 * SUMS, bfloat16, 4000000, clock);
 #endif
 #if defined(__AVX512VNNI__)
-    report("int8", 8.0 * 16 * SUMS, int8, 4000000);
+    report("int8", 8.0 * 16 * SUMS, int8, 4000000, clock);
 #endif
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
     if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) {
-        report("amx_bfloat16", 4.0 * 16384, amx_bfloat16, 2000000);
-        report("amx_int8", 4.0 * 32768, amx_int8, 2000000);
+        const double amx_clock = amx_hertz();
+        report("amx_bfloat16", 4.0 * 16384, amx_bfloat16, 2000000, amx_clock);
+        report("amx_int8", 4.0 * 32768, amx_int8, 2000000, amx_clock);
+        report("amx_bfloat16_fed", 4.0 * 16384, amx_bfloat16_fed, 2000000, amx_clock);
+        report("amx_int8_fed", 4.0 * 32768, amx_int8_fed, 2000000, amx_clock);
     }
 #endif
     return memory();
