@@ -35,19 +35,19 @@ WORK = ("ViT-B/32 image 32", "ViT-B/32 image 1", "ViT-B/32 text 32", "ViT-B/32 t
 
 
 @functools.cache
-def compiled_peak() -> str | None:
-    """The program peak.c, which stays until this process ends; None without a compiler."""
+def compiled_peak(machine: str = "native") -> str | None:
+    """The program peak.c for gcc's -march, which stays until this process ends; None without a compiler."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     source, binary = Path(__file__).with_name("peak.c"), f"{folder}/peak"
-    command = ["gcc", "-O2", "-fopenmp", "-march=native", str(source), "-o", binary]
+    command = ["gcc", "-O2", "-fopenmp", f"-march={machine}", str(source), "-o", binary]
     return None if subprocess.run(command, capture_output=True).returncode else binary
 
 
-def ceilings(threads: int, *only: str) -> dict[str, float]:
+def ceilings(threads: int, *only: str, machine: str = "native") -> dict[str, float]:
     """Name -> GFLOP/s (memory: GB/s) of the register-only loops, or of memory `only`; empty without a compiler. AMX is zero
     where the loop finds less than 90 % of its 1,024 (int8: 2,048) operations per cycle and core."""
-    binary = compiled_peak()
+    binary = compiled_peak(machine)
     if not binary:
         return {}
     lines = subprocess.run([binary, str(threads), *only], capture_output=True, text=True).stdout.splitlines()
@@ -109,8 +109,8 @@ def our_calls(ours: dict, kind: str, x) -> dict[str, Callable]:
 
 
 def interleaved(found: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median seconds per call of each variant, after all were seen to compute the same."""
-    expected = found["beyondvl float32"]()
+    """Median seconds per call of each variant, after all were seen to compute what the first does, in float32."""
+    expected = next(iter(found.values()))()
     for name, call in found.items():
         result = np.asarray(call(), np.float32)
         cosine = (result * expected).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(expected, axis=1)
