@@ -147,7 +147,7 @@ def report(work: str, rows: dict, found: dict[str, float]) -> None:
         fastest = min(peers, key=peers.get)
         same = min((t for n, t in peers.items() if "float32" in n), default=None)
         print(f"  fastest peer: {fastest}")
-        for precision in PRECISIONS:
+        for precision in (p for p in PRECISIONS if f"beyondvl {p}" in rows):
             mine = rows[f"beyondvl {precision}"]["ms_per_item"]
             extra = f"; fastest float32 peer: {same / mine:.2f}" if precision == "float32" and same else ""
             print(f"    / beyondvl {precision}: {peers[fastest] / mine:.2f}{extra}")
@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", default=WORK, help='for example "ViT-B/32 image 32"')
     parser.add_argument("--peers", nargs="*", default=("torch", "onnxruntime", "openvino", "nncf"),
                         help="which to run; nncf quantises for openvino, which takes minutes for large models")  # fmt: skip
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS,
+                        help="fewer where the largest models in all of them would not fit in memory")  # fmt: skip
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -169,7 +171,7 @@ def main() -> None:
     import beyondvl as bvl
 
     torch.set_num_threads(options.threads)
-    found = ceilings(options.threads)
+    found, precisions = ceilings(options.threads), tuple(options.precisions)
     config = bvl._C.config()
     record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {"work": {}}
     record |= {"cpu": config["cpu"], "isa": config["isa"], "threads": options.threads, "ceilings": found}
@@ -177,12 +179,12 @@ def main() -> None:
     for name in dict.fromkeys(work.split()[0] for work in options.work):
         with tempfile.TemporaryDirectory() as folder:
             model = checkpoint(name, Path(folder))
-            ours = {p: bvl.AutoModel.from_pretrained(folder, dtype=p, num_threads=options.threads) for p in PRECISIONS}
+            ours = {p: bvl.AutoModel.from_pretrained(folder, dtype=p, num_threads=options.threads) for p in precisions}
             for work in (w for w in options.work if w.split()[0] == name):
                 _, kind, batch = work.split()
                 x = given(kind, int(batch), MODELS[name]["size"])
                 calls = our_calls(ours, kind, x) | peers.all_calls(
-                    model, kind, x, options.threads, Path(folder), tuple(options.peers)
+                    model, kind, x, options.threads, Path(folder), tuple(options.peers), precisions
                 )
                 times = interleaved(calls, options.rounds)
                 rows = {n: {"ms_per_item": 1e3 * t / int(batch), "gflops": MODELS[name][kind] * int(batch) / t}

@@ -36,8 +36,8 @@ def calls(name: str, kind: str, batch: int, threads: int, folder: Path) -> dict:
         ours = {precision: bvl.AutoModel.from_pretrained(folder, dtype=precision, num_threads=threads)}
         found |= {f"beyondvl {level} {precision}": call for call in our_calls(ours, kind, x).values()}
     bvl._C.set_isa(best)
-    theirs = peers.all_calls(model, kind, x, threads, folder, ("torch",))
-    return found | {f"{label} held to AVX2": call for label, call in theirs.items() if "float32" in label}
+    theirs = peers.all_calls(model, kind, x, threads, folder, ("torch",), ("float32",))
+    return found | {f"{label} held to AVX2": call for label, call in theirs.items()}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def tower(model, kind: str):
     return Tower().eval()
 
 
-def torch_calls(module, x) -> Calls:
+def torch_calls(module, x, precisions: tuple[str, ...]) -> Calls:
     import copy
 
     import torch
@@ -42,17 +42,23 @@ def torch_calls(module, x) -> Calls:
 
         return run
 
-    half = copy.deepcopy(module).to(torch.bfloat16)
-    given = x.to(torch.bfloat16) if x.is_floating_point() else x
-    found = {"transformers float32": call(module, x), "transformers bfloat16": call(half, given)}
-    for name, m, arg in (("float32", module, x), ("bfloat16", half, given)):
-        compiled = call(torch.compile(m, dynamic=False), arg)
+    found = {}
+    for name in (p for p in ("float32", "bfloat16") if p in precisions):
+        half = name == "bfloat16"
+        m, given = (copy.deepcopy(module).to(torch.bfloat16), x) if half else (module, x)
+        if half and x.is_floating_point():
+            given = x.to(torch.bfloat16)
+        found[f"transformers {name}"] = call(m, given)
+        if torch.backends.cpu.get_cpu_capability() != "AVX2" and torch.cpu._is_amx_tile_supported():
+            print(f"left out: torch.compile {name}, whose code writes past its heap on AMX (torch 2.13)")
+            continue
+        compiled = call(torch.compile(m, dynamic=False), given)
         compiled()
         found[f"torch.compile {name}"] = compiled
     return found
 
 
-def onnx_calls(module, x, threads: int, folder: Path) -> Calls:
+def onnx_calls(module, x, threads: int, folder: Path, precisions: tuple[str, ...] = ("float32", "int8")) -> Calls:
     import onnxruntime as ort
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -66,7 +72,7 @@ def onnx_calls(module, x, threads: int, folder: Path) -> Calls:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     given = x.numpy()
     found = {}
-    for precision, path in paths.items():
+    for precision, path in ((p, path) for p, path in paths.items() if p in precisions):
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         found[f"onnxruntime {precision}"] = lambda session=session, name=name: session.run(None, {name: given})[0]
@@ -94,11 +100,13 @@ def openvino_models(module, x, quantised: bool) -> dict:
     return found
 
 
-def openvino_calls(module, x, threads: int, quantised: bool) -> Calls:
+def openvino_calls(module, x, threads: int, quantised: bool, precisions: tuple[str, ...]) -> Calls:
     import openvino as ov
 
     given, found = x.numpy(), {}
-    for precision, (model, hint) in openvino_models(module, x, quantised).items():
+    for precision, (model, hint) in openvino_models(module, x, quantised and "int8" in precisions).items():
+        if precision not in precisions:
+            continue
         for mode in ("LATENCY", "THROUGHPUT"):
             options = {"PERFORMANCE_HINT": mode, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
             compiled = ov.Core().compile_model(model, "CPU", options)
@@ -122,12 +130,20 @@ def openvino_calls(module, x, threads: int, quantised: bool) -> Calls:
 PEERS = ("torch", "onnxruntime", "openvino", "nncf")  # nncf: openvino's int8
 
 
-def all_calls(model, kind: str, x, threads: int, folder: Path, chosen: tuple[str, ...] = PEERS) -> Calls:
+def all_calls(
+    model,
+    kind: str,
+    x,
+    threads: int,
+    folder: Path,
+    chosen: tuple[str, ...] = PEERS,
+    precisions: tuple[str, ...] = ("float32", "bfloat16", "int8"),
+) -> Calls:
     module, found = tower(model, kind), {}
     makers = {
-        "torch": lambda: torch_calls(module, x),
-        "onnxruntime": lambda: onnx_calls(module, x, threads, folder),
-        "openvino": lambda: openvino_calls(module, x, threads, "nncf" in chosen),
+        "torch": lambda: torch_calls(module, x, precisions),
+        "onnxruntime": lambda: onnx_calls(module, x, threads, folder, precisions),
+        "openvino": lambda: openvino_calls(module, x, threads, "nncf" in chosen, precisions),
     }
     for name in (n for n in makers if n in chosen):
         try:
