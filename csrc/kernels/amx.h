@@ -179,16 +179,15 @@ BVL_INLINE void amx_tile(const bvl_precision p, int mr, bool fresh, float *t, in
             tile_load(3, t + 16 * ldt + 16, 4 * ldt);
         }
     }
-    const int64_t steps = count / 16, fetch = 64 * lines / steps;
-    if (fetch > 1024)
-        amx_steps(p, 8, mr, a, lda, w, steps, words, next);
-    else if (fetch == 1024)
-        amx_steps(p, 4, mr, a, lda, w, steps, words, next);
+    const int64_t steps = count / 16, rate = lines > 16 * steps ? 32 : lines > 4 * steps ? 16 : 4;
+    const int64_t fetching = BVL_MIN(steps, (lines + rate - 1) / rate);
+    if (rate == 32)
+        amx_steps(p, 8, mr, a, lda, w, fetching, words, next);
+    else if (rate == 16)
+        amx_steps(p, 4, mr, a, lda, w, fetching, words, next);
     else
-        for (int64_t k = 0; k < steps; k++) { /* too few lines to hold anything up */
-            for (int64_t i = 0; i < fetch; i += 64) __builtin_prefetch(next + k * fetch + i, 0, 2);
-            amx_steps(p, 0, mr, a + 16 * k, lda, w + AMX_STEP_BYTES * k, 1, words, next);
-        }
+        amx_steps(p, 1, mr, a, lda, w, fetching, words, next);
+    amx_steps(p, 0, mr, a + 16 * fetching, lda, w + AMX_STEP_BYTES * fetching, steps - fetching, words, next);
     tile_store(0, t, 4 * ldt);
     tile_store(1, t + 16, 4 * ldt);
     if (mr > 16) {
