@@ -136,6 +136,11 @@ def interleaved_times(found: dict[str, Callable], rounds: int, seconds: float = 
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
+def recorded(path: Path | None) -> dict:
+    """What earlier runs wrote to that file; empty without one."""
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
 def report(work: str, rows: dict, found: dict[str, float]) -> None:
     print(f"\n{work}")
     for name, row in sorted(rows.items(), key=lambda item: item[1]["ms_per_item"]):
@@ -173,8 +178,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found, precisions = ceilings(options.threads), tuple(options.precisions)
     config = bvl._C.config()
-    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {"work": {}}
-    record |= {"cpu": config["cpu"], "isa": config["isa"], "threads": options.threads, "ceilings": found}
+    record = (
+        {"work": {}}
+        | recorded(options.json)
+        | {"cpu": config["cpu"], "isa": config["isa"], "threads": options.threads, "ceilings": found}
+    )
     print(f"{config['cpu']}, {options.threads} threads, level {config['isa']}; ceilings {found}")
     for name in dict.fromkeys(work.split()[0] for work in options.work):
         with tempfile.TemporaryDirectory() as folder:

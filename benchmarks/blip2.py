@@ -152,7 +152,9 @@ def main() -> None:
     found = json.loads(run.stdout.splitlines()[-1])
     print(json.dumps(found, indent=1))
     if options.json:
-        record = json.loads(options.json.read_text()) if options.json.exists() else {}
+        from bench import recorded
+
+        record = recorded(options.json)
         record.setdefault("blip2", {})[f"{options.language} {options.dtype}"] = found
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bench import PRECISIONS, interleaved_times
+from bench import PRECISIONS, interleaved_times, recorded
 
 TOKENS, CAPTIONS, LENGTH = 20, 32, 16
 
@@ -95,7 +95,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    record = recorded(options.json)
     for name, make in (("caption, 20 tokens", captioning), ("match, 32 captions", matching)):
         with tempfile.TemporaryDirectory() as folder:
             calls = make(Path(folder), options.threads)

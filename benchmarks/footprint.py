@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import recorded
+
 IMPORT = "import numpy, time; t = time.perf_counter(); import beyondvl; print(time.perf_counter() - t)"
 LOAD = """
 import json, resource, sys, time
@@ -230,7 +232,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
-    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    record = recorded(options.json)
     with tempfile.TemporaryDirectory() as made:
         if options.folder is None:
             run(CHECKPOINT, str(Path(__file__).parent), made)

@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import MODELS, ceilings, checkpoint, given, interleaved, our_calls
+from bench import MODELS, ceilings, checkpoint, given, interleaved, our_calls, recorded
 
 HELD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 LEVELS = (("avx2", "float32"), ("avx512", "float32"), ("avx512_vnni", "int8"))
@@ -50,7 +50,7 @@ def main() -> None:
     os.environ |= HELD | {"OMP_NUM_THREADS": str(options.threads)}
     most = ceilings(options.threads, machine="haswell").get("float32")
     print(f"AVX2's ceiling {most} GFLOP/s")
-    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    record = recorded(options.json)
     for work in options.work:
         name, kind, batch = work.split()
         with tempfile.TemporaryDirectory() as folder:

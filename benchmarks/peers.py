@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import PRECISIONS
+
 Calls = dict[str, Callable]
 
 
@@ -58,7 +60,7 @@ def torch_calls(module, x, precisions: tuple[str, ...]) -> Calls:
     return found
 
 
-def onnx_calls(module, x, threads: int, folder: Path, precisions: tuple[str, ...] = ("float32", "int8")) -> Calls:
+def onnx_calls(module, x, threads: int, folder: Path, precisions: tuple[str, ...] = PRECISIONS) -> Calls:
     import onnxruntime as ort
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -137,7 +139,7 @@ def all_calls(
     threads: int,
     folder: Path,
     chosen: tuple[str, ...] = PEERS,
-    precisions: tuple[str, ...] = ("float32", "bfloat16", "int8"),
+    precisions: tuple[str, ...] = PRECISIONS,
 ) -> Calls:
     module, found = tower(model, kind), {}
     makers = {

@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
-    record = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    record = bench.recorded(options.json)
     record["pipeline"] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Work(Path(name), options.threads)

@@ -159,7 +159,7 @@ BVL_INLINE void amx_steps(const bvl_precision p, const int each, int mr, const f
 }
 
 /* t[mr, V_NR], rows ldt apart, += A[mr] x panel over `count` words, a multiple of 16; `fresh`: t begins as
- * zeros. Meanwhile about `lines` lines from `next` on are fetched. */
+ * zeros. Meanwhile about `lines` lines from `next` on are fetched (of bfloat16x3 those of leading parts). */
 BVL_INLINE void amx_tile(const bvl_precision p, int mr, bool fresh, float *t, int64_t ldt, const float *a,
                          int64_t lda, const uint8_t *w, int64_t count, int64_t words, const uint8_t *next,
                          int64_t lines) {
