@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -281,6 +280,8 @@ class _Ahead:
     """What a generator gives, computed by a thread of its own up to `most` ahead of who takes it."""
 
     def __init__(self, source: Generator[Any, None, None], most: int):
+        from concurrent.futures import ThreadPoolExecutor  # loading a model does not wait for it
+
         self._source, self._pool = source, ThreadPoolExecutor(1)
         self._coming = deque(self._pool.submit(next, source, None) for _ in range(most))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,8 @@ def written_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = (
     Where writing or moving fails, `folder` is as it was. What reads it needs `last`, which go first and come back at
     the end: of a process that is killed in between, no mixture of two models is left to be read.
     """
+    import tempfile  # loading a model does not wait for it
+
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".aside.", dir=folder) as place:
         new, old = Path(place, "new"), Path(place, "old")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from typing import Any
 
@@ -71,10 +70,7 @@ class ModelOutput(dict):
         return tuple(self.values())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(_describe(value))}</td></tr>"
-            for name, value in self.items()
-        )
+        rows = "".join(_html_row(name, value) for name, value in self.items())
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
 
@@ -107,7 +103,7 @@ class Features(np.ndarray):
         self.last_hidden_state = None
 
     def _repr_html_(self) -> str:
-        return f"<table><tr><th>features</th><td>{html.escape(_describe(self.view(np.ndarray)))}</td></tr></table>"
+        return f"<table>{_html_row('features', self.view(np.ndarray))}</table>"
 
 
 def device_and_dtype(device: Any, dtype: Any) -> tuple[Any, str | None]:
@@ -142,6 +138,12 @@ def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def check_device(device: Any) -> None:
     if str(device).split(":")[0] != "cpu":
         raise ValueError(f"device: found {str(device)!r}, expected 'cpu': beyondvl runs on the processor only")
+
+
+def _html_row(name: str, value: Any) -> str:
+    from html import escape  # loading a model does not wait for it
+
+    return f"<tr><th>{escape(name)}</th><td>{escape(_describe(value))}</td></tr>"
 
 
 def _describe(value: Any) -> str:

@@ -8,11 +8,9 @@ is cut while it is mapped ends the process, as with any mapping: write a new fol
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import mmap
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from .files import open_regular, written_aside
 
 __all__ = ["is_packed", "load_packed", "save"]
 
-FORMAT = 7  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
+FORMAT = 8  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
 ALIGNMENT = 64
 COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
@@ -37,6 +35,8 @@ def is_packed(folder: Path) -> bool:
 def copy_companions(source: Path, target: Path, besides: Path) -> list[Path]:
     """Copies the configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder
     (1_Pooling), a second tokenizer (qformer_tokenizer); not the folder `besides`. Returns their paths within it."""
+    import shutil  # loading does not wait for it
+
     nested = [path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
     nested = [path for path in nested if path.resolve() != besides.resolve()]
     nested = [path for path in nested if any((path / f"{name}config.json").exists() for name in ("", "tokenizer_"))]
@@ -100,14 +100,19 @@ def _write_blocks(model: Any, path: Path) -> dict[str, Any]:
         "logit_bias": model.logit_bias,
         "text_scale": model.text_scale,
         "bytes": path.stat().st_size,
-        "checksum": f"{_C.checksum(_map(path), model.num_threads):016x}",
+        "checksum": _checksum(_map(path), model.num_threads),
         "towers": towers,
     }
 
 
 def _digest(config: Config) -> str:
     """Of all that says what the programs are of."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+    text = json.dumps(config.to_dict(), sort_keys=True).encode()
+    return _checksum(text + bytes(-len(text) % ALIGNMENT), 1)
+
+
+def _checksum(data: bytes | mmap.mmap, num_threads: int) -> str:
+    return f"{_C.checksum(data, num_threads):016x}"
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -138,7 +143,7 @@ def _checked(record: Config, config: Config, path: Path, dtype: str, num_threads
             "save them again"
         )
     mapping = _map(path)
-    found = f"{_C.checksum(mapping, num_threads):016x}"
+    found = _checksum(mapping, num_threads)
     if found != record.get("checksum"):
         raise CheckpointError(f"packed.bin: checksum {found}, expected {record.get('checksum')}: the file is damaged")
     return mapping

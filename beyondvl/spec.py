@@ -2,6 +2,8 @@
 
 A weight is named as in the checkpoint. `Ref` adds what a stored layout may need: a slice of rows (packed q, k, v),
 a transposition (OpenCLIP's projections), or several tensors stacked by rows (separate q, k, v).
+
+No two of them are compared: the methods for that would make up a third of this import's time, for which loading waits.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ref:
     """One parameter: the shape the config implies and where the checkpoint keeps it.
 
@@ -76,7 +78,7 @@ def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
     return Ref((name,) if isinstance(name, str) else tuple(name), shape, **kwargs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """y = x W^T + b, W [out, in]."""
 
@@ -88,7 +90,7 @@ class Linear:
         return self.weight.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norm:
     """Layer norm over the last axis; without a bias the norm by the root of the mean square (T5, Llama)."""
 
@@ -97,7 +99,7 @@ class Norm:
     eps: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cross:
     """The part of a block that attends to a context: its queries, its output and its norm."""
 
@@ -106,7 +108,7 @@ class Cross:
     norm: Norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeedForward:
     """fc2(act(fc1(x))) and the norm before or after it; `gated`: fc2(act(g) * u), where fc1's rows are g, then u."""
 
@@ -116,7 +118,7 @@ class FeedForward:
     gated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelativeBias:
     """What is added to scores by distance: table[buckets[key - query + reach], head], for distances from -reach to
     reach; what lies further off counts as that far. In windows of n rows by pair: table[buckets[query * n + key]]."""
@@ -125,7 +127,7 @@ class RelativeBias:
     buckets: tuple[int, ...]  # 2 * reach + 1, or n * n
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """Rows that attend to each other alone (Liu et al., 2021): `size` at a time in the order of `rows`; within a window
     those of different `regions`, which are in that order too, all but do not."""
@@ -135,7 +137,7 @@ class Windows:
     regions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Context:
     """What an encoder gives to the blocks of another one to attend to: `layers` in their order, each one linear of
     2 * heads * head_dim rows in the order k, v."""
@@ -145,7 +147,7 @@ class Context:
     num_attention_heads: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """A transformer block; `qkv` is one linear of heads * head_dim rows for q, then as many for k and v, or fewer where
     several heads share one of `num_key_value_heads`.
@@ -173,7 +175,7 @@ class Block:
     windows: Windows | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MergeRows:
     """Every `count` rows in the order of `rows` side by side, normed and projected to one (Liu et al., 2021)."""
 
@@ -183,7 +185,7 @@ class MergeRows:
     count: int = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Message:
     """One row of each picture, from `rows`, attends to those of the others and is put in its row `spare` (Ni et al.,
     2022): m = fc(x[rows]); m + block(m), whose feed-forward is nothing."""
@@ -194,7 +196,7 @@ class Message:
     spare: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchNormConv:
     """A convolution and the batch norm after it; folded into one weight and bias when compiled."""
 
@@ -208,7 +210,7 @@ class BatchNormConv:
         return self.weight.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InvertedResidual:
     """Pointwise expansion, depthwise convolution, pointwise projection; `size` is the input's height and width."""
 
@@ -229,7 +231,7 @@ class InvertedResidual:
         return tuple(out_size(n, self.kernel, self.stride, "same") for n in self.size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenStem:
     """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`. With
     `padding` positions count the tokens that are not that id, from padding + 1 on (RoBERTa).
@@ -247,7 +249,7 @@ class TokenStem:
     padding: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QueryStem:
     """Learned query tokens [queries, hidden_size], then the tokens of a text where one is given.
 
@@ -258,7 +260,7 @@ class QueryStem:
     tokens: TokenStem | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JoinStem:
     """One stream of the features of several inputs [n, hidden_size], projected by their own programs; a class token may
     come first, and each row may add the embedding of its type: the place of its input's name among `inputs`. The class
@@ -269,7 +271,7 @@ class JoinStem:
     inputs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpectrogramStem:
     """A log-mel spectrogram (channels, frames, mels) as a picture: a batch norm by mel (`norm` is the prefix of its
     weight, bias, running_mean, running_var), stretched along time to `size`[1] * parts frames, cut in parts that lie
@@ -283,7 +285,7 @@ class SpectrogramStem:
     channels: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CropFusion:
     """Crops of a long sound, channels 1, 2, ... of a spectrogram, fused into its patches (Wu et al., 2023): a
     convolution of each crop, side by side, and attention over channels, `local` and of the mean, `whole`."""
@@ -294,7 +296,7 @@ class CropFusion:
     whole: tuple[BatchNormConv, BatchNormConv]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchStem:
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
@@ -361,7 +363,7 @@ def same_padding(size: int, kernel: int, stride: int) -> int:
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """One row of the tokens ("first", "last", "argmax" of the ids, first "token"), or their "mean"."""
 
@@ -369,7 +371,7 @@ class Pool:
     token: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionPool:
     """SigLIP's MAP head: a learned probe attends to all tokens, then norm and MLP with a residual."""
 
@@ -384,7 +386,7 @@ class AttentionPool:
     activation: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Project:
     """y = act(x W^T + b); with `accumulate` it is added to what dst holds. Left out where its weight is optional and
     absent. `as_blocks`: in the precision of the blocks, for a product over a whole vocabulary, which is read from
@@ -396,7 +398,7 @@ class Project:
     as_blocks: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TakeRows:
     """Rows of the source in that order; with `count` the mean of as many at a time."""
 
@@ -404,24 +406,24 @@ class TakeRows:
     count: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FirstRows:
     """The first `count` rows: what the query tokens drew."""
 
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Softmax:
     """Probabilities of each row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalize:
     """x / |x| per row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """dst = what(src); `dst` names an output slot of the program."""
 
@@ -430,7 +432,7 @@ class Step:
     what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoder:
     """Stem, layers, then steps from "hidden" to the outputs.
 
@@ -453,13 +455,13 @@ class Encoder:
         return replace(self, steps=tuple(step for step in self.steps if step.dst not in left_out))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QFormer(Encoder):
     """Query tokens that draw from a context what a question needs (Li et al., 2023): a QueryStem, and blocks whose
     `query_ffn` and `cross` are the queries' own, the latter in every k-th block."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CFormer(Encoder):
     """A cross-former: fuses inputs, either in one stream (a JoinStem; Singh et al., 2022) or as a text whose blocks
     attend to the context of another input (`cross`, from any block on; Li et al., 2022). Steps give what comes out of

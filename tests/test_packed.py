@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_a_save_that_fails_changes_nothing(packed, tmp_path, monkeypatch, fails)
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    owner = {"checksum": packing._C, "copyfile": packing.shutil, "fsync": files.os}[fails]
+    owner = {"checksum": packing._C, "copyfile": shutil, "fsync": files.os}[fails]
     monkeypatch.setattr(owner, fails, full)
     with pytest.raises(OSError, match="No space left"):
         other.save_packed(folder)
