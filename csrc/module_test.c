@@ -21,16 +21,18 @@ PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused) {
 }
 
 /* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL; n: M N K act precision
- * bf16. Operand rows are as far apart as they are long; with bf16 set, rows of `out` hold N bfloat16 in N
- * words. */
+ * bf16 times lda ldc. Operand rows are lda apart, or as far as they are long; rows of `out` and residual ldc,
+ * or N words, also where `out` is bfloat16. The product alone runs `times` times (benchmarks), or once. */
 static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *const *x, const double *n) {
     const int64_t M = (int64_t)n[0], N = (int64_t)n[1], K = (int64_t)n[2], panels = bvl_panels(k, N);
     const bvl_product *product = &k->product[(int)n[4]];
-    const bvl_epilogue e = {x[2], x[3], N, (bvl_activation)n[3], n[5] != 0};
-    const int64_t words = product->load ? product->operand_words(K) : K;
+    const int64_t ldc = n[8] > 0 ? (int64_t)n[8] : N;
+    const bvl_epilogue e = {x[2], x[3], ldc, (bvl_activation)n[3], n[5] != 0};
+    const int64_t words = n[7] > 0 ? (int64_t)n[7] : product->load ? product->operand_words(K) : K;
     product->pack(x[4], x[1], transposed ? N : K, N, K, transposed, 0, panels);
     if (product->load) product->load(x[5], words, x[0], K, M, K);
-    product->gemm(out, N, product->load ? x[5] : x[0], words, x[4], M, N, K, 0, panels, &e);
+    for (double times = 0; times < BVL_MAX(n[6], 1); times++)
+        product->gemm(out, ldc, product->load ? x[5] : x[0], words, x[4], M, N, K, 0, panels, &e);
 }
 
 /* _test_kernel(name, out, arrays, numbers): runs one kernel of the active table in place on flat buffers;
@@ -110,8 +112,10 @@ PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args) {
     for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++)
         n[i] = PyFloat_AsDouble(PyTuple_GetItem(numbers, i));
     if (PyErr_Occurred()) return NULL;
-    if (!run_kernel(name, PyArray_DATA((PyArrayObject *)out), x, n))
-        return PyErr_Format(PyExc_ValueError, "no kernel '%s'", name);
+    PyThreadState *state = PyEval_SaveThread();
+    const bool known = run_kernel(name, PyArray_DATA((PyArrayObject *)out), x, n);
+    PyEval_RestoreThread(state);
+    if (!known) return PyErr_Format(PyExc_ValueError, "no kernel '%s'", name);
     Py_RETURN_NONE;
 }
 
