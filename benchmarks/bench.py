@@ -4,7 +4,8 @@
 
 Work: image towers and text towers (16 tokens) of published shapes with random weights, two threads, inputs prepared
 outside. All variants of a round run one after another, rounds repeat; medians are compared, and every variant is printed
-(peers.py says what they are). The machine's ceilings are measured beside them (peak.c).
+(peers.py says what they are): calls one at a time on all threads, and two at once. The machine's ceilings are measured
+beside them (peak.c).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 PRECISIONS = ("float32", "bfloat16", "int8")
+TWO = ", two at once"
 # GFLOP of one item, by kind; text of 16 tokens
 MODELS = {
     "ViT-B/32": {"image": 8.82, "text": 1.27, "size": 224},
@@ -99,13 +102,24 @@ def given(kind: str, batch: int, size: int):
 
 
 def our_calls(ours: dict, kind: str, x) -> dict[str, Callable]:
+    """Each model one call at a time, and two calls at once of half the threads each."""
     modality, name = ("vision", "pixel_values") if kind == "image" else ("text", "input_ids")
     output = "embeds" if "embeds" in next(iter(ours.values())).tower(modality).outputs else "pooler_output"
     inputs = {name: x.numpy()}
-    return {
-        f"beyondvl {precision}": lambda model=model: model.run_tower(modality, inputs, [output])[output]
-        for precision, model in ours.items()
-    }
+    found: dict[str, Callable] = {}
+    pool = ThreadPoolExecutor(2)
+    for precision, model in ours.items():
+
+        def one(threads: int | None = None, model=model):
+            return model.run_tower(modality, inputs, [output], threads)[output]
+
+        def two(one=one, threads=model.num_threads):
+            first, _ = pool.map(one, [max(1, threads // 2)] * 2)
+            return first
+
+        two.items = 2
+        found |= {f"beyondvl {precision}": one, f"beyondvl {precision}{TWO}": two}
+    return found
 
 
 def interleaved(found: dict[str, Callable], rounds: int) -> dict[str, float]:
@@ -147,15 +161,18 @@ def report(work: str, rows: dict, found: dict[str, float]) -> None:
         most = ceiling(found, next((p for p in PRECISIONS if p in name), "float32"))
         share = f", {100 * row['gflops'] / most:.0f} % of its ceiling" if most else ""
         print(f"  {name:<36} {row['ms_per_item']:8.2f} ms an item, {row['gflops']:6.0f} GFLOP/s{share}")
-    peers = {n: r["ms_per_item"] for n, r in rows.items() if not n.startswith("beyondvl")}
-    if peers:
+    for mode in ("", TWO):
+        times = {n: r["ms_per_item"] for n, r in rows.items() if n.endswith(TWO) == bool(mode)}
+        peers = {n: t for n, t in times.items() if not n.startswith("beyondvl")}
+        if not peers:
+            continue
         fastest = min(peers, key=peers.get)
-        same = min((t for n, t in peers.items() if "float32" in n), default=None)
         print(f"  fastest peer: {fastest}")
-        for precision in (p for p in PRECISIONS if f"beyondvl {p}" in rows):
-            mine = rows[f"beyondvl {precision}"]["ms_per_item"]
-            extra = f"; fastest float32 peer: {same / mine:.2f}" if precision == "float32" and same else ""
-            print(f"    / beyondvl {precision}: {peers[fastest] / mine:.2f}{extra}")
+        for precision in (p for p in PRECISIONS if f"beyondvl {p}{mode}" in times):
+            mine = times[f"beyondvl {precision}{mode}"]
+            same = min((t for n, t in peers.items() if precision in n), default=None)
+            extra = f"; fastest {precision} peer: {same / mine:.2f}" if same else ""
+            print(f"    / beyondvl {precision}{mode}: {peers[fastest] / mine:.2f}{extra}")
 
 
 def main() -> None:

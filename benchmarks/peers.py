@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import PRECISIONS
+from bench import PRECISIONS, TWO
 
 Calls = dict[str, Callable]
 
@@ -125,7 +125,7 @@ def openvino_calls(module, x, threads: int, quantised: bool, precisions: tuple[s
                 return next(iter(queue[0].results.values()))
 
             pair.items = 2
-            found[f"openvino {precision}, two at once"] = pair
+            found[f"openvino {precision}{TWO}"] = pair
     return found
 
 
