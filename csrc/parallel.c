@@ -8,6 +8,10 @@
  * time its workers need to arrive at theirs. Here a worker spins for as long as that has paid lately, and
  * then for a share of the time since its last barrier, which bounds what waiting can cost; then it sleeps
  * until it is woken: on processors of its own it hardly ever sleeps, on shared ones soon at once.
+ *
+ * A worker that was woken is late at the next barrier by what waking takes, some fifty microseconds. If the
+ * others slept there they would be late at the one after, and so on for ever: who woke somebody waits longer
+ * at its next barrier, for as long as that pays.
  */
 #define _GNU_SOURCE /* syscall */
 #include "parallel.h"
@@ -25,9 +29,14 @@
 #include "cpu.h"
 
 enum { LEAST_SPINS = 128, MOST_SPINS = 8192 }; /* some microseconds, some hundred */
-enum { WORK_PER_WAIT = 16, LONGEST_WAIT = 100000 /* nanoseconds */ };
+enum { WORK_PER_WAIT = 16, LONGEST_WAIT = 100000, LEAST_GRACE = 2000 /* nanoseconds */ };
+enum { TRY_AGAIN = 64 };
 
 static atomic_int patience = MOST_SPINS; /* spins before a worker sleeps; races are harmless */
+
+/* Nanoseconds to wait for a worker that was woken, quartered when that was too short; the longest again after
+ * TRY_AGAIN of these, for the processors may have become our own. */
+static atomic_int grace = LONGEST_WAIT, too_short;
 
 static atomic_int regions; /* parallel regions running now */
 static atomic_bool serial; /* set in a child forked while a region ran */
@@ -79,6 +88,9 @@ static int64_t nanoseconds(void) {
 /* When this thread left its last barrier, or began its region. */
 static _Thread_local int64_t left_at;
 
+/* Whether it woke somebody there. */
+static _Thread_local bool woke;
+
 void bvl_parallel(int nt, bvl_worker worker, void *context) {
     if (nt <= 1 || atomic_load(&serial)) {
         worker(context, (bvl_team){0, 1, NULL});
@@ -89,6 +101,7 @@ void bvl_parallel(int nt, bvl_worker worker, void *context) {
 #pragma omp parallel num_threads(nt)
     {
         left_at = nanoseconds();
+        woke = false;
         worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads(), &gate});
     }
     atomic_fetch_sub(&regions, 1);
@@ -113,6 +126,13 @@ static bool passed(bvl_gate *gate, int phase) {
     return atomic_load_explicit(&gate->phase, memory_order_acquire) != phase;
 }
 
+static void adapt_grace(bool paid) {
+    const int last = atomic_load_explicit(&grace, memory_order_relaxed);
+    int next = paid ? BVL_MIN(2 * last, LONGEST_WAIT) : BVL_MAX(last / 4, LEAST_GRACE);
+    if (!paid && atomic_fetch_add(&too_short, 1) % TRY_AGAIN == TRY_AGAIN - 1) next = LONGEST_WAIT;
+    atomic_store_explicit(&grace, next, memory_order_relaxed);
+}
+
 /* Whether the team arrived while this worker span. */
 static bool spin(bvl_gate *gate, int phase) {
     const int spins = atomic_load_explicit(&patience, memory_order_relaxed);
@@ -124,13 +144,18 @@ static bool spin(bvl_gate *gate, int phase) {
         }
         pause_briefly();
     }
-    const int64_t now = nanoseconds(), until = now + BVL_MIN((now - left_at) / WORK_PER_WAIT, LONGEST_WAIT);
+    const int64_t now = nanoseconds(), share = BVL_MIN((now - left_at) / WORK_PER_WAIT, LONGEST_WAIT);
+    const int64_t until = now + (woke ? BVL_MAX(share, atomic_load(&grace)) : share);
     do
         for (int i = 0; i < 16; i++) {
-            if (passed(gate, phase)) return true;
+            if (passed(gate, phase)) {
+                if (woke) adapt_grace(true);
+                return true;
+            }
             pause_briefly();
         }
     while (nanoseconds() < until);
+    if (woke) adapt_grace(false);
     atomic_store_explicit(&patience, BVL_MAX(spins / 4, LEAST_SPINS), memory_order_relaxed);
     return false;
 }
@@ -139,14 +164,17 @@ void bvl_barrier(bvl_team team) {
     if (team.nt <= 1) return;
     bvl_gate *gate = team.gate;
     const int phase = atomic_load(&gate->phase);
+    bool waking = false;
     if (atomic_fetch_add(&gate->arrived, 1) == team.nt - 1) {
         atomic_store(&gate->arrived, 0);
         atomic_store(&gate->phase, phase + 1);
-        if (atomic_load(&gate->asleep)) wake_all(&gate->phase);
+        waking = atomic_load(&gate->asleep) > 0;
+        if (waking) wake_all(&gate->phase);
     } else if (!spin(gate, phase)) {
         atomic_fetch_add(&gate->asleep, 1);
         while (atomic_load(&gate->phase) == phase) sleep_on(&gate->phase, phase);
         atomic_fetch_sub(&gate->asleep, 1);
     }
+    woke = waking;
     left_at = nanoseconds();
 }
