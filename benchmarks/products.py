@@ -29,6 +29,11 @@ PARTS = {
 }
 
 
+def padded(words: int) -> int:
+    """Words from one row to the next, an odd number of cache lines: bvl_padded."""
+    return 16 * (-(-words // 16) | 1)
+
+
 def zeros(rows: int, words: int) -> np.ndarray:
     """float32 that begins with a huge page, as a model's weights and rows do."""
     memory = np.zeros(rows * words * 4 + (1 << 22), np.uint8)
@@ -44,23 +49,25 @@ class Worker:
 
         m, n, k = shape
         rng, index = np.random.default_rng(0), _C.PRECISIONS.index(precision)
-        size, lines = _C._test_scratch(n, k, index), lambda words: (words + 15) // 16 | 1  # rows an odd number apart
-        lda, ldc = (k if precision == "float32" else 16 * lines(size["operand"])), 16 * lines(n)
+        size, own = _C._test_scratch(n, k, index), precision == "float32"  # whose operand is A itself
+        lda, ldc = padded(k if own else size["operand"]), padded(n)
         a, w = (rng.standard_normal(s).astype(np.float32) for s in ((m, k), (n, k)))
         w *= k**-0.5  # sums of order one: activations of large ones are denormal, and slow
-        self.out = zeros(m, ldc)
+        operand, self.out = zeros(m, lda), zeros(m, ldc)
+        if own:
+            operand[:, :k] = a
         bias = rng.standard_normal(n).astype(np.float32) if parts - {"bf16"} else None
         residual = self.out if "residual" in parts else None
-        self.arrays = (a, w, bias, residual, zeros(1, size["packed"]), zeros(m, lda))
+        self.arrays = (operand if own else a, w, bias, residual, zeros(1, size["packed"]), operand)
         act = _C.ACTIVATIONS.index("quick_gelu" if "act" in parts else "none")
         rounded = "bf16" in parts and precision == "bfloat16"
         self.numbers, self.barrier, self.run = (m, n, k, act, index, rounded), barrier, _C._test_kernel
-        self.lda, self.ldc = lda, ldc
+        self.apart = lda, ldc
 
     def seconds(self, times: int) -> float:
         self.barrier.wait()
         start = time.perf_counter()
-        self.run("gemm", self.out, self.arrays, tuple(map(float, (*self.numbers, times, self.lda, self.ldc))))
+        self.run("gemm", self.out, self.arrays, tuple(map(float, (*self.numbers, times, *self.apart))))
         self.barrier.wait()
         return time.perf_counter() - start
 

@@ -28,10 +28,11 @@ static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *c
     const bvl_product *product = &k->product[(int)n[4]];
     const int64_t ldc = n[8] > 0 ? (int64_t)n[8] : N;
     const bvl_epilogue e = {x[2], x[3], ldc, (bvl_activation)n[3], n[5] != 0};
+    const int64_t times = BVL_MAX((int64_t)n[6], 1);
     const int64_t words = n[7] > 0 ? (int64_t)n[7] : product->load ? product->operand_words(K) : K;
     product->pack(x[4], x[1], transposed ? N : K, N, K, transposed, 0, panels);
     if (product->load) product->load(x[5], words, x[0], K, M, K);
-    for (double times = 0; times < BVL_MAX(n[6], 1); times++)
+    for (int64_t i = 0; i < times; i++)
         product->gemm(out, ldc, product->load ? x[5] : x[0], words, x[4], M, N, K, 0, panels, &e);
 }
 

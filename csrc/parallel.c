@@ -145,7 +145,8 @@ static bool spin(bvl_gate *gate, int phase) {
         pause_briefly();
     }
     const int64_t now = nanoseconds(), share = BVL_MIN((now - left_at) / WORK_PER_WAIT, LONGEST_WAIT);
-    const int64_t until = now + (woke ? BVL_MAX(share, atomic_load(&grace)) : share);
+    const int64_t until =
+        now + (woke ? BVL_MAX(share, atomic_load_explicit(&grace, memory_order_relaxed)) : share);
     do
         for (int i = 0; i < 16; i++) {
             if (passed(gate, phase)) {
