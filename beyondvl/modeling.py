@@ -467,14 +467,14 @@ def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
     found = {}
     for name in family.heads:
         with contextlib.suppress(ConfigError):
-            found[name] = _parameters(model_class(name), config)
+            found[name] = _parameters(model_class(name, family), config)
     return found
 
 
 def _advice(stored: Checkpoint, config: Config, cls: type[PreTrainedModel]) -> str:
     """What to say of another class of the family that the checkpoint has everything for, when there is one."""
     classes = sorted(cls.family.classes, key=lambda name: -len(cls.family.classes[name]))
-    for other in (model_class(name) for name in (*cls.family.heads, *classes) if name != cls.__name__):
+    for other in (model_class(name, cls.family) for name in (*cls.family.heads, *classes) if name != cls.__name__):
         with contextlib.suppress(ConfigError, CheckpointError):
             wanted = _parameters(other, config)
             checkpoint = _named(stored, other)
@@ -576,18 +576,18 @@ def _class_for(config: Config, family: Family) -> type[PreTrainedModel]:
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
         if isinstance(name, str) and (name in family.classes or name in family.heads):
-            return model_class(name)
+            return model_class(name, family)
     model_type = str(config.get("model_type"))
     for name, modalities in family.classes.items():
         if len(modalities) == 1 and model_type.endswith((f"{modalities[0]}_model", f"{NAMES[modalities[0]]}_model")):
-            return model_class(name)
+            return model_class(name, family)
     if family.base and model_type == family.model_type:
-        return model_class(family.base)
+        return model_class(family.base, family)
     if not family.classes or family.base:
         raise ConfigError(
             f"config.json: architectures: found {architectures!r}, expected one of {', '.join(family.heads)}"
         )
-    return model_class(max(family.classes, key=lambda name: len(family.classes[name])))
+    return model_class(max(family.classes, key=lambda name: len(family.classes[name])), family)
 
 
 def _reloaded(name: str, folder: str, dtype: str, num_threads: int) -> PreTrainedModel:
@@ -597,10 +597,12 @@ def _reloaded(name: str, folder: str, dtype: str, num_threads: int) -> PreTraine
 _CLASSES: dict[str, type[PreTrainedModel]] = {}
 
 
-def model_class(name: str) -> type[PreTrainedModel]:
-    """The public class of that name, for example CLIPModel; KeyError when no family has it."""
+def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel]:
+    """The public class of that name, for example CLIPModel, looked for in one family or in all, which imports them;
+    KeyError when none has it."""
     if name not in _CLASSES:
-        family = next((f for f in families().values() if name in f.classes or name in f.heads), None)
+        known = (family,) if family else families().values()
+        family = next((f for f in known if name in f.classes or name in f.heads), None)
         if family is None:
             raise KeyError(name)
         if name in family.heads:

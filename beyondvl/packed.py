@@ -18,6 +18,7 @@ from . import _C
 from .compile import Compiled
 from .config import Config, read_json
 from .errors import CheckpointError, ConfigError
+from .families.registry import find_family
 from .files import open_regular, written_aside
 
 __all__ = ["is_packed", "load_packed", "save"]
@@ -175,9 +176,9 @@ def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads:
     record = Config(read_json(folder / "packed.json"), "packed.json")
     name = str(record.get("class"))
     try:
-        saved = model_class(name)
+        saved = model_class(name, find_family(config))
     except KeyError:
-        raise CheckpointError(f"packed.json: class {name!r} is unknown") from None
+        raise CheckpointError(f"packed.json: class: found {name!r}, which config.json's family does not have") from None
     if cls not in (PreTrainedModel, saved):
         raise ConfigError(f"{cls.__name__} cannot load a packed {name}; use AutoModel")
     try:

@@ -3,12 +3,13 @@
 A weight is named as in the checkpoint. `Ref` adds what a stored layout may need: a slice of rows (packed q, k, v),
 a transposition (OpenCLIP's projections), or several tensors stacked by rows (separate q, k, v).
 
-No two of them are compared: the methods for that would make up a third of this import's time, for which loading waits.
+They are frozen dataclasses but for where their methods come from: one base class has them, because to generate them
+for each of thirty classes takes longer than to load packed weights. No two of them are compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 __all__ = [
     "AttentionPool",
@@ -36,16 +37,55 @@ __all__ = [
     "Ref",
     "RelativeBias",
     "Softmax",
+    "Spec",
     "SpectrogramStem",
     "Step",
     "TakeRows",
     "TokenStem",
     "Windows",
+    "ref",
+    "refs",
+    "replace",
 ]
 
+S = TypeVar("S", bound="Spec")
+MISSING: Any = object()
 
-@dataclass(frozen=True, eq=False)
-class Ref:
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Spec:
+    """Data whose fields are the annotations of its class and of those it extends, given by place or by name."""
+
+    defaults: ClassVar[dict[str, Any]] = {}  # of every field in order, MISSING where one must be given
+
+    def __init_subclass__(cls):
+        cls.defaults = cls.defaults | {name: vars(cls).get(name, MISSING) for name in cls.__annotations__}
+
+    def __init__(self, *values: Any, **named: Any):
+        placed = dict(zip(self.defaults, values, strict=False))
+        given = {**self.defaults, **placed, **named}
+        surplus = len(values) > len(placed) or len(given) > len(self.defaults)
+        if surplus or MISSING in given.values() or not placed.keys().isdisjoint(named):
+            must = [name for name, value in self.defaults.items() if value is MISSING]
+            raise TypeError(
+                f"{type(self).__name__}: found {len(values)} values and {', '.join(named) or 'none by name'}, expected "
+                f"{', '.join(must) or 'none'} and any of {', '.join(self.defaults)}, each once"
+            )
+        self.__dict__.update(given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} is frozen: replace() makes a copy with another value")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def replace(spec: S, **changes: Any) -> S:
+    """A copy with other values for some fields."""
+    return type(spec)(**vars(spec) | changes)
+
+
+class Ref(Spec):
     """One parameter: the shape the config implies and where the checkpoint keeps it.
 
     `names` are stacked along rows when there are several, `row_counts` of each where they differ; an empty name stands
@@ -78,8 +118,7 @@ def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
     return Ref((name,) if isinstance(name, str) else tuple(name), shape, **kwargs)
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Spec):
     """y = x W^T + b, W [out, in]."""
 
     weight: Ref
@@ -90,8 +129,7 @@ class Linear:
         return self.weight.shape[0]
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
+class Norm(Spec):
     """Layer norm over the last axis; without a bias the norm by the root of the mean square (T5, Llama)."""
 
     weight: Ref
@@ -99,8 +137,7 @@ class Norm:
     eps: float
 
 
-@dataclass(frozen=True, eq=False)
-class Cross:
+class Cross(Spec):
     """The part of a block that attends to a context: its queries, its output and its norm."""
 
     query: Linear
@@ -108,8 +145,7 @@ class Cross:
     norm: Norm
 
 
-@dataclass(frozen=True, eq=False)
-class FeedForward:
+class FeedForward(Spec):
     """fc2(act(fc1(x))) and the norm before or after it; `gated`: fc2(act(g) * u), where fc1's rows are g, then u."""
 
     fc1: Linear
@@ -118,8 +154,7 @@ class FeedForward:
     gated: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class RelativeBias:
+class RelativeBias(Spec):
     """What is added to scores by distance: table[buckets[key - query + reach], head], for distances from -reach to
     reach; what lies further off counts as that far. In windows of n rows by pair: table[buckets[query * n + key]]."""
 
@@ -127,8 +162,7 @@ class RelativeBias:
     buckets: tuple[int, ...]  # 2 * reach + 1, or n * n
 
 
-@dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Spec):
     """Rows that attend to each other alone (Liu et al., 2021): `size` at a time in the order of `rows`; within a window
     those of different `regions`, which are in that order too, all but do not."""
 
@@ -137,8 +171,7 @@ class Windows:
     regions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Context:
+class Context(Spec):
     """What an encoder gives to the blocks of another one to attend to: `layers` in their order, each one linear of
     2 * heads * head_dim rows in the order k, v."""
 
@@ -147,8 +180,7 @@ class Context:
     num_attention_heads: int
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
+class Block(Spec):
     """A transformer block; `qkv` is one linear of heads * head_dim rows for q, then as many for k and v, or fewer where
     several heads share one of `num_key_value_heads`.
 
@@ -175,8 +207,7 @@ class Block:
     windows: Windows | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class MergeRows:
+class MergeRows(Spec):
     """Every `count` rows in the order of `rows` side by side, normed and projected to one (Liu et al., 2021)."""
 
     norm: Norm
@@ -185,8 +216,7 @@ class MergeRows:
     count: int = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Message:
+class Message(Spec):
     """One row of each picture, from `rows`, attends to those of the others and is put in its row `spare` (Ni et al.,
     2022): m = fc(x[rows]); m + block(m), whose feed-forward is nothing."""
 
@@ -196,8 +226,7 @@ class Message:
     spare: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class BatchNormConv:
+class BatchNormConv(Spec):
     """A convolution and the batch norm after it; folded into one weight and bias when compiled."""
 
     weight: Ref  # [out, in / groups, k, k]
@@ -210,8 +239,7 @@ class BatchNormConv:
         return self.weight.shape[0]
 
 
-@dataclass(frozen=True, eq=False)
-class InvertedResidual:
+class InvertedResidual(Spec):
     """Pointwise expansion, depthwise convolution, pointwise projection; `size` is the input's height and width."""
 
     expand: BatchNormConv | None
@@ -231,8 +259,7 @@ class InvertedResidual:
         return tuple(out_size(n, self.kernel, self.stride, "same") for n in self.size)
 
 
-@dataclass(frozen=True, eq=False)
-class TokenStem:
+class TokenStem(Spec):
     """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`. With
     `padding` positions count the tokens that are not that id, from padding + 1 on (RoBERTa).
 
@@ -249,8 +276,7 @@ class TokenStem:
     padding: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class QueryStem:
+class QueryStem(Spec):
     """Learned query tokens [queries, hidden_size], then the tokens of a text where one is given.
 
     A call that gives contexts runs the queries, with or without a text; one that gives none runs the text alone.
@@ -260,8 +286,7 @@ class QueryStem:
     tokens: TokenStem | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class JoinStem:
+class JoinStem(Spec):
     """One stream of the features of several inputs [n, hidden_size], projected by their own programs; a class token may
     come first, and each row may add the embedding of its type: the place of its input's name among `inputs`. The class
     token is of the first type."""
@@ -271,8 +296,7 @@ class JoinStem:
     inputs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class SpectrogramStem:
+class SpectrogramStem(Spec):
     """A log-mel spectrogram (channels, frames, mels) as a picture: a batch norm by mel (`norm` is the prefix of its
     weight, bias, running_mean, running_var), stretched along time to `size`[1] * parts frames, cut in parts that lie
     one above the other (Chen et al., 2022)."""
@@ -285,8 +309,7 @@ class SpectrogramStem:
     channels: int = 1
 
 
-@dataclass(frozen=True, eq=False)
-class CropFusion:
+class CropFusion(Spec):
     """Crops of a long sound, channels 1, 2, ... of a spectrogram, fused into its patches (Wu et al., 2023): a
     convolution of each crop, side by side, and attention over channels, `local` and of the mean, `whole`."""
 
@@ -296,8 +319,7 @@ class CropFusion:
     whole: tuple[BatchNormConv, BatchNormConv]
 
 
-@dataclass(frozen=True, eq=False)
-class PatchStem:
+class PatchStem(Spec):
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
     `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (above and below,
@@ -363,16 +385,14 @@ def same_padding(size: int, kernel: int, stride: int) -> int:
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
+class Pool(Spec):
     """One row of the tokens ("first", "last", "argmax" of the ids, first "token"), or their "mean"."""
 
     kind: str
     token: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionPool:
+class AttentionPool(Spec):
     """SigLIP's MAP head: a learned probe attends to all tokens, then norm and MLP with a residual."""
 
     probe: Ref
@@ -386,8 +406,7 @@ class AttentionPool:
     activation: str
 
 
-@dataclass(frozen=True, eq=False)
-class Project:
+class Project(Spec):
     """y = act(x W^T + b); with `accumulate` it is added to what dst holds. Left out where its weight is optional and
     absent. `as_blocks`: in the precision of the blocks, for a product over a whole vocabulary, which is read from
     memory for every token."""
@@ -398,33 +417,28 @@ class Project:
     as_blocks: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class TakeRows:
+class TakeRows(Spec):
     """Rows of the source in that order; with `count` the mean of as many at a time."""
 
     rows: tuple[int, ...]
     count: int = 1
 
 
-@dataclass(frozen=True, eq=False)
-class FirstRows:
+class FirstRows(Spec):
     """The first `count` rows: what the query tokens drew."""
 
     count: int
 
 
-@dataclass(frozen=True, eq=False)
-class Softmax:
+class Softmax(Spec):
     """Probabilities of each row."""
 
 
-@dataclass(frozen=True, eq=False)
-class Normalize:
+class Normalize(Spec):
     """x / |x| per row."""
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(Spec):
     """dst = what(src); `dst` names an output slot of the program."""
 
     dst: str
@@ -432,8 +446,7 @@ class Step:
     what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows
 
 
-@dataclass(frozen=True, eq=False)
-class Encoder:
+class Encoder(Spec):
     """Stem, layers, then steps from "hidden" to the outputs.
 
     Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised), logits;
@@ -455,13 +468,11 @@ class Encoder:
         return replace(self, steps=tuple(step for step in self.steps if step.dst not in left_out))
 
 
-@dataclass(frozen=True, eq=False)
 class QFormer(Encoder):
     """Query tokens that draw from a context what a question needs (Li et al., 2023): a QueryStem, and blocks whose
     `query_ffn` and `cross` are the queries' own, the latter in every k-th block."""
 
 
-@dataclass(frozen=True, eq=False)
 class CFormer(Encoder):
     """A cross-former: fuses inputs, either in one stream (a JoinStem; Singh et al., 2022) or as a text whose blocks
     attend to the context of another input (`cross`, from any block on; Li et al., 2022). Steps give what comes out of
@@ -474,4 +485,4 @@ def refs(spec: object) -> list[Ref | BatchNormConv]:
         return [spec]
     if isinstance(spec, tuple):
         return [found for item in spec for found in refs(item)]
-    return [found for value in vars(spec).values() for found in refs(value)] if is_dataclass(spec) else []
+    return [found for value in vars(spec).values() for found in refs(value)] if isinstance(spec, Spec) else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from parity import close, unit_gain
 import beyondvl as bvl
 from beyondvl.compile import Reader, compile_encoder
 from beyondvl.modeling import Tower
+from beyondvl.spec import replace
 from beyondvl.weights import open_checkpoint
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")

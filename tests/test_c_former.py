@@ -4,7 +4,6 @@ stream, and a text that attends to the picture from a layer on. References in to
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import blips
 import numpy as np
@@ -16,7 +15,7 @@ from beyondvl.config import Config
 from beyondvl.families import flava
 from beyondvl.families.blocks import linear
 from beyondvl.families.registry import Family, Head
-from beyondvl.spec import Encoder, JoinStem, Project, Step, ref
+from beyondvl.spec import Encoder, JoinStem, Project, Step, ref, replace
 from beyondvl.tasks.joint import JointModel
 from beyondvl.weights import save_safetensors
 

@@ -112,7 +112,7 @@ def test_a_cut_file_is_found(packed, keep):
 def broken(record):
     text = record["towers"]["text"]
     yield "format", lambda: record.update(format=1)
-    yield "class 'Model' is unknown", lambda: record.update({"class": "Model"})
+    yield "class: found 'Model', which", lambda: record.update({"class": "Model"})
     yield "bytes 64 to", lambda: text.update(begin=64, bytes=1 << 40)
     yield "cannot be built", lambda: text["records"][0].pop()
     yield "cannot be built", lambda: text["records"][1][4].update(qkv_weight=[144, 99])

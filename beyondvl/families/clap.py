@@ -10,7 +10,6 @@ merged column by column.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 from ..config import Config
@@ -31,6 +30,7 @@ from ..spec import (
     Step,
     Windows,
     ref,
+    replace,
 )
 from .bert import bert_encoder
 from .blocks import ACTIVATIONS, linear, norm, vit_block

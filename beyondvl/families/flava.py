@@ -8,7 +8,6 @@ FlavaForPreTraining keeps the model under "flava." and its codebook, which is no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..config import Config
 from ..errors import ConfigError
@@ -25,6 +24,7 @@ from ..spec import (
     Step,
     TokenStem,
     ref,
+    replace,
 )
 from .blocks import ACTIVATIONS, linear, norm, prediction_head, square_picture, vit_block
 from .clip import tower_config

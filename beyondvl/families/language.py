@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from ..spec import (
     Step,
     TokenStem,
     ref,
+    replace,
 )
 from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, stacked
 

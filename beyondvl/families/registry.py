@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Encoder
+from ..spec import Encoder, Spec
 
 __all__ = ["Family", "families", "find_family", "strip_prefixes"]
 
@@ -40,6 +40,9 @@ MODULES = (
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids", "relative_position_index")
 
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
 def keep(key: str) -> str:
     """The rename of a family whose stored keys need none."""
     return key
@@ -57,8 +60,7 @@ def strip_prefixes(*prefixes: str) -> Callable[[str], str]:
     return rename
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(Spec):
     """A class of a family whose towers are its own.
 
     `task` names what it does (a key of TASK_MODELS in tasks/), `towers` its programs in the
@@ -77,8 +79,7 @@ class Head:
     scaled: bool = False
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Spec):
     """One kind of checkpoint.
 
     `towers` gives the encoders of a config by modality ("text", "vision", "audio"), in the order they are built.
@@ -94,20 +95,18 @@ class Family:
     classes: Mapping[str, tuple[str, ...]]
     rename: Callable[[str], str] = keep
     ignored: tuple[str, ...] = ()
-    heads: Mapping[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, Head] = NONE
     scale: str | None = None
     bias: str | None = None
     text_scale: str | None = None
     sigmoid: bool = False
     unit_features: bool = False
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
-    aliases: tuple[str, ...] = field(default=())  # further model_type values, for example of one tower's config
+    aliases: tuple[str, ...] = ()  # further model_type values, for example of one tower's config
     base: str | None = None  # the class of a whole config that names none
     older_sections: bool = False  # whole configs may hold a "text_config_dict"
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
-    prefixes: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # keys of each modality, for one-tower classes
+    prefixes: Mapping[str, tuple[str, ...]] = NONE  # keys of each modality, for one-tower classes
 
     def is_ignored(self, key: str) -> bool:
         return key.endswith(IGNORED_SUFFIXES) or key.startswith(self.ignored)
@@ -132,7 +131,12 @@ def families() -> dict[str, Family]:
 def find_family(config: Config) -> Family:
     """The family of a config. ConfigError lists the known ones when its model_type is none of them."""
     model_type = config.get("model_type")
-    family = families().get(model_type) if isinstance(model_type, str) else None
+    name = model_type.replace("-", "_") if isinstance(model_type, str) else ""
+    if name in MODULES:  # spares the import of all others
+        family = importlib.import_module(f".{name}", __package__).FAMILY
+        if model_type in (family.model_type, *family.aliases):
+            return family
+    family = families().get(model_type) if name else None
     if family is None:
         known = ", ".join(sorted(families()))
         raise ConfigError(f"config.json: model_type: found {model_type!r}, expected one of {known}")

@@ -9,11 +9,10 @@ embedding as a linear over patches in the order row, column, channel, and is rea
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..spec import AttentionPool, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref, replace
 from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block
 from .clip import patch_stem, tower_config
 from .registry import Family

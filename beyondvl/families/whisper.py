@@ -8,8 +8,6 @@ have one token less and no languages.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import (
@@ -25,6 +23,7 @@ from ..spec import (
     Step,
     TokenStem,
     ref,
+    replace,
 )
 from .blocks import ACTIVATIONS, bart_block, linear, norm
 from .registry import Family, Head

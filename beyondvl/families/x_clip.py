@@ -11,8 +11,6 @@ Three of the blocks lack a half, whose weights are then zeros: messages have no 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import (
@@ -32,6 +30,7 @@ from ..spec import (
     TakeRows,
     Windows,
     ref,
+    replace,
 )
 from . import clip
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture, stacked
