@@ -20,6 +20,7 @@
 #include <linux/futex.h>
 #include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -85,6 +86,20 @@ static int64_t nanoseconds(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* A new thread may be put on its caller's processor and wait there for milliseconds while another one is
+ * idle: it goes to the tid-th one after that, and is free to move again. */
+static void leave_caller(int cpu, int tid) {
+    cpu_set_t own, other;
+    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof own, &own) != 0) return;
+    CPU_ZERO(&other);
+    for (int i = 1, left = tid; i < CPU_SETSIZE && left > 0; i++) {
+        const int next = (cpu + i) % CPU_SETSIZE;
+        if (CPU_ISSET(next, &own) && --left == 0) CPU_SET(next, &other);
+    }
+    if (CPU_COUNT(&other) == 1 && sched_setaffinity(0, sizeof other, &other) == 0)
+        sched_setaffinity(0, sizeof own, &own);
+}
+
 /* When this thread left its last barrier, or began its region. */
 static _Thread_local int64_t left_at;
 
@@ -96,10 +111,15 @@ void bvl_parallel(int nt, bvl_worker worker, void *context) {
         worker(context, (bvl_team){0, 1, NULL});
         return;
     }
+    static _Thread_local bool known; /* whether this thread was in a team before */
     bvl_gate gate = {0};
+    const int cpu = sched_getcpu();
+    known = true;
     atomic_fetch_add(&regions, 1);
 #pragma omp parallel num_threads(nt)
     {
+        if (!known) leave_caller(cpu, omp_get_thread_num());
+        known = true;
         left_at = nanoseconds();
         woke = false;
         worker(context, (bvl_team){omp_get_thread_num(), omp_get_num_threads(), &gate});

@@ -5,6 +5,7 @@
  */
 #include "store.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "arena.h"
@@ -68,15 +69,16 @@ static uint64_t piece_sum(const uint8_t *data, size_t bytes) {
 typedef struct {
     const uint8_t *data;
     size_t bytes;
-    uint64_t *sums; /* one per piece */
+    uint64_t *sums;     /* one per piece */
+    atomic_size_t next; /* the first piece that nobody took: threads of a new process start late */
 } sum_job;
 
-static void sum_share(void *context, bvl_team team) {
-    const sum_job *job = context;
-    int64_t begin, end;
-    bvl_share((int64_t)((job->bytes + PIECE - 1) / PIECE), team.tid, team.nt, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        const size_t at = (size_t)i * PIECE;
+static void sum_pieces(void *context, bvl_team team) {
+    (void)team;
+    sum_job *job = context;
+    const size_t pieces = (job->bytes + PIECE - 1) / PIECE;
+    for (size_t i; (i = atomic_fetch_add(&job->next, 1)) < pieces;) {
+        const size_t at = i * PIECE;
         job->sums[i] = piece_sum(job->data + at, BVL_MIN((size_t)PIECE, job->bytes - at));
     }
 }
@@ -84,8 +86,8 @@ static void sum_share(void *context, bvl_team team) {
 uint64_t bvl_checksum(const void *data, size_t bytes, int nt) {
     const size_t pieces = (bytes + PIECE - 1) / PIECE;
     uint64_t sum = basis ^ bytes;
-    sum_job job = {data, bytes, bvl_alloc_array(pieces + 1, sizeof(uint64_t))};
-    if (job.sums) bvl_parallel(nt, sum_share, &job);
+    sum_job job = {data, bytes, bvl_alloc_array(pieces + 1, sizeof(uint64_t)), 0};
+    if (job.sums) bvl_parallel(nt, sum_pieces, &job);
     for (size_t i = 0; i < pieces; i++) {
         const size_t at = i * PIECE;
         const uint64_t piece =

@@ -156,6 +156,24 @@ def test_a_core_that_is_imported_anew_shares_its_types():
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("processors", ["all", "one"])
+def test_workers_may_run_wherever_their_caller_may(processors):
+    """Also those of a new team that were moved off their caller's processor."""
+    code = (
+        "import os, threading\n"
+        f"if {processors == 'one'}: os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n"
+        "from beyondvl import _C\n"
+        "own, data = os.sched_getaffinity(0), bytes(1 << 22)\n"
+        "def call(): assert _C.checksum(data, 4) == _C.checksum(data, 1); masks.extend(\n"
+        "    os.sched_getaffinity(int(task)) for task in os.listdir('/proc/self/task'))\n"
+        "masks = []\n"
+        "for _ in range(10): thread = threading.Thread(target=call); thread.start(); thread.join()\n"
+        "assert len(masks) >= 50 and all(mask == own for mask in masks), masks"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=HERE)
+    assert done.returncode == 0
+
+
 def test_levels_agree_closely(folders):
     """Across instruction sets: at most 2e-6 on unit-norm embeddings."""
     found = []
