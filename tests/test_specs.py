@@ -39,6 +39,7 @@ def test_every_family_is_found_by_each_of_its_types():
 def test_a_checkpoint_imports_its_own_family_alone():
     code = "import sys, beyondvl; beyondvl.AutoModel.from_pretrained('beyond-vl-model'); print(*sys.modules, sep='\\n')"
     env = {**os.environ, "PYTHONPATH": str(Path(beyondvl.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True, cwd=here)
     found = {name.split(".")[-1] for name in done.stdout.split() if name.startswith("beyondvl.families.")}
     assert "beyond_vl" in found and not found & {"blip", "clap", "flava", "siglip", "whisper", "x_clip"}
