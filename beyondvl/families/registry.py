@@ -38,9 +38,7 @@ MODULES = (
 
 # buffers that older versions of the libraries stored: recomputed, never read
 IGNORED_SUFFIXES = ("position_ids", "inv_freq", "num_batches_tracked", "token_type_ids", "relative_position_index")
-
-
-NONE: Mapping[str, Any] = MappingProxyType({})
+NONE: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can fill
 
 
 def keep(key: str) -> str:
