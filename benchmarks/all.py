@@ -1,4 +1,4 @@
-"""Every benchmark, one after another, into one file; then the table of README.md and the plot where asked for.
+"""Every benchmark, one after another, into one file; then the table of docs/SPEED.md and the plot where asked for.
 
     python benchmarks/all.py [--json results.json] [--quick] [--report]
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("results.json"), help="results are added to this file")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
-        "--report", action="store_true", help="write README.md's table and docs/speed.svg of the results"
+        "--report", action="store_true", help="write the table of docs/SPEED.md and docs/speed.svg of the results"
     )
     options = parser.parse_args()
     failed = []

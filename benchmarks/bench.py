@@ -24,9 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from peers import PRECISIONS, TWO, all_calls
 
-PRECISIONS = ("float32", "bfloat16", "int8")
-TWO = ", two at once"
 # GFLOP of one item, by kind; text of 16 tokens
 MODELS = {
     "ViT-B/32": {"image": 8.82, "text": 1.27, "size": 224},
@@ -187,7 +186,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="results are added to this file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    import peers
     import torch
 
     import beyondvl as bvl
@@ -208,7 +206,7 @@ def main() -> None:
             for work in (w for w in options.work if w.split()[0] == name):
                 _, kind, batch = work.split()
                 x = given(kind, int(batch), MODELS[name]["size"])
-                calls = our_calls(ours, kind, x) | peers.all_calls(
+                calls = our_calls(ours, kind, x) | all_calls(
                     model, kind, x, options.threads, Path(folder), tuple(options.peers), precisions
                 )
                 times = interleaved(calls, options.rounds)

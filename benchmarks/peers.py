@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import PRECISIONS, TWO
+PRECISIONS = ("float32", "bfloat16", "int8")
+TWO = ", two at once"
 
 Calls = dict[str, Callable]
 

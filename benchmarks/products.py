@@ -4,7 +4,8 @@
 
 Each worker multiplies rows of its own by the same weights again and again, which lie in the caches as those of a model's strips
 do; two columns: results rounded for the next product (int8: float32, which its rows are scaled from) and nothing else, and
-with the bias, activation and residual the model has there. GFLOP/s of all workers, the median of `--rounds`.
+with the bias, activation and residual the model has there. GFLOP/s of all workers, the median of `--rounds`. Needs a build
+with BEYONDVL_TESTS=1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""results.json -> the table in README.md and the plot docs/speed.svg.
+"""results.json -> the table in docs/SPEED.md and the plot docs/speed.svg.
 
     python benchmarks/report.py benchmarks/results.json
 
-The table stands between two comment lines of the README and names the machine; the plot needs matplotlib.
+The table stands between two comment lines of that page and names the machine; the plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ def plot(record: dict, path: Path) -> None:
 
 def main() -> None:
     record = json.loads(Path(sys.argv[1]).read_text())
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    page = ROOT / "docs" / "SPEED.md"
+    text = page.read_text()
     block = f"{BEGIN}\n{table(record)}\n{END}"
     if BEGIN not in text:
-        raise SystemExit(f"README.md lacks the line {BEGIN}")
-    readme.write_text(re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.S))
+        raise SystemExit(f"{page} lacks the line {BEGIN}")
+    page.write_text(re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.S))
     plot(record, ROOT / "docs" / "speed.svg")
 
 
