@@ -1,9 +1,10 @@
 """The C extension; everything else about the package is in pyproject.toml.
 
 Kernel files are compiled once per instruction set, each with its own flags, so that one wheel runs on any
-x86-64 and picks its kernels when it starts. Environment: BEYONDVL_SANITIZE=1 (ASan + UBSan), BEYONDVL_DEBUG=1,
-BEYONDVL_WERROR=1, BEYONDVL_EMULATE=1 (to test the levels amx and avx_vnni on other machines with AVX-512: tiles in C,
-AVX-512's encoding), BEYONDVL_STB_UNSAFE=1 (accept a stb_image header older than 2.30).
+x86-64 and picks its kernels when it starts. Environment: BEYONDVL_TESTS=1 (tests and benchmarks reach single kernels),
+BEYONDVL_SANITIZE=1 (ASan + UBSan), BEYONDVL_DEBUG=1, BEYONDVL_WERROR=1, BEYONDVL_EMULATE=1 (to test the levels amx and
+avx_vnni on other machines with AVX-512: tiles in C, AVX-512's encoding), BEYONDVL_STB_UNSAFE=1 (accept a stb_image
+header older than 2.30).
 """
 
 import os
@@ -69,6 +70,8 @@ if flag("BEYONDVL_EMULATE"):
     FLAGS += ["-DBVL_EMULATED"]
     evex = [*AVX2, "-mavx512vl", "-mavx512vnni", "-mno-avx512dq", "-D__AVXVNNI__"]
     ISAS["avx_vnni"] = (evex, "__m256i f(__m256i a){return _mm256_dpbusd_epi32(a,a,a);}")
+if flag("BEYONDVL_TESTS"):
+    FLAGS += ["-DBVL_TESTS"]
 if flag("BEYONDVL_WERROR"):
     FLAGS += ["-Werror"]
 

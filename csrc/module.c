@@ -16,64 +16,6 @@
 
 extern const char *const bvl_pool_names[];
 
-PyObject *bvl_raise(const bvl_error *err) {
-    if (err->status == BVL_NO_MEMORY)
-        PyErr_SetString(PyExc_MemoryError, err->message);
-    else if (err->status == BVL_MISSING)
-        PyErr_SetString(PyExc_RuntimeError, err->message);
-    else if (err->status == BVL_INVALID)
-        PyErr_SetString(PyExc_ValueError, err->message);
-    /* CANCELLED: the signal handler has set its own exception */
-    return NULL;
-}
-
-PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank) {
-    if (!PyArray_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%s: found %R, expected a NumPy array", name, Py_TYPE(object));
-        return NULL;
-    }
-    PyArrayObject *a = (PyArrayObject *)object;
-    PyArray_Descr *wanted = PyArray_DescrFromType(type);
-    const bool same = PyArray_TYPE(a) == type && PyArray_ISNBO(PyArray_DESCR(a)->byteorder);
-    if (!same)
-        PyErr_Format(PyExc_ValueError, "%s: found dtype %S, expected %S", name, PyArray_DESCR(a), wanted);
-    Py_DECREF(wanted);
-    if (!same) return NULL;
-    if (rank >= 0 ? PyArray_NDIM(a) != rank : PyArray_NDIM(a) > BVL_MAX_RANK) {
-        PyErr_Format(PyExc_ValueError, "%s: found %d dimensions, expected %d", name, PyArray_NDIM(a),
-                     rank >= 0 ? rank : BVL_MAX_RANK);
-        return NULL;
-    }
-    if (!PyArray_IS_C_CONTIGUOUS(a) || !PyArray_ISALIGNED(a)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous, aligned array", name);
-        return NULL;
-    }
-    return a;
-}
-
-PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept) {
-    if (!*kept) *kept = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
-    return Py_XNewRef((PyObject *)*kept);
-}
-
-PyObject *bvl_allocate(PyTypeObject *type) {
-    return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
-}
-
-void bvl_release(PyObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
-
-PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data) {
-    npy_intp dims[BVL_MAX_RANK];
-    for (int i = 0; i < rank; i++) dims[i] = (npy_intp)shape[i];
-    PyObject *array = PyArray_SimpleNew(rank, dims, type);
-    if (array) *data = PyArray_DATA((PyArrayObject *)array);
-    return array;
-}
-
 /* A tuple of strings. */
 static PyObject *name_tuple(const char *const *names, int count) {
     PyObject *tuple = PyTuple_New(count);
@@ -137,6 +79,19 @@ static PyObject *trim(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static PyObject *alloc_fail_at(PyObject *module, PyObject *args) {
+    long n;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "l", &n)) return NULL;
+    bvl_alloc_fail_at(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject *alloc_live(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(bvl_alloc_live());
+}
+
 static PyObject *default_threads(PyObject *module, PyObject *unused) {
     bvl_error err;
     int threads;
@@ -197,11 +152,13 @@ static PyMethodDef functions[] = {
      "num_threads) -> scale * log(max(mel energies, floor)), (frames, mels) or (mels, frames) float32"},
     {"set_openblas_path", set_openblas_path, METH_VARARGS, "set_openblas_path(path)"},
     {"matmul_nt", matmul_nt, METH_VARARGS, "matmul_nt(a, b, num_threads) -> a @ b.T by OpenBLAS"},
-    {"alloc_fail_at", bvl_py_alloc_fail_at, METH_VARARGS,
+    {"alloc_fail_at", alloc_fail_at, METH_VARARGS,
      "alloc_fail_at(n): the n-th allocation from now fails once"},
-    {"alloc_live", bvl_py_alloc_live, METH_NOARGS, "alloc_live() -> allocations of the core that are live"},
+    {"alloc_live", alloc_live, METH_NOARGS, "alloc_live() -> allocations of the core that are live"},
+#ifdef BVL_TESTS
     {"_test_kernel", bvl_py_test_kernel, METH_VARARGS, NULL},
     {"_test_scratch", bvl_py_test_scratch, METH_VARARGS, NULL},
+#endif
     {NULL, NULL, 0, NULL}};
 
 static int count_names(const char *const *names) {

@@ -15,29 +15,34 @@
 #include "core.h"
 #include "model/program.h"
 
-/* Sets the Python exception of a status; returns NULL. */
+/* module_objects.c: sets the Python exception of a status; returns NULL. */
 PyObject *bvl_raise(const bvl_error *err);
 /* A C-contiguous array of the given type and rank (-1: any up to 4), borrowed; NULL and ValueError. */
 PyArrayObject *bvl_borrow(PyObject *object, const char *name, int type, int rank);
 /* A new array and its memory. */
 PyObject *bvl_new_array(int rank, const int64_t *shape, int type, void **data);
 
-/* A type of the module, made once and kept in *kept for good: a module that is imported anew shares it. */
-PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, PyTypeObject **kept);
+/* Types of the module; of each, an object begins with what it holds. */
+typedef enum { BVL_PROGRAM, BVL_CONTEXT, BVL_CACHE, BVL_TYPE_COUNT } bvl_type;
+typedef struct {
+    PyObject_HEAD void *held;
+} bvl_object;
+
+/* A type, made once and kept for good: a module that is imported anew shares it. */
+PyObject *bvl_new_type(PyObject *module, PyType_Spec *spec, bvl_type type);
+PyTypeObject *bvl_type_of(bvl_type type);
+/* What an object of that type holds; NULL and TypeError, which begins with `name`, for another object. */
+void *bvl_held(PyObject *object, bvl_type type, const char *name);
 /* A zeroed object of such a type, and the end of its deallocation. */
 PyObject *bvl_allocate(PyTypeObject *type);
 void bvl_release(PyObject *self);
 
-/* module_program.c; types are made once, when the module is imported */
+/* module_program.c */
 PyObject *bvl_program_type(PyObject *module);
-/* What is inside; NULL and TypeError for another object. */
-bvl_program *bvl_program_of(PyObject *object);
 /* module_state.c */
 PyObject *bvl_context_type(PyObject *module);
 PyObject *bvl_cache_type(PyObject *module);
 PyObject *bvl_context_wrap(bvl_context *context); /* takes it over, also when it fails */
-const bvl_context *bvl_context_of(PyObject *object);
-bvl_cache *bvl_cache_of(PyObject *object);
 /* module_image.c */
 PyObject *bvl_py_preprocess(PyObject *module, PyObject *args);
 PyObject *bvl_py_resize(PyObject *module, PyObject *args);
@@ -45,10 +50,10 @@ PyObject *bvl_py_arrow_pixels(PyObject *module, PyObject *args);
 PyObject *bvl_py_stb_decode(PyObject *module, PyObject *args);
 /* module_audio.c */
 PyObject *bvl_py_log_mel(PyObject *module, PyObject *args);
-/* module_test.c: reach single kernels and the allocator's fault hook */
-PyObject *bvl_py_alloc_fail_at(PyObject *module, PyObject *args);
-PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused);
+/* module_test.c, in builds for tests: reach single kernels */
+#ifdef BVL_TESTS
 PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args);
 PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args);
+#endif
 
 #endif

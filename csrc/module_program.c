@@ -14,8 +14,6 @@ typedef struct {
     Py_buffer mapping; /* the file its weights lie in, when they were not packed here; obj NULL otherwise */
 } ProgramObject;
 
-static PyTypeObject *program_type;
-
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"gemm", "precision", NULL};
     const char *gemm = NULL, *precision = bvl_precision_names[BVL_FLOAT32];
@@ -200,7 +198,7 @@ static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***
         return false;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        const bvl_context *c = (*list)[i] = bvl_context_of(PyTuple_GetItem(kept, i));
+        const bvl_context *c = (*list)[i] = bvl_held(PyTuple_GetItem(kept, i), BVL_CONTEXT, "contexts");
         if (!c) return false;
         in->context_rows = BVL_MAX(in->context_rows, c->rows);
     }
@@ -272,7 +270,7 @@ static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
     }
     PyObject *cache = PyDict_GetItemString(dict, "cache");
     if (cache && cache != Py_None) {
-        if (!(in->cache = bvl_cache_of(cache))) return false;
+        if (!(in->cache = bvl_held(cache, BVL_CACHE, "cache"))) return false;
         in->past = in->cache->length;
     }
     if (p->joins && (!parse_ids(dict, "attention_mask", 0, in, &in->attention_mask) ||
@@ -413,12 +411,6 @@ static PyObject *program_map(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-bvl_program *bvl_program_of(PyObject *object) {
-    if (Py_TYPE(object) == program_type) return ((ProgramObject *)object)->program;
-    PyErr_Format(PyExc_TypeError, "found %R, expected a Program", Py_TYPE(object));
-    return NULL;
-}
-
 /* The weights as read-only arrays of bytes, in order; each keeps the program alive. */
 static PyObject *program_blocks(PyObject *self, PyObject *unused) {
     const bvl_store *store = &((ProgramObject *)self)->program->store;
@@ -474,5 +466,5 @@ static PyType_Spec program_spec = {"beyondvl._C.Program", sizeof(ProgramObject),
                                    program_slots};
 
 PyObject *bvl_program_type(PyObject *module) {
-    return bvl_new_type(module, &program_spec, &program_type);
+    return bvl_new_type(module, &program_spec, BVL_PROGRAM);
 }

@@ -3,8 +3,6 @@
 
 #include "model/program.h"
 
-static PyTypeObject *context_type, *cache_type;
-
 /* ---- Context ---- */
 
 typedef struct {
@@ -12,18 +10,12 @@ typedef struct {
 } ContextObject;
 
 PyObject *bvl_context_wrap(bvl_context *context) {
-    ContextObject *self = (ContextObject *)bvl_allocate(context_type);
+    ContextObject *self = (ContextObject *)bvl_allocate(bvl_type_of(BVL_CONTEXT));
     if (self)
         self->context = context;
     else
         bvl_context_free(context);
     return (PyObject *)self;
-}
-
-const bvl_context *bvl_context_of(PyObject *object) {
-    if (Py_TYPE(object) == context_type) return ((ContextObject *)object)->context;
-    PyErr_Format(PyExc_TypeError, "contexts: found %R, expected a Context", Py_TYPE(object));
-    return NULL;
 }
 
 static void context_dealloc(PyObject *self) {
@@ -54,7 +46,7 @@ static PyType_Spec context_spec = {"beyondvl._C.Context", sizeof(ContextObject),
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, context_slots};
 
 PyObject *bvl_context_type(PyObject *module) {
-    return bvl_new_type(module, &context_spec, &context_type);
+    return bvl_new_type(module, &context_spec, BVL_CONTEXT);
 }
 
 /* ---- Cache ---- */
@@ -64,19 +56,14 @@ typedef struct {
     PyObject *program; /* kept alive: the cache is compared to it by address */
 } CacheObject;
 
-bvl_cache *bvl_cache_of(PyObject *object) {
-    if (Py_TYPE(object) == cache_type) return ((CacheObject *)object)->cache;
-    PyErr_Format(PyExc_TypeError, "cache: found %R, expected a Cache", Py_TYPE(object));
-    return NULL;
-}
-
 static PyObject *cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *object;
     long long B, capacity;
     bvl_error err;
     bvl_program *program;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "OLL", &object, &B, &capacity) || !(program = bvl_program_of(object)))
+    if (!PyArg_ParseTuple(args, "OLL", &object, &B, &capacity) ||
+        !(program = bvl_held(object, BVL_PROGRAM, "program")))
         return NULL;
     program->sealed = true; /* its layers are counted now */
     CacheObject *self = (CacheObject *)bvl_allocate(type);
@@ -136,5 +123,5 @@ static PyType_Spec cache_spec = {"beyondvl._C.Cache", sizeof(CacheObject), 0, Py
                                  cache_slots};
 
 PyObject *bvl_cache_type(PyObject *module) {
-    return bvl_new_type(module, &cache_spec, &cache_type);
+    return bvl_new_type(module, &cache_spec, BVL_CACHE);
 }

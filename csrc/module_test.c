@@ -1,24 +1,12 @@
-/* module_test.c: single kernels of the active level and the allocator's fault hook, for tests. */
+/* module_test.c: single kernels of the active level, for tests; left out of builds that are not for tests. */
 #include "module.h"
 
 #include <string.h>
 
-#include "arena.h"
 #include "kernels/kernels.h"
 #include "ops/attention.h"
 
-PyObject *bvl_py_alloc_fail_at(PyObject *module, PyObject *args) {
-    long n;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "l", &n)) return NULL;
-    bvl_alloc_fail_at(n);
-    Py_RETURN_NONE;
-}
-
-PyObject *bvl_py_alloc_live(PyObject *module, PyObject *unused) {
-    (void)module, (void)unused;
-    return PyLong_FromLong(bvl_alloc_live());
-}
+#ifdef BVL_TESTS
 
 /* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL; n: M N K act precision
  * bf16 times lda ldc. Operand rows are lda apart, or as far as they are long; rows of `out` and residual ldc,
@@ -135,3 +123,5 @@ PyObject *bvl_py_test_scratch(PyObject *module, PyObject *args) {
                          (long long)bvl_attention_scratch(k, N, K), "mr", k->mr, "nr", k->nr, "bf16_rows",
                          k->bf16_rows ? Py_True : Py_False);
 }
+
+#endif

@@ -77,9 +77,9 @@ static void plain_pack(float *dst, const float *w, int64_t ld, int64_t N, int64_
         for (int64_t k = 0; k < K; k++) dst[n * K + k] = transposed ? w[k * ld + n] : w[n * ld + k];
 }
 
-static void blas_gemm(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, int64_t M,
-                      int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *e) {
-    const bvl_kernels *k = bvl_kernels_active();
+static void blas_gemm(const bvl_kernels *k, float *c, int64_t ldc, const float *a, int64_t lda,
+                      const float *packed, int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,
+                      const bvl_epilogue *e) {
     const int64_t n0 = p0 * BLAS_NR, width = BVL_MIN(p1 * BLAS_NR, N) - n0;
     if (M < 1 || width < 1) return;
     c += n0;
@@ -94,17 +94,32 @@ static void blas_gemm(float *c, int64_t ldc, const float *a, int64_t lda, const 
             k->activate(c + i * ldc, c + i * ldc, e->bias ? e->bias + n0 : NULL, e->act, width);
 }
 
+static bvl_kernels tables[BVL_ISA_COUNT];
+
+/* The product of each level, which activates by the kernels of that level. */
+#define LEVEL(isa, ISA)                                                                                  \
+    static void blas_gemm_##isa(float *c, int64_t ldc, const float *a, int64_t lda, const float *packed, \
+                                int64_t M, int64_t N, int64_t K, int64_t p0, int64_t p1,                 \
+                                const bvl_epilogue *e) {                                                 \
+        blas_gemm(&tables[BVL_ISA_##ISA], c, ldc, a, lda, packed, M, N, K, p0, p1, e);                   \
+    }
+BVL_LEVELS
+#undef LEVEL
+
+#define LEVEL(isa, ISA) \
+    [BVL_ISA_##ISA] = {[BVL_FLOAT32] = {plain_words, plain_operand, plain_pack, NULL, blas_gemm_##isa}},
+static const bvl_product products[BVL_ISA_COUNT][BVL_PRECISION_COUNT] = {BVL_LEVELS};
+#undef LEVEL
+
 const bvl_kernels *bvl_openblas_kernels(const bvl_kernels *kernels) {
-    static const bvl_product products[BVL_PRECISION_COUNT] = {
-        [BVL_FLOAT32] = {plain_words, plain_operand, plain_pack, NULL, blas_gemm}};
-    static bvl_kernels tables[BVL_ISA_COUNT];
     bvl_kernels *table = &tables[kernels->isa];
     pthread_mutex_lock(&opening);
-    if (table->product != products) { /* filled once: programs keep the pointer and read it without a lock */
+    if (table->product !=
+        products[kernels->isa]) { /* filled once: programs keep the pointer and read it without a lock */
         bvl_kernels filled = *kernels;
         filled.nr = BLAS_NR;
         filled.bf16_rows = false;
-        filled.product = products;
+        filled.product = products[kernels->isa];
         *table = filled;
     }
     pthread_mutex_unlock(&opening);

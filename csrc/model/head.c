@@ -1,4 +1,4 @@
-/* head.c: what stands between the blocks and an embedding; and the list of all operations.
+/* head.c: what stands between the blocks and an embedding.
  *
  * norm           y = norm(x), every row            linear         y = act(x W^T + b), or y += x W^T + b;
  *                                                                 as_blocks: in the precision of the blocks
@@ -18,17 +18,6 @@ static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same
         return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name,
                     dst->name);
-}
-
-bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
-                          double eps, bool rms, bvl_norm *norm, bvl_error *err) {
-    if (bvl_expect(r->op, b, at, 1, D, 0, 0, 0, err) != BVL_OK ||
-        (!rms && bvl_expect(r->op, b, at + 1, 1, D, 0, 0, 0, err) != BVL_OK))
-        return err->status;
-    if (rms && b->weights[at + 1].data)
-        return bvl_fail(err, BVL_INVALID, "%s: %s: given, and rms_norm has none", r->op->name,
-                        r->op->weights[at + 1]);
-    return bvl_norm_init(norm, &p->store, &b->weights[at], &b->weights[at + 1], eps, err);
 }
 
 static bvl_status norm_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -269,27 +258,4 @@ const bvl_op bvl_op_first_rows = {
     .weights = {NULL},
     .build = first_rows_build,
     .run = first_rows_run,
-};
-
-const bvl_op *const bvl_ops[] = {
-    &bvl_op_embed_tokens,
-    &bvl_op_join_features,
-    &bvl_op_query_tokens,
-    &bvl_op_patch_embed,
-    &bvl_op_fold_spectrogram,
-    &bvl_op_fuse_crops,
-    &bvl_op_transformer_block,
-    &bvl_op_attention_pool,
-    &bvl_op_context,
-    &bvl_op_inverted_residual,
-    &bvl_op_merge_rows,
-    &bvl_op_take_rows,
-    &bvl_op_put_rows,
-    &bvl_op_norm,
-    &bvl_op_linear,
-    &bvl_op_pool,
-    &bvl_op_l2_normalize,
-    &bvl_op_softmax,
-    &bvl_op_first_rows,
-    NULL,
 };

@@ -1,4 +1,5 @@
-/* ops.h: the operations a program is made of, one object each; the list is in head.c. */
+/* ops.h: the operations a program is made of, one object each; the list is in operations.c, and what
+ * helps to build them in build.c. */
 #ifndef BVL_MODEL_OPS_H
 #define BVL_MODEL_OPS_H
 

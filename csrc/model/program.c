@@ -93,59 +93,6 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
     return BVL_OK;
 }
 
-static void format_shape(char *text, size_t size, int rank, const int64_t *shape) {
-    size_t used = (size_t)snprintf(text, size, "(");
-    for (int i = 0; i < rank && used < size; i++) {
-        const char *sep = i ? ", " : "";
-        used +=
-            (size_t)(shape[i] < 0 ? snprintf(text + used, size - used, "%s*", sep)
-                                  : snprintf(text + used, size - used, "%s%lld", sep, (long long)shape[i]));
-    }
-    if (used < size) snprintf(text + used, size - used, ")");
-}
-
-bvl_status bvl_expect(const bvl_op *op, const bvl_build *build, int weight, int rank, int64_t d0, int64_t d1,
-                      int64_t d2, int64_t d3, bvl_error *err) {
-    const bvl_array *a = &build->weights[weight];
-    const int64_t wanted[BVL_MAX_RANK] = {d0, d1, d2, d3};
-    bool same = a->data && a->rank == rank;
-    for (int i = 0; same && i < rank; i++) same = wanted[i] < 0 ? a->shape[i] >= 1 : a->shape[i] == wanted[i];
-    if (same) return BVL_OK;
-    char found[96] = "nothing", expected[96];
-    if (a->data) format_shape(found, sizeof found, a->rank, a->shape);
-    format_shape(expected, sizeof expected, rank, wanted);
-    return bvl_fail(err, BVL_INVALID, "%s: %s: found %s, expected shape %s", op->name, op->weights[weight],
-                    found, expected);
-}
-
-bvl_status bvl_expect_whole(const bvl_op *op, const bvl_build *build, int param, int64_t least, int64_t most,
-                            int64_t *out, bvl_error *err) {
-    const double value = build->params[param];
-    if (!(value >= (double)least && value <= (double)most) || value != floor(value))
-        return bvl_fail(err, BVL_INVALID, "%s: %s: found %g, expected a whole number from %lld to %lld",
-                        op->name, op->params[param], value, (long long)least, (long long)most);
-    *out = (int64_t)value;
-    return BVL_OK;
-}
-
-bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
-                           int64_t rows, float **order, bvl_error *err) {
-    if (bvl_expect(r->op, b, at, 1, count, 0, 0, 0, err) != BVL_OK ||
-        bvl_copy_vector(order, &p->store, &b->weights[at], err) != BVL_OK)
-        return err->status;
-    uint8_t *seen = bvl_alloc((size_t)rows);
-    if (!seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)rows);
-    int64_t i = 0;
-    for (; i < count; i++) { /* of the copy: out of a mapped file it comes unseen too */
-        const float row = (*order)[i];
-        if (!(row >= 0 && row < (float)rows) || row != floorf(row) || seen[(int64_t)row]++) break;
-    }
-    bvl_free(seen);
-    if (i == count) return BVL_OK;
-    return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected each of 0 to %lld once", r->op->name,
-                    r->op->weights[at], (long long)i, (double)(*order)[i], (long long)rows - 1);
-}
-
 /* Layout of one worker's memory for micro-batches of `count` items. */
 typedef struct {
     size_t slots[BVL_MAX_SLOTS];
