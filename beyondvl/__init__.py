@@ -41,7 +41,7 @@ _LAZY = {
     "AudioError": "errors",
     "AutoFeatureExtractor": "processing.features",
     "AutoImageProcessor": "processing.image",
-    "AutoModel": "modeling",
+    "AutoModel": "models.auto",
     "AutoProcessor": "processing.processor",
     "AutoTokenizer": "processing.text",
     "BatchFeature": "outputs",
@@ -52,16 +52,18 @@ _LAZY = {
     "ImageError": "errors",
     "ImageProcessor": "processing.image",
     "ModelOutput": "outputs",
-    "PreTrainedModel": "modeling",
+    "PreTrainedModel": "models.model",
     "Processor": "processing.processor",
     "Tokenizer": "processing.text",
     "VideoError": "errors",
-    "cos_sim": "encode",
+    "cos_sim": "similarity",
+    "dot_score": "similarity",
     "load_audio": "processing.audio",
     "load_image": "processing.loading",
     "load_video": "processing.video",
     "pipeline": "pipelines",
-    "semantic_search": "encode",
+    "quantize_embeddings": "similarity",
+    "semantic_search": "similarity",
     "show_config": "show_config",
 }
 
@@ -81,9 +83,11 @@ def __getattr__(name: str) -> Any:
 
 def _named_class(name: str) -> Any:
     """CLIPModel, SiglipProcessor and the other names of transformers."""
-    from .modeling import model_class
+    from .models.auto import AUTO_NAMES, AutoModel, model_class
     from .processing.processor import processor_class
 
+    if name in AUTO_NAMES:
+        return AutoModel
     for find in (model_class, processor_class):
         try:
             return find(name)

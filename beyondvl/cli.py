@@ -26,7 +26,7 @@ def _table(rows: list[list[str]]) -> str:
 
 def similarity(options: argparse.Namespace) -> None:
     """Cosine of every picture, clip or sound with every text, and the best text of each."""
-    from .modeling import AutoModel
+    from .models.auto import AutoModel
 
     pictures = _pictures(options.images, all_media=True)
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
@@ -66,7 +66,7 @@ def _names(text: str, test: Callable[[Path], bool]) -> bool:
 
 def _seen(name: str) -> dict[str, str]:
     """A file as a clip or a sound when its extension says so, else as a picture, whatever it is called."""
-    from .encode import modality_of
+    from .processing.items import modality_of
 
     found = modality_of(name)
     return {found if found in ("video", "audio") else "image": name}
@@ -74,7 +74,7 @@ def _seen(name: str) -> dict[str, str]:
 
 def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
     """Files as given; a folder stands for the pictures in it, and with `all_media` for the clips and sounds too."""
-    from .encode import AUDIO_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
+    from .processing.items import AUDIO_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 
     extensions = PICTURE_EXTENSIONS + (VIDEO_EXTENSIONS + AUDIO_EXTENSIONS if all_media else ())
     found: list[str] = []
@@ -94,7 +94,7 @@ def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
 def embed(options: argparse.Namespace) -> None:
     """One JSON line per item: {"input", "embedding"}; a bad item has "error" instead and the exit code is 1."""
     from .errors import AudioError, ImageError, VideoError
-    from .modeling import AutoModel
+    from .models.auto import AutoModel
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     failed = False
@@ -151,7 +151,7 @@ def match(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """What a checkpoint is: family, towers, sizes, memory."""
-    from .modeling import AutoModel
+    from .models.auto import AutoModel
 
     start = time.perf_counter()
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
@@ -174,8 +174,9 @@ def info(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
     from .files import written_aside
+    from .folder import Folder
     from .hub import resolve
-    from .packed import copy_companions
+    from .models.packed import write_companions
     from .weights import open_checkpoint, save_safetensors
 
     source, target = resolve(options.model), Path(options.output)
@@ -188,13 +189,13 @@ def convert(options: argparse.Namespace) -> None:
     tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
     with written_aside(target, ("model.safetensors",)) as aside:
         save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
-        copy_companions(source, aside, besides=target)
+        write_companions(Folder(source).files, aside)
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
 
 
 def pack(options: argparse.Namespace) -> None:
     """Writes packed weights, which load in milliseconds and are shared by all processes, beside the other files."""
-    from .modeling import AutoModel
+    from .models.auto import AutoModel
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
     model.save_packed(options.output)

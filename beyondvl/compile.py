@@ -67,6 +67,9 @@ class Reader:
             self.part(ref, self.stored(ref, name), rows) for name, rows in zip(ref.names, ref.stored_rows, strict=True)
         ]
         found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if ref.scaled_by is not None:
+            factors = self(Ref((ref.scaled_by,), ref.shape[:1]))
+            found = found * factors.reshape(-1, *[1] * (found.ndim - 1))
         return found if ref.scale == 1 else found * np.float32(ref.scale)
 
     def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:

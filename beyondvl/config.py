@@ -12,33 +12,37 @@ from typing import Any
 from .errors import ConfigError
 from .files import read_regular
 
-__all__ = ["Config", "read_config_file", "read_json", "read_json_list", "read_text"]
+__all__ = ["MAX_JSON_BYTES", "Config", "decode_text", "parse_json", "parse_json_list", "read_config_file", "read_json"]
 
 MAX_JSON_BYTES = 50_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size; ConfigError names the file and what is wrong."""
-    value = _read(path)
+    return parse_json(read_config_file(path), path.name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object; ConfigError names the file and what is wrong."""
+    value = _parse(data, name)
     if not isinstance(value, dict):
-        raise ConfigError(f"{path.name}: expected an object, found {type(value).__name__}")
+        raise ConfigError(f"{name}: expected an object, found {type(value).__name__}")
     return value
 
 
-def read_json_list(path: Path) -> list[Any]:
-    """A JSON array, as `read_json`."""
-    value = _read(path)
+def parse_json_list(data: bytes, name: str) -> list[Any]:
+    """A JSON array, as `parse_json`."""
+    value = _parse(data, name)
     if not isinstance(value, list):
-        raise ConfigError(f"{path.name}: expected an array, found {type(value).__name__}")
+        raise ConfigError(f"{name}: expected an array, found {type(value).__name__}")
     return value
 
 
-def _read(path: Path) -> Any:
-    data = read_config_file(path)
+def _parse(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name}: not valid JSON: {error}") from error
+        raise ConfigError(f"{name}: not valid JSON: {error}") from error
 
 
 def read_config_file(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
@@ -51,12 +55,12 @@ def read_config_file(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
         raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from error
 
 
-def read_text(path: Path) -> str:
-    """A file of UTF-8, as `read_config_file`."""
+def decode_text(data: bytes, name: str) -> str:
+    """Text of UTF-8; ConfigError names the file where it is none."""
     try:
-        return read_config_file(path).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name}: not UTF-8: {error}") from error
+        raise ConfigError(f"{name}: not UTF-8: {error}") from error
 
 
 class Config:
@@ -98,6 +102,10 @@ class Config:
     def updated(self, other: Config) -> Config:
         """This configuration with the fields of another one over it."""
         return Config(self._values | other._values, self._where)
+
+    def over(self, other: Config) -> Config:
+        """The same, named as this one is in errors."""
+        return Config(other._values | self._values, self._where)
 
     def with_older_sections(self) -> Config:
         """Early configs hold a `text_config_dict` beside their `text_config`, which then counts alone, as in

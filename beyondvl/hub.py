@@ -9,26 +9,33 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .folder import KNOWN
+
 __all__ = ["DEFAULT_MODEL", "hub_options", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "packed.bin"]
-NESTED = ["*/*.safetensors", "*/*.bin", "*/*.txt", "*/*.model"]  # of subfolders only small configs are wanted
-TORCH_PATTERNS = ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]
+FILES = (*KNOWN, "packed.json")
+SAFETENSORS = [
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "packed.bin",
+]
+TORCH = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"]
+PLACES = ["0_*", "[1-9]_Dense"]  # folders of sentence-transformers that hold weights
 
 
 def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what `resolve` knows of the hub out of a caller's keyword arguments, and what changes nothing here."""
-    for ignored in ("use_fast", "backend"):
+    """Takes what `resolve` knows of the hub out of a caller's keyword arguments, and what changes nothing here.
+    ValueError for code that a repository would bring."""
+    for ignored in ("use_fast", "backend", "_from_auto", "code_revision"):
         kwargs.pop(ignored, None)
-    refuse_remote_code(kwargs.pop("trust_remote_code", False))
-    names = ("revision", "cache_dir", "local_files_only", "token")
-    return {name: kwargs.pop(name) for name in names if name in kwargs}
-
-
-def refuse_remote_code(trusted: Any) -> None:
-    if trusted:
+    if kwargs.pop("trust_remote_code", False):
         raise ValueError("trust_remote_code: configuration files never name code here; leave it out")
+    names = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
+    found = {name: kwargs.pop(name) for name in names if name in kwargs}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def default_folder() -> Path:
@@ -42,13 +49,16 @@ def resolve(
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    force_download: bool = False,
+    proxies: dict[str, str] | None = None,
+    subfolder: str = "",
     weights: bool = True,
 ) -> Path:
     """The folder that holds the files of `name`.
 
     `name` is a folder, "beyond-vl-model" (shipped inside the package), or a hub id "owner/name" (also
-    "hf-hub:owner/name"). With `weights` False only configuration and tokenizer files are fetched. safetensors are
-    preferred; a repository that holds only pytorch_model.bin gives that.
+    "hf-hub:owner/name"). With `weights` False only configuration and tokenizer files are fetched, and of a `subfolder`
+    its own files alone. safetensors are preferred; a repository that holds only pytorch_model.bin gives that.
 
     Raises FileNotFoundError when there is no such folder and it is no hub id, ImportError when huggingface_hub is
     needed and not installed.
@@ -62,28 +72,41 @@ def resolve(
     parts = text.split("/")
     if len(parts) > 2 or not all(parts) or Path(text).exists() or text.startswith((".", "~")):
         raise FileNotFoundError(f"{text!r}: no such folder, and not a hub id of the form owner/name")
-    return _download(text, revision, cache_dir, local_files_only, token, weights)
+    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token,
+               "force_download": force_download, "proxies": proxies}  # fmt: skip
+    return _download(text, {n: value for n, value in options.items() if value}, subfolder, weights)
 
 
-def _download(repo, revision, cache_dir, local_files_only, token, weights) -> Path:
+def _download(repo: str, options: dict[str, Any], subfolder: str, weights: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError(
             f"{repo!r} is not a folder; to fetch it from the hub install huggingface_hub: pip install 'beyondvl[hub]'"
         ) from error
-    options = {
-        "ignore_patterns": NESTED,
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "token": token,
-    }
-    patterns = PATTERNS if weights else [p for p in PATTERNS if p != "*.safetensors"]
-    folder = Path(snapshot_download(repo, allow_patterns=patterns, **options))
-    own = any(folder.glob("model*.safetensors")) or (
-        (folder / "open_clip_model.safetensors").exists() and not (folder / "config.json").exists()
-    )
-    if weights and not own:
-        folder = Path(snapshot_download(repo, allow_patterns=patterns + TORCH_PATTERNS, **options))
+    within = f"{subfolder.strip('/')}/" if subfolder else ""
+    files = [within + name for name in FILES] + ([] if within else [f"*/{name}" for name in FILES])
+    tensors = [within + name for name in SAFETENSORS] if weights else []
+    nested = [] if within or not weights else [f"{place}/{name}" for place in PLACES for name in SAFETENSORS]
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=files + tensors + nested, **options))
+        if weights and not _has_safetensors(folder / within):
+            nested = [] if within else [f"{place}/{name}" for place in PLACES for name in TORCH]
+            torch = [within + name for name in TORCH] + nested
+            folder = Path(snapshot_download(repo, allow_patterns=files + torch, **options))
+    except Exception as error:  # the client's own, of a dozen kinds, which speak of HTTP
+        said = " ".join(str(error).split())[:300]
+        raise FileNotFoundError(
+            f"{repo!r}: no such folder, and the hub does not give it ({type(error).__name__}: {said})"
+        ) from error
     return folder
+
+
+def _has_safetensors(folder: Path) -> bool:
+    """Whether a model's weights came as safetensors; OpenCLIP's own file counts where the model is OpenCLIP's."""
+    files = [
+        *folder.glob("model*.safetensors"),
+        *(path for place in PLACES for path in folder.glob(f"{place}/*.safetensors")),
+    ]
+    alone = (folder / "open_clip_model.safetensors").exists() and not (folder / "config.json").exists()
+    return bool(files) or alone or (folder / "packed.bin").exists()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .hub import DEFAULT_MODEL
-from .modeling import AutoModel, PreTrainedModel
+from .models.auto import AutoModel
+from .models.model import PreTrainedModel
 from .outputs import check_count, check_device
-from .processing.audio import is_sound_and_rate
-from .processing.processor import as_clips
+from .processing.items import as_clips, is_sound_and_rate
 from .tasks import (
     AnsweringModel,
     CaptioningModel,

@@ -1,54 +1,137 @@
-"""What a sentence encoder's folder says beside its model: sentence-transformers' own files."""
+"""What a sentence-transformers folder says beside its model: modules.json, and the files it names.
+
+Modules are Transformer (or CLIPModel), Pooling, then any number of Dense, and Normalize; the first one's folder holds
+the model itself.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import Config, read_json, read_json_list
+from .config import Config
 from .errors import ConfigError
+from .folder import Folder
+from .weights import Checkpoint, open_checkpoint
 
-__all__ = ["sentence_prompts", "sentence_settings"]
+__all__ = ["Sentences", "read_sentences"]
 
-MODES = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}  # the latter since version 6
+# pooling modes by their names in older files and since version 6
+MODES = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
+MODELS = ("Transformer", "CLIPModel")
+KNOWN = (*MODELS, "Pooling", "Dense", "Normalize")
+ACTIVATIONS = {"Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
+PLACE = re.compile(r"[\w\-]*")
 
 
-def sentence_settings(folder: Path) -> dict[str, Any]:
-    """How a sentence-transformers folder pools: {"pooling": "mean" or "first", "normalize": bool}."""
+@dataclass(frozen=True)
+class Sentences:
+    """`model` is the folder of the model itself. `dense` are the linears after pooling: place, sizes, activation.
+    `prompts` are by name, `default_prompt` is the one before every text; `max_length` in tokens, None: the model's."""
+
+    folder: Folder
+    model: Folder
+    pooling: str | None = None
+    normalize: bool = False
+    dense: tuple[dict[str, Any], ...] = ()
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    max_length: int | None = None
+    lowercase: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the model's own config does not say: how its rows become a sentence's."""
+        return {"pooling": self.pooling or "mean", "normalize": self.normalize, "dense": list(self.dense)}
+
+    def joined(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A model's weights with those of the linears, under their place."""
+        for layer in self.dense:
+            other = open_checkpoint(Path(self.folder.path, layer["place"]))
+            checkpoint = checkpoint.joined(other.renamed(lambda name, place=layer["place"]: f"{place}.{name}"))
+        return checkpoint
+
+
+def read_sentences(folder: Folder) -> Sentences | None:
+    """What a folder's modules.json and its relatives say; None where there are none. ConfigError for one of another
+    kind."""
+    prompts, default = _prompts(folder)
+    if "modules.json" not in folder:
+        length, lowercase = _limits(folder, folder)
+        found = Sentences(folder, folder, None, False, (), prompts, default, length, lowercase)
+        return found if prompts or length or lowercase else None
+    modules = _modules(folder)
+    model = folder.within(next((place for kind, place in modules if kind in MODELS), ""))
+    length, lowercase = _limits(model, folder)
+    pooled = [_pooling(folder, place) for kind, place in modules if kind == "Pooling"]
+    return Sentences(
+        folder, model, pooled[0] if pooled else None, any(kind == "Normalize" for kind, _ in modules),
+        tuple(_dense(folder, place) for kind, place in modules if kind == "Dense"), prompts, default, length, lowercase,
+    )  # fmt: skip
+
+
+def _modules(folder: Folder) -> list[tuple[str, str]]:
+    """(kind, place) in their order."""
     try:
-        modules = read_json_list(folder / "modules.json")
-        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
+        found = [(str(m["type"]).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in folder.json_list("modules.json")]
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"modules.json: expected objects with type and path: {error}") from error
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise ConfigError(f"modules.json: found {', '.join(sorted(unknown))}, expected Transformer, Pooling, Normalize")
-    pooling = "mean"
-    place = kinds.get("Pooling", "")
-    if "Pooling" in kinds:
-        if not re.fullmatch(r"[\w\-]+", place):
-            raise ConfigError(f"modules.json: Pooling: path {place!r}, expected a plain folder name")
-        path = folder / place / "config.json"
-        fields = read_json(path)
-        modes = [name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True and "_mode_" in name]
-        newer = fields.get("pooling_mode")
-        modes += newer if isinstance(newer, list) else [newer] if newer is not None else []
-        if len(modes) != 1 or str(modes[0]) not in MODES:
-            raise ConfigError(f"{path.parent.name}/config.json: pooling {modes}, expected the mean or the cls token")
-        if fields.get("include_prompt", True) is not True:
-            raise ConfigError(f"{path.parent.name}/config.json: include_prompt: found false, expected true")
-        pooling = MODES[modes[0]]
-    return {"pooling": pooling, "normalize": "Normalize" in kinds}
+    if unknown := sorted({kind for kind, _ in found} - set(KNOWN)):
+        raise ConfigError(f"modules.json: found {', '.join(unknown)}, expected {', '.join(KNOWN)}")
+    if wrong := [
+        (kind, place)
+        for kind, place in found
+        if not PLACE.fullmatch(place) or not (place or kind in MODELS or kind == "Normalize")
+    ]:
+        raise ConfigError(f"modules.json: {wrong[0][0]}: path {wrong[0][1]!r}, expected a plain folder name")
+    order = [("Transformer" if kind in MODELS else kind) for kind, _ in found]
+    if order != sorted(order, key=["Transformer", "Pooling", "Dense", "Normalize"].index):
+        raise ConfigError(
+            f"modules.json: found the order {', '.join(order)}, expected Normalize last and Pooling first"
+        )
+    return found
 
 
-def sentence_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    """Prompts by name, and the name of the one that stands before every text, if any."""
-    path = folder / "config_sentence_transformers.json"
-    fields = Config(read_json(path) if path.exists() else {}, path.name)
-    prompts, default = fields.get("prompts", {}), fields.get("default_prompt_name")
+def _pooling(folder: Folder, place: str) -> str:
+    file = f"{place}/config.json"
+    fields = folder.json(file)
+    modes = [name.removeprefix("pooling_mode_") for name, on in fields.items() if on is True and "_mode_" in name]
+    newer = fields.get("pooling_mode")
+    modes += newer if isinstance(newer, list) else [newer] if newer is not None else []
+    if len(modes) != 1 or str(modes[0]) not in MODES:
+        raise ConfigError(f"{file}: pooling {modes}, expected the mean or the cls token")
+    if fields.get("include_prompt", True) is not True:
+        raise ConfigError(f"{file}: include_prompt: found false, expected true")
+    return MODES[modes[0]]
+
+
+def _dense(folder: Folder, place: str) -> dict[str, Any]:
+    fields = Config(folder.json(f"{place}/config.json"), f"{place}/config.json")
+    name = str(fields.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"{place}/config.json: activation_function: found {name!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
+    sizes = {key: fields.integer(key, None, 1, 1 << 16) for key in ("in_features", "out_features")}
+    return {"place": place, **sizes, "bias": fields.boolean("bias", True), "activation": ACTIVATIONS[name]}
+
+
+def _prompts(folder: Folder) -> tuple[dict[str, str], str | None]:
+    fields = folder.config("config_sentence_transformers.json")
+    prompts, default = fields.get("prompts") or {}, fields.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError(f"{path.name}: prompts: found {prompts!r}, expected texts by name")
+        raise ConfigError(f"config_sentence_transformers.json: prompts: found {prompts!r:.200}, expected texts by name")
     if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise ConfigError(f"{path.name}: default_prompt_name: found {default!r}, expected one of {list(prompts)}")
+        file = "config_sentence_transformers.json"
+        raise ConfigError(f"{file}: default_prompt_name: found {default!r}, expected one of {list(prompts)}")
     return prompts, default
+
+
+def _limits(model: Folder, folder: Folder) -> tuple[int | None, bool]:
+    """Tokens of the longest text, and whether texts are put in lower case first."""
+    place = model if "sentence_bert_config.json" in model else folder
+    fields = place.config("sentence_bert_config.json")
+    length = fields.integer("max_seq_length", 1, 1, 1 << 30) if fields.get("max_seq_length") is not None else None
+    return length, fields.boolean("do_lower_case", False)

@@ -9,6 +9,7 @@ for each of thirty classes takes longer than to load packed weights. No two of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 __all__ = [
@@ -91,7 +92,8 @@ class Ref(Spec):
     `names` are stacked along rows when there are several, `row_counts` of each where they differ; an empty name stands
     for zeros. `rows` = (begin, end) takes part of a packed tensor whose full number of rows is `packed_rows`.
     `transpose` is for tensors stored as [in, out]. `optional` parameters may be absent and are then zero or left out. A
-    `tied` parameter is stored under another name where its own is absent. What is read is multiplied by `scale`.
+    `tied` parameter is stored under another name where its own is absent. What is read is multiplied by `scale`, and
+    its rows by the elements of `scaled_by`.
     `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "patches" of a convolution
     [D, C, k, k] a linear [D, k * k * C]; "time" of one [D, 1, k, C] along the lines of a picture whose columns are C,
     [D, C, k].
@@ -106,6 +108,7 @@ class Ref(Spec):
     optional: bool = False
     tied: str | None = None
     scale: float = 1.0
+    scaled_by: str | None = None
     stored_as: str = ""
 
     @property
@@ -260,8 +263,7 @@ class InvertedResidual(Spec):
 
 
 class TokenStem(Spec):
-    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`. With
-    `padding` positions count the tokens that are not that id, from padding + 1 on (RoBERTa).
+    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
 
     Without a table of positions there may be `max_positions` of them, told apart by the blocks: by distance, or by
     angles of position times each frequency in `rotary`.
@@ -273,7 +275,6 @@ class TokenStem(Spec):
     feature_token: int = -1
     max_positions: int = 0
     rotary: tuple[float, ...] = ()
-    padding: int | None = None
 
 
 class QueryStem(Spec):
@@ -450,8 +451,8 @@ class Encoder(Spec):
     """Stem, layers, then steps from "hidden" to the outputs.
 
     Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised), logits;
-    "context" where it makes one. With `grid` = (parts, bins, frames) the rows of last_hidden_state are those of a
-    spectrogram's parts, and it is given as (hidden_size, bins, parts * frames) an item.
+    "context" where it makes one. `prepare` lays a call's inputs out as the core takes them: (inputs, facts of the
+    program) -> inputs; `arrange` lays the outputs out as a caller expects them. Positions count from `first_position`.
     """
 
     stem: TokenStem | PatchStem | QueryStem | JoinStem
@@ -460,7 +461,9 @@ class Encoder(Spec):
     hidden_size: int
     stem_norm: Norm | None = None
     context: Context | None = None
-    grid: tuple[int, int, int] | None = None
+    prepare: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
+    arrange: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    first_position: int = 0
 
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""

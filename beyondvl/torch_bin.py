@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from .datafile import DTYPES, MAX_RANK, DataFile, Entry, is_size
 from .errors import CheckpointError
-from .weights import DTYPES, MAX_RANK, DataFile, Entry, is_size
 
 __all__ = ["TorchFile"]
 
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch wrote first before it wrote zip files
 MAX_PROGRAM_BYTES = 16_000_000  # some hundred a tensor
 STORAGES = {
     "FloatStorage": "F32",
@@ -237,6 +238,11 @@ class TorchFile(DataFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
+        if self.read_bytes(min(self.size, len(LEGACY)), 0) == LEGACY:
+            raise self.fail(
+                "saved by torch before 1.6, which is no zip file: convert it where torch is installed: "
+                "torch.save(torch.load(old, weights_only=True), new)"
+            )
         try:
             with zipfile.ZipFile(path) as archive:
                 members = {info.filename: info for info in archive.infolist()}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .hub import resolve
-from .modeling import AutoModel
+from .models.auto import AutoModel
+from .models.packed import is_packed
 from .outputs import to_numpy
-from .packed import is_packed
 from .tasks import AnsweringModel, ClassifyingModel, TaskModel, TranscribingModel
 
 __all__ = ["agrees", "compared_rows", "verify_model"]

@@ -11,50 +11,20 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .config import read_json
+from .datafile import DTYPES, MAX_RANK, DataFile, Entry, is_size
 from .errors import CheckpointError, ConfigError, MissingWeightError
-from .files import open_regular
 
 __all__ = ["Checkpoint", "SafetensorsFile", "open_checkpoint", "save_safetensors"]
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
-MAX_RANK = 8
-CHUNK_BYTES = 8 << 20
 
-# stored name -> (NumPy type on disk, how to widen it)
-DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "<i1",
-    "U8": "<u1",
-    "BOOL": "<u1",
-}
 FLOATS = {"F64", "F32", "F16", "BF16"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies: [begin, begin + bytes) of the file `source`."""
-
-    source: object
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
 
 
 def _pairs_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -64,63 +34,6 @@ def _pairs_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, obje
             raise ValueError(f"duplicate key {name!r}")
         result[name] = value
     return result
-
-
-class DataFile:
-    """An open weights file; reads are positioned, so threads may share it."""
-
-    fd = -1
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.fd = open_regular(path)
-        except OSError as error:
-            raise self.fail(f"cannot be opened: {error.strerror}") from error
-        self.size = os.fstat(self.fd).st_size
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self):
-        self.close()
-
-    def fail(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.path.name}: {message}")
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            got = os.preadv(self.fd, [buffer[done:]], offset + done)
-            if got <= 0:
-                raise self.fail(f"the file ends at byte {offset + done}: it was truncated")
-            done += got
-
-    def read_bytes(self, count: int, offset: int) -> bytes:
-        data = bytearray(count)
-        self.read_into(memoryview(data), offset)
-        return bytes(data)
-
-    def read_floats(self, entry: Entry) -> np.ndarray:
-        """The tensor as float32, converted in pieces so that no second whole copy exists."""
-        out = np.empty(entry.shape, np.float32)
-        flat = out.reshape(-1)
-        if entry.dtype == "F32":
-            if flat.size:
-                self.read_into(memoryview(flat).cast("B"), entry.begin)
-            return out
-        stored = np.dtype(DTYPES[entry.dtype])
-        step = CHUNK_BYTES // stored.itemsize
-        for start in range(0, flat.size, step):
-            piece = np.empty(min(step, flat.size - start), stored)
-            self.read_into(memoryview(piece).cast("B"), entry.begin + start * stored.itemsize)
-            if entry.dtype == "BF16":
-                flat[start : start + piece.size].view(np.uint32)[:] = piece.astype(np.uint32) << 16
-            else:
-                flat[start : start + piece.size] = piece
-        return out
 
 
 class SafetensorsFile(DataFile):
@@ -190,10 +103,6 @@ class SafetensorsFile(DataFile):
             raise self.fail(f"{self.size} bytes, expected {at} from the header: truncated or trailing data")
 
 
-def is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= 1 << 48
-
-
 class Checkpoint:
     """All tensors of a model by name, whatever files they lie in.
 
@@ -218,6 +127,12 @@ class Checkpoint:
                 raise CheckpointError(f"{self.source}: two tensors would be named {name}")
             renamed[name] = entry
         return Checkpoint(renamed, self.source)
+
+    def joined(self, other: Checkpoint) -> Checkpoint:
+        """With another one's tensors beside its own. CheckpointError for a name that both have."""
+        if twice := sorted(set(self.entries) & set(other.entries)):
+            raise CheckpointError(f"{other.source}: {twice[0]} is in {self.source} too")
+        return Checkpoint({**self.entries, **other.entries}, self.source)
 
     def scale_name(self, name: str) -> str | None:
         for candidate in (f"{name}_scale", re.sub(r"\.weight$", ".SCB", name)):
@@ -286,7 +201,7 @@ def _read_index(path: Path) -> dict[str, str]:
 def _open_file(path: Path) -> dict[str, Entry]:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path).entries
-    from .torch_bin import TorchFile
+    from .torch_bin import TorchFile  # most checkpoints do not wait for it
 
     return TorchFile(path).entries
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,41 @@ from beyondvl import _C
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _without_torchvision() -> None:
+    """The pixels are those of transformers' Pillow path, which its pipelines take where it sees no torchvision; OpenCLIP
+    brings one along."""
+    try:
+        from transformers import utils
+    except ImportError:
+        return
+    for place in (utils, utils.import_utils):
+        for name in ("is_torchvision_available", "is_torchvision_v2_available"):
+            setattr(place, name, lambda: False)
+
+
+def _importable_torchvision() -> None:
+    """OpenCLIP imports torchvision, which does not import beside a torch of another build than its own operators; none
+    of them is used here, and those that are asked for at import are declared in their place."""
+    located = importlib.util.find_spec("torchvision")
+    if located is None or importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    library = next(Path(located.origin).parent.glob("_C*.so"), None)
+    try:
+        if library:
+            torch.ops.load_library(str(library))
+    except OSError:
+        kept.append(torch.library.Library("torchvision", "DEF"))
+        for name in ("nms", "qnms"):
+            kept[0].define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+
+
+kept: list = []  # operators are declared for as long as this lives
+_without_torchvision()
+_importable_torchvision()
 
 
 def isa_params() -> list:

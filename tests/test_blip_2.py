@@ -11,7 +11,7 @@ from parity import close, unit_gain
 
 import beyondvl as bvl
 from beyondvl.compile import Reader, compile_encoder
-from beyondvl.modeling import Tower
+from beyondvl.models.tower import Tower
 from beyondvl.spec import replace
 from beyondvl.weights import open_checkpoint
 

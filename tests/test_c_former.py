@@ -15,6 +15,8 @@ from beyondvl.config import Config
 from beyondvl.families import flava
 from beyondvl.families.blocks import linear
 from beyondvl.families.registry import Family, Head
+from beyondvl.folder import Folder
+from beyondvl.models.load import class_named, load_towers
 from beyondvl.spec import Encoder, JoinStem, Project, Step, ref, replace
 from beyondvl.tasks.joint import JointModel
 from beyondvl.weights import save_safetensors
@@ -44,7 +46,7 @@ FAMILY = Family("four inputs", towers={}, classes={}, heads={"FourInputs": Head(
 
 
 class FourInputs(JointModel):
-    family, head, modalities, builders = FAMILY, FAMILY.heads["FourInputs"], tuple(TOWERS), TOWERS
+    spec = class_named("FourInputs", FAMILY)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,10 @@ def made(tmp_path_factory):
 
 
 def load(folder, precision="float32"):
-    return FourInputs._load(Config({"multimodal_config": SECTION}), folder, 2, True, precision)
+    config, files = Config({"multimodal_config": SECTION}), Folder(folder)
+    return FourInputs(
+        config, *load_towers(FourInputs.spec, config, files, None, 2, True, precision), files, None, 2, precision
+    )
 
 
 def features_and_masks():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +81,7 @@ def test_fields_of_an_image_processor_may_be_set(default):
                         "image_std": [0.0] * 3, "do_rescale": "no", "rescale_factor": None}.items():  # fmt: skip
         with pytest.raises(bvl.ConfigError, match=r"crop_size|" + name):
             setattr(ours, name, value)
-    assert ours.to_dict() == before | {"crop_size": None}
+    assert ours.to_dict() == {name: value for name, value in before.items() if name != "crop_size"}
     with pytest.raises(TypeError, match="unexpected arguments: colour"):
         ours(picture, colour=1)
     expected = default.image_processor(picture, do_rescale=False)["pixel_values"]
@@ -141,7 +140,7 @@ def test_tokenizers(default):
             tokenizer(long, **bad)
     with pytest.raises(TypeError, match="text: found NoneType, expected a text"):
         tokenizer(None)
-    with pytest.raises(TypeError, match="text 0: found int, expected str"):
+    with pytest.raises(TypeError, match="text: found int, expected a text"):
         tokenizer.encode(3)
     with pytest.raises(ValueError, match="ids: found -1, expected token ids"):
         tokenizer.decode([3, -1])
@@ -159,7 +158,9 @@ def test_siglip2_pads_as_its_class_does(tmp_path):
              "preprocessor_config": {"image_processor_type": "Siglip2ImageProcessor"}}  # fmt: skip
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    shutil.copy(bvl.AutoModel.from_pretrained("beyond-vl-model").folder / "tokenizer.json", tmp_path)
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", *"act"])}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
     processor = bvl.Siglip2Processor.from_pretrained(tmp_path)
     row = processor(text="a cat", return_tensors="np")["input_ids"][0]
     assert len(row) == 64 and row[0] == processor.tokenizer.pad_token_id and row[-1] != row[0]
@@ -271,9 +272,8 @@ def test_prompts_of_sentence_encoders(tmp_path):
     with pytest.raises(ValueError, match="prompt_name: found 'other', expected one of query, passage"):
         model.encode("a cat", prompt_name="other")
     files["config_sentence_transformers"]["default_prompt_name"] = "other"
-    model = bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / "other", {"pooling_mode": "mean"}, **files))
     with pytest.raises(bvl.ConfigError, match="default_prompt_name: found 'other'"):
-        model.encode("a cat")
+        bvl.AutoModel.from_pretrained(sentence_encoder(tmp_path / "other", {"pooling_mode": "mean"}, **files))
 
 
 def test_encode_takes_arrays_of_texts(default):

@@ -14,7 +14,7 @@ import beyondvl.hub
 import models
 import pictures
 from beyondvl.cli import main
-from beyondvl.modeling import load_config
+from beyondvl.models.model import open_model
 
 MODULES = [{"type": "sentence_transformers.models.Transformer", "path": ""},
            {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
@@ -46,7 +46,7 @@ def test_convert_keeps_pooling_and_refuses_a_folder_with_files(tmp_path, capsys)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     assert main(["convert", str(folder), str(tmp_path / "b")]) == 0
-    assert load_config(tmp_path / "b").sentence_transformers.pooling == "first"
+    assert open_model(tmp_path / "b", "", {})[2].sentence_transformers.pooling == "first"
     assert main(["convert", str(folder), str(folder)]) == 1
     assert "expected a new or empty folder" in capsys.readouterr().err
 
@@ -55,14 +55,14 @@ def test_convert_keeps_pooling_and_refuses_a_folder_with_files(tmp_path, capsys)
 def test_pooling_folder_stays_inside(tmp_path, path):
     folder = models.write(tmp_path / "a", BERT, modules=[MODULES[0], {**MODULES[1], "path": path}])
     with pytest.raises(bvl.ConfigError, match="plain folder name"):
-        load_config(folder)
+        open_model(folder, "", {})
 
 
 def test_missing_pooling_config_is_an_error(tmp_path):
     folder = models.write(tmp_path / "a", BERT, modules=MODULES)
     (folder / "1_Pooling").mkdir()
     with pytest.raises(bvl.ConfigError, match="is missing"):
-        load_config(folder)
+        open_model(folder, "", {})
 
 
 def test_positional_arguments_in_either_order(default):
@@ -79,12 +79,13 @@ def test_positional_arguments_in_either_order(default):
 def test_image_processor_files(tmp_path):
     """The newer file comes first; an unknown kind is refused instead of getting CLIP's settings; a file does not
     choose decoders or threads."""
-    size = {"size": {"height": 20, "width": 20}, "do_center_crop": False, "decoder": "stb", "num_threads": 5000}
+    size = {"size": {"height": 20, "width": 20}, "do_center_crop": False, "decoder": "stb", "num_threads": 5000,
+            "image_processor_type": "CLIPImageProcessor"}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text('{"size": 50}')
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": size}))
     found = bvl.AutoImageProcessor.from_pretrained(tmp_path)
     assert found.size == {"height": 20, "width": 20} and found.decoder == "auto" and found.num_threads < 5000
-    for bad, message in (({"image_processor_type": "ViTImageProcessor"}, "image_processor_type: found 'ViT'"),
+    for bad, message in (({"image_processor_type": "ViTImageProcessor"}, "image_processor_type: found 'ViTImageProcessor'"),
                          ({"rescale_factor": "x"}, "rescale_factor"), ({"image_mean": [10**400] * 3}, "image_mean"),
                          ({"size": {"longest_edge": 3}}, "size"), ({"resample": 9}, "resample")):  # fmt: skip
         (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {**size, **bad}}))
@@ -102,7 +103,8 @@ def test_open_clip_folders(tmp_path):
 
     folder = models.write(tmp_path / "m", OPEN_CLIP)
     (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
-    config = {"model_cfg": OPEN_CLIP["model_cfg"], "preprocess_cfg": {"resize_mode": "squash"}}
+    text = OPEN_CLIP["model_cfg"]["text_cfg"] | {"hf_tokenizer_name": "bert-base-uncased"}
+    config = {"model_cfg": OPEN_CLIP["model_cfg"] | {"text_cfg": text}, "preprocess_cfg": {"resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text('{"architecture": "vit_base"}')
     shutil.copy(bvl.hub.default_folder() / "tokenizer.json", folder)

@@ -49,9 +49,10 @@ def test_what_is_no_file_is_not_read(tmp_path, name, kind):
         bvl.AutoProcessor.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model", "merges.txt"])
-def test_what_is_no_vocabulary_is_not_read(tmp_path, name):
+@pytest.mark.parametrize("name,kind", [("vocab.txt", "Bert"), ("spiece.model", "Siglip"), ("merges.txt", "CLIP")])
+def test_what_is_no_vocabulary_is_not_read(tmp_path, name, kind):
     os.mkfifo(tmp_path / name)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{kind}Tokenizer"}))
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(bvl.ConfigError, match="not a regular file"):
         bvl.AutoTokenizer.from_pretrained(tmp_path)
@@ -81,11 +82,12 @@ def test_a_folder_without_a_processor_file(tmp_path, missing, call, message):
         call(model)
     with pytest.raises(bvl.ConfigError, match="no files for feature_extractor"):
         model.feature_extractor  # noqa: B018
-    other = bvl.AutoModel.from_pretrained(default_without(tmp_path / "other", missing, "tokenizer_config.json"))
-    (tmp_path / "other" / "tokenizer.json").unlink(missing_ok=True)
-    (tmp_path / "other" / "preprocessor_config.json").unlink(missing_ok=True)
+    alone = ("tokenizer.json", "preprocessor_config.json", "tokenizer_config.json")
+    other = bvl.AutoModel.from_pretrained(default_without(tmp_path / "other", *alone))
     with pytest.raises(bvl.ConfigError, match=r"no files of a processor, expected tokenizer\.json"):
         other.encode("a cat")
+    with pytest.raises(bvl.ConfigError, match=r"no files of a processor, expected tokenizer\.json"):
+        bvl.AutoProcessor.from_pretrained(tmp_path / "other")
 
 
 def write_tokenizer(folder, **changes):
@@ -139,6 +141,7 @@ def test_a_character_map_that_leads_out_of_its_bounds(tmp_path, damage, message,
         piece = b"\x0a\x04</s>"
         spec = b"\x12" + varint(len(data)) + data
         (tmp_path / file).write_bytes(b"\x0a" + bytes([len(piece)]) + piece + b"\x1a" + varint(len(spec)) + spec)
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
     with pytest.raises(bvl.ConfigError, match=message):
         bvl.AutoTokenizer.from_pretrained(tmp_path)
 
@@ -197,6 +200,9 @@ def test_tokenizer_arguments(tmp_path):
     for wrong in (-1, [-1], [1 << 40]):
         with pytest.raises(ValueError, match="ids: found"):
             tokenizer.convert_ids_to_tokens(wrong)
+    with pytest.raises(ValueError, match="no padding token: set one"):
+        tokenizer("a cat", padding="max_length", max_length=4)
+    tokenizer.pad_token = "[UNK]"
     with pytest.raises(ValueError, match="padding to 536870912 tokens: expected at most"):
         tokenizer("a cat", padding="max_length", max_length=2**29)
     assert tokenizer("a cat", truncation=True, max_length=2**31)["input_ids"] == [0, 1]
@@ -252,7 +258,7 @@ def test_long_and_thin_pictures():
             with pytest.raises(bvl.ImageError, match=r"image 1: .* pixels.*, expected sides up to 1048576"):
                 processor([np.zeros((8, 8, 3), np.uint8), picture])
         assert processor(np.zeros((8, 8, 3), np.uint8))["pixel_values"].shape == (1, 3, 224, 224)
-    processor = bvl.CLIPImageProcessor(size={"height": 48, "width": 48})
+    processor = bvl.CLIPImageProcessor(size={"height": 48, "width": 48}, do_center_crop=False)
     assert processor(png(65535, 1))["pixel_values"].shape == (1, 3, 48, 48)  # a long one that fits
     floats = bvl.CLIPImageProcessor(size=224, crop_size=224, do_center_crop=True)
     with pytest.raises(bvl.ImageError, match="image 0: 40000 x 20 pixels would become 448000 x 224"):

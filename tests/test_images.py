@@ -13,7 +13,7 @@ import beyondvl as bvl
 import beyondvl.config
 import pictures
 from beyondvl import _C
-from beyondvl.processing.image import ImageProcessor
+from beyondvl.processing.image import image_class
 from beyondvl.processing.loading import MAX_PIXELS, load_image, load_pixels
 
 CONFIGS = {
@@ -36,7 +36,7 @@ def reference(name):
     transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
     cls, fields = CONFIGS[name]
     found = getattr(transformers, cls)
-    return found(**fields), ImageProcessor.from_config(bvl.config.Config({"image_processor_type": cls, **fields}))
+    return found(**fields), image_class(cls).from_dict(fields)
 
 
 def expected_pixels(processor, image):
@@ -132,8 +132,8 @@ def test_resize_is_pillows(isa, filter):
 
 def test_batches_and_threads_agree():
     images = [pictures.photo(100 + 13 * i, 90 + 7 * i, seed=i) for i in range(9)]
-    one = ImageProcessor.from_config(bvl.config.Config({}), num_threads=1)
-    many = ImageProcessor.from_config(bvl.config.Config({}), num_threads=4)
+    one = bvl.CLIPImageProcessor(num_threads=1)
+    many = bvl.CLIPImageProcessor(num_threads=4)
     batch = many(images)["pixel_values"]
     np.testing.assert_array_equal(batch, one(images)["pixel_values"])
     for i, image in enumerate(images):
@@ -160,7 +160,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_pictures_are_named(name):
-    ours = ImageProcessor.from_config(bvl.config.Config({}))
+    ours = bvl.CLIPImageProcessor()
     source, message = BAD[name]
     good = pictures.photo()
     with pytest.raises(ValueError, match="(?s).*" + message.replace("[", r"\[")) as caught:
@@ -191,7 +191,7 @@ def test_huge_pictures_are_refused_before_decoding():
 
 def test_empty_list():
     with pytest.raises(ValueError, match="empty"):
-        ImageProcessor.from_config(bvl.config.Config({}))([])
+        bvl.CLIPImageProcessor()([])
 
 
 @pytest.mark.skipif(_C.config()["stb"] is None, reason="stb_image is not built in (no header, or older than 2.30)")

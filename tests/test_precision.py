@@ -287,10 +287,11 @@ def test_names_of_dtypes(made, tmp_path):
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["clip odd"] | {"dtype": "bfloat16"}))
     assert bvl.AutoModel.from_pretrained(tmp_path, dtype="auto").dtype == "bfloat16"
+    assert bvl.AutoModel.from_pretrained(folder, dtype="float16").dtype == "float32"
     with pytest.raises(
-        ValueError, match="dtype: found 'float16', expected one of float32, bfloat16, int8, bfloat16x3, fastest"
+        ValueError, match="dtype: found 'float64', expected one of float32, bfloat16, int8, bfloat16x3, fastest"
     ):
-        bvl.AutoModel.from_pretrained(folder, dtype="float16")
+        bvl.AutoModel.from_pretrained(folder, dtype="float64")
 
 
 def test_openblas_is_float32_only(made, monkeypatch):

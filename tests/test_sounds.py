@@ -56,7 +56,7 @@ def test_levels_give_the_same_bits(rng):
     found = []
     for isa in _C.usable_isas():
         _C.set_isa(isa)
-        found.append(features.WhisperFeatureExtractor()(sound, sampling_rate=16000, return_tensors="np").input_features)
+        found.append(bvl.WhisperFeatureExtractor()(sound, sampling_rate=16000, return_tensors="np").input_features)
     _C.set_isa()
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -109,7 +109,7 @@ def speech(rate: int, seconds: float) -> np.ndarray:
 @pytest.mark.parametrize("seconds", [0.01, 1.7, 10.0, 10.002, 14.3, 33.0])
 def test_clap_features(transformers, truncation, padding, seconds):
     theirs = transformers.ClapFeatureExtractor(truncation=truncation, padding=padding)
-    ours = features.ClapFeatureExtractor(truncation=truncation, padding=padding)
+    ours = bvl.ClapFeatureExtractor(truncation=truncation, padding=padding)
     sound = speech(48_000, seconds)
     np.random.seed(11)
     expected = theirs(sound, sampling_rate=48_000, return_tensors="np")
@@ -123,7 +123,7 @@ def test_clap_is_deterministic():
     """Whatever its neighbours are, and however often; the seed draws other crops."""
     sound = speech(48_000, 21.0)
     for truncation in ("fusion", "rand_trunc"):
-        extract = features.ClapFeatureExtractor(truncation=truncation)
+        extract = bvl.ClapFeatureExtractor(truncation=truncation)
         first = extract(sound, sampling_rate=48_000, return_tensors="np")
         batch = extract([sound[:9000], sound], sampling_rate=48_000, return_tensors="np")
         short = extract(sound[:9000], sampling_rate=48_000, return_tensors="np")
@@ -135,7 +135,7 @@ def test_clap_is_deterministic():
 
 
 def test_whisper_features(transformers):
-    theirs, ours = transformers.WhisperFeatureExtractor(), features.WhisperFeatureExtractor()
+    theirs, ours = transformers.WhisperFeatureExtractor(), bvl.WhisperFeatureExtractor()
     batch = [speech(16_000, 3.2), speech(16_000, 31.0), np.zeros(100, np.float32)]
     for settings in ({}, {"return_attention_mask": True}, {"max_length": 16_000 * 4}, {"padding": "longest"}):
         expected = theirs(batch, sampling_rate=16_000, return_tensors="np", **settings)
@@ -148,7 +148,7 @@ def test_whisper_features(transformers):
 
 def test_ast_features(transformers):
     for settings in ({}, {"num_mel_bins": 64, "max_length": 200}, {"do_normalize": False}):
-        theirs, ours = transformers.ASTFeatureExtractor(**settings), features.ASTFeatureExtractor(**settings)
+        theirs, ours = transformers.ASTFeatureExtractor(**settings), bvl.ASTFeatureExtractor(**settings)
         batch = [speech(16_000, 3.2), speech(16_000, 12.0)]
         expected = theirs(batch, sampling_rate=16_000, return_tensors="np")
         found = ours(batch, sampling_rate=16_000, return_tensors="np")

@@ -6,11 +6,17 @@ The picture has mels for lines and frames for columns, where input_values (B, fr
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
+import numpy as np
+
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Encoder, FirstRows, PatchStem, Pool, Project, Step, ref
-from .blocks import ACTIVATIONS, linear, norm, vit_block
-from .registry import Family, Head, strip_prefixes
+from ..outputs import BatchFeature, from_numpy
+from ..processing.features import MOST_FEATURES, MOST_MELS, FeatureExtractor, hann, mel_filters
+from ..spec import Encoder, FirstRows, PatchStem, Pool, Project, Step, ref, replace
+from .blocks import ACTIVATIONS, as_picture, linear, norm, vit_block
+from .registry import Family, Head, Processing, strip_prefixes
 
 
 def audio(config: Config) -> Encoder:
@@ -45,6 +51,7 @@ def audio(config: Config) -> Encoder:
             Step("class_tokens", "last_hidden_state", FirstRows(2)),
             Step("pooler_output", "class_tokens", Pool("mean")),
         ),
+        prepare=as_picture("input_values"),
     )
 
 
@@ -57,11 +64,46 @@ def classifier(config: Config) -> Encoder:
         Step("normed", "pooler_output", norm("classifier.layernorm", hidden, eps)),
         Step("logits", "normed", Project(linear("classifier.dense", count, hidden))),
     )
-    return Encoder(encoder.stem, encoder.layers, encoder.steps + steps, hidden)
+    return replace(encoder, steps=encoder.steps + steps)
+
+
+class ASTFeatureExtractor(FeatureExtractor):
+    """`input_values` (B, max_length, 128): Kaldi's filter banks of 25 ms every 10, cut or filled up, normalised."""
+
+    input_name = "input_values"
+    defaults: ClassVar[dict[str, Any]] = {
+        "feature_size": 1, "sampling_rate": 16_000, "num_mel_bins": 128, "max_length": 1024, "do_normalize": True,
+        "mean": -4.2677393, "std": 4.5689974,
+    }  # fmt: skip
+
+    def _prepare(self, config: Config) -> None:
+        rate = config.integer("sampling_rate", 16_000, 1_000, 768_000)
+        mels = config.integer("num_mel_bins", 128, 1, MOST_MELS)
+        config.integer("max_length", 1024, 1, MOST_FEATURES // mels)
+        config.number("mean", 0, -1e6, 1e6)
+        if abs(std := config.number("std", 1, -1e6, 1e6)) < 1e-12:
+            raise ConfigError(f"preprocessor_config.json: std: found {std}, expected a number that is not near 0")
+        self.hop_length, self.window = 160, hann(400, periodic=False)
+        self.filters = mel_filters(257, mels, 20, rate // 2, rate, "kaldi")
+
+    def __call__(
+        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """`raw_speech`: one sound or a list. Raises AudioError, ValueError."""
+        features = []
+        for sound in self.sounds(raw_speech, sampling_rate):
+            sound = np.pad(sound, (0, max(0, len(self.window) - len(sound))))
+            mel = self._log_mel(sound, self.filters, 1.0, kaldi=True)
+            mel = np.pad(mel[: self.max_length], ((0, max(0, self.max_length - len(mel))), (0, 0)))
+            features.append((mel - np.float32(self.mean)) / np.float32(2 * self.std) if self.do_normalize else mel)
+        return BatchFeature(input_values=from_numpy(np.stack(features), return_tensors) if return_tensors else features)
 
 
 FAMILY = Family(
     model_type="audio-spectrogram-transformer",
+    processing=Processing(
+        feature_extractor="ASTFeatureExtractor", feature_extractors={"ASTFeatureExtractor": ASTFeatureExtractor}
+    ),
     towers={"audio": audio},
     classes={"ASTModel": ("audio",)},
     heads={"ASTForAudioClassification": Head("classifying", {"audio": classifier})},

@@ -6,11 +6,13 @@ first token where the folder's pooling says so, normalised when its modules say 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Cross, Encoder, FeedForward, Normalize, Pool, Project, Step, TokenStem, ref
+from ..spec import Block, Cross, Encoder, FeedForward, Normalize, Pool, Project, Step, TokenStem, ref, replace
 from .blocks import ACTIVATIONS, linear, norm, stacked
-from .registry import Family, strip_prefixes
+from .registry import Family, Processing, strip_prefixes
 
 
 def feed_forward(prefix: str, hidden: int, intermediate: int, eps: float, suffix: str = "") -> FeedForward:
@@ -54,9 +56,8 @@ def cross_part(prefix: str, hidden: int, eps: float, part: str = "self") -> Cros
     )
 
 
-def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], padding: int | None = None) -> Encoder:
-    """A BERT under the key prefix, with the given steps after its last layer; `padding`: a RoBERTa, whose positions
-    count the tokens that are not that id."""
+def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], **more: Any) -> Encoder:
+    """A BERT under the key prefix, with the given steps after its last layer; `more`: further fields of the encoder."""
     if section.get("position_embedding_type", "absolute") != "absolute" or section.boolean("is_decoder", False):
         raise ConfigError("config.json: expected absolute positions and no decoder")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
@@ -74,7 +75,6 @@ def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], padding:
             word=ref(f"{embeddings}.word_embeddings.weight", vocab, hidden),
             position=ref(f"{embeddings}.position_embeddings.weight", positions, hidden),
             type=ref(f"{embeddings}.token_type_embeddings.weight", types, hidden),
-            padding=padding,
         ),
         stem_norm=norm(f"{embeddings}.LayerNorm", hidden, eps),
         layers=tuple(
@@ -84,17 +84,20 @@ def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], padding:
             )
         ),
         steps=steps,
+        **more,
     )
 
 
 def sentence_steps(config: Config) -> tuple[Step, ...]:
-    """Pooling as the folder of a sentence encoder states it (see `modeling.load_config`)."""
+    """Pooling, further linears and normalisation as the folder of a sentence encoder states them (see sentences.py)."""
     settings = config.section("sentence_transformers")
-    pooling = settings.choice("pooling", "mean", ("mean", "first"))
-    steps = [Step("pooled_sentence" if settings.get("normalize") else "sentence_embedding", "hidden", Pool(pooling))]
+    steps = [Step("pooled", "hidden", Pool(settings.choice("pooling", "mean", ("mean", "first"))))]
+    for layer in settings.get("dense", []):
+        place = linear(f"{layer['place']}.linear", layer["out_features"], layer["in_features"], layer["bias"])
+        steps.append(Step(f"dense_{len(steps)}", steps[-1].dst, Project(place, layer["activation"])))
     if settings.get("normalize"):
-        steps.append(Step("sentence_embedding", "pooled_sentence", Normalize()))
-    return tuple(steps)
+        steps.append(Step("normalized", steps[-1].dst, Normalize()))
+    return (*steps[:-1], replace(steps[-1], dst="sentence_embedding"))
 
 
 def text(config: Config) -> Encoder:
@@ -115,6 +118,7 @@ def rename(key: str) -> str:
 
 FAMILY = Family(
     model_type="bert",
+    processing=Processing(tokenizer="BertTokenizer"),
     towers={"text": text},
     classes={"BertModel": ("text",)},
     rename=rename,

@@ -13,7 +13,8 @@ from ..spec import Encoder, Linear, Normalize, Pool, Project, Softmax, Step, ref
 from .bert import bert_encoder
 from .blocks import linear, norm
 from .efficientnet_lite import HEAD_CHANNELS, lite_encoder
-from .registry import Family
+from .pictures import CLIP
+from .registry import Family, Processing
 
 
 def text(config: Config) -> Encoder:
@@ -51,6 +52,9 @@ def vision(config: Config) -> Encoder:
 
 FAMILY = Family(
     model_type="beyond_vl",
+    processing=Processing(
+        tokenizer="BertTokenizer", image_processor="CLIPImageProcessor", image_processors={"CLIPImageProcessor": CLIP}
+    ),
     towers={"text": text, "vision": vision},
     classes={"BeyondVLModel": ("text", "vision")},
     prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "vision_head.")},

@@ -15,7 +15,8 @@ from ..errors import ConfigError
 from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .bert import cross_part, feed_forward, post_norm_block
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, prediction_head, square_picture, stacked
-from .registry import Family, Head
+from .pictures import BLIP
+from .registry import Family, Head, Processing, ProcessorKind
 
 BOS, SEP, PAD = 30522, 102, 0
 
@@ -203,8 +204,17 @@ def prompt(
     return ids, (ids != special["pad_token_id"]).astype(np.int64) if mask is None else mask[:, :-1]
 
 
+PICTURES = {"BlipImageProcessor": BLIP}
+NO_TYPES = ("token_type_ids",)  # its models know none, though a tokenizer does
 FAMILY = Family(
     model_type="blip",
+    processing=Processing(
+        processor="BlipProcessor",
+        tokenizer="BertTokenizer",
+        image_processor="BlipImageProcessor",
+        image_processors=PICTURES,
+        kind=ProcessorKind(unused_inputs=NO_TYPES),
+    ),
     towers={},
     classes={},
     heads={

@@ -29,12 +29,13 @@ from ..spec import (
 )
 from . import language
 from .bert import cross_part, feed_forward, post_norm_block
-from .blip import stem, vision_layers, vision_steps
+from .blip import NO_TYPES, PICTURES, stem, vision_layers, vision_steps
 from .blocks import ACTIVATIONS, linear, norm, stacked
-from .registry import Family, Head
+from .registry import Family, Head, Processing, ProcessorKind
 
 VISION = (1408, 6144, 39, 16)  # the class's hidden_size, intermediate_size, num_hidden_layers, heads
 VIDEO, VIDEO_FRAMES = "instructblipvideo", 4  # a clip is that many pictures
+GIVEN_LATER = {"opt": 50265, "t5": 32100, "llama": 32000}  # ids of placeholders that published configs got in 2024
 INNER = "attention.attention"  # where a layer keeps its query, key and value
 
 
@@ -173,13 +174,17 @@ def text_tokens(config: Config) -> Encoder:
 
 
 def image_token(config: Config) -> int:
+    """The id of the token that stands for a query in a text; configs of before 2024 lack it and get what those of
+    the same language model were given later."""
     name = "video_token_index" if config.get("model_type") == VIDEO else "image_token_index"
-    if config.get(name) is None:
+    section = config.section("text_config")
+    vocab, given = section.get("vocab_size"), GIVEN_LATER.get(str(section.get("model_type")), 1 << 20)
+    if config.get(name) is None and not (type(vocab) is int and given < vocab):
         raise ConfigError(
             f"config.json: {name} is missing, expected the id of the token that stands for a picture: configs of "
             "before 2024 lack it, and the published ones were given it"
         )
-    return config.integer(name, None, 0, (1 << 20) - 1)
+    return config.integer(name, given, 0, (1 << 20) - 1)
 
 
 def placeholders(config: Config) -> list[int]:
@@ -239,6 +244,13 @@ WRITING = Head(
 )
 FAMILY = Family(
     model_type="blip-2",
+    processing=Processing(
+        processor="Blip2Processor",
+        tokenizer="GPT2Tokenizer",
+        image_processor="BlipImageProcessor",
+        image_processors=PICTURES,
+        kind=ProcessorKind(unused_inputs=NO_TYPES, placeholder="image_token"),
+    ),
     towers={},
     classes={},
     heads={

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
 from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, FeedForward, Linear, Norm, Project, Ref, Step, ref
@@ -129,3 +134,30 @@ def bart_block(
         activation=activation,
         causal=causal,
     )
+
+
+def as_picture(name: str) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """A spectrogram input as the core takes it, a picture of its channels; without channels its axes change places."""
+
+    def prepare(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        if name not in inputs:
+            return inputs
+        channels, height, width = facts["image"]
+        array = inputs.pop(name)
+        if array.ndim != 4:
+            if channels > 1 or array.ndim != 3 or array.shape[1:] != (width, height):
+                raise ValueError(f"{name}: found shape {array.shape}, expected (B, {width}, {height})")
+            array = np.ascontiguousarray(array.transpose(0, 2, 1))[:, None]
+        return inputs | {"pixel_values": array}
+
+    return prepare
+
+
+def counted_positions(padding: int) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """Positions that count the tokens which are not padding, from its id + 1 on (Liu et al., 2019)."""
+
+    def prepare(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        kept = inputs["input_ids"] != padding
+        return inputs | {"position_ids": kept.cumsum(1) * kept + padding}
+
+    return prepare

@@ -7,7 +7,8 @@ from ..spec import Encoder, Normalize, Pool, Project, Step
 from .bert import bert_encoder
 from .blocks import linear
 from .clip import projection_size, tower_config, vision
-from .registry import Family
+from .pictures import CLIP
+from .registry import Family, Processing
 
 
 def text(config: Config) -> Encoder:
@@ -29,6 +30,12 @@ def text(config: Config) -> Encoder:
 
 FAMILY = Family(
     model_type="chinese_clip",
+    processing=Processing(
+        processor="ChineseCLIPProcessor",
+        tokenizer="BertTokenizer",
+        image_processor="ChineseCLIPImageProcessor",
+        image_processors={"ChineseCLIPImageProcessor": CLIP, "CLIPImageProcessor": CLIP},
+    ),
     aliases=("chinese_clip_text_model", "chinese_clip_vision_model"),
     towers={"text": text, "vision": vision},
     classes={

@@ -5,15 +5,22 @@ A log-mel spectrogram, normed by mel and stretched to 1024 frames, is cut in fou
 picture of 256 x 256. Its patches attend within windows of 8 x 8, which every second block shifts by half; four patches
 become one between stages. Traps: logits_per_audio and logits_per_text have a scale each; get_*_features are normalised
 where `*_embeds` of the one-tower classes are not; a stage no larger than a window does not shift; four neighbours are
-merged column by column.
+merged column by column; the published extractor crops long sounds at random, so that one file gives many embeddings:
+here the crop is the middle one, the same every time, unless a seed asks for transformers' draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
+from ..outputs import BatchFeature, from_numpy
+from ..processing.features import DB, MOST_MELS, MOST_WINDOW, FeatureExtractor, hann, mel_filters
 from ..spec import (
     BatchNormConv,
     Block,
@@ -33,9 +40,9 @@ from ..spec import (
     replace,
 )
 from .bert import bert_encoder
-from .blocks import ACTIVATIONS, linear, norm, vit_block
+from .blocks import ACTIVATIONS, as_picture, counted_positions, linear, norm, vit_block
 from .clip import tower_config
-from .registry import Family
+from .registry import Family, Processing
 
 EPS = 1e-5  # of norms that the config does not speak of
 TEXT_DEFAULTS = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
@@ -62,7 +69,8 @@ def text(config: Config) -> Encoder:
         Step("pooler_output", "first_token", Project(linear("text_model.pooler.dense", hidden, hidden), "tanh")),
         *projection("text_projection", hidden, config, section),
     )
-    return bert_encoder(section, "text_model.", steps, padding=section.integer("pad_token_id", 1, 0, 1 << 20))
+    padding = section.integer("pad_token_id", 1, 0, 1 << 20)
+    return bert_encoder(section, "text_model.", steps, prepare=counted_positions(padding), first_position=padding + 1)
 
 
 def pair(section: Config, name: str, default: int) -> tuple[int, int]:
@@ -218,12 +226,133 @@ def audio(config: Config) -> Encoder:
             Step("pooler_output", "last_hidden_state", Pool("mean")),
             *projection("audio_projection", last, config, section),
         ),
-        grid=(end[0] // bins, bins, end[1]),
+        prepare=as_picture("input_features"),
+        arrange=by_bins(end[0] // bins, bins, end[1], last),
     )
+
+
+def by_bins(parts: int, bins: int, frames: int, hidden: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Rows of a spectrogram's parts as transformers gives them: (hidden_size, bins, parts * frames) an item."""
+
+    def arrange(outputs: dict[str, Any]) -> dict[str, Any]:
+        if "last_hidden_state" not in outputs:
+            return outputs
+        rows = outputs["last_hidden_state"].reshape(-1, parts, bins, frames, hidden)
+        rows = rows.transpose(0, 4, 2, 1, 3).reshape(len(rows), hidden, bins, parts * frames)
+        return outputs | {"last_hidden_state": np.ascontiguousarray(rows)}
+
+    return arrange
+
+
+class ClapFeatureExtractor(FeatureExtractor):
+    """`input_features` (B, C, frames, 64) in decibels and `is_longer` (B, 1), C 4 where truncation is "fusion", else 1.
+
+    Shorter sounds are repeated and filled up with zeros ("repeatpad"; or "repeat", "pad"). Of longer ones "rand_trunc"
+    takes one crop, "fusion" the whole shrunk to a crop's length and a crop of each third. Crops are the middle ones;
+    with `seed` those that transformers draws after np.random.seed(seed).
+
+    In transformers a fusing extractor whose sounds are all short marks one of them, by chance, as longer; here all are
+    marked, which is what it does to a sound alone, so that none depends on its neighbours.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "feature_size": 64, "sampling_rate": 48_000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
+        "frequency_min": 0, "frequency_max": 14_000, "top_db": None, "truncation": "fusion", "padding": "repeatpad",
+    }  # fmt: skip
+
+    def _prepare(self, config: Config) -> None:
+        size = config.integer("fft_window_size", 1024, 2, MOST_WINDOW)
+        mels = config.integer("feature_size", 64, 1, MOST_MELS)
+        rate = config.integer("sampling_rate", 48_000, 1_000, 768_000)
+        config.integer("hop_length", 480, 1, 1 << 16)
+        self._check_size("max_length_s", config.integer("max_length_s", 10, 1, 3600) * rate, mels)
+        low = config.number("frequency_min", 0, 0, rate)
+        high = config.number("frequency_max", 14_000, low + 1, rate)
+        self._check(self.truncation, self.padding)
+        if self.top_db is not None:
+            raise ConfigError(f"preprocessor_config.json: top_db: found {self.top_db!r}, expected none")
+        self.window = hann(size)
+        names = {"fusion": "htk", "rand_trunc": "slaney"}
+        self.banks = {n: mel_filters(size // 2 + 1, mels, low, high, rate, scale) for n, scale in names.items()}
+
+    def _check(self, truncation: Any, padding: Any) -> None:
+        for name, value, known in (("truncation", truncation, ("fusion", "rand_trunc")),
+                                   ("padding", padding, ("repeatpad", "repeat", "pad"))):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        truncation: str | None = None,
+        padding: bool | str | None = None,
+        max_length: int | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        seed: int | None = None,
+    ) -> BatchFeature:
+        """`raw_speech`: one sound or a list; `max_length` in samples. Raises AudioError, ValueError."""
+        truncation = truncation or self.truncation
+        padding = self.padding if padding in (True, None) else padding
+        self._check(truncation, padding)
+        rng = None if seed is None else np.random.RandomState(seed)
+        length = self._samples(max_length, self.max_length_s * self.sampling_rate)
+        found = [self._input(s, length, truncation, padding, rng) for s in self.sounds(raw_speech, sampling_rate)]
+        longer = np.array([[longer] for _, longer in found])
+        if truncation == "fusion":
+            longer[:] = True
+        features = [mel for mel, _ in found]
+        return BatchFeature(
+            input_features=from_numpy(np.stack(features), return_tensors) if return_tensors else features,
+            is_longer=from_numpy(longer, return_tensors) if return_tensors else longer.tolist(),
+        )
+
+    def _input(self, sound: np.ndarray, length: int, truncation: str, padding: str, rng: Any) -> tuple:
+        """(C, frames, mels) and whether the sound was cut."""
+        if len(sound) < length:
+            if padding != "pad":
+                whole = length // len(sound) + (padding == "repeat")
+                sound = np.tile(sound, whole)[:length]
+            sound = np.pad(sound, (0, length - len(sound)))
+        elif len(sound) > length and truncation == "rand_trunc":
+            spare = len(sound) - length
+            start = spare // 2 if rng is None else rng.randint(0, spare + 1)
+            return self._log_mel(sound[start : start + length], self.banks[truncation], DB)[None], True
+        mel = self._log_mel(sound, self.banks[truncation], DB)
+        if truncation == "rand_trunc":
+            return mel[None], False
+        frames = length // self.hop_length + 1
+        if len(mel) == frames:
+            return np.stack([mel] * 4), False
+        return self._fusion(mel, frames, rng), True
+
+    def _fusion(self, mel: np.ndarray, frames: int, rng: Any) -> np.ndarray:
+        """The whole shrunk to `frames`, and a crop of each third."""
+        thirds = [
+            part if len(part) else np.zeros(1, int) for part in np.array_split(np.arange(len(mel) - frames + 1), 3)
+        ]
+        starts = [part[len(part) // 2] if rng is None else rng.choice(part) for part in thirds]
+        return np.stack([shrunk(mel, frames), *(mel[start : start + frames] for start in starts)])
+
+
+def shrunk(mel: np.ndarray, frames: int) -> np.ndarray:
+    """Linear interpolation between frames whose centres lie evenly over the same span, in float32 as torch has it."""
+    step = np.float32(len(mel)) / np.float32(frames)
+    at = np.maximum(step * (np.arange(frames, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, len(mel) - 1)
+    share = (at - low.astype(np.float32))[:, None]
+    return (1 - share) * mel[low] + share * mel[high]
 
 
 FAMILY = Family(
     model_type="clap",
+    processing=Processing(
+        processor="ClapProcessor",
+        tokenizer="RobertaTokenizer",
+        feature_extractor="ClapFeatureExtractor",
+        feature_extractors={"ClapFeatureExtractor": ClapFeatureExtractor},
+    ),
     aliases=("clap_text_model", "clap_audio_model"),
     towers={"text": text, "audio": audio},
     classes={

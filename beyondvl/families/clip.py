@@ -10,7 +10,8 @@ from __future__ import annotations
 from ..config import Config
 from ..spec import Encoder, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture
-from .registry import Family
+from .pictures import CLIP
+from .registry import Family, Processing
 
 LEGACY_EOS = 2
 
@@ -109,8 +110,15 @@ def vision(config: Config) -> Encoder:
     )
 
 
+PROCESSING = Processing(
+    processor="CLIPProcessor",
+    tokenizer="CLIPTokenizer",
+    image_processor="CLIPImageProcessor",
+    image_processors={"CLIPImageProcessor": CLIP},
+)
 FAMILY = Family(
     model_type="clip",
+    processing=PROCESSING,
     aliases=("clip_text_model", "clip_vision_model"),
     towers={"text": text, "vision": vision},
     classes={

@@ -8,7 +8,8 @@ import math
 
 from ..config import Config
 from ..spec import BatchNormConv, Encoder, InvertedResidual, Linear, PatchStem, Pool, Project, Step, ref
-from .registry import Family
+from .pictures import CLIP
+from .registry import Family, Processing
 
 EPS = 1e-3
 # repeats, kernel, stride, expansion, input channels, output channels
@@ -109,6 +110,7 @@ def lite_encoder(section: Config, prefix: str, more: tuple[Step, ...] = ()) -> E
 
 FAMILY = Family(
     model_type="efficientnet_lite",
+    processing=Processing(image_processor="CLIPImageProcessor", image_processors={"CLIPImageProcessor": CLIP}),
     towers={"vision": lambda config: lite_encoder(config, "")},
     classes={"EfficientNetLiteModel": ("vision",)},
 )

@@ -28,7 +28,8 @@ from ..spec import (
 )
 from .blocks import ACTIVATIONS, linear, norm, prediction_head, square_picture, vit_block
 from .clip import tower_config
-from .registry import Family, Head, strip_prefixes
+from .pictures import FLAVA
+from .registry import Family, Head, Processing, strip_prefixes
 
 
 def sizes(section: Config) -> tuple[int, float]:
@@ -173,6 +174,12 @@ def alone(build: Callable[[Config], Encoder], name: str) -> Callable[[Config], E
 
 FAMILY = Family(
     model_type="flava",
+    processing=Processing(
+        processor="FlavaProcessor",
+        tokenizer="BertTokenizer",
+        image_processor="FlavaImageProcessor",
+        image_processors={"FlavaImageProcessor": FLAVA},
+    ),
     aliases=("flava_text_model", "flava_image_model", "flava_multimodal_model"),
     towers={"text": alone(text, "text"), "vision": alone(image, "image")},
     classes={"FlavaTextModel": ("text",), "FlavaImageModel": ("vision",)},

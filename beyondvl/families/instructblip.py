@@ -10,8 +10,21 @@ from __future__ import annotations
 
 from ..config import Config
 from ..spec import Encoder
-from .blip_2 import VIDEO, language_steps, language_tokens, prefixed, prompt, qformer, reader, vision, writer
-from .registry import Family, Head
+from .blip import NO_TYPES, PICTURES
+from .blip_2 import (
+    VIDEO,
+    VIDEO_FRAMES,
+    language_steps,
+    language_tokens,
+    prefixed,
+    prompt,
+    qformer,
+    reader,
+    vision,
+    writer,
+)
+from .pictures import BLIP
+from .registry import Family, Head, Processing, ProcessorKind
 
 
 def instructed_queries(config: Config) -> Encoder:
@@ -21,8 +34,27 @@ def instructed_queries(config: Config) -> Encoder:
 
 
 TOWERS = {"vision": vision, "queries": instructed_queries, "encoder": reader, "decoder": writer}
+CLIPS = {"InstructBlipVideoVideoProcessor": BLIP, "InstructBlipVideoImageProcessor": BLIP}
 FAMILY = Family(
     model_type="instructblip",
+    processing=Processing(
+        processor="InstructBlipProcessor",
+        tokenizer="GPT2Tokenizer",
+        image_processor="BlipImageProcessor",
+        image_processors=PICTURES,
+        kind=ProcessorKind(unused_inputs=NO_TYPES, placeholder="image_token"),
+    ),
+    variants={
+        VIDEO: Processing(
+            processor="InstructBlipVideoProcessor",
+            tokenizer="GPT2Tokenizer",
+            image_processor="InstructBlipVideoVideoProcessor",
+            image_processors=CLIPS,
+            kind=ProcessorKind(
+                unused_inputs=NO_TYPES, placeholder="video_token", num_frames=lambda config: VIDEO_FRAMES
+            ),
+        )
+    },
     aliases=(VIDEO,),
     towers={},
     classes={},

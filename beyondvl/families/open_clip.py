@@ -1,32 +1,62 @@
 """OpenCLIP's own format: open_clip_config.json + open_clip_model.safetensors, plain ViT and text transformer.
 
 q, k, v are packed in one parameter, projections are stored as [in, out]; the activation is erf GELU unless the config
-says quick_gelu; text pools at the largest token id. Other towers (timm, Hugging Face text, CoCa) are refused by name.
+says quick_gelu; text pools at the largest token id. CLIPA's text is not causal, has no mask and ends in its last row,
+its picture's rows are averaged (Li et al., 2023). A layer scale (Touvron et al., 2021) is folded into what it scales.
+Other towers (timm, Hugging Face text, CoCa) are refused by name. Texts are cleaned before they are cut into tokens:
+ftfy's repairs, HTML entities twice, single spaces, lower case; what fills them up is id 0.
 """
 
 from __future__ import annotations
 
+import html
+import string
+from typing import Any
+
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, FeedForward, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..processing.text import Tokenizer
+from ..spec import (
+    Block,
+    Encoder,
+    FeedForward,
+    Linear,
+    Norm,
+    Normalize,
+    PatchStem,
+    Pool,
+    Project,
+    Step,
+    TakeRows,
+    TokenStem,
+    ref,
+    replace,
+)
 from .blocks import linear, norm, square_picture
-from .registry import Family, strip_prefixes
+from .pictures import BICUBIC, BILINEAR, CLIP, OPENAI
+from .registry import Family, Processing, strip_prefixes
+from .tokens import TOKENIZERS
 
 EPS = 1e-5
+OWN, FOREIGN, PICTURES = "OpenClipTokenizer", "OpenClipBertTokenizer", "OpenClipImageProcessor"
 PLAIN = {
     "timm_model_name",
     "hf_model_name",
     "attentional_pool",
     "patch_dropout",
     "pos_embed_type",
-    "no_ln_pre",
-    "final_ln_after_pool",
-    "ls_init_value",
     "norm_kwargs",
     "act_kwargs",
     "embed_cls",
-    "no_causal_mask",
     "global_average_pool",
+    "block_type",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+    "tokenizer_mode",
 }
 
 
@@ -42,15 +72,23 @@ def activation(config: Config) -> str:
     return "quick_gelu" if config.section("model_cfg").boolean("quick_gelu", False) else "gelu"
 
 
-def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal: bool) -> Block:
+def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal: bool, scaled: bool) -> Block:
+    """A residual block; with `scaled` what attention and feed-forward add is multiplied by a vector each."""
     attention = f"{prefix}.attn"
+
+    def scale(layer: Linear, name: str) -> Linear:
+        if not scaled:
+            return layer
+        gamma = f"{prefix}.{name}.gamma"
+        return Linear(replace(layer.weight, scaled_by=gamma), replace(layer.bias, scaled_by=gamma))
+
     return Block(
         qkv=Linear(ref(f"{attention}.in_proj_weight", 3 * width, width), ref(f"{attention}.in_proj_bias", 3 * width)),
-        out=linear(f"{attention}.out_proj", width, width),
+        out=scale(linear(f"{attention}.out_proj", width, width), "ls_1"),
         norm1=norm(f"{prefix}.ln_1", width, EPS),
         ffn=FeedForward(
             linear(f"{prefix}.mlp.c_fc", mlp, width),
-            linear(f"{prefix}.mlp.c_proj", width, mlp),
+            scale(linear(f"{prefix}.mlp.c_proj", width, mlp), "ls_2"),
             norm(f"{prefix}.ln_2", width, EPS),
         ),
         num_attention_heads=heads,
@@ -62,9 +100,9 @@ def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal
 def tower(config: Config, section: Config, prefix: str, width: int, heads: int, causal: bool) -> tuple[Block, ...]:
     if width % heads:
         raise ConfigError(f"open_clip_config.json: width {width} is not a multiple of {heads} heads")
-    mlp = int(width * section.number("mlp_ratio", 4.0, 0.1, 64.0))
+    mlp, scaled = int(width * section.number("mlp_ratio", 4.0, 0.1, 64.0)), section.get("ls_init_value") is not None
     return tuple(
-        block(f"{prefix}transformer.resblocks.{i}", width, mlp, heads, activation(config), causal)
+        block(f"{prefix}transformer.resblocks.{i}", width, mlp, heads, activation(config), causal, scaled)
         for i in range(section.integer("layers", 12, 1, 1024))
     )
 
@@ -84,7 +122,7 @@ def text(config: Config) -> Encoder:
             word=ref("token_embedding.weight", section.integer("vocab_size", 49408, 1, 1 << 22), width),
             position=ref("positional_embedding", section.integer("context_length", 77, 1, 1 << 16), width),
         ),
-        layers=tower(config, section, "", width, heads, causal=True),
+        layers=tower(config, section, "", width, heads, causal=section.get("no_causal_mask") is not True),
         steps=(
             Step("last_hidden_state", "hidden", norm("ln_final", width, EPS)),
             Step("pooler_output", "last_hidden_state", Pool(pool)),
@@ -98,7 +136,7 @@ def vision(config: Config) -> Encoder:
     section = section_of(config, "vision_cfg")
     width = section.integer("width", 768, 1, 1 << 16)
     image, patch = square_picture(section, 224, 16, "open_clip_config.json")
-    section.choice("pool_type", "tok", ("tok",))
+    rows = (image // patch) ** 2
     heads = width // section.integer("head_width", 64, 1, width)
     return Encoder(
         hidden_size=width,
@@ -106,23 +144,131 @@ def vision(config: Config) -> Encoder:
             weight=ref("visual.conv1.weight", width, 3, patch, patch),
             bias=None,
             class_token=ref("visual.class_embedding", width),
-            position=ref("visual.positional_embedding", (image // patch) ** 2 + 1, width),
+            position=ref("visual.positional_embedding", rows + 1, width),
             size=(image, image),
             stride=patch,
         ),
-        stem_norm=norm("visual.ln_pre", width, EPS),
+        stem_norm=None if section.get("no_ln_pre") is True else norm("visual.ln_pre", width, EPS),
         layers=tower(config, section, "visual.", width, heads, causal=False),
         steps=(
-            Step("class_token", "hidden", Pool("first")),
-            Step("pooler_output", "class_token", norm("visual.ln_post", width, EPS)),
+            *pooled(section, rows, norm("visual.ln_post", width, EPS)),
             Step("embeds", "pooler_output", projection(config, "visual.proj", width)),
             Step("unit_embeds", "embeds", Normalize()),
         ),
     )
 
 
+def pooled(section: Config, rows: int, last: Norm) -> tuple[Step, ...]:
+    """The class token, or the mean of the picture's own rows, normed; of the mean each row first unless the config says
+    after."""
+    if section.choice("pool_type", "tok", ("tok", "avg")) == "tok":
+        return Step("class_token", "hidden", Pool("first")), Step("pooler_output", "class_token", last)
+    own = tuple(range(1, rows + 1))
+    if section.get("final_ln_after_pool") is True:
+        return Step("mean", "hidden", TakeRows(own, rows)), Step("pooler_output", "mean", last)
+    return Step("normed", "hidden", last), Step("pooler_output", "normed", TakeRows(own, rows))
+
+
+def image_config(config: Config) -> Config:
+    """preprocess_cfg in the fields of CLIP's processor."""
+    fields = config.section("preprocess_cfg")
+    size = config.section("model_cfg").section("vision_cfg").integer("image_size", 224, 1, 1 << 13)
+    square = {"height": size, "width": size}
+    squash = fields.choice("resize_mode", "shortest", ("shortest", "squash")) == "squash"
+    kernel = fields.choice("interpolation", "bicubic", ("bicubic", "bilinear"))
+    values = {
+        "size": square if squash else {"shortest_edge": size},
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "resample": {"bicubic": BICUBIC, "bilinear": BILINEAR}[kernel],
+        "image_mean": fields.get("mean", OPENAI["image_mean"]),
+        "image_std": fields.get("std", OPENAI["image_std"]),
+        "image_processor_type": PICTURES,
+    }
+    return Config(values, "open_clip_config.json")
+
+
+def tokenizer_config(config: Config) -> Config:
+    """text_cfg in the fields of a tokenizer: its length, its class, how texts are cleaned."""
+    section = config.section("model_cfg").section("text_cfg")
+    options = section.section("tokenizer_kwargs")
+    foreign = section.get("hf_tokenizer_name") or section.get("hf_model_name")
+    kinds = ("lower", "whitespace", "canonicalize")
+    return Config(
+        {
+            "tokenizer_class": FOREIGN if foreign else OWN,
+            "model_max_length": section.integer("context_length", 77, 1, 1 << 16),
+            "model_input_names": ["input_ids"] if foreign else ["input_ids", "attention_mask"],
+            "clean": options.choice("clean", "whitespace" if foreign else "lower", kinds),
+            "strip_sep_token": options.boolean("strip_sep_token", False),
+        }
+    )
+
+
+class OpenClipTokenizer(Tokenizer):
+    """As Tokenizer, over texts cleaned as OpenCLIP does; special tokens in a text are words to its own tokenizer, and
+    what fills rows up is id 0."""
+
+    def __init__(self, vocabulary: Any, settings: Config, **options: Any):
+        super().__init__(vocabulary, settings, **options)
+        self.backend.encode_special_tokens = settings.get("tokenizer_class") == OWN
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills rows up."""
+        return 0
+
+    def _encodings(self, items: list[Any], options: Any) -> list[Any]:
+        return super()._encodings([cleaned(item, self.settings.get("clean", "lower")) for item in items], options)
+
+    def _fields(self, *args: Any) -> tuple[dict[str, list[Any]], list[Any]]:
+        fields, rows = super()._fields(*args)
+        if self.settings.get("strip_sep_token") is True:
+            fields["input_ids"] = [[0 if i == self.sep_token_id else i for i in row] for row in fields["input_ids"]]
+        return fields, rows
+
+
+def cleaned(item: Any, kind: str) -> Any:
+    """A text (or the texts of a pair) repaired, its HTML entities resolved, with single spaces; "lower" in lower case,
+    "canonicalize" without punctuation too."""
+    if not isinstance(item, str):
+        return type(item)(cleaned(part, kind) for part in item)
+    text = " ".join(html.unescape(html.unescape(repaired(item))).split())
+    if kind == "canonicalize":
+        text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower()
+        return " ".join(text.split())
+    return text.lower() if kind == "lower" else text
+
+
+def repaired(text: str) -> str:
+    """Text after ftfy's repairs, which ASCII without control characters has no need of. ImportError where it would need
+    them and ftfy is not installed."""
+    if text.isascii() and " ".join(text.split()).isprintable():
+        return text
+    try:
+        import ftfy
+    except ImportError as error:
+        raise ImportError(
+            f"text: {text[:40]!r} is not plain ASCII, and OpenCLIP repairs such text by ftfy: pip install "
+            "'beyondvl[open_clip]'"
+        ) from error
+    return ftfy.fix_text(text)
+
+
 FAMILY = Family(
     model_type="open_clip",
+    processing=Processing(
+        tokenizer=OWN,
+        tokenizers={
+            OWN: TOKENIZERS["CLIPTokenizer"],
+            FOREIGN: replace(TOKENIZERS["BertTokenizer"], exact_length=True, model_input_names=("input_ids",)),
+        },
+        tokenizer_classes={OWN: OpenClipTokenizer, FOREIGN: OpenClipTokenizer},
+        tokenizer_config=tokenizer_config,
+        image_processor=PICTURES,
+        image_processors={PICTURES: dict(CLIP) | {"crop_rounding": "even"}, "CLIPImageProcessor": CLIP},
+        image_config=image_config,
+    ),
     towers={"text": text, "vision": vision},
     classes={"OpenCLIPModel": ("text", "vision")},
     rename=strip_prefixes("module.", "text."),

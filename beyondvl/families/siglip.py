@@ -15,7 +15,9 @@ from ..errors import ConfigError
 from ..spec import AttentionPool, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref, replace
 from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block
 from .clip import patch_stem, tower_config
-from .registry import Family
+from .pictures import SIGLIP, SIGLIP2
+from .registry import Family, Processing, ProcessorKind
+from .tokens import SIGLIP_LENGTH
 
 
 def sizes(section: Config) -> tuple[int, int, int, int, str, float]:
@@ -109,8 +111,24 @@ def vision(config: Config) -> Encoder:
     )
 
 
+PICTURES = {"SiglipImageProcessor": SIGLIP, "Siglip2ImageProcessor": SIGLIP2}
 FAMILY = Family(
     model_type="siglip",
+    processing=Processing(
+        processor="SiglipProcessor",
+        tokenizer="SiglipTokenizer",
+        image_processor="SiglipImageProcessor",
+        image_processors=PICTURES,
+    ),
+    variants={
+        "siglip2": Processing(
+            processor="Siglip2Processor",
+            tokenizer="Siglip2Tokenizer",
+            image_processor="Siglip2ImageProcessor",
+            image_processors=PICTURES,
+            kind=ProcessorKind({"padding": "max_length", "truncation": True, "max_length": SIGLIP_LENGTH}),
+        )
+    },
     aliases=("siglip_text_model", "siglip_vision_model", "siglip2", "siglip2_text_model", "siglip2_vision_model"),
     towers={"text": text, "vision": vision},
     classes={

@@ -35,7 +35,8 @@ from ..spec import (
 from . import clip
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture, stacked
 from .clip import sizes
-from .registry import Family, Head
+from .pictures import CLIP, VIDEO_MAE
+from .registry import Family, Head, Processing, ProcessorKind
 
 
 def frames_of(config: Config) -> int:
@@ -197,6 +198,13 @@ def text(config: Config) -> Encoder:
 
 FAMILY = Family(
     model_type="xclip",
+    processing=Processing(
+        processor="XCLIPProcessor",
+        tokenizer="CLIPTokenizer",
+        image_processor="CLIPImageProcessor",
+        image_processors={"CLIPImageProcessor": CLIP, "VideoMAEImageProcessor": VIDEO_MAE},
+        kind=ProcessorKind(num_frames=frames_of),
+    ),
     towers={},
     classes={},
     older_sections=True,

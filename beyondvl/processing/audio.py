@@ -17,10 +17,11 @@ import numpy as np
 
 from ..errors import AudioError
 from ..outputs import is_torch
-from .loading import open_media
+from .items import is_sound_and_rate, sound_and_rate
+from .loading import data_of, open_media
 from .video import FORMATS, SLACK, open_container
 
-__all__ = ["is_sound_and_rate", "load_audio"]
+__all__ = ["load_audio"]
 
 MOST_SECONDS = 6 * 3600
 MOST_CHANNELS = 64
@@ -35,23 +36,26 @@ TS_PACKET = 188  # bytes of a packet of an MPEG transport stream
 def load_audio(source: Any, sampling_rate: int, given_rate: int | None = None) -> np.ndarray:
     """Samples of a sound, float32 [n] in one channel, `sampling_rate` a second.
 
-    `source`: a path or bytes of a sound file (WAV, FLAC, Ogg, MP3, M4A, ...) or of a clip; (array, rate); {"array":
-    array, "sampling_rate": rate}; or an array or torch tensor whose rate is `given_rate`. Arrays are [n], or [channels,
-    n] or [n, channels] where one side is longer.
+    `source`: a path, data: URI or bytes of a sound file (WAV, FLAC, Ogg, MP3, M4A, ...) or of a clip; (array, rate), or
+    (rate, array) as Gradio has it; {"array" or "raw": array, "sampling_rate": rate}; or an array or torch tensor whose
+    rate is `given_rate`. Arrays are [n], or [channels, n] or [n, channels] where one side is longer. Integers count as
+    shares of their range, -1 to 1, where transformers' extractors take them as they are.
 
     Raises AudioError (a ValueError) that names the file when it cannot be read, ends early, announces an absurd length
     or holds no sound; ValueError for an array without a rate; ImportError where soundfile, soxr or PyAV is missing.
     """
     sampling_rate = _rate(sampling_rate)
+    source = data_of(source, AudioError)
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return _from_file(source, sampling_rate)
     rate = given_rate
     if isinstance(source, dict):
-        if not {"array", "sampling_rate"} <= set(source):
+        samples = source.get("array", source.get("raw"))
+        if samples is None or "sampling_rate" not in source:
             raise AudioError(f"found keys {', '.join(map(str, source))}, expected array and sampling_rate")
-        source, rate = source["array"], source["sampling_rate"]
+        source, rate = samples, source["sampling_rate"]
     elif is_sound_and_rate(source):
-        source, rate = source
+        source, rate = sound_and_rate(source)
     if rate is None:
         raise ValueError("sampling_rate: not given, expected samples a second beside an array: (array, rate)")
     rate = _rate(rate)
@@ -63,16 +67,6 @@ def _rate(value: Any) -> int:
     if not number or not RATES[0] <= value <= RATES[1] or value != int(value):
         raise ValueError(f"sampling_rate: found {value!r}, expected a whole number from {RATES[0]} to {RATES[1]}")
     return int(value)
-
-
-def is_sound_and_rate(source: Any) -> bool:
-    """Whether it is (array, rate)."""
-    return (
-        isinstance(source, tuple)
-        and len(source) == 2
-        and isinstance(source[1], int | float | np.number)
-        and not isinstance(source[0], int | float | np.number)
-    )
 
 
 def _floats(source: Any) -> np.ndarray:

@@ -10,67 +10,54 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import _C
-from ..config import Config, read_json
+from ..config import Config
 from ..errors import ConfigError, ImageError
+from ..families.registry import Processing, families, load_config, processing_of
+from ..folder import Folder
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, from_numpy, thread_count
+from ..outputs import BatchFeature, check_allowed, from_numpy, thread_count
+from .geometry import crop_start, fixed_size, resized, size_field
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels
 
-__all__ = ["AutoImageProcessor", "ImageProcessor"]
+__all__ = ["AutoImageProcessor", "ImageProcessor", "image_class", "image_config"]
 
-OPENAI_MEAN, OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-HALF = [0.5, 0.5, 0.5]
 NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
-
-# class defaults by image_processor_type without its suffixes; a file's own fields come first
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "CLIP": {
-        "size": {"shortest_edge": 224},
-        "crop_size": {"height": 224, "width": 224},
-        "do_center_crop": True,
-        "resample": BICUBIC,
-        "image_mean": OPENAI_MEAN,
-        "image_std": OPENAI_STD,
-    },
-    "Siglip": {
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "resample": BICUBIC,
-        "image_mean": HALF,
-        "image_std": HALF,
-    },
+SUFFIXES = ("Pil", "Fast")
+# fields of a processor, in the order they are set in: a crop needs its size
+FIELDS: dict[str, Any] = {
+    "default_to_square": False,
+    "do_convert_rgb": None,
+    "do_resize": True,
+    "size": None,
+    "resample": BICUBIC,
+    "crop_size": None,
+    "do_center_crop": False,
+    "crop_rounding": "down",
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": None,
+    "image_std": None,
 }
-DEFAULTS["ChineseCLIP"] = DEFAULTS["CLIP"]
-DEFAULTS["Flava"] = DEFAULTS["CLIP"] | {"size": {"height": 224, "width": 224}}
-DEFAULTS["Blip"] = {"size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD}
-DEFAULTS["InstructBlipVideo"] = DEFAULTS["Blip"]
-DEFAULTS["VideoMAE"] = DEFAULTS["CLIP"] | {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF}
-DEFAULTS["Siglip2"] = DEFAULTS["Siglip"] | {"resample": BILINEAR}
-SUFFIXES = ("Pil", "Fast", "ImageProcessor", "FeatureExtractor", "VideoProcessor")
-KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
-# of a processor, in the order they are set in: a crop needs its size
-FIELDS = (
-    "do_resize",
-    "size",
-    "resample",
-    "crop_size",
-    "do_center_crop",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+# of a call or a file, accepted for the sake of callers of transformers at the values that change nothing
+NEUTRAL = {
+    "data_format": (None, "channels_first"),
+    "disable_grouping": (None, True, False),
+    "device": (None, "cpu"),
+    "do_pad": (None, False),
+    "pad_size": (None,),
+}
 
 
 class ImageProcessor:
@@ -85,36 +72,27 @@ class ImageProcessor:
     """
 
     part: ClassVar[str] = "image_processor"  # what it is of a processor
+    class_name: ClassVar[str] = "ImageProcessor"
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of the class, where neither a file nor a caller says so
 
-    def __init__(
-        self,
-        *,
-        size: Any,
-        crop_size: Any = None,
-        do_resize: bool = True,
-        do_center_crop: bool = False,
-        resample: int = BICUBIC,
-        do_rescale: bool = True,
-        rescale_factor: float = 1 / 255,
-        do_normalize: bool = True,
-        image_mean: Any = None,
-        image_std: Any = None,
-        decoder: str = "auto",
-        fast: bool = False,
-        num_threads: int | None = None,
-        kind: str = "CLIP",
-    ):
-        self.kind = kind
-        self.do_resize, self.size, self.resample = do_resize, size, resample
-        self.crop_size = crop_size if do_center_crop else None
-        self.do_center_crop = do_center_crop
-        self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
-        self.do_normalize, self.image_mean, self.image_std = do_normalize, image_mean, image_std
+    def __init__(self, *, decoder: str = "auto", fast: bool = False, num_threads: int | None = None, **fields: Any):
+        for name in [name for name in fields if name in NEUTRAL]:
+            _check_neutral(name, fields.pop(name))
+        if unknown := sorted(set(fields) - set(FIELDS)):
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
+        given = {name: value for name, value in fields.items() if value is not None}
+        values = FIELDS | dict(self.defaults) | self.from_file(Config({})) | given
+        if values["size"] is None:
+            raise ConfigError("size: not given, expected the size that pictures become")
+        for name in FIELDS:
+            setattr(self, name, values[name])
         self.decoder, self.fast = decoder, fast
         self.num_threads = thread_count(num_threads)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in CHECKS:
+        if name == "size":
+            value = size_field(value, "size", self.default_to_square)
+        elif name in CHECKS:
             value = CHECKS[name](value)
             fields = self.__dict__ | {name: value}
             if fields.get("do_center_crop") and fields.get("crop_size") is None:
@@ -128,21 +106,22 @@ class ImageProcessor:
         return self._table(np.arange(256, dtype=np.uint8))
 
     @classmethod
-    def from_config(cls, config: Config, **overrides: Any) -> ImageProcessor:
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> ImageProcessor:
         """From the fields of preprocessor_config.json; unknown ones are ignored, as transformers does."""
-        kind = str(next((config.get(name) for name in KINDS if config.get(name)), "CLIP"))
-        for suffix in SUFFIXES:
-            kind = kind.removesuffix(suffix)
-        if kind not in DEFAULTS:
-            raise ConfigError(f"image_processor_type: found {kind!r}, expected one of {', '.join(DEFAULTS)}")
-        fields = dict(DEFAULTS[kind])
-        if kind == "Siglip2":  # at its own square grid
-            side = config.integer("patch_size", 16) * math.isqrt(config.integer("max_num_patches", 256))
-            return cls(**(fields | {"kind": kind, "size": {"height": side, "width": side}} | overrides))
-        names = (cls.__init__.__kwdefaults__.keys() | {"size"}) - {"decoder", "fast", "num_threads", "kind"}
-        fields |= {name: config.get(name) for name in names if config.get(name) is not None}
-        fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
-        return cls(**(fields | {"kind": kind} | overrides))
+        config = Config(dict(image_processor_dict), "preprocessor_config.json")
+        fields = {name: config.get(name) for name in FIELDS if config.get(name) is not None}
+        if "rescale_factor" in fields:
+            fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
+        return cls(**({n: v for n, v in cls.from_file(config).items() if n not in overrides} | fields | overrides))
+
+    @classmethod
+    def from_file(cls, config: Config) -> dict[str, Any]:
+        """Fields that follow from others of a file: of a grid of patches the size."""
+        if "max_num_patches" not in cls.defaults:
+            return {}
+        patches, side = (config.integer(name, cls.defaults[name]) for name in ("max_num_patches", "patch_size"))
+        side *= math.isqrt(patches)
+        return {"size": {"height": side, "width": side}}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> ImageProcessor:
@@ -151,23 +130,40 @@ class ImageProcessor:
         Raises ConfigError when preprocessor_config.json is missing or malformed.
         """
         hub = hub_options(kwargs)
-        folder = resolve(name, weights=False, **hub)
-        return cls.from_config(_read_config(folder), **kwargs)
+        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+
+    @classmethod
+    def of_folder(cls, folder: Folder, **overrides: Any) -> ImageProcessor:
+        """From the files of a folder: its class is the one they name, else the one its model goes with."""
+        config = image_config(folder)
+        if config is None:
+            raise ConfigError(f"preprocessor_config.json is missing from {folder}")
+        chosen = image_class(picture_kind(folder, config), processing_of(folder)) if cls is ImageProcessor else cls
+        return chosen.from_dict(config.to_dict(), **overrides)
 
     def __call__(
-        self, images: Any, return_tensors: str | None = "np", positions: list[int] | None = None, **settings: Any
+        self,
+        images: Any,
+        return_tensors: str | None = "np",
+        positions: list[int] | None = None,
+        input_data_format: Any = None,
+        **settings: Any,
     ) -> BatchFeature:
         """`images`: one picture or a list; see `load_image` for what a picture may be.
 
-        `positions` are the numbers errors give the pictures, default 0, 1, ...; `settings` are fields of this call
-        alone. Raises ImageError that names the picture's number; a ValueError for an empty list.
+        `positions` are the numbers errors give the pictures, default 0, 1, ...; `input_data_format` tells where the
+        channels of arrays are ("channels_first", "channels_last"; None: transformers' guess); `settings` are fields of
+        this call alone. Raises ImageError that names the picture's number; a ValueError for an empty list.
         """
         if settings:
-            return self._changed(settings)(images, return_tensors, positions)
+            return self._changed(settings)(images, return_tensors, positions, input_data_format)
         batch = list(images) if isinstance(images, list | tuple) else _as_batch(images)
         if not batch:
             raise ValueError("images: the list is empty, expected at least one picture")
-        pixels = self._pipeline(batch, positions or range(len(batch)))
+        channels = getattr(input_data_format, "value", input_data_format)
+        if channels not in (None, "channels_first", "channels_last"):
+            raise ValueError(f"input_data_format: found {channels!r}, expected 'channels_first' or 'channels_last'")
+        pixels = self._pipeline(batch, positions or range(len(batch)), channels)
         tensors = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
         return BatchFeature(pixel_values=tensors)
 
@@ -175,6 +171,8 @@ class ImageProcessor:
 
     def _changed(self, settings: dict[str, Any]) -> ImageProcessor:
         """This processor with some fields set."""
+        for name in [name for name in settings if name in NEUTRAL]:
+            _check_neutral(name, settings.pop(name))
         if unknown := sorted(set(settings) - set(FIELDS)):
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
         changed = copy.copy(self)
@@ -182,14 +180,14 @@ class ImageProcessor:
             setattr(changed, name, settings[name])
         return changed
 
-    def _pipeline(self, batch: list[Any], positions: Any) -> np.ndarray:
+    def _pipeline(self, batch: list[Any], positions: Any, channels: str | None) -> np.ndarray:
         """Each picture from source to pixel_values on one thread, so that its pixels are resized while in the cache."""
         workers = min(self.num_threads, len(batch))
         with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
             run = pool.map if pool else map
             shape = self._output_shape()
             if shape is None:  # it depends on the pictures, which must agree
-                images = list(run(self._load, batch, positions))
+                images = list(run(lambda item, at: self._load(item, at, channels=channels), batch, positions))
                 shape = self._common_shape(images, positions)
                 out = np.empty((len(batch), 3, *shape), np.float32)
                 list(run(self._fill, out, images, positions))
@@ -200,7 +198,7 @@ class ImageProcessor:
             def work(index: int) -> None:
                 if not hasattr(local, "scratch"):
                     local.scratch = Scratch(self._least if self.fast else None)
-                pixels = self._load(batch[index], positions[index], local.scratch)
+                pixels = self._load(batch[index], positions[index], local.scratch, channels)
                 self._fill(out[index], pixels, positions[index])
 
             list(run(work, range(len(batch))))
@@ -226,14 +224,19 @@ class ImageProcessor:
             )
         return shapes.pop()
 
-    def _load(self, source: Any, position: int, scratch: Scratch | None = None) -> np.ndarray:
+    def _load(
+        self, source: Any, position: int, scratch: Scratch | None = None, channels: str | None = None
+    ) -> np.ndarray:
         with _placed(position):
-            return load_pixels(source, self.decoder, scratch=scratch)
+            mode = getattr(source, "mode", "RGB")
+            if self.do_convert_rgb is False and mode != "RGB":
+                raise ImageError(f"mode {mode}: expected RGB where do_convert_rgb is False")
+            return load_pixels(source, self.decoder, scratch=scratch, channels=channels)
 
     def _output_shape(self) -> tuple[int, int] | None:
         """Height and width of every result, None where they depend on the picture."""
         size = self.crop_size if self.do_center_crop else self.size if self.do_resize else {}
-        return (size["height"], size["width"]) if "height" in size else None
+        return fixed_size(size)
 
     def _least(self, height: int, width: int) -> tuple[int, int]:
         """Smallest decoded size that `fast` accepts."""
@@ -241,14 +244,7 @@ class ImageProcessor:
         return 2 * new_height, 2 * new_width
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        if not self.do_resize:
-            return height, width
-        if "shortest_edge" not in self.size:
-            return self.size["height"], self.size["width"]
-        edge = self.size["shortest_edge"]
-        short, long = sorted((height, width))
-        new_long = int(edge * long / short)
-        return (edge, new_long) if height <= width else (new_long, edge)
+        return resized(self.size, height, width) if self.do_resize else (height, width)
 
     def _geometry(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
         """(resized height, width, output height, width, top, left) for a picture of that size."""
@@ -256,7 +252,9 @@ class ImageProcessor:
         if not self.do_center_crop:
             return new_height, new_width, new_height, new_width, 0, 0
         out = self.crop_size["height"], self.crop_size["width"]
-        top, left = _crop_start(new_height, out[0]), _crop_start(new_width, out[1])
+        top, left = (
+            crop_start(n, kept, self.crop_rounding) for n, kept in zip((new_height, new_width), out, strict=True)
+        )
         return new_height, new_width, *out, top, left
 
     def _target(self, image: np.ndarray) -> tuple[int, int, int, int, int, int]:
@@ -300,10 +298,27 @@ class ImageProcessor:
         return table.reshape(3, height, width)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in FIELDS}
+        """The fields, as preprocessor_config.json holds them."""
+        fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        if self.crop_rounding == FIELDS["crop_rounding"]:
+            del fields["crop_rounding"]
+        return fields | {"image_processor_type": self.class_name}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
+        """Writes preprocessor_config.json; its path."""
+        if kwargs.pop("push_to_hub", False) or kwargs:
+            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
+        path = Folder(save_directory).path / "preprocessor_config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json_string(), "utf-8")
+        return [str(path)]
 
     def __repr__(self) -> str:
-        return f"ImageProcessor({self.to_dict()})"
+        return f"{type(self).__name__}({self.to_dict()})"
 
 
 class AutoImageProcessor:
@@ -312,59 +327,62 @@ class AutoImageProcessor:
     from_pretrained = ImageProcessor.from_pretrained
 
 
-def _read_config(folder: Any) -> Config:
-    if (folder / "processor_config.json").exists():  # the newer file comes first, as in transformers
-        nested = Config(read_json(folder / "processor_config.json"), "processor_config.json")
-        for name in ("image_processor", "video_processor"):
-            if name in nested:
-                return nested.section(name)
-    path = folder / "preprocessor_config.json"
-    if not path.exists() and (folder / "video_preprocessor_config.json").exists():
-        path = folder / "video_preprocessor_config.json"
-    if not path.exists() and (folder / "open_clip_config.json").exists():
-        return _open_clip_config(Config(read_json(folder / "open_clip_config.json"), "open_clip_config.json"))
-    return Config(read_json(path), path.name)
+def image_config(folder: Folder) -> Config | None:
+    """The fields of a folder's image processor, or None where it has none; the newer file comes first, as in
+    transformers."""
+    nested = folder.config("processor_config.json")
+    for name in ("image_processor", "video_processor"):
+        if name in nested:
+            return nested.section(name)
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        if file in folder:
+            return folder.config(file)
+    way = processing_of(folder)
+    return way.image_config(load_config(folder)) if way.image_config else None
 
 
-def _open_clip_config(config: Config) -> Config:
-    """OpenCLIP's preprocess_cfg in transformers' fields."""
-    fields = config.section("preprocess_cfg")
-    size = config.section("model_cfg").section("vision_cfg").integer("image_size", 224, 1, 1 << 13)
-    square = {"height": size, "width": size}
-    squash = fields.choice("resize_mode", "shortest", ("shortest", "squash")) == "squash"
-    resample = {"bicubic": BICUBIC, "bilinear": BILINEAR}[
-        fields.choice("interpolation", "bicubic", ("bicubic", "bilinear"))
-    ]
-    return Config(
-        {
-            "size": square if squash else {"shortest_edge": size},
-            "do_center_crop": not squash,
-            "crop_size": square,
-            "resample": resample,
-            "image_mean": fields.get("mean", OPENAI_MEAN),
-            "image_std": fields.get("std", OPENAI_STD),
-        },
-        "open_clip_config.json",
+def picture_kind(folder: Folder, config: Config) -> str | None:
+    """The class that a file of fields names, in its older forms too, or that the folder's model goes with."""
+    kinds = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+    kind = next((str(config.get(name)) for name in kinds if config.get(name)), "")
+    return (
+        kind.replace("FeatureExtractor", "ImageProcessor")
+        or processing_of(folder, config.get("processor_class")).image_processor
     )
+
+
+_CLASSES: dict[str, type[ImageProcessor]] = {}
+
+
+def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor]:
+    """The class of that name, for example CLIPImageProcessor, of one way of making inputs or of any; ConfigError for
+    one that is not known here."""
+    plain = str(name or "")
+    for suffix in SUFFIXES:
+        plain = plain.removesuffix(suffix)
+    if plain not in _CLASSES:
+        ways = [way] if way and plain in way.image_processors else [w for f in families().values() for w in f.ways]
+        defaults = next((w.image_processors[plain] for w in ways if plain in w.image_processors), None)
+        if defaults is None:
+            known = ", ".join(sorted({n for w in ways for n in w.image_processors}))
+            raise ConfigError(f"image_processor_type: found {name!r}, expected one of {known}")
+        members = {
+            "class_name": plain,
+            "defaults": defaults,
+            "__doc__": ImageProcessor.__doc__,
+            "__module__": "beyondvl",
+        }
+        _CLASSES[plain] = type(plain, (ImageProcessor,), members)
+    return _CLASSES[plain]
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    check_allowed(name, getattr(value, "value", value), NEUTRAL[name])
 
 
 def _as_batch(images: Any) -> list[Any]:
     """A 4-dimensional array is a batch; anything else is one picture."""
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-
-
-def _size(value: Any, name: str, square: bool = False) -> dict[str, int]:
-    """{"shortest_edge": n} or {"height": h, "width": w}; a plain number means the first, or a square."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = {"height": value, "width": value} if square else {"shortest_edge": value}
-    keys = set(value) if isinstance(value, dict) else set()
-    known = ({"height", "width"},) if square else ({"shortest_edge"}, {"height", "width"})
-    if keys not in known or not all(type(n) is int and 1 <= n <= 1 << 14 for n in value.values()):
-        expected = "height and width" if square else "shortest_edge, or height and width"
-        raise ConfigError(f"{name}: found {value!r}, expected {expected}, from 1 to 16384")
-    if math.prod(value.values()) > MAX_PIXELS:
-        raise ConfigError(f"{name}: found {value!r}, expected at most {MAX_PIXELS} pixels")
-    return dict(value)
 
 
 def _three(value: Any, name: str, default: float, least: float) -> list[float]:
@@ -390,6 +408,12 @@ def _factor(value: Any) -> float:
     return value
 
 
+def _choice(value: Any, name: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ConfigError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+    return value
+
+
 def _flag(value: Any, name: str) -> bool:
     if type(value) is not bool:
         raise ConfigError(f"{name}: found {value!r}, expected true or false")
@@ -397,10 +421,14 @@ def _flag(value: Any, name: str) -> bool:
 
 
 CHECKS = {
-    **{name: functools.partial(_flag, name=name) for name in FIELDS if name.startswith("do_")},
-    "size": functools.partial(_size, name="size"),
-    "crop_size": lambda value: value if value is None else _size(value, "crop_size", square=True),
+    **{
+        name: functools.partial(_flag, name=name)
+        for name in FIELDS
+        if name.startswith("do_") and name != "do_convert_rgb"
+    },
+    "crop_size": lambda value: value if value is None else size_field(value, "crop_size", cropped=True),
     "resample": _resample,
+    "crop_rounding": lambda value: _choice(value, "crop_rounding", ("down", "even")),
     "rescale_factor": _factor,
     "image_mean": functools.partial(_three, name="image_mean", default=0.0, least=-1e6),
     "image_std": functools.partial(_three, name="image_std", default=1.0, least=1e-12),
@@ -414,11 +442,6 @@ def _placed(position: int) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"image {position}: {error}", position) from error
-
-
-def _crop_start(size: int, crop: int) -> int:
-    """First kept row; negative when zeros come first. transformers puts the odd row of padding first."""
-    return (size - crop) // 2
 
 
 def _too_large(image: np.ndarray, height: int, width: int) -> ImageError:

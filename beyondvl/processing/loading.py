@@ -8,6 +8,7 @@ transparency is laid on white.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import os
@@ -20,7 +21,7 @@ from .. import _C, files
 from ..errors import ImageError
 from ..outputs import is_torch, to_numpy
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "load_image", "open_image", "open_media", "pil_to_rgb",
+__all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "data_of", "load_image", "open_image", "open_media", "pil_to_rgb",
            "read_file"]  # fmt: skip
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
@@ -33,9 +34,9 @@ DECODERS = ("auto", "pillow", "stb")
 def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """RGB pixels of one picture, uint8 [H, W, 3] (other dtypes of arrays are kept).
 
-    `source`: a path, encoded bytes, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with C 1, 3 or 4, or a torch
-    tensor of such a shape. `decoder`: "auto"; "pillow" for every format; "stb" (JPEG and PNG only, other pixels,
-    accepts truncated files).
+    `source`: a path, encoded bytes or a file that is open, a data: URI, a PIL image, an array [H, W], [H, W, C] or
+    [C, H, W] with C 1, 3 or 4, or a torch tensor of such a shape. `decoder`: "auto"; "pillow" for
+    every format; "stb" (JPEG and PNG only, other pixels, accepts truncated files).
 
     Raises ImageError (a ValueError) when it cannot be read, is larger than MAX_PIXELS, or is a URL.
     """
@@ -44,16 +45,22 @@ def load_image(source: Any, decoder: str = "auto", formats: tuple[str, ...] = FO
 
 
 def load_pixels(
-    source: Any, decoder: str = "auto", formats: tuple[str, ...] = FORMATS, scratch: Scratch | None = None
+    source: Any,
+    decoder: str = "auto",
+    formats: tuple[str, ...] = FORMATS,
+    scratch: Scratch | None = None,
+    channels: str | None = None,
 ) -> np.ndarray:
     """As `load_image`; PIL images may come as their own memory with a fourth, unused byte a pixel. With `scratch` the
-    pixels of a JPEG lie in its buffer until the next call, and may be fewer than the picture's when it says so."""
+    pixels of a JPEG lie in its buffer until the next call, and may be fewer than the picture's when it says so.
+    `channels` ("channels_first", "channels_last"): where those of an array are; None: transformers' guess."""
     if decoder not in DECODERS:
         raise ValueError(f"decoder: found {decoder!r}, expected one of {', '.join(DECODERS)}")
     if is_torch(source):
         source = to_numpy(source)
     if isinstance(source, np.ndarray):
-        return array_to_rgb(source)
+        return array_to_rgb(source, channels)
+    source = data_of(source, ImageError)
     if isinstance(source, str | os.PathLike):
         data, name = read_file(source), os.fspath(source)
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -80,16 +87,40 @@ class Scratch:
         return self.buffer
 
 
+def data_of(source: Any, error: type[ValueError]) -> Any:
+    """The bytes of a data: URI or of a file that is open; anything else as it is. `error` is raised for what is neither
+    read nor decoded."""
+    if hasattr(source, "read") and not hasattr(source, "getbands") and not hasattr(source, "__fspath__"):
+        found = source.read()
+        if not isinstance(found, bytes):
+            raise error(f"{type(source).__name__}: reads {type(found).__name__}, expected a file open for bytes")
+        return found
+    if not isinstance(source, str) or source[:5].lower() != "data:":
+        return source
+    head, comma, text = source.partition(",")
+    try:
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("expected data:TYPE;base64,...")
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as cause:
+        raise error(f"{source[:40]}...: not a data: URI of base64: {str(cause)[:100]}") from cause
+
+
 def read_file(path: str | os.PathLike) -> bytes:
     text = os.fspath(path)
     if isinstance(text, str) and text.lower().startswith(("http://", "https://", "data:", "ftp://")):
-        raise ImageError(f"{text[:80]}: URLs are not fetched: download the picture and give its path or bytes")
+        raise ImageError(f"{_short(text)}: URLs are not fetched: download the picture and give its path or bytes")
     try:
         return files.read_regular(text, MAX_PICTURE_BYTES)
     except OSError as error:
-        raise ImageError(f"{text}: cannot be read: {error.strerror}") from error
+        raise ImageError(f"{_short(text)}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a name that no file can have
-        raise ImageError(f"{text!r}: cannot be read: {error}") from error
+        raise ImageError(f"{_short(text)!r}: cannot be read: {error}") from error
+
+
+def _short(text: Any) -> Any:
+    """A path as it is shown: one too long for any file is text that somebody took for a path."""
+    return text if len(text) <= 300 else f"{text[:60]!r}... ({len(text)} characters)"
 
 
 def open_media(path: str | os.PathLike, what: str) -> Any:
@@ -185,7 +216,7 @@ def _pixels(image: Any) -> np.ndarray:
     return _C.arrow_pixels(capsule, image.height, image.width)
 
 
-def array_to_rgb(image: np.ndarray) -> np.ndarray:
+def array_to_rgb(image: np.ndarray, channels: str | None = None) -> np.ndarray:
     """[H, W, 3] of an array with channels first or last; alpha is laid on white as transformers does."""
     if image.dtype.kind not in "uifb":
         raise ImageError(f"array of {image.dtype}: expected numbers")
@@ -193,7 +224,8 @@ def array_to_rgb(image: np.ndarray) -> np.ndarray:
         image = image[:, :, None]
     if image.ndim != 3:
         raise ImageError(f"array of shape {image.shape}: expected [H, W], [H, W, C] or [C, H, W]")
-    if image.shape[0] in (1, 3, 4):  # the order of the tests is transformers': first axis first
+    first = image.shape[0] in (1, 3, 4)  # the order of the tests is transformers': first axis first
+    if (first and channels != "channels_last") or channels == "channels_first":
         image = np.moveaxis(image, 0, -1)
     if image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise ImageError(f"array of shape {image.shape}: expected 1, 3 or 4 channels and no empty axis")

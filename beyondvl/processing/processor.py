@@ -2,71 +2,113 @@
 
 from __future__ import annotations
 
+import json
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import Config, read_json
-from ..encode import modality_of
+from ..config import Config
 from ..errors import ConfigError
-from ..families.blip_2 import VIDEO_FRAMES
+from ..families.registry import Processing, families, load_config, processing_of
+from ..folder import Folder
 from ..hub import hub_options, resolve
+from ..modalities import IMAGE
 from ..outputs import BatchFeature, from_numpy
-from .features import FeatureExtractor, extractor_config
-from .image import DEFAULTS, FIELDS, ImageProcessor
-from .text import Tokenizer, as_tensors
-from .vocabularies import SIGLIP_LENGTH
+from .encoding import as_tensors
+from .features import FeatureExtractor, extractor_class, extractor_config
+from .image import ImageProcessor, image_class, image_config
+from .items import as_clips, modality_of
+from .text import Tokenizer, tokenizer_class
+from .video import load_video
+from .vocabularies import TOKENIZER_FILES
 
 __all__ = ["AutoProcessor", "Processor", "processor_class"]
 
-TEXT_OPTIONS = ("padding", "truncation", "max_length", "add_special_tokens")  # change nothing where there is no text
-QFORMER_TOKENIZER = "qformer_tokenizer"  # InstructBLIP's second tokenizer, in a folder of its own
+QFORMER_TOKENIZER = "qformer_tokenizer"  # a second tokenizer, in a folder of its own
+# options of a call by the part they are for; "common_kwargs" are for all
+GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
+TEXT_OPTIONS = frozenset(
+    "add_special_tokens padding truncation max_length stride is_split_into_words pad_to_multiple_of padding_side "
+    "return_attention_mask return_token_type_ids return_overflowing_tokens return_special_tokens_mask "
+    "return_offsets_mapping return_length verbose text_pair text_target".split()
+)
+IMAGE_OPTIONS = frozenset(
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
+    "do_convert_rgb default_to_square do_pad pad_size data_format input_data_format device disable_grouping".split()
+)
+AUDIO_OPTIONS = frozenset(
+    "sampling_rate padding truncation max_length pad_to_multiple_of return_attention_mask do_normalize device "
+    "seed".split()
+)
 
 
 class Processor:
-    """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` in place
-    of `images` where the model hears, which then has a `feature_extractor` and no `image_processor`."""
+    """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` where it
+    has a `feature_extractor`, which stands beside its `image_processor` or in place of it."""
 
     part: ClassVar[str | None] = None  # it has parts
+    way: ClassVar[Processing] = Processing()  # of the class
 
     def __init__(
         self,
-        image_processor: ImageProcessor | None,
-        tokenizer: Tokenizer,
+        image_processor: ImageProcessor | FeatureExtractor | None = None,
+        tokenizer: Tokenizer | None = None,
         qformer_tokenizer: Tokenizer | None = None,
         num_query_tokens: int | None = None,
-        image_token: str = "<image>",
-        num_frames: int | None = None,
+        *,
         feature_extractor: FeatureExtractor | None = None,
+        num_frames: int | None = None,
+        way: Processing | None = None,
     ):
-        self.image_processor, self.tokenizer, self.qformer_tokenizer = image_processor, tokenizer, qformer_tokenizer
-        self.feature_extractor = feature_extractor
-        self.num_query_tokens, self.image_token, self.num_frames = num_query_tokens, image_token, num_frames
-        self.text_defaults: dict[str, Any] = {}
+        if isinstance(image_processor, FeatureExtractor):
+            image_processor, feature_extractor = None, image_processor
+        self.image_processor, self.feature_extractor = image_processor, feature_extractor
+        self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
+        self.num_query_tokens, self.num_frames = num_query_tokens, num_frames
+        self.kind = (way or self.way).kind
+        if self.kind.num_frames and num_frames is None:
+            self.num_frames = self.kind.num_frames(Config({}))
+        self.image_token = self._placeholder()
+
+    def _placeholder(self) -> str:
+        """The token that stands for what a query drew; the tokenizer is given it where it lacks one."""
+        name = self.kind.placeholder
+        if name is None or self.tokenizer is None:
+            return "<image>"
+        token = self.tokenizer.special_tokens.get(name)
+        if token is None:
+            token = f"<{name.removesuffix('_token')}>"
+            self.tokenizer.add_tokens([token], special_tokens=True)
+        return token
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
         """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override fields of the files, each of the part
         that has such a field. TypeError where none has."""
-        folder = resolve(name, weights=False, **hub_options(kwargs))
-        tokenizers = {"tokenizer": Tokenizer.from_pretrained(folder, **_taken(kwargs, Tokenizer))}
-        if (folder / QFORMER_TOKENIZER).is_dir():
-            tokenizers["qformer_tokenizer"] = Tokenizer.from_pretrained(folder / QFORMER_TOKENIZER)
-        if sounds := extractor_config(folder):
-            return cls(None, **tokenizers, feature_extractor=FeatureExtractor.from_config(sounds, **kwargs))
-        pictures = ImageProcessor.from_pretrained(folder, **kwargs)
-        frames = {"InstructBlipVideo": VIDEO_FRAMES, "VideoMAE": _num_frames(folder)}.get(pictures.kind)
-        placeholders = _placeholders(folder, "video" if frames else "image")
-        processor = cls(pictures, **tokenizers, **placeholders, num_frames=frames)
-        if pictures.kind == "Siglip2":  # whose processor pads and cuts where a call does not say otherwise
-            processor.text_defaults = {"padding": "max_length", "truncation": True, "max_length": SIGLIP_LENGTH}
-        if pictures.kind in ("Blip", "InstructBlipVideo"):  # their models know no token types, though a tokenizer does
-            for tokenizer in tokenizers.values():
-                names = tokenizer.model_input_names
-                tokenizer.model_input_names = tuple(n for n in names if n != "token_type_ids")
-        return processor
+        hub = hub_options(kwargs)
+        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+
+    @classmethod
+    def of_folder(cls, folder: Folder, **options: Any) -> Processor:
+        """From the files of a folder."""
+        stated = folder.config("processor_config.json")
+        named = stated.get("processor_class") or folder.config("preprocessor_config.json").get("processor_class")
+        way = processing_of(folder, named or folder.config("tokenizer_config.json").get("processor_class"))
+        way = cls.way if cls.way.processor else way
+        for_text = {n: options.pop(n) for n in list(options) if n in TOKENIZER_FIELDS}
+        tokenizers = [Tokenizer.of_folder(folder, **for_text)] if has_tokenizer(folder) else [None]
+        if QFORMER_TOKENIZER + "/tokenizer_config.json" in folder:
+            tokenizers.append(Tokenizer.of_folder(folder.within(QFORMER_TOKENIZER)))
+        chosen = processor_class(way.processor) if cls is Processor and way.processor else cls
+        pictures, sounds = has_pictures(folder), extractor_config(folder) is not None
+        for_pictures = {n: options.pop(n) for n in list(options) if pictures and (not sounds or n not in AUDIO_OPTIONS)}
+        queries = stated.integer("num_query_tokens", None, 1, 1 << 12) if stated.get("num_query_tokens") else None
+        frames = way.kind.num_frames(load_config(folder)) if way.kind.num_frames else None
+        parts = {"num_query_tokens": queries, "num_frames": frames, "way": way}
+        if sounds:
+            parts["feature_extractor"] = FeatureExtractor.of_folder(folder, **options)
+        return chosen(ImageProcessor.of_folder(folder, **for_pictures) if pictures else None, *tokenizers, **parts)
 
     def __call__(
         self,
@@ -82,72 +124,93 @@ class Processor:
         """Inputs for a model.
 
         Args:
-            args: pictures (clips, sounds) and texts, in either order; a string is a text unless it ends in the
-                extension of a picture, a clip or a sound.
+            args: pictures (clips, sounds) and texts, in either order; a string is a text unless it names a picture, a
+                clip or a sound.
             text: a text or a list of texts; see Tokenizer for padding, truncation, max_length.
             images: a picture or a list; see `load_image` for what a picture may be, and ImageProcessor for the fields
                 that may be given for this call alone.
-            videos: for a model of clips, a clip or a list; see `load_video` for what a clip may be. InstructBlipVideo
-                takes four frames of each, X-CLIP as many as its config says; both take clips as `images` too.
+            videos: for a model of clips, a clip or a list; `load_video` says what a clip may be; they may be given as
+                `images` too.
             audio: for a model of sounds, a sound or a list; see `load_audio` for what a sound may be. Arrays need their
                 `sampling_rate`, here or as (array, rate); other rates than the model's are resampled.
             return_tensors: "np", "pt" or None for lists.
+            text_kwargs, images_kwargs, audio_kwargs, common_kwargs: options of one part, or of all.
 
         Where a language model reads what query tokens drew from a picture (BLIP-2, InstructBLIP), texts that come with
         pictures begin with a placeholder for each query, which `max_length` counts. InstructBLIP's Q-Former reads the
         text too: `qformer_input_ids`, `qformer_attention_mask`.
 
-        Raises ValueError when neither is given.
+        Raises ValueError when neither is given; TypeError for an option that no part has.
         """
-        if self.feature_extractor:
+        if self.image_processor:
+            images, text = _placed(args, text, images=images)
+        else:
             audio, text = _placed(args, text, audio=audio)
-            return self._heard(text, audio, sampling_rate, return_tensors, kwargs, (images, videos))
-        images, text = _placed(args, text, images=images)
-        if audio is not None:
-            raise ValueError("audio: given to a processor of pictures, expected images")
-        if self.num_frames:
+        if sampling_rate is not None:
+            kwargs["sampling_rate"] = sampling_rate
+        options, return_tensors = self._options(kwargs, return_tensors)
+        self._check(images, text, videos, audio)
+        if self.num_frames and self.kind.clips == IMAGE.main[0]:
             images, videos = None, videos if videos is not None else images
-        elif videos is not None:
-            raise ValueError("videos: given to a processor of pictures; `encode` takes clips for every picture model")
-        if text is None and images is None and videos is None:
-            raise ValueError("found neither text nor images, expected at least one of them")
-        settings = {name: kwargs.pop(name) for name in FIELDS if name in kwargs}
-        unknown = [] if text is not None else sorted(set(kwargs) - set(TEXT_OPTIONS))
-        if unknown:
-            raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
         inputs = BatchFeature()
         if text is not None:
-            options = self.text_defaults | kwargs
-            inputs.update(self._texts(text, images is not None or videos is not None, return_tensors, options))
+            seen = images is not None or videos is not None
+            made = self._texts(text, seen, return_tensors, options["text_kwargs"])
+            inputs.update({"labels": made["input_ids"]} if self.kind.labels and audio is not None else made)
         if images is not None:
-            inputs.update(self.image_processor(images, return_tensors=return_tensors, **settings))
+            inputs.update(self.image_processor(images, return_tensors=return_tensors, **options["images_kwargs"]))
         if videos is not None:
-            pixels = self.clips(videos, **settings)
-            inputs["pixel_values"] = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
+            pixels = self.clips(videos, **options["images_kwargs"])
+            inputs[self.kind.clips] = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
+        if audio is not None:
+            settings = options["audio_kwargs"]
+            if (
+                text is not None and not self.kind.labels
+            ):  # padding, truncation and max_length beside a text are the text's
+                settings = {n: v for n, v in settings.items() if n not in ("padding", "truncation", "max_length")}
+            inputs.update(self.feature_extractor(audio, return_tensors=return_tensors, **settings))
         return inputs
 
-    def _heard(
-        self, text: Any, audio: Any, rate: int | None, tensors: str | None, kwargs: dict[str, Any], seen: tuple
-    ) -> BatchFeature:
-        """Inputs for a model of texts and sounds."""
-        if any(value is not None for value in seen):
+    def _options(self, kwargs: dict[str, Any], tensors: str | None) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """Options by part: what tokenizer_config.json and the class say, then a call's for all, then its for one.
+        TypeError names one that no part has."""
+        groups = {name: dict(kwargs.pop(name, None) or {}) for name in GROUPS}
+        common = groups.pop("common_kwargs")
+        tensors = next((g.pop("return_tensors") for g in (common, *groups.values()) if "return_tensors" in g), tensors)
+        text = dict(self.kind.text_defaults) | (self.tokenizer.call_options if self.tokenizer else {})
+        found: dict[str, dict[str, Any]] = {"text_kwargs": text, "images_kwargs": {}, "audio_kwargs": {}}
+        known = {"text_kwargs": TEXT_OPTIONS, "images_kwargs": IMAGE_OPTIONS, "audio_kwargs": AUDIO_OPTIONS}
+        for name, value in (common | kwargs).items():
+            takers = [group for group, names in known.items() if name in names]
+            if not takers:
+                raise TypeError(
+                    f"unexpected arguments: {name}; known: {', '.join(sorted(frozenset().union(*known.values())))}"
+                )
+            for group in takers:
+                found[group][name] = value
+        for group, values in groups.items():
+            group = "images_kwargs" if group == "videos_kwargs" else group
+            if twice := [name for name in values if name in kwargs and name in known[group]]:
+                raise ValueError(f"{twice[0]}: given twice, by itself and in {group}")
+            found[group] |= values
+        return found, tensors
+
+    def _check(self, images: Any, text: Any, videos: Any, audio: Any) -> None:
+        """ValueError for inputs this processor makes nothing of."""
+        if not self.image_processor and (images is not None or videos is not None):
             raise ValueError("images, videos: given to a processor of sounds, expected audio")
-        if text is None and audio is None:
-            raise ValueError("found neither text nor audio, expected at least one of them")
-        inputs, seed = BatchFeature(), {"seed": kwargs.pop("seed")} if "seed" in kwargs else {}
-        if text is not None and audio is not None and self.feature_extractor.kind == "Whisper":
-            inputs["labels"] = self.tokenizer(text, return_tensors=tensors, **kwargs)["input_ids"]
-        elif text is not None:
-            inputs.update(self.tokenizer(text, return_tensors=tensors, **kwargs))
-        if audio is not None:  # padding, truncation and max_length beside a text are the text's
-            options = seed if text is not None else kwargs | seed
-            inputs.update(self.feature_extractor(audio, sampling_rate=rate, return_tensors=tensors, **options))
-        return inputs
+        if not self.feature_extractor and audio is not None:
+            raise ValueError("audio: given to a processor of pictures, expected images")
+        if videos is not None and not self.num_frames:
+            raise ValueError("videos: given to a processor of pictures; `encode` takes clips for every picture model")
+        if all(value is None for value in (images, text, videos, audio)):
+            other = "images" if self.image_processor else "audio"
+            raise ValueError(f"found neither text nor {other}, expected at least one of them")
+        if text is not None and self.tokenizer is None:
+            raise ValueError("text: given to a processor without a tokenizer, expected none")
 
     def clips(self, videos: Any, **settings: Any) -> np.ndarray:
         """pixel_values (B, num_frames, 3, H, W) float32 of a clip or a list; `settings`: see ImageProcessor."""
-        from .video import load_video
-
         clips = as_clips(videos)
         if not clips:
             raise ValueError("videos: the list is empty, expected at least one clip")
@@ -158,76 +221,102 @@ class Processor:
             ]
         )
 
-    def _texts(
-        self, text: Any, placeholders: bool, return_tensors: str | None, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        found = {}
-        if self.num_query_tokens and isinstance(text, str):
+    def _texts(self, text: Any, placeholders: bool, tensors: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        queries = self.num_query_tokens if self.kind.placeholder else None
+        if (queries or self.kind.placeholder) and isinstance(text, str):
             text = [text]
         if self.qformer_tokenizer:
-            asked = self.qformer_tokenizer(text, return_tensors=return_tensors, **kwargs)
+            asked = self._used(self.qformer_tokenizer(text, return_tensors=tensors, **options))
             found |= {f"qformer_{name}": values for name, values in asked.items()}
-        if not self.num_query_tokens:
-            return found | self.tokenizer(text, return_tensors=return_tensors, **kwargs)
-        if kwargs.get("max_length") is not None:
-            room = kwargs["max_length"] - self.num_query_tokens
+        if not queries:
+            return found | self._used(self.tokenizer(text, return_tensors=tensors, **options))
+        if options.get("max_length") is not None:
+            room = options["max_length"] - queries
             if room < 1:
                 raise ValueError(
-                    f"max_length: found {kwargs['max_length']}, expected more than {self.num_query_tokens} placeholders"
+                    f"max_length: found {options['max_length']}, expected more than {queries} placeholders"
                 )
-            kwargs = kwargs | {"max_length": room}
-        lists = self.tokenizer(text, **kwargs)
+            options = options | {"max_length": room}
+        lists = self._used(self.tokenizer(text, **options))
         if placeholders:
-            known, count = self.tokenizer.get_vocab(), self.num_query_tokens * (self.num_frames or 1)
+            known, count = self.tokenizer.get_vocab(), queries * (self.num_frames or 1)
             fill = {
                 "input_ids": known.get(self.image_token, len(self.tokenizer)),
                 "attention_mask": 1,
                 "token_type_ids": 0,
             }
             lists = {name: [[fill[name]] * count + row for row in rows] for name, rows in lists.items()}
-        return found | (as_tensors(lists, return_tensors) if return_tensors else lists)
+        return found | (as_tensors(lists, tensors) if tensors else lists)
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
+    def _used(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name not in self.kind.unused_inputs}
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's."""
         return self.tokenizer.decode(*args, **kwargs)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokenizer's."""
         return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Texts of generated ids."""
+        return self.batch_decode(generated_outputs, skip_special_tokens, **kwargs)
+
+    def get_decoder_prompt_ids(self, **kwargs: Any) -> list[tuple[int, int]]:
+        """The tokenizer's, of a model that writes down speech."""
+        return self.tokenizer.get_decoder_prompt_ids(**kwargs)
+
+    def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
+        """As `get_decoder_prompt_ids`."""
+        return self.tokenizer.get_prompt_ids(text, return_tensors)
 
     @property
     def model_input_names(self) -> list[str]:
-        if self.feature_extractor:
-            return [*self.tokenizer.model_input_names, self.feature_extractor.input_name]
+        """What it makes."""
+        text = [
+            n for n in (self.tokenizer.model_input_names if self.tokenizer else ()) if n not in self.kind.unused_inputs
+        ]
         qformer = ["qformer_input_ids", "qformer_attention_mask"] if self.qformer_tokenizer else []
-        return [*self.tokenizer.model_input_names, "pixel_values", *qformer]
+        pictures = [IMAGE.main[0]] if self.image_processor else []
+        sounds = self.feature_extractor.model_input_names if self.feature_extractor else []
+        return [*text, *pictures, *sounds, *qformer]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json holds: the fields of every part but tokenizers."""
+        fields: dict[str, Any] = {"processor_class": type(self).__name__}
+        for name in ("image_processor", "feature_extractor"):
+            if (part := getattr(self, name)) is not None:
+                fields[name] = part.to_dict()
+        return fields | ({"num_query_tokens": self.num_query_tokens} if self.num_query_tokens else {})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
+        """Writes processor_config.json and the tokenizers' files, as transformers reads them; their paths."""
+        if kwargs.pop("push_to_hub", False) or kwargs:
+            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
+        folder = Folder(save_directory).path
+        files = list(self.tokenizer.save_pretrained(folder)) if self.tokenizer else []
+        if self.qformer_tokenizer:
+            files += self.qformer_tokenizer.save_pretrained(folder / QFORMER_TOKENIZER)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "processor_config.json"
+        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", "utf-8")
+        return [*files, str(path)]
+
+    def __repr__(self) -> str:
+        parts = ("image_processor", "feature_extractor", "tokenizer", "qformer_tokenizer")
+        found = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None)
+        return f"{type(self).__name__}({found})"
 
 
-def as_clips(videos: Any) -> list[Any]:
-    """A list of clips, of a clip or several: a list of pictures is one clip, an array (B, T, H, W, 3) is several."""
-    if isinstance(videos, list | tuple):
-        first = videos[0] if videos else b""
-        clip = isinstance(first, str | os.PathLike | bytes | bytearray | memoryview | list | tuple)
-        return list(videos) if clip or getattr(first, "ndim", 0) == 4 else [videos]
-    return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
-
-
-def _placeholders(folder: Path, what: str) -> dict[str, Any]:
-    """How many placeholders a picture takes, and which token they are, where processor_config.json says so."""
-    path = folder / "processor_config.json"
-    fields = Config(read_json(path) if path.exists() else {}, path.name)
-    if fields.get("num_query_tokens") is None:
-        return {}
-    token = fields.get(f"{what}_token", f"<{what}>")
-    token = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(token, str):
-        raise ConfigError(f"{path.name}: {what}_token: found {token!r}, expected a token")
-    return {"num_query_tokens": fields.integer("num_query_tokens", None, 1, 1 << 12), "image_token": token}
-
-
-def _num_frames(folder: Path) -> int:
-    """Frames of a clip that the folder's model takes."""
-    path = folder / "config.json"
-    fields = Config(read_json(path) if path.exists() else {}, path.name)
-    return fields.section("vision_config").integer("num_frames", 8, 1, 256)
+TOKENIZER_FIELDS = frozenset(
+    "padding_side truncation_side model_max_length bos_token eos_token unk_token sep_token pad_token cls_token "
+    "mask_token clean_up_tokenization_spaces language task predict_timestamps padding truncation max_length "
+    "do_lower_case".split()
+)
 
 
 def _placed(args: tuple[Any, ...], text: Any, **named: Any) -> tuple[Any, Any]:
@@ -247,11 +336,6 @@ def _placed(args: tuple[Any, ...], text: Any, **named: Any) -> tuple[Any, Any]:
     return other, text
 
 
-def _taken(kwargs: dict[str, Any], cls: type) -> dict[str, Any]:
-    """Those options that a class has, which are taken out."""
-    return {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__init__.__kwdefaults__}
-
-
 class AutoProcessor:
     """`AutoProcessor.from_pretrained(name)`: a Processor, or the one half the folder has files for."""
 
@@ -259,54 +343,47 @@ class AutoProcessor:
     def from_pretrained(
         name: str | os.PathLike, **kwargs: Any
     ) -> Processor | Tokenizer | ImageProcessor | FeatureExtractor:
+        """Of a folder, a hub id or "beyond-vl-model"; see Processor.from_pretrained."""
         hub = hub_options(kwargs)
-        folder = resolve(name, weights=False, **hub)
-        pictures = any(
-            (folder / file).exists()
-            for file in (
-                "preprocessor_config.json",
-                "processor_config.json",
-                "video_preprocessor_config.json",
-                "open_clip_config.json",
-            )
-        )
-        texts = any((folder / f).exists() for f in ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model"))
-        if not texts and (sounds := extractor_config(folder)):
-            return FeatureExtractor.from_config(sounds, **kwargs)
-        if not (pictures or texts):
+        return AutoProcessor.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+
+    @staticmethod
+    def of_folder(folder: Folder, **options: Any) -> Processor | Tokenizer | ImageProcessor | FeatureExtractor:
+        """From the files of a folder."""
+        texts, sounds, pictures = has_tokenizer(folder), extractor_config(folder), has_pictures(folder)
+        if not (texts or sounds or pictures):
             raise ConfigError(f"{folder}: no files of a processor, expected tokenizer.json, preprocessor_config.json")
-        kind = Processor if pictures and texts else ImageProcessor if pictures else Tokenizer
-        return kind.from_pretrained(folder, **kwargs)
+        if bool(texts) + bool(sounds) + bool(pictures) > 1:
+            return Processor.of_folder(folder, **options)
+        kind = Tokenizer if texts else FeatureExtractor if sounds else ImageProcessor
+        return kind.of_folder(folder, **options)
 
 
-_NAMES = (
-    "CLIPProcessor",
-    "SiglipProcessor",
-    "Siglip2Processor",
-    "ChineseCLIPProcessor",
-    "FlavaProcessor",
-    "BlipProcessor",
-    "Blip2Processor",
-    "InstructBlipProcessor",
-    "InstructBlipVideoProcessor",
-    "XCLIPProcessor",
-    "ClapProcessor",
-    "WhisperProcessor",
-)
+def has_tokenizer(folder: Folder) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any(name in folder for name in TOKENIZER_FILES)
+
+
+def has_pictures(folder: Folder) -> bool:
+    """Whether a folder holds an image processor's fields; of a file that names an extractor of sounds they are none."""
+    config = image_config(folder)
+    return config is not None and (extractor_config(folder) is None or bool(config.get("image_processor_type")))
+
+
+_CLASSES: dict[str, type] = {}
 
 
 def processor_class(name: str) -> type:
-    """CLIPProcessor and its like are one class: what differs lies in the files. KeyError for other names."""
-    from . import features
-
-    classes = {
-        **{n: getattr(features, n) for n in features.__all__ if n.endswith("FeatureExtractor")},
-        "CLIPTokenizer": Tokenizer,
-        "CLIPTokenizerFast": Tokenizer,
-        "SiglipTokenizer": Tokenizer,
-        "BertTokenizer": Tokenizer,
-        "BertTokenizerFast": Tokenizer,
-        **{f"{kind}ImageProcessor": ImageProcessor for kind in DEFAULTS},
-        **dict.fromkeys(_NAMES, Processor),
-    }
-    return classes[name]
+    """CLIPProcessor, CLIPTokenizerFast, CLIPImageProcessor and their like by name. KeyError for other names."""
+    if name in _CLASSES:
+        return _CLASSES[name]
+    if name.endswith(("Tokenizer", "TokenizerFast")):
+        return tokenizer_class(name)
+    way = next((w for family in families().values() for w in family.ways if w.processor == name), None)
+    if way is None:
+        try:
+            return extractor_class(name) if "FeatureExtractor" in name else image_class(name)
+        except ConfigError:
+            raise KeyError(name) from None
+    _CLASSES[name] = type(name, (Processor,), {"way": way, "__doc__": Processor.__doc__, "__module__": "beyondvl"})
+    return _CLASSES[name]

@@ -1,7 +1,8 @@
 """The little of a SentencePiece model file that a unigram tokenizer needs: pieces, scores, unknown id, normaliser.
 
-The file is a protocol buffer. Fields read: 1 pieces {1 piece: text, 2 score: float, 3 type: number}, 2 trainer {40
-unk_id}, 3 normalizer {2 precompiled_charsmap: bytes}. Source of the numbers: sentencepiece_model.proto.
+The file is a protocol buffer. Fields read: 1 pieces {1 piece: text, 2 score: float, 3 type: number}, 2 trainer {3
+model_type, 40 unk_id, 35 byte_fallback}, 3 normalizer {2 precompiled_charsmap: bytes}. Source of the numbers:
+sentencepiece_model.proto.
 
 A character map is the bytes of a double array, their number before them, and the texts it points into. The library
 follows it unchecked, so it is followed here first. A unit of the array holds bits 0-7 and 31 label, 8 whether a value
@@ -15,16 +16,17 @@ import base64
 import binascii
 import struct
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..config import read_config_file
 from ..errors import ConfigError
+from ..folder import Folder
 
-__all__ = ["check_character_maps", "read_model"]
+__all__ = ["PieceModel", "check_character_maps", "read_model"]
 
+NAME = "spiece.model"
 MAX_BYTES = 100_000_000
 MOST_UNITS = 1 << 20  # of a character map; the usual ones have 60,000
 AT_ONCE = 1 << 12
@@ -65,30 +67,38 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += length
 
 
-def read_model(path: Path) -> tuple[list[tuple[str, float]], int, bytes]:
-    """(pieces with scores, id of the unknown piece, precompiled character map) of a unigram model.
+@dataclass(frozen=True)
+class PieceModel:
+    """A unigram model: pieces with scores, the unknown one's id, the character map, whether bytes stand in for what no
+    piece holds."""
 
-    Raises ConfigError when the file is malformed or not a unigram model.
-    """
+    pieces: list[tuple[str, float]]
+    unk_id: int
+    charsmap: bytes
+    byte_fallback: bool
+
+
+def read_model(folder: Folder) -> PieceModel:
+    """spiece.model of a folder. Raises ConfigError when the file is malformed or not a unigram model."""
     pieces: list[tuple[str, float]] = []
-    unk_id, charsmap, model_type = 0, b"", 1
-    for number, value in _fields(memoryview(read_config_file(path, MAX_BYTES))):
+    unk_id, charsmap, model_type, byte_fallback = 0, b"", 1, 0
+    for number, value in _fields(memoryview(folder.read(NAME, MAX_BYTES))):
         if number == 1:
             fields = dict(_fields(value))
             score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
             pieces.append((bytes(fields.get(1, b"")).decode("utf-8"), score))
         elif number == 2:
             trainer = dict(_fields(value))
-            unk_id, model_type = trainer.get(40, 0), trainer.get(3, 1)
+            unk_id, model_type, byte_fallback = trainer.get(40, 0), trainer.get(3, 1), trainer.get(35, 0)
         elif number == 3:
             charsmap = bytes(dict(_fields(value)).get(2, b""))
     if charsmap:
-        _check_character_map(charsmap, path.name)
+        _check_character_map(charsmap, NAME)
     if model_type != 1:
-        raise ConfigError(f"{path.name}: model type {model_type}, expected 1 (unigram)")
+        raise ConfigError(f"{NAME}: model type {model_type}, expected 1 (unigram)")
     if not pieces or not 0 <= unk_id < len(pieces):
-        raise ConfigError(f"{path.name}: {len(pieces)} pieces and unknown id {unk_id}")
-    return pieces, unk_id, charsmap
+        raise ConfigError(f"{NAME}: {len(pieces)} pieces and unknown id {unk_id}")
+    return PieceModel(pieces, unk_id, charsmap, bool(byte_fallback))
 
 
 def check_character_maps(tokenizer: Any) -> None:

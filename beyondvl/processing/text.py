@@ -1,276 +1,460 @@
-"""Tokenizers: the `tokenizers` library under transformers' call, built from whatever files a checkpoint holds.
-
-tokenizer.json is used as it is; vocab.json + merges.txt (CLIP), vocab.txt (BERT) and spiece.model (SigLIP) are
-assembled in vocabularies.py. Truncation and padding are done here, so that one tokenizer serves many threads with
-different settings.
-"""
+"""Tokenizers: the `tokenizers` library under transformers' call, built from whatever files a checkpoint holds (see
+vocabularies.py; encoding.py has what a call does)."""
 
 from __future__ import annotations
 
+import json
 import os
-import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import Config, read_json
-from ..errors import ConfigError
+from ..config import Config
+from ..families.registry import Family, families, family_of, load_config, processing_of
+from ..families.tokens import TOKENIZERS
+from ..files import written_aside
+from ..folder import Folder
 from ..hub import hub_options, resolve
-from ..outputs import BatchFeature, check_count, from_numpy
-from .vocabularies import SPECIAL, build_backend, library_errors, special_tokens
+from .encoding import (
+    FIELDS,
+    BatchEncoding,
+    TextOptions,
+    as_tensors,
+    checked_ids,
+    encoded,
+    items_of,
+    lists_of,
+    padded,
+    prefixed,
+    warn_caller,
+    width_of,
+    without_blanks,
+)
+from .vocabularies import SPECIAL, Vocabulary, input_names_of, max_length_of, read_vocabulary, side_of
 
-__all__ = ["AutoTokenizer", "Tokenizer"]
+__all__ = ["AutoTokenizer", "Tokenizer", "tokenizer_class"]
 
-MOST_PADDED = 1 << 20  # tokens of a text
-UNBOUNDED = 1 << 30  # transformers writes 1e30 where a tokenizer has no limit
+# options of a call that tokenizer_config.json may set for a processor
+CALL_OPTIONS = ("padding", "truncation", "max_length", "padding_side", "add_special_tokens", "stride",
+                "pad_to_multiple_of", "return_attention_mask", "return_token_type_ids")  # fmt: skip
 
 
 class Tokenizer:
-    """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe."""
+    """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe.
+
+    `bos_token`, `eos_token_id` and the like are its special tokens; each may be set. `settings` are the fields of
+    tokenizer_config.json.
+    """
 
     part: ClassVar[str] = "tokenizer"  # what it is of a processor
+    class_name: ClassVar[str | None] = None
 
-    def __init__(
-        self,
-        backend: Any,
-        *,
-        model_max_length: int = UNBOUNDED,
-        padding_side: str = "right",
-        truncation_side: str = "right",
-        special_tokens: dict[str, str] | None = None,
-        model_input_names: tuple[str, ...] = ("input_ids", "attention_mask"),
-        exact_length: bool = False,
-    ):
-        self.backend = backend
-        self.model_max_length = model_max_length
-        self.padding_side, self.truncation_side = padding_side, truncation_side
-        self.special_tokens = special_tokens or {}
-        self.model_input_names = model_input_names
-        self.exact_length = exact_length  # trained at one padded length (SigLIP): padding=True means that length
-        backend.no_padding()
-        backend.no_truncation()
-        self.pad_token_id = self._id("pad_token", 0)
-        self.unk_token_id = self._id("unk_token", None)
-        self._prefix, self._suffix = self._frame()
+    def __init__(self, vocabulary: Vocabulary, settings: Config, **options: Any):
+        unknown = sorted(set(options) - OPTIONS)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}: unexpected arguments: {', '.join(unknown)}")
+        kind, fields = vocabulary.kind, settings.updated(Config(options))
+        self.backend, self.kind, self.settings = vocabulary.backend, kind, settings
+        self.vocabulary = vocabulary
+        self.special_tokens = dict(vocabulary.special_tokens)
+        self.model_max_length = max_length_of(fields, kind)
+        self.padding_side = side_of(fields, "padding_side", kind.padding_side if kind else "right")
+        self.truncation_side = side_of(fields, "truncation_side", "right")
+        self.model_input_names = input_names_of(fields, kind)
+        self.clean_up_tokenization_spaces = fields.boolean("clean_up_tokenization_spaces", False)
+        self.exact_length = bool(kind and kind.exact_length)  # trained at one padded length: padding=True means that
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        for name in SPECIAL:
+            if name in options:
+                setattr(self, name, options[name])
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
+        """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override fields of tokenizer_config.json.
+        Raises ConfigError when no tokenizer files are there."""
+        hub = hub_options(kwargs)
+        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+
+    @classmethod
+    def of_folder(cls, folder: Folder, **options: Any) -> Tokenizer:
+        """From the files of a folder."""
+        settings = folder.config("tokenizer_config.json")
+        way = processing_of(folder)
+        if way.tokenizer_config:
+            settings = settings.updated(way.tokenizer_config(load_config(folder)))
+        vocabulary = read_vocabulary(folder, settings.updated(Config(options)), cls.class_name)
+        name = vocabulary.class_name if vocabulary.kind else ""
+        chosen = tokenizer_class(name, family_of(folder)) if cls is Tokenizer and name else cls
+        return chosen(vocabulary, settings, **options)
 
     def __getattr__(self, name: str) -> Any:
         """bos_token, eos_token_id and the like."""
+        tokens = self.__dict__.get("special_tokens", {})
         kind = name.removesuffix("_id")
-        if kind in SPECIAL:
-            token = self.special_tokens.get(kind)
+        if kind in SPECIAL or kind in tokens:
+            token = tokens.get(kind)
             return token if kind == name or token is None else self.backend.token_to_id(token)
         raise AttributeError(f"Tokenizer has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A special token may be set, pad_token for example. ValueError where it is not in the vocabulary."""
-        if name not in SPECIAL:
+        if name.removesuffix("_id") not in SPECIAL:
             super().__setattr__(name, value)
             return
+        if name.endswith("_id"):
+            name, value = name.removesuffix("_id"), None if value is None else self.backend.id_to_token(value)
+        value = None if value is None else str(value)
         if value is not None and self.backend.token_to_id(value) is None:
             raise ValueError(f"{name}: found {value!r}, expected a token of the vocabulary")
         self.special_tokens = self.special_tokens | {name: value}
-        self.pad_token_id, self.unk_token_id = self._id("pad_token", 0), self._id("unk_token", None)
 
-    def _id(self, kind: str, default: int | None) -> int | None:
-        token = self.special_tokens.get(kind)
-        found = self.backend.token_to_id(token) if token is not None else None
-        return default if found is None else found
-
-    def _frame(self) -> tuple[int, int]:
-        """How many special tokens come before and after a text."""
-        with library_errors("tokenizer: cannot encode 'a'"):
-            total = self.backend.num_special_tokens_to_add(False)
-            framed = self.backend.encode("a").ids
-            bare = self.backend.encode("a", add_special_tokens=False).ids
-        before = next((n for n in range(total + 1) if framed[n : n + len(bare)] == bare), 0)
-        return before, total - before
-
-    @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
-        """Of a folder, a hub id or "beyond-vl-model". Raises ConfigError when no tokenizer files are there."""
-        hub = hub_options(kwargs)
-        folder = resolve(name, weights=False, **hub)
-        settings = _settings(folder)
-        backend, defaults = build_backend(folder, settings)
-        fields = {
-            "model_max_length": _max_length(settings, defaults),
-            "padding_side": settings.choice("padding_side", defaults.padding_side, ("left", "right")),
-            "truncation_side": settings.choice("truncation_side", "right", ("left", "right")),
-            "special_tokens": special_tokens(folder, settings, defaults),
-            "model_input_names": _input_names(settings, defaults),
-            "exact_length": defaults.exact_length,
-        }
-        return cls(backend, **(fields | kwargs))
+    # ---- the vocabulary
 
     @property
     def vocab_size(self) -> int:
+        """Tokens without those added beside the vocabulary."""
         return self.backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    def __bool__(self) -> bool:
+        return True
+
     def get_vocab(self) -> dict[str, int]:
+        """Token -> id."""
         return self.backend.get_vocab(with_added_tokens=True)
 
-    def tokenize(self, text: str) -> list[str]:
-        return self._encoded([text], False)[0].tokens
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token -> id of those added beside the vocabulary."""
+        return {str(token): i for i, token in sorted(self.backend.get_added_tokens_decoder().items())}
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._encoded([text], add_special_tokens)[0].ids
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Special tokens, those with a name first."""
+        named = [self.special_tokens.get(name) for name in dict.fromkeys((*SPECIAL, *self.special_tokens))]
+        return list(dict.fromkeys([token for token in (*named, *self.vocabulary.extra_tokens) if token is not None]))
 
-    def _encoded(self, text: str | list[str], add_special_tokens: bool) -> list[Any]:
-        """What the library makes of a text or each of a list."""
-        texts = _texts(text)
-        with library_errors("text: the tokenizer cannot encode it"):
-            return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of `all_special_tokens`."""
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Special tokens by name."""
+        return {name: token for name, token in self.special_tokens.items() if token is not None}
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Adds tokens (texts or the library's AddedToken) beside the vocabulary; how many were new. A model's own
+        vocabulary does not grow: it refuses their ids."""
+        tokens = (
+            [new_tokens] if isinstance(new_tokens, str) or not isinstance(new_tokens, Iterable) else list(new_tokens)
+        )
+        add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
+        return add(tokens)
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
+        """Adds special tokens by name ({"pad_token": "[PAD]"}); how many were new."""
+        unknown = [name for name in special_tokens_dict if name not in SPECIAL]
+        if unknown:
+            raise ValueError(f"special_tokens_dict: found {unknown[0]!r}, expected some of {', '.join(SPECIAL)}")
+        count = self.add_tokens(list(special_tokens_dict.values()), special_tokens=True)
+        for name, token in special_tokens_dict.items():
+            setattr(self, name, token)
+        return count
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Special tokens around a text, or a pair of them."""
+        return self.backend.num_special_tokens_to_add(pair)
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
+        """The id of a token, or a list of them; of one that is not known the unknown token's."""
         if isinstance(tokens, str):
             found = self.backend.token_to_id(tokens)
             return self.unk_token_id if found is None else found
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: Any) -> Any:
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or a list of them."""
         if isinstance(ids, int | np.integer):
-            return self.backend.id_to_token(_ids([ids])[0])
-        return [self.backend.id_to_token(i) for i in _ids(ids)]
+            return self.backend.id_to_token(checked_ids([ids])[0])
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self.backend.id_to_token(i) for i in checked_ids(ids) if i not in skipped]
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
-        """The text of ids, or of each row of them."""
-        if not isinstance(ids, int | np.integer) and len(ids) and np.ndim(ids[0]):
-            return self.batch_decode(ids, skip_special_tokens)
-        text = self.backend.decode(_ids(np.asarray(ids).reshape(-1)), skip_special_tokens=skip_special_tokens)
-        suffix = getattr(self.backend.model, "end_of_word_suffix", None)
-        return text.replace(suffix, " ").strip() if suffix else text
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text that tokens make."""
+        return self.backend.decoder.decode(tokens) if self.backend.decoder else " ".join(tokens)
 
-    def batch_decode(self, batch: Any, skip_special_tokens: bool = False) -> list[str]:
-        return [self.decode(ids, skip_special_tokens) for ids in batch]
+    # ---- text to ids
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text."""
+        items, _ = items_of(text, pair, False)
+        return self._encodings(items, TextOptions(add_special_tokens=add_special_tokens))[0].tokens
+
+    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any) -> list[int]:
+        """The ids of a text or a pair; `options` as those of a call."""
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
+
+    def _encodings(self, items: list[Any], options: TextOptions) -> list[Any]:
+        if self.kind and self.kind.prefix:
+            items = [prefixed(item, self.kind.prefix) for item in items]
+        return encoded(self.backend, items, options, self.truncation_side)
 
     def __call__(
         self,
-        text: str | list[str],
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
         *,
+        add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
         return_tensors: str | None = None,
-        add_special_tokens: bool = True,
-        **kwargs: Any,
-    ) -> BatchFeature:
+        return_overflowing_tokens: bool = False,
+        verbose: bool = True,
+        **returned: Any,
+    ) -> BatchEncoding:
         """Token ids of one text or a list.
 
         Args:
+            text_pair: a second text for each; `text_target`: texts whose ids are returned as `labels`.
             padding: False, True or "longest", or "max_length" (to `max_length`, else the model's length).
-            truncation: cut at `max_length`, else the model's length; special tokens are kept. Without it and without
-                padding, a `max_length` cuts too, as in transformers.
+            truncation: cut at `max_length`, else the model's length; special tokens are kept; of pairs "longest_first"
+                (True), "only_first" or "only_second". Without it and without padding, a `max_length` cuts too, as in
+                transformers.
+            is_split_into_words: texts are lists of words.
             return_tensors: "np", "pt" or None for lists.
-            return_attention_mask, return_token_type_ids: True or False; None as the model takes them.
+            return_overflowing_tokens: what was cut off becomes further rows, repeating `stride` tokens.
+            return_attention_mask, return_token_type_ids: True or False; None as the model takes them;
+                return_special_tokens_mask, return_offsets_mapping, return_length: True adds them.
 
-        Raises ValueError for an empty list, for lengths that differ when tensors are asked for without padding, and
-        TypeError for anything that is not text.
+        Raises ValueError for lengths that differ when tensors are asked for without padding, or padding without a pad
+        token; TypeError for anything that is not text.
         """
-        names = self._names(kwargs)
-        if max_length is not None:
-            check_count("max_length", max_length)
-        truncation = _checked_truncation(truncation, padding, max_length)
-        encodings = self._encoded(text, add_special_tokens)
-        ids = [self._truncate(e.ids, truncation, max_length, add_special_tokens) for e in encodings]
-        self._warn(ids, truncation, add_special_tokens)
-        width = self._width(ids, padding, max_length)
-        fields = self._pad(ids, width, names)
-        if isinstance(text, str) and return_tensors is None:
-            return BatchFeature({name: rows[0] for name, rows in fields.items()})
-        return BatchFeature(fields if return_tensors is None else as_tensors(fields, return_tensors))
+        if text_target is not None:
+            options = {"padding": padding, "truncation": truncation, "max_length": max_length} | returned
+            labels = self(text_target, return_tensors=return_tensors, **options)
+            if text is None:
+                return labels
+        options = TextOptions.of(
+            padding, truncation, max_length, stride, pad_to_multiple_of, padding_side or self.padding_side,
+            self.model_max_length, add_special_tokens=add_special_tokens, is_split_into_words=is_split_into_words,
+            overflow=return_overflowing_tokens,
+        )  # fmt: skip
+        items, single = items_of(text, text_pair, is_split_into_words)
+        if not items and return_tensors is not None:
+            raise ValueError("text: the list is empty, expected at least one text")
+        encodings = self._encodings(items, options)
+        fields, rows = self._fields(encodings, self._names(returned), options)
+        if verbose:
+            self._warn(fields["input_ids"], truncation, add_special_tokens)
+        exact = self.model_max_length if padding is True and self.exact_length else None
+        fields = self._padded(fields, options, exact)
+        if text_target is not None:
+            fields["labels"] = labels["input_ids"]
+        if single and return_tensors is None and not return_overflowing_tokens:
+            return BatchEncoding({name: values[0] for name, values in fields.items()}, rows)
+        return BatchEncoding(fields if return_tensors is None else as_tensors(fields, return_tensors), rows)
 
-    def _names(self, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    def _fields(self, encodings: list[Any], names: tuple[str, ...], options: TextOptions) -> tuple[dict, list[Any]]:
+        """Fields by name, and the encodings in their rows."""
+        rows = encodings
+        if options.overflow:
+            rows = [row for encoding in encodings for row in (encoding, *encoding.overflowing)]
+        fields = {name: [getattr(row, FIELDS[name]) for row in rows] for name in names if name in FIELDS}
+        if self.kind and self.kind.ends_once and options.add_special_tokens:
+            fields = self._ended_once(fields)
+        if "length" in names:
+            fields["length"] = [len(row) for row in fields["input_ids"]]
+        if options.overflow:
+            fields["overflow_to_sample_mapping"] = [
+                i for i, encoding in enumerate(encodings) for _ in range(1 + len(encoding.overflowing))
+            ]
+        return fields, rows
+
+    def _ended_once(self, fields: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Without the end token after a text that ends with it."""
+        end = self.eos_token_id
+        twice = [row[-2:] == [end, end] for row in fields["input_ids"]]
+        return {
+            name: [row[:-1] if cut else row for row, cut in zip(rows, twice, strict=True)]
+            for name, rows in fields.items()
+        }
+
+    def _padded(self, fields: dict[str, list[Any]], options: TextOptions, exact: int | None) -> dict[str, list[Any]]:
+        if options.padding is None:
+            return fields
+        if self.pad_token_id is None:
+            raise ValueError(
+                "padding: this tokenizer has no padding token: set one, for example tokenizer.pad_token = "
+                "tokenizer.eos_token"
+            )
+        width = width_of(fields["input_ids"], options, exact, warn_caller)
+        return padded(fields, width, self.pad_token_id, options.padding_side)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Rows of ids ({"input_ids": [...]}, of one text or several, or a list of such) filled up to one length, as
+        transformers' data collators do. ValueError where there are no input_ids, or no padding token."""
+        if isinstance(encoded_inputs, list | tuple):
+            encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in (encoded_inputs or [{}])[0]}
+        if "input_ids" not in encoded_inputs:
+            raise ValueError(f"encoded_inputs: found {', '.join(encoded_inputs) or 'nothing'}, expected input_ids")
+        fields = {
+            name: [lists_of(row) for row in rows] if isinstance(rows, list | tuple) else lists_of(rows)
+            for name, rows in encoded_inputs.items()
+        }
+        single = bool(len(fields["input_ids"])) and not isinstance(fields["input_ids"][0], list)
+        if single:
+            fields = {name: [row] for name, row in fields.items()}
+        wanted = "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
+        if wanted and "attention_mask" not in fields:
+            fields["attention_mask"] = [[1] * len(row) for row in fields["input_ids"]]
+        options = TextOptions.of(
+            padding, False, max_length, 0, pad_to_multiple_of, padding_side or self.padding_side, self.model_max_length
+        )
+        fields = self._padded(fields, options, None)
+        if single and return_tensors is None:
+            fields = {name: rows[0] for name, rows in fields.items()}
+        return BatchEncoding(fields if return_tensors is None else as_tensors(fields, return_tensors))
+
+    def _names(self, returned: dict[str, Any]) -> tuple[str, ...]:
         """Fields to return; TypeError for an unknown argument."""
         names = dict.fromkeys(("input_ids", *self.model_input_names))
-        for name, value in kwargs.items():
-            field = name.removeprefix("return_")
-            if name not in ("return_attention_mask", "return_token_type_ids") or value not in (None, True, False):
+        known = {
+            f"return_{name}": name for name in ("attention_mask", "token_type_ids", "special_tokens_mask", "length")
+        }
+        known["return_offsets_mapping"] = "offset_mapping"
+        for name, value in returned.items():
+            if name not in known or value not in (None, True, False):
                 raise TypeError(f"unexpected argument {name}={value!r}")
             if value is False:
-                names.pop(field, None)
+                names.pop(known[name], None)
             elif value:
-                names[field] = None
+                names[known[name]] = None
         return tuple(names)
 
-    def _truncate(self, ids: list[int], truncation: bool, max_length: int | None, special: bool) -> list[int]:
-        if not truncation:
-            return ids
-        most = max_length or self.model_max_length
-        if len(ids) <= most:
-            return ids
-        head, tail = (self._prefix, self._suffix) if special else (0, 0)
-        if most < head + tail:
-            raise ValueError(f"max_length: found {most}, expected room for {head + tail} special tokens")
-        text, room = ids[head : len(ids) - tail], most - head - tail
-        text = text[len(text) - room :] if self.truncation_side == "left" else text[:room]
-        return ids[:head] + text + ids[len(ids) - tail :]
-
-    def _width(self, ids: list[list[int]], padding: bool | str, max_length: int | None) -> int:
-        if padding == "max_length":
-            width = max_length or self.model_max_length
-            if width >= UNBOUNDED:
-                raise ValueError("padding='max_length': this tokenizer has no length of its own, pass max_length")
-            return width
-        if padding is True and self.exact_length:
-            if max(map(len, ids)) < self.model_max_length:
-                warnings.warn(
-                    f"this model was trained on texts padded to {self.model_max_length} tokens: padding=True pads to "
-                    "that, where transformers pads to the longest and gives poor results; "
-                    "padding='longest' gives what transformers gives",
-                    stacklevel=_caller_level(),
-                )
-            return self.model_max_length
-        if padding in (True, "longest"):
-            return max(map(len, ids))
-        if padding in (False, None, "do_not_pad"):
-            return 0
-        raise ValueError(f"padding: found {padding!r}, expected True, False, 'longest' or 'max_length'")
-
-    def _pad(self, ids: list[list[int]], width: int, names: tuple[str, ...]) -> dict[str, list[list[int]]]:
-        if width > MOST_PADDED:
-            raise ValueError(f"padding to {width} tokens: expected at most {MOST_PADDED}")
-        fields: dict[str, list[list[int]]] = {name: [] for name in names}
-        for row in ids:
-            gap = max(0, width - len(row))
-            values = {
-                "input_ids": (row, self.pad_token_id),
-                "attention_mask": ([1] * len(row), 0),
-                "token_type_ids": ([0] * len(row), 0),
-            }
-            for name, rows in fields.items():
-                kept, pad = values[name]
-                rows.append([pad] * gap + kept if self.padding_side == "left" else kept + [pad] * gap)
-        return fields
-
     def _warn(self, ids: list[list[int]], truncation: Any, special: bool) -> None:
-        longest = max(map(len, ids))
+        longest = max(map(len, ids), default=0)
         if not truncation and longest > self.model_max_length:
-            warnings.warn(
-                f"a text of {longest} tokens is longer than the model's {self.model_max_length}: pass truncation=True",
-                stacklevel=_caller_level(),
+            warn_caller(
+                f"a text of {longest} tokens is longer than the model's {self.model_max_length}: pass truncation=True"
             )
-        if self.unk_token_id is None or self.special_tokens.get("unk_token") == self.special_tokens.get("eos_token"):
+        unknown = self.unk_token_id
+        if unknown is None or self.unk_token == self.eos_token:
             return
-        frame = self._prefix + self._suffix if special else 0
-        unreadable = [i for i, row in enumerate(ids) if 2 * row.count(self.unk_token_id) > max(1, len(row) - frame)]
+        frame = self.num_special_tokens_to_add() if special else 0
+        unreadable = [i for i, row in enumerate(ids) if 2 * row.count(unknown) > max(1, len(row) - frame)]
         if unreadable:
-            warnings.warn(
+            warn_caller(
                 f"text {unreadable[0]} is mostly unknown to this model's vocabulary ({len(unreadable)} of {len(ids)} "
-                "texts): its embedding means little",
-                stacklevel=_caller_level(),
+                "texts): its embedding means little"
             )
 
+    # ---- ids to text
 
-def as_tensors(fields: dict[str, list[list[int]]], kind: str) -> dict[str, Any]:
-    """Rows of ids as arrays (n, length) int64, "np" or "pt". ValueError when lengths differ."""
-    if len({len(row) for row in fields["input_ids"]}) > 1:
-        raise ValueError("texts of different lengths do not make a tensor: pass padding=True (and truncation=True)")
-    return {name: from_numpy(np.array(rows, dtype=np.int64), kind) for name, rows in fields.items()}
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str | list[str]:
+        """The text of ids, or of each row of them; `clean_up_tokenization_spaces` takes out the blanks before
+        punctuation (None: as the checkpoint says)."""
+        if isinstance(token_ids, dict):
+            token_ids = token_ids["input_ids"]
+        if isinstance(token_ids, int | np.integer):
+            token_ids = [token_ids]
+        rows = lists_of(token_ids)
+        if rows and isinstance(rows[0], list):
+            return [self._text(row, skip_special_tokens, clean_up_tokenization_spaces, **kwargs) for row in rows]
+        return self._text(rows, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens, **kwargs) for row in sequences]
+
+    def _text(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None, **kwargs: Any) -> str:
+        if kwargs:
+            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
+        if self.kind and self.kind.join:
+            special = set(self.all_special_ids)
+            kept = [i for i in checked_ids(ids) if not (skip_special_tokens and i in special)]
+            text = self.kind.join(self.backend, kept, special)
+        else:
+            text = self.backend.decode(checked_ids(ids), skip_special_tokens=skip_special_tokens)
+        if suffix := getattr(self.backend.model, "end_of_word_suffix", None):
+            text = text.replace(suffix, " ").strip()
+        clean_up = self.clean_up_tokenization_spaces if clean_up is None else clean_up
+        if clean_up and type(self.backend.model).__name__ != "BPE":  # which has blanks of its own before punctuation
+            text = without_blanks(text)
+        return text
+
+    # ---- to and from files
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """What tokenizer_config.json says of calls by a processor."""
+        found = {name: self.settings.get(name) for name in CALL_OPTIONS if name in self.settings}
+        return found | ({"padding_side": self.padding_side} if "padding_side" in found else {})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:
+        """Writes tokenizer.json and tokenizer_config.json (and a vocabulary file that the former cannot stand for), as
+        transformers reads them; their paths."""
+        if kwargs.pop("push_to_hub", False) or kwargs:
+            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
+        folder = Folder(save_directory).path
+        settings = {n: v for n, v in self.settings.to_dict().items() if not n.startswith("_")}
+        settings |= {name: token for name, token in self.special_tokens.items() if token is not None}
+        settings |= {
+            "model_max_length": self.model_max_length, "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side, "model_input_names": list(self.model_input_names),
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "tokenizer_class": self.vocabulary.class_name or settings.get("tokenizer_class", "PreTrainedTokenizerFast"),
+            "added_tokens_decoder": {
+                str(i): {"content": str(token)} | {flag: getattr(token, flag) for flag in
+                ("lstrip", "rstrip", "normalized", "single_word", "special")}
+                for i, token in sorted(self.backend.get_added_tokens_decoder().items())
+            },
+        }  # fmt: skip
+        with written_aside(folder, ("tokenizer.json", "tokenizer_config.json")) as aside:
+            (aside / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
+            (aside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
+            for name, data in self.vocabulary.files.items():
+                (aside / name).write_bytes(data)
+        return tuple(str(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", *self.vocabulary.files))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(vocab_size={self.vocab_size}, model_max_length={self.model_max_length}, "
+            f"padding_side={self.padding_side!r}, special_tokens={self.special_tokens_map})"
+        )
+
+
+OPTIONS = frozenset(
+    "model_max_length truncation_side model_input_names clean_up_tokenization_spaces do_lower_case strip_accents "
+    "tokenize_chinese_chars add_prefix_space add_bos_token add_eos_token trim_offsets errors language task "
+    "predict_timestamps".split()
+).union(SPECIAL, CALL_OPTIONS)
 
 
 class AutoTokenizer:
@@ -279,75 +463,19 @@ class AutoTokenizer:
     from_pretrained = Tokenizer.from_pretrained
 
 
-def _caller_level() -> int:
-    """A stacklevel that points out of this package: each line of a caller's own code warns once."""
-    import sys
-
-    frame, level = sys._getframe(1), 1
-    package = __name__.split(".")[0]
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level
+_CLASSES: dict[str, type[Tokenizer]] = {}
 
 
-def _checked_truncation(truncation: Any, padding: Any, max_length: int | None) -> bool:
-    """Whether to cut."""
-    if truncation is None:
-        return max_length is not None and padding in (False, None, "do_not_pad")
-    if truncation not in (True, False, "longest_first", "only_first", "do_not_truncate"):
-        raise ValueError(f"truncation: found {truncation!r}, expected True or False")
-    return truncation not in (False, "do_not_truncate")
-
-
-def _ids(ids: Iterable[Any]) -> list[int]:
-    found = [int(i) for i in ids]
-    if wrong := [i for i in found if not 0 <= i < 1 << 32]:
-        raise ValueError(f"ids: found {wrong[0]}, expected token ids from 0")
-    return found
-
-
-def _texts(text: Any) -> list[str]:
-    if not isinstance(text, Iterable) or isinstance(text, bytes):
-        raise TypeError(f"text: found {type(text).__name__}, expected a text or a list of texts")
-    texts = [text] if isinstance(text, str) else list(text)
-    if not texts:
-        raise ValueError("text: the list is empty, expected at least one text")
-    for i, item in enumerate(texts):
-        if not isinstance(item, str):
-            raise TypeError(f"text {i}: found {type(item).__name__}, expected str")
-    return [_clean(item) for item in texts]
-
-
-def _clean(text: str) -> str:
-    """Lone surrogates cannot be encoded: they become the replacement character."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _settings(folder: Path) -> Config:
-    path = folder / "tokenizer_config.json"
-    return Config(read_json(path) if path.exists() else {}, path.name)
-
-
-def _max_length(settings: Config, defaults: Any) -> int:
-    value = settings.get("model_max_length")
-    if value is None:
-        return defaults.model_max_length or UNBOUNDED
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-        raise ConfigError(f"tokenizer_config.json: model_max_length: found {value!r}, expected a positive number")
-    if value >= UNBOUNDED:
-        return defaults.model_max_length if defaults.exact_length else UNBOUNDED
-    return int(value)
-
-
-def _input_names(settings: Config, defaults: Any) -> tuple[str, ...]:
-    names = settings.get("model_input_names") or defaults.model_input_names
-    known = ("input_ids", "attention_mask", "token_type_ids")
-    if not isinstance(names, list | tuple) or not all(name in known for name in names):
-        raise ConfigError(
-            f"tokenizer_config.json: model_input_names: found {names!r}, expected some of {', '.join(known)}"
-        )
-    return tuple(names)
+def tokenizer_class(name: str, family: Family | None = None) -> type[Tokenizer]:
+    """The class of that name, for example CLIPTokenizer, looked for in one family or in all; KeyError for one that is
+    not known here."""
+    name = name.removesuffix("Fast")
+    if name not in _CLASSES:
+        known = () if name in TOKENIZERS else (family,) if family else families().values()
+        ways = [way for each in known for way in each.ways]
+        base = next((way.tokenizer_classes[name] for way in ways if name in way.tokenizer_classes), None)
+        if base is None and name not in TOKENIZERS and not any(name in way.tokenizers for way in ways):
+            raise KeyError(name)
+        _CLASSES[name] = type(name, (base or Tokenizer,), {"class_name": name, "__doc__": (base or Tokenizer).__doc__,
+                                                           "__module__": "beyondvl"})  # fmt: skip
+    return _CLASSES[name]

@@ -1,7 +1,9 @@
-"""Tokenizer backends from vocabulary files, assembled with the `tokenizers` library.
+"""Tokenizer backends of the `tokenizers` library from checkpoint files: tokenizer.json; or vocab.json and merges.txt,
+vocab.txt, spiece.model.
 
-The pipelines are those of the models' own tokenizers: CLIP's byte-level BPE with `</w>`, RoBERTa's without, BERT's
-WordPiece, SigLIP's SentencePiece unigram over canonical text (lower case, no punctuation, single spaces).
+Which class a folder's tokenizer is of, which tokens it adds to its vocabulary and what becomes of a tokenizer.json is
+decided as transformers 5 decides it: a class that is known builds its pipeline itself and takes the vocabulary alone
+out of that file, any other file is used as it is.
 """
 
 from __future__ import annotations
@@ -9,137 +11,37 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ..config import Config, read_json, read_text
+from ..config import Config
 from ..errors import ConfigError
+from ..families.registry import family_of, tokenizer_kind
+from ..families.tokens import GENERIC, REGISTERED, TokenizerKind
+from ..folder import Folder
 from .sentencepiece import check_character_maps, read_model
 
-__all__ = ["SPECIAL", "Defaults", "build_backend", "special_tokens"]
+__all__ = ["SPECIAL", "TOKENIZER_FILES", "UNBOUNDED", "Vocabulary", "library_errors", "read_vocabulary"]
 
-CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SIGLIP_LENGTH = 64
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ESCAPED = re.compile(r"\\u00[4-7]")  # letters that could have been written plainly
-SPECIAL = ("unk_token", "bos_token", "eos_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "vocab.txt", "spiece.model")
+UNBOUNDED = 1 << 30  # transformers writes 1e30 where a tokenizer has no limit
+ANY = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")  # names of no class in particular
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What a kind of tokenizer assumes when its configuration file does not say."""
+class Vocabulary:
+    """A backend that is ready, the class it is of (None: its file as it is), and its special tokens by name."""
 
-    special_tokens: dict[str, str] = field(default_factory=dict)
-    model_max_length: int | None = None
-    model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
-    exact_length: bool = False
-    padding_side: str = "right"
-
-
-CLIP = Defaults(
-    {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    },
-    77,
-)
-BERT = Defaults(
-    {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"},
-    512,
-    ("input_ids", "token_type_ids", "attention_mask"),
-)
-ROBERTA = Defaults(
-    {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "mask_token": "<mask>",
-    },
-    512,
-)
-SIGLIP = Defaults({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, SIGLIP_LENGTH, exact_length=True)
-# Gemma's vocabulary as SigLIP 2 uses it: ids alone, padded to 64
-SIGLIP2 = Defaults(
-    {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
-    SIGLIP_LENGTH,
-    ("input_ids",),
-    exact_length=True,
-    padding_side="left",  # of the class; published folders say "right"
-)
-KINDS = {
-    "CLIPTokenizer": CLIP,
-    "BertTokenizer": BERT,
-    "RobertaTokenizer": ROBERTA,
-    "SiglipTokenizer": SIGLIP,
-    "Siglip2Tokenizer": SIGLIP2,
-}
-
-
-def _model_type(folder: Path) -> Any:
-    """model_type of the folder's config, "clip" for one of OpenCLIP's, None where there is neither."""
-    path = folder / "config.json"
-    found = read_json(path).get("model_type") if path.exists() else None
-    return "clip" if found is None and (folder / "open_clip_config.json").exists() else found
-
-
-def _kind(folder: Path, settings: Config) -> Defaults | None:
-    """Which defaults apply: by the tokenizer's class, else by the model's type."""
-    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
-    model_type = _model_type(folder)
-    if str(model_type).startswith("siglip") and "Gemma" in name:
-        return SIGLIP2
-    if name in KINDS:
-        return KINDS[name]
-    by_model = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2, "bert": BERT, "chinese_clip": BERT,
-                "clap": ROBERTA, "xclip": CLIP}  # fmt: skip
-    return by_model.get(model_type)
-
-
-def special_tokens(folder: Path, settings: Config, defaults: Defaults) -> dict[str, str]:
-    """The special tokens by kind: the files' own over the defaults of the kind."""
-    found = dict(defaults.special_tokens)
-    map_path = folder / "special_tokens_map.json"
-    sources = [read_json(map_path) if map_path.exists() else {}, settings.to_dict()]
-    for source in sources:
-        for kind in SPECIAL:
-            token = source.get(kind)
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                found[kind] = token
-    return found
-
-
-def build_backend(folder: Path, settings: Config) -> tuple[Any, Defaults]:
-    """A tokenizers.Tokenizer of the files in a folder, and the defaults of its kind.
-
-    Raises ConfigError when no known tokenizer file is there or one is malformed.
-    """
-    kind = _kind(folder, settings)
-    builders = (
-        ("tokenizer.json", _from_tokenizer_json, kind or Defaults()),
-        ("merges.txt", _roberta, ROBERTA) if kind is ROBERTA else ("merges.txt", _clip, CLIP),
-        ("vocab.txt", _bert, BERT),
-        ("spiece.model", _siglip, SIGLIP),
-    )
-    stated = str(settings.get("tokenizer_class") or "")
-    for name, build, defaults in builders:
-        if (folder / name).exists():
-            if build is not _from_tokenizer_json and stated and kind is None:
-                raise ConfigError(
-                    f"tokenizer_config.json: tokenizer_class: found {stated!r} and {name}, expected a tokenizer.json: "
-                    "transformers' AutoTokenizer reads such files, and its save_pretrained writes one"
-                )
-            with library_errors(f"{name}: not a tokenizer of this kind"):
-                return build(folder, settings), defaults
-    names = ", ".join(name for name, _, _ in builders)
-    raise ConfigError(f"{folder}: no tokenizer files found, expected one of {names}")
+    backend: Any
+    kind: TokenizerKind | None
+    class_name: str
+    special_tokens: dict[str, str | None]
+    extra_tokens: tuple[str, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)  # what the backend alone cannot write again
 
 
 @contextlib.contextmanager
@@ -152,151 +54,267 @@ def library_errors(what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ConfigError(f"{what}: {error}") from error
+        raise ConfigError(f"{what}: {str(error)[:500]}") from error
 
 
-def _from_tokenizer_json(folder: Path, settings: Config) -> Any:
-    from tokenizers import Tokenizer, normalizers
+def read_vocabulary(folder: Folder, settings: Config, class_name: str | None = None) -> Vocabulary:
+    """The tokenizer of a folder whose tokenizer_config.json is `settings`; `class_name` is the caller's own choice.
 
-    text = read_text(folder / "tokenizer.json")
+    Raises ConfigError when no known tokenizer file is there, one is malformed, or the class needs a library.
+    """
+    name, kind = _class_of(folder, settings, class_name)
+    known = next((file for file in TOKENIZER_FILES if file in folder), None)
+    if known is None:
+        raise ConfigError(f"{folder}: no tokenizer files found, expected one of {', '.join(TOKENIZER_FILES)}")
+    if "tokenizer.json" in folder and not (kind and kind.files == ("spiece.model",) and "spiece.model" in folder):
+        with library_errors("tokenizer.json: not a tokenizer"):
+            backend, settings = _from_json(folder, settings, kind)
+            vocabulary = _finish(backend, folder, settings, kind, name)
+            vocabulary.backend.encode("")  # a template may lead nowhere
+            return vocabulary
+    if kind is None or not kind.files:
+        raise ConfigError(
+            f"tokenizer_config.json: tokenizer_class: found {name or 'none'!r} and {known}, expected a tokenizer.json: "
+            "transformers' AutoTokenizer reads such files, and its save_pretrained writes one"
+        )
+    if missing := [file for file in kind.files if file not in folder]:
+        raise ConfigError(
+            f"{folder}: no tokenizer files found: {missing[0]} is missing, or a tokenizer.json in its place"
+        )
+    with library_errors(f"{kind.files[0]}: not a tokenizer of this kind"):
+        backend, settings = _from_files(folder, settings, kind)
+        files = {file: folder.read(file) for file in kind.files if file.endswith(".model")}
+        return _finish(backend, folder, settings, kind, name, files)
+
+
+def _class_of(folder: Folder, settings: Config, class_name: str | None) -> tuple[str, TokenizerKind | None]:
+    """The class a folder's tokenizer is of: what its files name, else what its model's type goes with; None: any.
+
+    Where both are known and differ, the files are believed but of model types that were published with a wrong name.
+    """
+    family, config = family_of(folder), folder.config("config.json")
+    model_type = config.get("model_type")
+    stated = class_name or settings.get("tokenizer_class") or config.get("tokenizer_class")
+    name = str(stated).removesuffix("Fast") if stated else ""
+    known = family.processing_of(model_type).tokenizer if family else REGISTERED.get(str(model_type), "")
+    if known is None or (model_type in GENERIC and class_name is None):
+        name = known or ""
+    elif not name:
+        name = known
+    elif name in ANY:
+        name = ""
+    return name, tokenizer_kind(name, family) if name else None
+
+
+def _from_json(folder: Folder, settings: Config, kind: TokenizerKind | None) -> tuple[Any, Config]:
+    """A backend of tokenizer.json, and the settings with what else that file says."""
+    from tokenizers import Tokenizer
+
+    text = folder.text("tokenizer.json")
+    parsed = None
     if "recompiled" in text or ESCAPED.search(text):
-        check_character_maps(json.loads(text))
+        parsed = json.loads(text)
+        check_character_maps(parsed)
     backend = Tokenizer.from_str(text)
-    kind = _kind(folder, settings)
-    # transformers builds these two normalizers from the settings, whatever the file says
-    if kind is BERT and {"do_lower_case", "strip_accents", "tokenize_chinese_chars"} & set(settings.to_dict()):
-        backend.normalizer = _bert_normalizer(settings)
-    if kind is SIGLIP2 and _lower_cases(folder, settings):
-        steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
-        backend.normalizer = normalizers.Sequence(steps)
-    return backend
+    stated = _added_tokens(folder, settings, backend.get_added_tokens_decoder())
+    dropped = {str(token) for token in backend.get_added_tokens_decoder().values()} - {str(t) for t in stated.values()}
+    if kind and dropped:  # tokens that the settings, which count, do not have
+        parsed = parsed or json.loads(text)
+        parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] not in dropped]
+        backend = Tokenizer.from_str(json.dumps(parsed))
+    padding = backend.padding or {}
+    more = {"pad_token": padding.get("pad_token"), "padding_side": padding.get("direction")}
+    fields = {name: value for name, value in more.items() if value is not None and name not in settings}
+    fields["_charsmap"] = _character_map(parsed or {})
+    if kind is not None and type(backend.model).__name__ != kind.model:
+        raise ConfigError(f"tokenizer.json: found a {type(backend.model).__name__}, expected a {kind.model}")
+    return backend, settings.updated(Config(fields))
 
 
-def _lower_cases(folder: Path, settings: Config) -> bool:
-    """SigLIP 2's own tokenizer class lower-cases first; Gemma's, as the siglip checkpoints name it, does not."""
-    return "Siglip2" in str(settings.get("tokenizer_class")) or str(_model_type(folder)).startswith("siglip2")
+def _character_map(tokenizer: dict[str, Any]) -> bytes | None:
+    import base64
+
+    found = tokenizer.get("normalizer") or {}
+    steps = found.get("normalizers", [found]) if isinstance(found, dict) else found
+    maps = (step.get("precompiled_charsmap") for step in steps if isinstance(step, dict))
+    return next((base64.b64decode(text) for text in maps if text), None)
 
 
-def _bert_normalizer(settings: Config) -> Any:
-    from tokenizers import normalizers
+def _from_files(folder: Folder, settings: Config, kind: TokenizerKind) -> tuple[Any, Config]:
+    """A backend of the class's own files, without its pipeline."""
+    from tokenizers import Tokenizer, models
 
-    return normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is not False,
-        strip_accents=settings.boolean("strip_accents", False) if settings.get("strip_accents") is not None else None,
-        lowercase=settings.get("do_lower_case", True) is not False,
-    )
-
-
-def _pairs(folder: Path, settings: Config, kind: Defaults) -> tuple[dict[str, int], list[tuple], dict[str, str]]:
-    """Vocabulary, merges and special tokens of a byte-level BPE."""
-    vocab = read_json(folder / "vocab.json")
-    lines = read_text(folder / "merges.txt").split("\n")
+    if kind.files == ("spiece.model",):
+        model = read_model(folder)
+        backend = Tokenizer(models.Unigram(model.pieces, unk_id=model.unk_id, byte_fallback=model.byte_fallback))
+        return backend, settings.updated(Config({"_charsmap": model.charsmap}))
+    if kind.files == ("vocab.txt",):
+        tokens = folder.text("vocab.txt").split("\n")
+        if tokens and not tokens[-1]:
+            tokens.pop()
+        vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
+        unk = _stated_tokens(folder, settings, kind).get("unk_token") or "[UNK]"
+        if unk not in vocab:
+            raise ConfigError(f"vocab.txt: {unk} is missing")
+        return Tokenizer(models.WordPiece(vocab, unk_token=str(unk))), settings
+    vocab = folder.json("vocab.json")
+    lines = (line.strip() for line in folder.text("merges.txt").split("\n"))
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in merges):
         raise ConfigError("merges.txt: expected two tokens a line")
-    special = special_tokens(folder, settings, kind)
-    for token in (special["bos_token"], special["eos_token"]):
-        if token not in vocab:
-            raise ConfigError(f"vocab.json: {token} is missing")
-    return vocab, merges, special
+    return Tokenizer(models.BPE(vocab=vocab, merges=merges)), settings
 
 
-def _roberta(folder: Path, settings: Config) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+def _stated_tokens(folder: Folder, settings: Config, kind: TokenizerKind | None) -> dict[str, Any]:
+    """Special tokens by name, as text or with their flags: the class's, then tokenizer_config.json's, and where that
+    has no added_tokens_decoder, those of special_tokens_map.json over them."""
+    found: dict[str, Any] = dict(kind.special_tokens) if kind else {}
+    sources = [settings.to_dict()]
+    if "added_tokens_decoder" not in settings and "special_tokens_map.json" in folder:
+        sources.append(folder.json("special_tokens_map.json"))
+    for source in sources:
+        named = source.get("extra_special_tokens")
+        for name, token in {**source, **(named if isinstance(named, dict) else {})}.items():
+            if name in SPECIAL or (name.endswith("_token") and name not in found):
+                token = _token(token)
+                if token is not None or name in SPECIAL:
+                    found[name] = token
+    return found
 
-    vocab, merges, special = _pairs(folder, settings, ROBERTA)
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
-    spaced = settings.get("add_prefix_space") is True
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
-    backend.decoder = decoders.ByteLevel()
-    known = [token for token in dict.fromkeys(special.values()) if token in vocab]
-    backend.add_special_tokens(known)
-    ends = [(special[name], vocab[special[name]]) for name in ("eos_token", "bos_token")]
-    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=spaced)
-    return backend
+
+def _extra_tokens(folder: Folder, settings: Config) -> list[Any]:
+    """Special tokens without a name of their own."""
+    found = _listed(settings.to_dict())
+    if "added_tokens_decoder" not in settings and "special_tokens_map.json" in folder:
+        found = _listed(folder.json("special_tokens_map.json")) or found
+    return found
 
 
-def _clip(folder: Path, settings: Config) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+def _listed(source: dict[str, Any]) -> list[Any]:
+    """The special tokens that a file lists without names, under the newer name of the field or the older one."""
+    value = source.get("extra_special_tokens") or source.get("additional_special_tokens")
+    tokens = [_token(token) for token in value] if isinstance(value, list) else []
+    return [token for token in tokens if token is not None]
 
-    vocab, merges, special = _pairs(folder, settings, CLIP)
-    backend = Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            unk_token=special["unk_token"],
+
+def _token(value: Any) -> Any:
+    """A token as text, or with its flags where the file has some; None where it is neither."""
+    from tokenizers import AddedToken
+
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        return None
+    return AddedToken(value["content"], **{name: value[name] for name in FLAGS if type(value.get(name)) is bool})
+
+
+def _added_tokens(folder: Folder, settings: Config, in_file: dict[int, Any]) -> dict[int, Any]:
+    """Tokens beside the vocabulary by id: added_tokens_decoder's; without one added_tokens.json's and tokenizer.json's
+    own."""
+    from tokenizers import AddedToken
+
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is not None:
+        try:
+            found = {int(i): _token(token) for i, token in decoder.items()}
+        except (AttributeError, ValueError, TypeError):
+            found = {0: None}
+        if None in found.values():
+            raise ConfigError("tokenizer_config.json: added_tokens_decoder: expected tokens by id")
+        return found
+    # those that special_tokens_map.json alone calls special do not count as such, as in transformers
+    found, special = {}, {str(token) for token in _listed(settings.to_dict())}
+    special |= {str(token) for token in _stated_tokens(folder, settings, None).values() if token}
+    if "added_tokens.json" in folder:
+        for text, i in folder.json("added_tokens.json").items():
+            if type(i) is not int:
+                raise ConfigError(f"added_tokens.json: {text}: found {i!r}, expected an id")
+            found[i] = AddedToken(text, normalized=text not in special, special=text in special)
+    return found | in_file
+
+
+def _finish(
+    backend: Any, folder: Folder, settings: Config, kind: TokenizerKind | None, name: str, files: Any = None
+) -> Vocabulary:
+    """The backend with its class's pipeline and all its tokens."""
+    in_file = backend.get_added_tokens_decoder()
+    added = _added_tokens(folder, settings, in_file)
+    texts = {str(token): token for token in added.values()}
+    named = {n: texts.get(str(token), token) for n, token in _stated_tokens(folder, settings, kind).items()}
+    plain = {n: None if token is None else str(token) for n, token in named.items()}
+    framed = backend.post_processor is not None
+    if kind is not None:
+        for option, value in kind.options.items():
+            setattr(backend.model, option, value)
+        if kind.model == "BPE":
+            backend.model.unk_token = plain.get("unk_token") if kind.unk_token else None
+        kind.dress(backend, settings, plain)
+    extra = [token for token in _extra_tokens(folder, settings) if str(token) not in plain.values()]
+    _add(backend, added, in_file, named, extra)
+    special = {n: token for n, token in plain.items() if token is not None or n in SPECIAL}
+    if kind is not None and kind.frame:
+        backend.post_processor = kind.frame(backend, settings, plain)
+    elif kind is not None and not framed:
+        backend.post_processor = _begin_and_end(backend, settings, plain)
+    return Vocabulary(backend, kind, name, special, tuple(str(t) for t in extra), files or {})
+
+
+def _add(backend: Any, added: dict[int, Any], in_file: dict[int, Any], named: dict[str, Any], extra: list[Any]) -> None:
+    """Adds to the vocabulary what it lacks, in the order of transformers: by id, then by name, then the rest."""
+    from tokenizers import AddedToken
+
+    there = {repr(token) for token in in_file.values()}
+    tokens = [token for _, token in sorted(added.items()) if repr(token) not in there]
+    texts = {str(token) for token in (*in_file.values(), *tokens)}
+    for token in (*named.values(), *extra):
+        if token is not None and str(token) not in texts:
+            texts.add(str(token))
+            tokens.append(token)
+    names = {str(token) for token in named.values() if token is not None}
+    made = []
+    for token in tokens:
+        token = AddedToken(token, special=True) if isinstance(token, str) else token
+        if not token.special and str(token) in names:
+            flags = {flag: getattr(token, flag) for flag in FLAGS} | {"special": True}
+            token = AddedToken(str(token), **flags)
+        made.append(token)
+    if made:
+        backend.add_tokens(made)
+
+
+def _begin_and_end(backend: Any, settings: Config, special: dict[str, str | None]) -> Any:
+    """The tokens before and after a text that add_bos_token and add_eos_token ask for."""
+    from tokenizers import processors
+
+    bos = special.get("bos_token") if settings.get("add_bos_token") is True else None
+    eos = special.get("eos_token") if settings.get("add_eos_token") is True else None
+    single = f"{f'{bos}:0 ' if bos else ''}$A:0{f' {eos}:0' if eos else ''}"
+    pair = f"{single}{f' {bos}:1' if bos else ''} $B:1{f' {eos}:1' if eos else ''}"
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+
+
+def side_of(settings: Config, name: str, default: str) -> str:
+    return settings.choice(name, default, ("left", "right"))
+
+
+def max_length_of(settings: Config, kind: Any) -> int:
+    value = settings.get("model_max_length", settings.get("max_len"))
+    default = kind.model_max_length if kind and (kind.exact_length or not settings.to_dict()) else None
+    if value is None:
+        return default or UNBOUNDED
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise ConfigError(f"tokenizer_config.json: model_max_length: found {value!r}, expected a positive number")
+    if value >= UNBOUNDED:
+        return default or UNBOUNDED
+    return int(value)
+
+
+def input_names_of(settings: Config, kind: Any) -> tuple[str, ...]:
+    names = settings.get("model_input_names") or (kind.model_input_names if kind else ("input_ids", "attention_mask"))
+    known = ("input_ids", "attention_mask", "token_type_ids")
+    if not isinstance(names, list | tuple) or not all(name in known for name in names):
+        raise ConfigError(
+            f"tokenizer_config.json: model_input_names: found {names!r}, expected some of {', '.join(known)}"
         )
-    )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([token for token in dict.fromkeys(special.values()) if token in vocab])
-    backend.post_processor = processors.RobertaProcessing(
-        (special["eos_token"], vocab[special["eos_token"]]),
-        (special["bos_token"], vocab[special["bos_token"]]),
-        trim_offsets=False,
-        add_prefix_space=False,
-    )
-    return backend
-
-
-def _bert(folder: Path, settings: Config) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    tokens = read_text(folder / "vocab.txt").split("\n")
-    if tokens and not tokens[-1]:
-        tokens.pop()
-    vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
-    special = special_tokens(folder, settings, BERT)
-    for kind, token in special.items():
-        if token not in vocab and kind in ("unk_token", "sep_token", "pad_token", "cls_token"):
-            raise ConfigError(f"vocab.txt: {token} is missing")
-    backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk_token"]))
-    backend.normalizer = _bert_normalizer(settings)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens([token for token in special.values() if token in vocab])
-    cls, sep = special["cls_token"], special["sep_token"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
-    )
-    return backend
-
-
-def _siglip(folder: Path, settings: Config) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    pieces, unk_id, charsmap = read_model(folder / "spiece.model")
-    backend = Tokenizer(models.Unigram(pieces, unk_id=unk_id, byte_fallback=False))
-    steps = [normalizers.Lowercase()] if settings.get("do_lower_case", True) is not False else []
-    steps.append(normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""))
-    if charsmap:
-        steps.append(normalizers.Precompiled(charsmap))
-    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
-    backend.decoder = decoders.Metaspace(prepend_scheme="always", split=True)
-    special = SIGLIP.special_tokens
-    names = [name for name, _ in pieces]
-    if special["eos_token"] not in names:
-        raise ConfigError("spiece.model: </s> is missing")
-    backend.add_special_tokens(
-        [AddedToken(token, lstrip=True, rstrip=True, normalized=False) for token in ("</s>", "<unk>") if token in names]
-    )
-    eos = special["eos_token"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, names.index(eos))]
-    )
-    return backend
+    return tuple(names)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from ..families.registry import Head
 from ..generation import GenerationSettings, generate
-from ..modeling import PreTrainedModel, prepared
+from ..models.model import PreTrainedModel
+from ..models.tower import prepared
 from ..outputs import ModelOutput, check_count, from_numpy
 
 __all__ = ["STATES", "EncodedImages", "TaskModel", "require_pairs", "text_inputs", "with_pooled"]
@@ -73,7 +74,10 @@ class EncodedImages(Sequence):
 class TaskModel(PreTrainedModel):
     """What the models below share."""
 
-    head: ClassVar[Head | None] = None
+    @property
+    def head(self) -> Head:
+        """What the family says of this class."""
+        return self.spec.head
 
     def encode_image(self, images: Any = None, *, pixel_values: Any = None, batch_size: int = 8) -> EncodedImages:
         """Runs the vision tower over pictures (as `load_image` takes them; one or a list), or over pixel_values.

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..modeling import NAMES, check_neutral, given_inputs, prepared
+from ..modalities import of_tower
+from ..models.model import check_neutral, split_inputs
+from ..models.tower import prepared
 from ..outputs import ModelOutput, check_allowed, from_numpy, kind_of, to_numpy
 from .base import STATES, TaskModel, with_pooled
 
@@ -94,7 +96,14 @@ class JointModel(TaskModel):
         them and `pooler_output`. Both inputs together must be pairs.
         """
         check_neutral(kwargs)
-        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        given = split_inputs(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "pixel_values": pixel_values,
+            }
+        )
         found, features = self._towers(given, {"vision": STATES, "text": STATES})
         if len(features) == 2 and not skip_multimodal_encoder:
             found["multimodal"] = self.fuse(features)
@@ -107,7 +116,7 @@ class JointModel(TaskModel):
         stream, in its order. ValueError where both are given and are no pairs."""
         found, features = {}, {}
         for tower in (tower for tower in ("vision", "text") if tower in given):
-            name = NAMES[tower]
+            name = of_tower(tower).name
             found[name] = self.run_tower(tower, given[tower], [*wanted[tower], "features"])
             features[name] = (found[name].pop("features"), given[tower].get("attention_mask"))
         if len({len(rows) for rows, _ in features.values()}) > 1:
@@ -143,7 +152,14 @@ class PretrainingModel(JointModel):
         check_neutral(kwargs)
         if input_ids is None and input_ids_masked is not None:
             raise ValueError("input_ids_masked: given without input_ids, expected both")
-        given = given_inputs((input_ids, attention_mask, token_type_ids), pixel_values)
+        given = split_inputs(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "pixel_values": pixel_values,
+            }
+        )
         pairs, kind = len(given) == 2, kind_of(input_ids, pixel_values)
         alone = ["unit_embeds"] if pairs else []
         wanted = {"vision": STATES + (alone or ["mim_logits"]), "text": STATES + (alone or ["mlm_logits"])}
@@ -162,11 +178,11 @@ class PretrainingModel(JointModel):
                 found["multimodal"] = self.fuse(features, STATES)
         output = put_states(ModelOutput(), found, kind)
         put_states(output, masked, kind, "_masked")
-        logits = self._logits_of(found, masked) if pairs else {}
+        logits = self._pair_logits(found, masked) if pairs else {}
         logits |= {n: a for arrays in masked.values() for n, a in arrays.items() if n in ("mim_logits", "mlm_logits")}
         return ModelOutput(output | {name: from_numpy(np.ascontiguousarray(a), kind) for name, a in logits.items()})
 
-    def _logits_of(
+    def _pair_logits(
         self, found: dict[str, dict[str, np.ndarray]], masked: dict[str, dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """What the heads say of pairs."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..encode import modality_of
-from ..modeling import check_neutral, prepared
+from ..models.model import check_neutral
+from ..models.tower import prepared
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of
+from ..processing.items import modality_of
 from .base import STATES, EncodedImages, TaskModel, require_pairs, text_inputs, with_pooled
 
 __all__ = ["ImageQueriesModel", "MatchingModel", "QueryMatchingModel", "TextTokensModel"]
@@ -153,10 +154,10 @@ class QueryMatchingModel(MatchingModel):
         output["text_model_output"], output["vision_model_output"] = with_pooled(found, kind), with_pooled(vision, kind)
         return output
 
-    def _embed(self, modality: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        if modality == "vision":
+    def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
+        if tower == "vision":
             raise ValueError("a picture has an embedding for each query here: use encode_image(...).embeds")
-        return super()._embed(modality, inputs)
+        return super()._embed(tower, inputs, num_threads)
 
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
         """Unit-norm embeddings (B, queries, D) of pictures."""

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..generation import Prompt
-from ..modeling import check_neutral, prepared
+from ..models.model import check_neutral
+from ..models.tower import prepared
 from ..outputs import ModelOutput, from_numpy, kind_of
-from ..processing.processor import as_clips
+from ..processing.items import as_clips
 from .base import STATES, EncodedImages, TaskModel, text_inputs, with_pooled
 from .writing import AnswersMixin, CaptioningModel, Prompted
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..encode import clip_of
-from ..modeling import check_neutral, prepared
+from ..models.model import check_neutral
+from ..models.tower import prepared
 from ..outputs import Features, ModelOutput, from_numpy, kind_of
+from ..processing.items import clip_of
+from ..processing.video import load_video
 from .base import TaskModel, text_inputs
 
 __all__ = ["ClipPromptingModel"]
@@ -95,8 +97,6 @@ class ClipPromptingModel(TaskModel):
     def clip_pixels(self, video: Any, **sampling: Any) -> np.ndarray:
         """pixel_values (1, num_frames, 3, H, W) of a clip (see `load_video`), its frames sampled evenly between `start`
         and `end`."""
-        from ..processing.video import load_video
-
         if set(sampling) - {"start", "end"}:
             raise ValueError(f"found {', '.join(sampling)}, expected start and end alone: this model takes "
                              f"{self.num_frames} frames of a clip")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Speech to text: Whisper's prompts, rules of timestamps and windows."""
+"""Speech to text: prompts, rules of timestamps and windows (Radford et al., 2023)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, read_json
+from ..config import Config
 from ..errors import ConfigError
+from ..families.registry import Speech
 from ..generation import GenerationSettings, generate, log_softmax
-from ..modeling import check_neutral
+from ..models.model import check_neutral
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of
 from ..processing.audio import MOST_SECONDS
 from .base import TaskModel, text_inputs
 
 __all__ = ["TranscribingModel"]
-
-PRECISION = 0.02  # seconds a timestamp counts
-TASKS = ("transcribe", "translate")
-# the languages by the code in their token, in the order of the vocabulary
-LANGUAGES = dict(
-    pair.split(":")
-    for pair in """
-    en:english zh:chinese de:german es:spanish ru:russian ko:korean fr:french ja:japanese pt:portuguese tr:turkish
-    pl:polish ca:catalan nl:dutch ar:arabic sv:swedish it:italian id:indonesian hi:hindi fi:finnish vi:vietnamese
-    he:hebrew uk:ukrainian el:greek ms:malay cs:czech ro:romanian da:danish hu:hungarian ta:tamil no:norwegian
-    th:thai ur:urdu hr:croatian bg:bulgarian lt:lithuanian la:latin mi:maori ml:malayalam cy:welsh sk:slovak
-    te:telugu fa:persian lv:latvian bn:bengali sr:serbian az:azerbaijani sl:slovenian kn:kannada et:estonian
-    mk:macedonian br:breton eu:basque is:icelandic hy:armenian ne:nepali mn:mongolian bs:bosnian kk:kazakh
-    sq:albanian sw:swahili gl:galician mr:marathi pa:punjabi si:sinhala km:khmer sn:shona yo:yoruba so:somali
-    af:afrikaans oc:occitan ka:georgian be:belarusian tg:tajik sd:sindhi gu:gujarati am:amharic yi:yiddish lo:lao
-    uz:uzbek fo:faroese ht:haitian ps:pashto tk:turkmen nn:nynorsk mt:maltese sa:sanskrit lb:luxembourgish
-    my:myanmar bo:tibetan tl:tagalog mg:malagasy as:assamese tt:tatar haw:hawaiian ln:lingala ha:hausa ba:bashkir
-    jw:javanese su:sundanese yue:cantonese
-    """.split()
-)
-
-
-ALIASES = {"burmese": "my", "valencian": "ca", "flemish": "nl", "haitian creole": "ht", "letzeburgesch": "lb",
-           "pushto": "ps", "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si", "castilian": "es",
-           "mandarin": "zh"}  # fmt: skip
-
 
 Segment = tuple[float, float | None, list[int]]  # begin, end, tokens
 WHOLE = {"truncation": False, "padding": "longest"}  # features of a sound of any length
@@ -71,13 +46,16 @@ class TranscribingModel(TaskModel):
 
     # ---- what the checkpoint says
 
+    @property
+    def speech(self) -> Speech:
+        """The family's words."""
+        return self.head.speech
+
     @cached_property
     def _stated(self) -> Config:
         """Fields of generation_config.json over those of the model's own config, where older checkpoints keep them."""
-        path = self.folder / "generation_config.json"
-        if not path.exists():
-            return self.config
-        return Config(self.config.to_dict() | read_json(path), path.name)
+        stated = self.files.config("generation_config.json")
+        return stated.over(self.config) if "generation_config.json" in self.files else self.config
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -106,11 +84,11 @@ class TranscribingModel(TaskModel):
         if self._stated.get("is_multilingual", self._vocab >= 51865) is not True:
             return {}
         known = self.tokenizer.get_vocab()
-        return {code: known[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in known}
+        return {code: known[f"<|{code}|>"] for code in self.speech.languages if f"<|{code}|>" in known}
 
     def _task_token(self, task: str) -> int:
-        if task not in TASKS:
-            raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
+        if task not in self.speech.tasks:
+            raise ValueError(f"task: found {task!r}, expected one of {', '.join(self.speech.tasks)}")
         return self._token(self._stated.section("task_to_id"), task, f"<|{task}|>")
 
     @cached_property
@@ -134,8 +112,7 @@ class TranscribingModel(TaskModel):
 
     def _language_token(self, language: str) -> int:
         """Of a code ("en"), a name ("english") or a token ("<|en|>")."""
-        text = str(language).lower().removeprefix("<|").removesuffix("|>")
-        code = ALIASES.get(text) or next((code for code, name in LANGUAGES.items() if name == text), text)
+        code = self.speech.code(language)
         if code not in self.languages:
             known = ", ".join(self.languages) or "none: this checkpoint is English-only"
             raise ValueError(f"language: found {language!r}, expected one of {known}")
@@ -150,7 +127,7 @@ class TranscribingModel(TaskModel):
         if language is None and task is None and isinstance(places, list):
             at = {row[0]: row[1] for row in places if isinstance(row, list) and len(row) == 2}
             language = next((code for code, token in self.languages.items() if token == at.get(1)), None)
-            tasks = TASKS if self.languages else ()
+            tasks = self.speech.tasks if self.languages else ()
             task = next((name for name in tasks if self._task_token(name) == at.get(2)), None)
         return language, task
 
@@ -260,7 +237,7 @@ class TranscribingModel(TaskModel):
             self._task_token(task)
             raise ValueError(f"task: found {task!r}, and this checkpoint is English-only: it transcribes")
         start = self.tokens["decoder_start_token_id"]
-        task = task or self._forced[1] or TASKS[0]
+        task = task or self._forced[1] or self.speech.tasks[0]
         rest = ([self._task_token(task)] if languages else []) + ([] if timestamps else [self._no_timestamps])
         ids = np.array([[start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
         chosen = self.generation_settings.updated(settings)
@@ -341,7 +318,7 @@ class TranscribingModel(TaskModel):
             if token < first:
                 words.append(token)
                 continue
-            time = round(offset + (token - first) * PRECISION, 2)
+            time = round(offset + (token - first) * self.speech.precision, 2)
             if start is not None and words:
                 found.append((start, time, words))
                 start, words = None, []
@@ -392,7 +369,7 @@ class TranscribingModel(TaskModel):
         pairs = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
         if pairs and not (times[-1] and not times[-2]):  # what follows the last pair is heard again
             tokens = tokens[: pairs[-1]]
-            step = round((tokens[-1] - first) * PRECISION * second)
+            step = round((tokens[-1] - first) * self.speech.precision * second)
         last = round((track.at + here) / second, 2)
         for start, end, words in self._segments(tokens, track.at / second):
             track.segments.append((start, last if end is None else end, words))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..generation import Decoder, Prompt, stream
-from ..modeling import check_neutral
+from ..models.model import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
 from .base import EncodedImages, TaskModel, text_inputs
 

@@ -11,19 +11,23 @@ import contextlib
 import json
 import mmap
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _C
-from .compile import Compiled
-from .config import Config, read_json
-from .errors import CheckpointError, ConfigError
-from .families.registry import find_family
-from .files import open_regular, written_aside
+from .. import _C
+from ..compile import Compiled
+from ..config import Config, read_json
+from ..errors import CheckpointError, ConfigError
+from ..families.registry import Family
+from ..files import open_regular, written_aside
+from .load import ModelClass
+from .tower import Tower
 
-__all__ = ["is_packed", "load_packed", "save"]
+__all__ = ["Packed", "is_packed", "packed_class", "read_packed", "save", "write_companions"]
 
-FORMAT = 8  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
+FORMAT = 9  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (block_build.c)
 ALIGNMENT = 64
 COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
@@ -33,22 +37,12 @@ def is_packed(folder: Path) -> bool:
     return (folder / "packed.json").exists()
 
 
-def copy_companions(source: Path, target: Path, besides: Path) -> list[Path]:
-    """Copies the configuration, tokenizer and processor files of a checkpoint, the modules of a sentence encoder
-    (1_Pooling), a second tokenizer (qformer_tokenizer); not the folder `besides`. Returns their paths within it."""
-    import shutil  # loading does not wait for it
-
-    nested = [path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    nested = [path for path in nested if path.resolve() != besides.resolve()]
-    nested = [path for path in nested if any((path / f"{name}config.json").exists() for name in ("", "tokenizer_"))]
-    copied = []
-    for path in (path for folder in (source, *nested) for path in folder.iterdir()):
-        skipped = path.name.endswith(".index.json") or path.name == "packed.json"
-        if path.suffix in (".json", ".txt", ".model") and not skipped:
-            copied.append(path.relative_to(source))
-            (target / copied[-1]).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target / copied[-1])
-    return copied
+def write_companions(files: Mapping[str, bytes], target: Path) -> list[str]:
+    """Writes a checkpoint's configuration, tokenizer and processor files; their names."""
+    for name, data in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    return sorted(files)
 
 
 def save(model: Any, folder: Path) -> None:
@@ -66,8 +60,7 @@ def save(model: Any, folder: Path) -> None:
         raise ValueError(f"{folder}: found another checkpoint's {weights[0]}, expected a new folder or a packed one")
     with written_aside(folder, ("packed.bin", "packed.json"), _written(folder)) as aside:
         record = _write_blocks(model, aside / "packed.bin")
-        files = copy_companions(model.folder, aside, besides=folder)
-        record |= {"config": _digest(model.config), "files": sorted(map(str, files))}
+        record |= {"config": _digest(model.config), "files": write_companions(model.files.files, aside)}
         (aside / "packed.json").write_text(json.dumps(record))
 
 
@@ -169,29 +162,39 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
     return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
 
 
-def load_packed(cls: Any, folder: Path, config: Config, dtype: str, num_threads: int) -> Any:
-    """The model that `save` wrote, its weights mapped. Raises CheckpointError when it does not fit this process."""
-    from .modeling import PreTrainedModel, Tower, model_class
+@dataclass(frozen=True)
+class Packed:
+    """What packed files hold of a model."""
 
+    towers: dict[str, Tower]
+    scales: list[float]
+    dtype: str
+
+
+def packed_class(folder: Path, family: Family) -> str:
+    """The class of a packed model. CheckpointError where the family has none of that name."""
+    name = str(read_json(folder / "packed.json").get("class"))
+    if name not in family.classes and name not in family.heads:
+        raise CheckpointError(f"packed.json: class: found {name!r}, which config.json's family does not have")
+    return name
+
+
+def read_packed(cls: ModelClass, folder: Path, config: Config, dtype: str, num_threads: int) -> Packed:
+    """What `save` wrote, its weights mapped. Raises CheckpointError when it does not fit this process."""
     record = Config(read_json(folder / "packed.json"), "packed.json")
-    name = str(record.get("class"))
-    try:
-        saved = model_class(name, find_family(config))
-    except KeyError:
-        raise CheckpointError(f"packed.json: class: found {name!r}, which config.json's family does not have") from None
-    if cls not in (PreTrainedModel, saved):
-        raise ConfigError(f"{cls.__name__} cannot load a packed {name}; use AutoModel")
+    if (name := str(record.get("class"))) != cls.name:
+        raise ConfigError(f"{cls.name} cannot load a packed {name}; use AutoModel")
     try:
         mapping = _checked(record, config, folder / "packed.bin", dtype, num_threads)
         precision = record.choice("dtype", "float32", _C.PRECISIONS)
         sections = record.section("towers")
         towers = {
-            modality: Tower(encoder, _program(sections.section(modality), mapping, precision, num_threads))
-            for modality, encoder in saved.encoders(config).items()
+            tower: Tower(encoder, _program(sections.section(tower), mapping, precision, num_threads))
+            for tower, encoder in cls.encoders(config).items()
         }
         scales = [record.number(n, 0.0, -1e30, 1e30) for n in ("logit_scale", "logit_bias", "text_scale")]
     except (CheckpointError, ConfigError):
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"packed.json: the programs cannot be built: {error}") from error
-    return saved(config, saved.family, towers, scales, folder, num_threads, precision)
+    return Packed(towers, scales, precision)

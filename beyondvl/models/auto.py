@@ -1,0 +1,64 @@
+"""Classes by name, and `AutoModel`, which finds the one a checkpoint is of."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..families.registry import Family, families, find_family
+from ..outputs import thread_count
+from ..tasks import TASK_MODELS
+from .load import check_options, class_for, class_named
+from .model import PreTrainedModel, open_model
+from .packed import is_packed, packed_class
+
+__all__ = ["AUTO_NAMES", "AutoModel", "model_class"]
+
+# transformers' names of classes that find the one a checkpoint is of
+AUTO_NAMES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForSpeechSeq2Seq",
+              "AutoModelForAudioClassification", "AutoModelForZeroShotImageClassification",
+              "AutoModelForVisualQuestionAnswering")  # fmt: skip
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {}
+
+
+def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel]:
+    """The public class of that name, for example CLIPModel, looked for in one family or in all, which imports them;
+    KeyError when none has it."""
+    if name not in _CLASSES:
+        known = (family,) if family else families().values()
+        family = next((f for f in known if name in f.classes or name in f.heads), None)
+        if family is None:
+            raise KeyError(name)
+        spec = class_named(name, family)
+        base = TASK_MODELS[spec.head.task] if spec.head else PreTrainedModel
+        doc = f"{name} of transformers. {base.__doc__}"
+        if not spec.head:
+            doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
+        _CLASSES[name] = type(name, (base,), {"spec": spec, "__doc__": doc, "__module__": "beyondvl"})
+    return _CLASSES[name]
+
+
+class AutoModel:
+    """Loads a checkpoint of any family: `AutoModel.from_pretrained(name)`."""
+
+    def __init__(self):
+        raise TypeError("AutoModel is made by AutoModel.from_pretrained(name)")
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        dtype: Any = None,
+        num_threads: int | None = None,
+        strict: bool = False,
+        subfolder: str = "",
+        **options: Any,
+    ) -> PreTrainedModel:
+        """As PreTrainedModel.from_pretrained, of the class that the checkpoint's config names."""
+        folder, sentences, config = open_model(pretrained_model_name_or_path, subfolder, options)
+        dtype = check_options(dtype, options)
+        family = find_family(config)
+        name = packed_class(folder.path, family) if is_packed(folder.path) else class_for(config, family).name
+        cls = model_class(name, family)
+        return cls.of_folder(folder, sentences, config, dtype, thread_count(num_threads), strict)

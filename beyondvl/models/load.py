@@ -1,0 +1,234 @@
+"""From files to programs: which class a checkpoint is of, its encoders, its weights read once and compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from ..compile import Reader, compile_encoder
+from ..config import Config
+from ..errors import CheckpointError, ConfigError, MissingWeightError
+from ..families.registry import Family, Head
+from ..folder import Folder
+from ..modalities import of_tower
+from ..outputs import check_device
+from ..sentences import Sentences
+from ..spec import Encoder, Ref, Spec, ref, refs
+from ..weights import Checkpoint, open_checkpoint
+from .tower import Tower
+
+__all__ = ["DTYPES", "ModelClass", "check_options", "class_for", "class_named", "load_towers", "precision_of"]
+
+DTYPES = (*_C.PRECISIONS, "fastest", "auto")
+MOST_SCALE = 80.0
+# options of transformers' from_pretrained that change nothing here: how weights are read, where, and by which kernels
+IGNORED = ("attn_implementation", "use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder",
+           "offload_state_dict", "weights_only")  # fmt: skip
+
+
+class ModelClass(Spec):
+    """A public class of a family: its towers in the order they are built, and how; `scaled` tells whether it reads the
+    family's scale and bias, `head` what it does where that is a task."""
+
+    name: str
+    family: Family
+    towers: tuple[str, ...]
+    builders: Mapping[str, Callable[[Config], Encoder | None]]
+    scaled: bool = False
+    head: Head | None = None
+
+    def encoders(self, config: Config) -> dict[str, Encoder]:
+        """What each tower of this class is made of."""
+        if self.family.older_sections and len(self.towers) > 1:  # a lone tower reads its section alone
+            config = config.with_older_sections()
+        built = {name: self.builders[name](config) for name in self.towers}
+        found = {name: encoder for name, encoder in built.items() if encoder is not None}
+        if self.name in self.family.bare:
+            found = {name: encoder.without_projection() for name, encoder in found.items()}
+        return found
+
+    def parameters(self, config: Config) -> list[Ref]:
+        """What the class reads."""
+        family = self.family
+        scalars = [ref(name) for name in (family.scale, family.bias, family.text_scale) if name and self.scaled]
+        encoders = self.encoders(config).values()
+        return [r for encoder in encoders for r in refs(encoder) if isinstance(r, Ref)] + scalars
+
+
+def class_named(name: str, family: Family) -> ModelClass:
+    """A family's class of that name; KeyError where it has none."""
+    if name in family.heads:
+        head = family.heads[name]
+        return ModelClass(name, family, tuple(head.towers), head.towers, head.scaled, head)
+    towers = family.classes[name]
+    return ModelClass(name, family, towers, family.towers, len(towers) > 1)
+
+
+def class_for(config: Config, family: Family) -> ModelClass:
+    """The class a config's `architectures` names, else the one with the most towers."""
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if isinstance(name, str) and (name in family.classes or name in family.heads):
+            return class_named(name, family)
+    model_type = str(config.get("model_type"))
+    for name, towers in family.classes.items():
+        modality = of_tower(towers[0])
+        if len(towers) == 1 and modality and model_type.endswith((f"{towers[0]}_model", f"{modality.name}_model")):
+            return class_named(name, family)
+    if family.base and model_type == family.model_type:
+        return class_named(family.base, family)
+    if not family.classes or family.base:
+        raise ConfigError(
+            f"config.json: architectures: found {architectures!r}, expected one of {', '.join(family.heads)}"
+        )
+    return class_named(max(family.classes, key=lambda name: len(family.classes[name])), family)
+
+
+def load_towers(
+    cls: ModelClass, config: Config, folder: Folder, sentences: Sentences | None, num_threads: int, strict: bool,
+    precision: str,
+) -> tuple[dict[str, Tower], list[float]]:  # fmt: skip
+    """The towers of a class, compiled, and its scale, bias and scale of texts."""
+    family = cls.family
+    try:
+        encoders = cls.encoders(config)
+    except ConfigError as error:
+        with contextlib.suppress(CheckpointError):
+            error = ConfigError(f"{error}{_advice(open_checkpoint(folder.path, family.weight_files), config, cls)}")
+        raise error from None
+    stored = open_checkpoint(folder.path, family.weight_files)
+    checkpoint = _named(stored, cls)
+    if sentences:
+        checkpoint = sentences.joined(checkpoint)
+    reader = Reader(checkpoint)
+    gemm = os.environ.get("BEYONDVL_GEMM") or "own"
+    try:
+        towers = {
+            name: Tower(encoder, compile_encoder(encoder, reader, num_threads, gemm, precision))
+            for name, encoder in encoders.items()
+        }
+        _check_sizes(cls, towers)
+        scale = float(np.exp(_scalar(reader, family.scale, cls.scaled)))
+        other = float(np.exp(_scalar(reader, family.text_scale, cls.scaled))) if family.text_scale else scale
+        scales = [scale, _scalar(reader, family.bias, cls.scaled), other]
+    except MissingWeightError as error:
+        raise MissingWeightError(f"{error}{_advice(stored, config, cls)}") from None
+    finally:
+        for source in {entry.source for entry in checkpoint.entries.values()}:
+            source.close()
+        _C.trim()  # the widened tensors of the checkpoint leave holes as large as the packed weights
+    _report_surplus(checkpoint, reader, config, cls, strict)
+    return towers, scales
+
+
+def _check_sizes(cls: ModelClass, towers: dict[str, Tower]) -> None:
+    """ConfigError where towers that are compared make embeddings of different sizes."""
+    if cls.head is not None or len(towers) < 2:
+        return
+    sizes = {tower.sizes.get("unit_embeds") for tower in towers.values()}
+    if len(sizes) > 1:
+        raise ConfigError(f"config.json: the towers' embeddings differ in size: {sorted(sizes, key=str)}")
+
+
+def _named(checkpoint: Checkpoint, cls: ModelClass) -> Checkpoint:
+    """The checkpoint under the names the encoders use. One-tower checkpoints saved by transformers 5 lack the tower's
+    prefix, which is put back."""
+    checkpoint = checkpoint.renamed(cls.family.rename)
+    if len(cls.towers) != 1 or not cls.family.prefixes:
+        return checkpoint
+    tower, *rest = cls.family.prefixes[cls.towers[0]]
+    if any(name.startswith(tower) for name in checkpoint.names()):
+        return checkpoint
+    return checkpoint.renamed(lambda name: name if name.startswith(tuple(rest)) else tower + name)
+
+
+def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
+    """What each class with towers of its own reads; those the config does not fit are left out."""
+    found = {}
+    for name in family.heads:
+        with contextlib.suppress(ConfigError):
+            found[name] = class_named(name, family).parameters(config)
+    return found
+
+
+def _advice(stored: Checkpoint, config: Config, cls: ModelClass) -> str:
+    """What to say of another class of the family that the checkpoint has everything for, when there is one."""
+    family = cls.family
+    classes = sorted(family.classes, key=lambda name: -len(family.classes[name]))
+    for other in (class_named(name, family) for name in (*family.heads, *classes) if name != cls.name):
+        with contextlib.suppress(ConfigError, CheckpointError):
+            wanted = other.parameters(config)
+            checkpoint = _named(stored, other)
+            reader = Reader(checkpoint)
+            if all(reader.stored(r, n) in checkpoint for r in wanted if reader.has(r) for n in r.names if n):
+                return f"; the checkpoint has all that {other.name} needs: use {other.name}"
+    return ""
+
+
+def check_options(dtype: Any, options: dict[str, Any]) -> str:
+    """The dtype's name; every other option is checked, and taken out."""
+    older = options.pop("torch_dtype", None)  # transformers 4's name
+    dtype = older if dtype is None else dtype
+    name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+    if dtype is None:
+        name = "default"
+    elif name == "float16":  # stored so, computed in what holds it
+        name = "float32"
+    elif name not in DTYPES:
+        raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    placed = options.pop("device_map", None)
+    if placed not in (None, "auto", "balanced", "sequential") and placed != {"": "cpu"}:
+        check_device(placed)
+    for ignored in IGNORED:
+        options.pop(ignored, None)
+    if options:
+        raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(options)}")
+    return name
+
+
+def precision_of(dtype: str, config: Config) -> str:
+    """One of _C.PRECISIONS for a dtype's name."""
+    if dtype == "default":
+        return "float32"
+    if dtype == "fastest":
+        return "float32" if _C.config()["isa"] == "base" else "int8"
+    if dtype == "auto":
+        stored = config.get("dtype") or config.get("torch_dtype")
+        return "bfloat16" if stored == "bfloat16" else "float32"
+    return dtype
+
+
+def _scalar(reader: Reader, name: str | None, required: bool) -> float:
+    if name is None or not required:
+        return 0.0
+    value = float(reader.checkpoint.read(name, ()))
+    reader.used.add(name)
+    if not abs(value) <= MOST_SCALE:  # of an exponent, too
+        raise CheckpointError(
+            f"{reader.checkpoint.source}: {name}: found {value}, expected a number within {MOST_SCALE}"
+        )
+    return value
+
+
+def _report_surplus(checkpoint: Checkpoint, reader: Reader, config: Config, cls: ModelClass, strict: bool) -> None:
+    """Warns once about weights nobody used; those of a tower the class leaves out do not count."""
+    family = cls.family
+    used = reader.used | checkpoint.companions(reader.used)
+    surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]
+    if surplus:  # what another class of the family reads is no surprise
+        others = {name for wanted in _head_parameters(family, config).values() for r in wanted for name in r.names}
+        surplus = [name for name in surplus if name not in others]
+    if len(cls.towers) < len(family.towers):
+        surplus = [name for name in surplus if not family.belongs_elsewhere(name, cls.towers)]
+    if not surplus:
+        return
+    message = f"{checkpoint.source}: {len(surplus)} weights are not used by the model: {', '.join(surplus[:5])}"
+    if strict:
+        raise CheckpointError(message)
+    warnings.warn(message, stacklevel=5)

@@ -1,0 +1,383 @@
+"""`PreTrainedModel`: what every model does with prepared inputs. What a family's towers compute is in families/, how in
+the core."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import _C
+from ..config import Config
+from ..encode import EncodeMixin
+from ..errors import ConfigError
+from ..families.registry import Family, find_family, load_config
+from ..folder import Folder
+from ..hub import hub_options, resolve
+from ..modalities import INPUTS, MODALITIES, TEXT, Modality, of_tower, positional
+from ..outputs import (
+    Features,
+    ModelOutput,
+    check_allowed,
+    check_device,
+    device_and_dtype,
+    from_numpy,
+    kind_of,
+    thread_count,
+)
+from ..sentences import Sentences, read_sentences
+from .load import ModelClass, check_options, load_towers, precision_of
+from .packed import is_packed, read_packed, save
+from .tower import Tower, prepared
+
+__all__ = ["PreTrainedModel", "check_neutral", "open_model"]
+
+# accepted for the sake of callers of transformers, at the values that change nothing
+NEUTRAL = {
+    "return_dict": (None, True),
+    "return_loss": (None, False),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "interpolate_pos_encoding": (None, False),
+    "position_ids": (None,),
+}
+STATES = ("last_hidden_state", "pooler_output")
+
+
+class PreTrainedModel(EncodeMixin):
+    """A model with one tower or several, each of a modality. Made by `from_pretrained`; immutable, thread-safe.
+
+    `model(**inputs)` takes what a processor returns: `input_ids` (B, L) integers, `attention_mask` (B, L),
+    `pixel_values` (B, 3, H, W) float32, `input_features` (B, C, frames, mels) float32. NumPy in gives NumPy out, torch
+    tensors in give torch tensors out.
+    """
+
+    spec: ClassVar[ModelClass | None] = None
+
+    def __init__(
+        self,
+        config: Config,
+        towers: dict[str, Tower],
+        scales: list[float],
+        folder: Folder,
+        sentences: Sentences | None,
+        num_threads: int,
+        dtype: str,
+    ):
+        self.config, self.towers, self.files = config, towers, folder
+        self.logit_scale, self.logit_bias, self.text_scale = scales
+        self.num_threads, self.dtype = num_threads, dtype
+        self.isa = _C.config()["isa"]
+        self.sentences = sentences
+        self._processor = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        dtype: Any = None,
+        num_threads: int | None = None,
+        strict: bool = False,
+        subfolder: str = "",
+        **options: Any,
+    ) -> PreTrainedModel:
+        """Loads a checkpoint as published.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a hub id, or "beyond-vl-model".
+            dtype: what products compute in: "float32" (the default; of a folder written by `save_packed`, its own);
+                "bfloat16"; "int8" (weights with one scale per output, activations with one per token); "fastest"
+                (int8, or float32 below AVX2); "bfloat16x3" (float32 as sums of two bfloat16, on AMX alone: within
+                2e-5 of float32); or "auto" (bfloat16 where the config says so, else float32). torch.float32 and
+                torch.bfloat16 are taken too; torch.float16 computes in float32. Results are float32 in every case.
+            num_threads: threads of one call; default: the processors this process may use.
+            strict: raise instead of warning when the checkpoint holds weights the model does not use.
+            subfolder: where in the folder or repository the checkpoint lies.
+            options: revision, cache_dir, local_files_only, token: of a hub id.
+
+        Raises:
+            ConfigError: the config is malformed or of an unknown family.
+            CheckpointError: weights are missing, malformed or of another shape than the config says.
+            MemoryError: the packed weights do not fit.
+        """
+        if cls.spec is None:
+            raise TypeError(
+                f"{cls.__name__} is no checkpoint's class: AutoModel.from_pretrained(name) finds the one it is of"
+            )
+        folder, sentences, config = open_model(pretrained_model_name_or_path, subfolder, options)
+        dtype = check_options(dtype, options)
+        return cls.of_folder(folder, sentences, config, dtype, thread_count(num_threads), strict)
+
+    @classmethod
+    def of_folder(
+        cls,
+        folder: Folder,
+        sentences: Sentences | None,
+        config: Config,
+        dtype: str,
+        num_threads: int,
+        strict: bool = False,
+    ) -> PreTrainedModel:
+        """From the files of a folder, `dtype` as `check_options` has it."""
+        if is_packed(folder.path):
+            loaded = read_packed(cls.spec, folder.path, config, dtype, num_threads)
+            return cls(config, loaded.towers, loaded.scales, folder.hold(), sentences, num_threads, loaded.dtype)
+        if cls.spec.family is not find_family(config):
+            raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
+        precision = precision_of(dtype, config)
+        model = (sentences.model if sentences else folder).hold()
+        towers, scales = load_towers(cls.spec, config, model, sentences, num_threads, strict, precision)
+        return cls(config, towers, scales, folder.hold(), sentences, num_threads, precision)
+
+    def save_packed(self, folder: str | os.PathLike) -> None:
+        """Writes the packed weights, as this machine's instruction set reads them, and the checkpoint's other files.
+
+        `from_pretrained(folder)` then maps them read-only: nothing is converted, and processes share one copy in
+        memory. Another instruction set or a damaged file is refused when it is loaded.
+
+        Raises ValueError when the folder is the checkpoint's own.
+        """
+        save(self, Path(folder))
+
+    def eval(self) -> PreTrainedModel:
+        """Nothing to switch: models only ever infer."""
+        return self
+
+    def to(self, device: Any = None, dtype: Any = None, **kwargs: Any) -> PreTrainedModel:
+        """Stays on the CPU, in the precision it was loaded in. Raises ValueError for any other device or dtype."""
+        device, dtype = device_and_dtype(device, dtype)
+        check_device(device)
+        if dtype not in (None, "float32", self.dtype):  # results are float32 in every case
+            raise ValueError(
+                f"dtype: found {dtype}, expected {self.dtype}: load the model with dtype={dtype!r} instead"
+            )
+        return self
+
+    def __copy__(self) -> PreTrainedModel:
+        """The model itself: it never changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreTrainedModel:
+        """The model itself: it never changes."""
+        return self
+
+    def __reduce__(self) -> tuple:
+        """Pickled as where it was loaded from: another process loads it anew (packed weights share their memory)."""
+        return _reloaded, (type(self), str(self.folder), self.dtype, self.num_threads)
+
+    @property
+    def folder(self) -> Path:
+        """Where it was loaded from, an absolute path; nothing is read there any more."""
+        return self.files.path
+
+    @property
+    def name_or_path(self) -> str:
+        """`folder` as text."""
+        return str(self.folder)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What makes two models interchangeable: class, checkpoint, precision, instruction set."""
+        return type(self).__name__, str(self.folder.resolve()), self.dtype, self.isa
+
+    @property
+    def device(self) -> str:
+        """The CPU."""
+        return "cpu"
+
+    @property
+    def family(self) -> Family:
+        """The family it is of."""
+        return self.spec.family
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether scores are read through a sigmoid (SigLIP) instead of a softmax."""
+        return self.family.sigmoid
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What it takes, in the order of the table."""
+        return tuple(modality for modality in MODALITIES if modality.tower in self.towers)
+
+    def tower(self, name: str) -> Tower:
+        """The "text", "vision", "video" or "audio" tower, or one of a task's own; ValueError names what the model has
+        when it lacks that one."""
+        if name not in self.towers:
+            raise ValueError(f"{type(self).__name__} has no {name} tower; it has {', '.join(self.towers)}")
+        return self.towers[name]
+
+    def run_tower(
+        self, name: str, inputs: dict[str, Any], wanted: list[str], num_threads: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Named outputs of one tower ("text", "vision", ...) for prepared inputs, as float32 arrays; num_threads: the
+        model's where it is not given."""
+        arrays = {field: prepared(field, value) for field, value in inputs.items() if value is not None}
+        tower = self.tower(name)
+        tower.check_outputs(wanted)
+        return tower.run(arrays, wanted, num_threads or self.num_threads)
+
+    def _features(self, tower: str, inputs: dict[str, Any]) -> Any:
+        names = ("unit_embeds" if self.family.unit_features else "embeds", "pooler_output")
+        output = next((name for name in names if name in self.tower(tower).outputs), None)
+        if output is None:
+            raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
+        torch = kind_of(*inputs.values()) == "pt"
+        found = self.run_tower(tower, inputs, [output] if torch else [output, "last_hidden_state"])
+        if torch:
+            features = from_numpy(found[output], "pt")
+            features.pooler_output = features.detach()  # the same memory
+            return features
+        features = found[output].view(Features)
+        features.last_hidden_state = found["last_hidden_state"]
+        return features
+
+    def get_text_features(
+        self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **kwargs: Any
+    ) -> Any:
+        """Projected text embeddings (B, D), not normalised (CLAP's are): an array that also has `.pooler_output`; a
+        torch tensor where the inputs are torch tensors."""
+        check_neutral(kwargs)
+        return self._features(
+            "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        )
+
+    def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
+        """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`; a torch tensor
+        where the inputs are torch tensors."""
+        check_neutral(kwargs)
+        return self._features("vision", {"pixel_values": pixel_values})
+
+    def get_audio_features(self, input_features: Any, is_longer: Any = None, **kwargs: Any) -> Any:
+        """Projected embeddings (B, D) of sounds, unit norm: an array that also has `.pooler_output`; a torch tensor
+        where the inputs are torch tensors."""
+        check_neutral(kwargs)
+        return self._features("audio", {"input_features": input_features, "is_longer": is_longer})
+
+    def get_video_features(self, pixel_values_videos: Any, **kwargs: Any) -> Any:
+        """As `get_image_features`, of a model with a tower for clips: pixel_values_videos (B, frames, 3, H, W)."""
+        check_neutral(kwargs)
+        return self._features("video", {"pixel_values_videos": pixel_values_videos})
+
+    def __call__(self, *args: Any, **inputs: Any) -> ModelOutput:
+        """Runs the towers whose inputs are there, by name or in the order of transformers' class.
+
+        Returns a ModelOutput. With a text and others: `logits_per_image` (Bi, Bt) and the like of each other modality,
+        and of one alone `logits_per_text` (Bt, Bi); `text_embeds`, `image_embeds`, ... (unit norm),
+        `text_model_output`, `vision_model_output`, ... Of a model with one tower: its embeds, `last_hidden_state`,
+        `pooler_output`.
+
+        Raises ValueError naming the input, what was found and what was expected.
+        """
+        inputs = self._in_order(args, inputs)
+        check_neutral({name: value for name, value in inputs.items() if name not in INPUTS})
+        sides = split_inputs({name: inputs.get(name) for name in INPUTS}, self.spec.towers)
+        found = {name: self.run_tower(name, side, self._wanted(name)) for name, side in sides.items()}
+        return self._output(found, kind_of(*inputs.values()))
+
+    def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """All inputs by their names. TypeError where there are too many, or one is there twice."""
+        order = positional(self.spec.towers)
+        if len(args) > len(order):
+            raise TypeError(
+                f"found {len(args)} inputs without a name, expected at most {len(order)}: {', '.join(order)}"
+            )
+        placed = {name: value for name, value in zip(order, args, strict=False) if value is not None}
+        if twice := [name for name in placed if named.get(name) is not None]:
+            raise TypeError(f"{twice[0]}: found twice, expected once")
+        return named | placed
+
+    def _wanted(self, tower: str) -> list[str]:
+        names = [*STATES, "unit_embeds" if len(self.towers) > 1 else "embeds"]
+        return [name for name in names if name in self.tower(tower).outputs]
+
+    def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:
+        output = ModelOutput()
+        sides = {of_tower(tower): arrays for tower, arrays in found.items()}
+        if TEXT in sides:
+            others = [modality for modality in sides if modality is not TEXT]
+            for modality in others:
+                logits, transposed = self._logits_of(sides[modality]["unit_embeds"], sides[TEXT]["unit_embeds"])
+                output[f"logits_per_{modality.name}"] = from_numpy(logits, kind)
+                if len(others) == 1:
+                    output["logits_per_text"] = from_numpy(transposed, kind)
+        for modality, arrays in sides.items():
+            embeds = arrays.get("unit_embeds", arrays.get("embeds"))
+            if embeds is not None:
+                output[f"{modality.name}_embeds"] = from_numpy(embeds, kind)
+        for modality, arrays in sides.items():
+            states = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
+            if len(self.towers) > 1:
+                output[f"{modality.tower}_model_output"] = ModelOutput(states)
+            else:
+                output.update(states)
+        return output
+
+    def _logits_of(self, seen: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scaled cosines (n, texts) and (texts, n) of unit embeddings; the latter may have a scale of their own."""
+        cosines = texts @ seen.T
+        by_text = cosines * np.float32(self.text_scale) + np.float32(self.logit_bias)
+        if self.text_scale != self.logit_scale:
+            cosines = cosines * np.float32(self.logit_scale) + np.float32(self.logit_bias)
+        else:
+            cosines = by_text
+        return np.ascontiguousarray(cosines.T), by_text
+
+    def __repr__(self) -> str:
+        towers = ", ".join(
+            f"{name}: {len(t.encoder.layers)} layers of {t.encoder.hidden_size}" for name, t in self.towers.items()
+        )
+        size = f"{self.packed_bytes / 1e6:.0f} MB packed"
+        return f"{type(self).__name__}({towers}; {self.dtype}, {size}, {self.num_threads} threads)"
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weights."""
+        return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
+
+
+def split_inputs(inputs: dict[str, Any], towers: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Inputs by tower, of those modalities whose main input is there. ValueError when there are none, which names those
+    of the `towers`, or all that could have been there."""
+    found = {
+        modality.tower: {name: inputs.get(name) for name in modality.inputs}
+        for modality in MODALITIES
+        if any(inputs.get(name) is not None for name in modality.main)
+    }
+    if not found:
+        mains = [name for m in MODALITIES if not towers or m.tower in towers for name in m.main[:1] if name in inputs]
+        raise ValueError(f"found neither {' nor '.join(mains)}, expected one of them at least")
+    return found
+
+
+def open_model(
+    name: str | os.PathLike, subfolder: str, options: dict[str, Any]
+) -> tuple[Folder, Sentences | None, Config]:
+    """The files of a checkpoint, what sentence-transformers' say, and its config; what is of the hub is taken out of
+    the options."""
+    if not isinstance(subfolder, str) or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise ValueError(f"subfolder: found {subfolder!r}, expected a folder within the checkpoint's")
+    folder = Folder(resolve(name, subfolder=subfolder, **hub_options(options))).within(subfolder)
+    sentences = read_sentences(folder)
+    config = load_config(sentences.model if sentences else folder)
+    if not config.to_dict():
+        raise ConfigError(f"config.json is missing from {sentences.model if sentences else folder}")
+    if sentences and sentences.pooling is not None:
+        config = config.updated(Config({"sentence_transformers": sentences.settings}))
+    return folder, sentences, config
+
+
+def check_neutral(kwargs: dict[str, Any]) -> None:
+    """TypeError for an input that is not known, ValueError for one of transformers' at a value that would change
+    something."""
+    for name, value in kwargs.items():
+        if name not in NEUTRAL:
+            raise TypeError(f"unexpected input {name!r}, expected some of {', '.join(INPUTS)}")
+        check_allowed(name, value, NEUTRAL[name])
+
+
+def _reloaded(cls: type[PreTrainedModel], folder: str, dtype: str, num_threads: int) -> PreTrainedModel:
+    return cls.from_pretrained(folder, dtype=dtype, num_threads=num_threads)

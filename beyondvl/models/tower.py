@@ -1,0 +1,57 @@
+"""One compiled encoder with the names of its outputs, and the arrays it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..compile import Compiled
+from ..modalities import FLOATS
+from ..outputs import to_numpy
+from ..spec import Encoder
+
+__all__ = ["Tower", "prepared"]
+
+
+class Tower:
+    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns."""
+
+    def __init__(self, encoder: Encoder, compiled: Compiled):
+        self.encoder, self.compiled = encoder, compiled
+        self.program, self.outputs, self.sizes = compiled.program, compiled.outputs, compiled.sizes
+
+    def check_outputs(self, wanted: list[str]) -> None:
+        """ValueError for an output there is none of."""
+        if unknown := [name for name in wanted if name not in self.outputs]:
+            raise ValueError(f"wanted: found {unknown[0]!r}, expected some of {', '.join(self.outputs)}")
+
+    def run(self, inputs: dict[str, Any], wanted: list[str], num_threads: int) -> dict[str, Any]:
+        """Those outputs by name; the encoder may have a say in how inputs are laid out, and outputs."""
+        if self.encoder.prepare:
+            inputs = self.encoder.prepare(dict(inputs), self.program.info())
+        found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
+        outputs = {name: found[self.outputs[name]] for name in wanted}
+        return self.encoder.arrange(outputs) if self.encoder.arrange else outputs
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest text."""
+        return self.program.info()["max_positions"] - self.encoder.first_position
+
+
+def prepared(name: str, value: Any) -> np.ndarray:
+    """The array the core borrows: contiguous float32 pixels as they are, other floats converted; contiguous int64
+    ids and masks."""
+    array = to_numpy(value, name)
+    if name in FLOATS:
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name}: found dtype {array.dtype}, expected floats")
+        return np.ascontiguousarray(array, np.float32)
+    if name.endswith("mask") and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():
+        array = array != 0
+    if array.size and array.dtype.kind not in "iub":
+        raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: found shape {array.shape}, expected (B, L)")
+    return np.ascontiguousarray(array, np.int64)  # the core takes a copy of its own, and checks that

@@ -1,0 +1,71 @@
+"""Sizes of a picture before and after it is resized, cropped and filled up; transformers' rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .loading import MAX_PIXELS
+
+__all__ = ["crop_start", "fixed_size", "resized", "size_field"]
+
+KEYS = ({"shortest_edge"}, {"height", "width"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
+
+
+def size_field(value: Any, name: str, square: bool = True, cropped: bool = False) -> dict[str, int]:
+    """A `size` as a dictionary: a plain number is a square, or where `square` is not set a shortest edge; two are
+    height and width. `cropped`: of a crop, which has both. ConfigError where it is neither."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"height": value, "width": value} if square or cropped else {"shortest_edge": value}
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    elif isinstance(value, Mapping) or hasattr(value, "keys"):
+        value = {key: value[key] for key in value if value[key] is not None}
+    keys = set(value) if isinstance(value, dict) else set()
+    known = (KEYS[1],) if cropped else KEYS
+    if keys not in known or not all(type(n) is int and 1 <= n <= 1 << 14 for n in value.values()):
+        expected = "height and width" if cropped else ("shortest_edge (with longest_edge), height and width, or "
+                                                       "max_height and max_width")  # fmt: skip
+        raise ConfigError(f"{name}: found {value!r}, expected {expected}, from 1 to 16384")
+    if keys != KEYS[2] and math.prod(value.values()) > MAX_PIXELS:
+        raise ConfigError(f"{name}: found {value!r}, expected at most {MAX_PIXELS} pixels")
+    return value
+
+
+def fixed_size(size: dict[str, int]) -> tuple[int, int] | None:
+    """Height and width that a size says by itself; None where they depend on the picture."""
+    return (size["height"], size["width"]) if "height" in size else None
+
+
+def resized(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a picture after it is resized."""
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        scale = min(size["max_height"] / height, size["max_width"] / width)
+        return int(height * scale), int(width * scale)
+    edge = size["shortest_edge"]
+    if "longest_edge" in size:
+        return _within(edge, size["longest_edge"], height, width)
+    short, long = sorted((height, width))
+    new_long = int(edge * long / short)
+    return (edge, new_long) if height <= width else (new_long, edge)
+
+
+def _within(edge: int, most: int, height: int, width: int) -> tuple[int, int]:
+    """The shorter side as long as `edge`, or less where the longer one would be more than `most`."""
+    short, long = float(min(height, width)), float(max(height, width))
+    exact = most * short / long if long / short * edge > most else edge
+    edge = round(exact)
+    if short == edge:
+        return height, width
+    other = int(exact * long / short)
+    return (other, edge) if width < height else (edge, other)
+
+
+def crop_start(size: int, crop: int, rule: str) -> int:
+    """First kept row; negative when zeros come first. Where there is no middle: "down", as transformers, which puts the
+    odd row of padding first; "even", to the even one, as torchvision."""
+    return (size - crop) // 2 if rule == "down" else round((size - crop) / 2)

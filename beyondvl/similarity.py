@@ -1,0 +1,144 @@
+"""Scores of embeddings, with sentence-transformers' names: cosines, products, nearest rows, fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
+
+__all__ = ["PRECISIONS", "cos_sim", "dot_score", "pairwise_cos_sim", "pairwise_dot_score", "quantize_embeddings",
+           "semantic_search", "unit_rows"]  # fmt: skip
+
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+
+
+def _rows(rows: Any) -> np.ndarray:
+    """Embeddings (n, D) float32 of an array, a tensor or a list of rows; one row is (1, D)."""
+    if isinstance(rows, list | tuple) and rows and all(map(is_torch, rows)):
+        rows = [to_numpy(row) for row in rows]
+    array = np.atleast_2d(np.asarray(to_numpy(rows, "embeddings"), np.float32))
+    if array.ndim != 2:
+        raise ValueError(f"embeddings: found shape {array.shape}, expected (n, D)")
+    return array
+
+
+def unit_rows(rows: Any) -> np.ndarray:
+    """Embeddings (n, D) of length 1. ValueError for one whose length is not finite."""
+    array = _rows(rows)
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        row = int(np.argmin(np.isfinite(norms)))
+        raise ValueError(f"embeddings: row {row} has length {norms[row, 0]}, expected a finite one")
+    return np.ascontiguousarray(array / np.maximum(norms, 1e-12))
+
+
+def _matched(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both. ValueError where they are not of one width."""
+    rows, others = prepare(a), prepare(b)
+    if rows.shape[1] != others.shape[1]:
+        raise ValueError(f"embeddings: found shapes {rows.shape} and {others.shape}, expected rows of one width")
+    return rows, others
+
+
+def _pairs(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> Any:
+    rows, others = _matched(a, b, prepare)
+    if len(rows) != len(others):
+        raise ValueError(f"embeddings: found {len(rows)} and {len(others)} rows, expected pairs")
+    return _as_given(np.einsum("nd,nd->n", rows, others), a, b)
+
+
+def _as_given(scores: np.ndarray, a: Any, b: Any) -> Any:
+    """A torch tensor where either of the two was one."""
+    several = (*a, *b) if isinstance(a, list | tuple) and isinstance(b, list | tuple) else (a, b)
+    return from_numpy(scores, "pt") if any(map(is_torch, several)) else scores
+
+
+def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
+    """Cosine similarities (n, m) float32 of (n, D) and (m, D), computed by OpenBLAS."""
+    return _as_given(_C.matmul_nt(*_matched(a, b, unit_rows), thread_count(num_threads)), a, b)
+
+
+def dot_score(a: Any, b: Any, num_threads: int | None = None) -> Any:
+    """Products (n, m) float32 of the rows of (n, D) and (m, D)."""
+    rows, others = _matched(a, b, lambda x: np.ascontiguousarray(_rows(x)))
+    return _as_given(_C.matmul_nt(rows, others, thread_count(num_threads)), a, b)
+
+
+def pairwise_cos_sim(a: Any, b: Any) -> Any:
+    """Cosine similarity (n,) of row i of a with row i of b."""
+    return _pairs(a, b, unit_rows)
+
+
+def pairwise_dot_score(a: Any, b: Any) -> Any:
+    """Product (n,) of row i of a with row i of b."""
+    return _pairs(a, b, _rows)
+
+
+def semantic_search(
+    query_embeddings: Any,
+    corpus_embeddings: Any,
+    query_chunk_size: int = 100,
+    corpus_chunk_size: int = 100_000,
+    top_k: int = 10,
+    score_function: Callable[[Any, Any], Any] = cos_sim,
+) -> list[list[dict[str, float]]]:
+    """The top_k rows of `corpus_embeddings` (m, D) for each row of `query_embeddings` (n, D), best first, by cosine or
+    another function of (n, D) and (m, D) to (n, m).
+
+    Returns for each query a list of {"corpus_id": int, "score": float}; sentence-transformers' function of that name.
+
+    Raises ValueError for a size that is no whole number from 1.
+    """
+    sizes = {"query_chunk_size": query_chunk_size, "corpus_chunk_size": corpus_chunk_size, "top_k": top_k}
+    for name, value in sizes.items():
+        check_count(name, value)
+    cosines = score_function is cos_sim
+    queries, corpus = _matched(query_embeddings, corpus_embeddings, unit_rows if cosines else _rows)
+    torch = is_torch(query_embeddings) or is_torch(corpus_embeddings)
+    threads, results = _C.default_threads(), []
+    for q in range(0, len(queries), query_chunk_size):
+        part = queries[q : q + query_chunk_size]
+        best: list[list[tuple[float, int]]] = [[] for _ in part]
+        for c in range(0, len(corpus), corpus_chunk_size):
+            chunk = corpus[c : c + corpus_chunk_size]
+            if cosines:
+                scores = _C.matmul_nt(part, chunk, threads)
+            else:
+                given = (from_numpy(part, "pt"), from_numpy(chunk, "pt")) if torch else (part, chunk)
+                scores = np.asarray(to_numpy(score_function(*given)), np.float32)
+            k = min(top_k, scores.shape[1])
+            top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            for i, columns in enumerate(top):
+                best[i] = sorted(best[i] + [(-float(scores[i, j]), c + int(j)) for j in columns])[:top_k]
+        results += [[{"corpus_id": j, "score": -s} for s, j in row] for row in best]
+    return results
+
+
+def quantize_embeddings(
+    embeddings: Any, precision: str, ranges: Any = None, calibration_embeddings: Any = None
+) -> np.ndarray:
+    """Embeddings (n, D) float32 in fewer bits, as sentence-transformers' function: "int8" and "uint8" in 256
+    steps between the least and the largest value of each column (`ranges` (2, D), or those of `calibration_embeddings`
+    (m, D), or of the embeddings themselves); "binary" and "ubinary" one bit a number, above 0, eight of them a byte.
+
+    Raises ValueError for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    rows = _rows(embeddings)
+    if precision == "float32":
+        return rows
+    if precision in ("binary", "ubinary"):
+        bits = np.packbits(rows > 0, axis=1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if ranges is None:
+        known = rows if calibration_embeddings is None else _rows(calibration_embeddings)
+        ranges = np.stack([known.min(0), known.max(0)])
+    low, high = np.asarray(ranges, np.float32)
+    steps = np.where(high > low, (high - low) / 255, 1)
+    found = (rows - low) / steps
+    return found.astype(np.uint8) if precision == "uint8" else (found - 128).astype(np.int8)

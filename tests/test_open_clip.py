@@ -1,0 +1,146 @@
+"""OpenCLIP's format beside OpenCLIP itself: parameters of its published configs, numbers, tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from parity import close, compare_parameters
+from test_tokenizers import TEXTS
+
+import beyondvl as bvl
+import pictures
+import published
+from beyondvl.families.registry import find_family, load_config
+from beyondvl.folder import Folder
+from beyondvl.models.load import class_for
+from beyondvl.weights import save_safetensors
+
+torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")
+open_clip = pytest.importorskip("open_clip", reason="parity needs open_clip: pip install 'beyondvl[test]'")
+from_archive = pytest.mark.skipif(
+    published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder"
+)
+REFUSALS = ("timm_model_name", "hf_model_name", "layers: found [", "multimodal_cfg", "attentional_pool", "norm_kwargs",
+            "act_kwargs", "embed_cls", "pos_embed_type")  # fmt: skip
+SMALL = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
+}
+CLIPA = {
+    "vision_cfg": {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+    "text_cfg": {"pool_type": "last", "no_causal_mask": True},
+}
+AVERAGE = {"vision_cfg": {"pool_type": "avg"}, "text_cfg": {}}
+SCALED = {"vision_cfg": {"ls_init_value": 1e-4}, "text_cfg": {"ls_init_value": 1e-4}}
+
+
+def made(model_cfg):
+    """OpenCLIP's model of a config."""
+    fields = {name: value for name, value in model_cfg.items() if name != "custom_text"}
+    kind = open_clip.CustomTextCLIP if model_cfg.get("custom_text") else open_clip.CLIP
+    return kind(**fields)
+
+
+@from_archive
+def test_parameters_of_published_configs():
+    """Names and shapes of each parameter; towers that are none of ours are refused by name."""
+    compared, refused = 0, 0
+    for path in sorted((published.folder() / "mlfoundations--open_clip").iterdir()):
+        config = load_config(Folder(path))
+        cls = class_for(config, find_family(config))
+        try:
+            cls.encoders(config)
+        except bvl.ConfigError as error:
+            assert any(part in str(error) for part in REFUSALS), f"{path.name}: {error}"
+            refused += 1
+            continue
+        with torch.device("meta"):
+            state = made(config.get("model_cfg")).state_dict()
+        left = compare_parameters(path.name, cls, config, {name: tuple(value.shape) for name, value in state.items()})
+        assert not left, f"{path.name}: {left[:3]} are not read"
+        compared += 1
+    print(f"OpenCLIP's configs: {compared} compared, {refused} refused by name")
+    assert compared >= 38 and refused >= 99
+
+
+def merged(changes):
+    return {name: SMALL[name] | changes[name] if name in changes else SMALL[name] for name in SMALL}
+
+
+@pytest.mark.parametrize("changes", [{}, CLIPA, AVERAGE, SCALED], ids=["plain", "clipa", "average", "layer scale"])
+def test_numbers(tmp_path, changes):
+    """Embeddings of texts and pictures, with every parameter random: a scale, a mask or a norm left out shows."""
+    torch.manual_seed(0)
+    reference = made(merged(changes)).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            gain = 1.0 if parameter.ndim < 2 else 1.4 / np.prod(parameter.shape[1:]) ** 0.5
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim < 2 else gain))
+        reference.logit_scale.fill_(1.0)
+    state = {name: value.numpy() for name, value in reference.state_dict().items() if name != "attn_mask"}
+    save_safetensors(tmp_path / "open_clip_model.safetensors", state)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": merged(changes), "preprocess_cfg": {}}))
+    ours = bvl.AutoModel.from_pretrained(tmp_path, strict=True)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 49000, (4, 16), generator=generator)
+    ids[:, -1] = 49407
+    pixels = torch.randn(4, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        expected = reference.encode_text(ids), reference.encode_image(pixels)
+    found = ours.get_text_features(ids), ours.get_image_features(pixels)
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+        assert np.abs(b[0] - b[1]).max() > 0.05, "the reference does not tell inputs apart"
+
+
+LIKE_A_USER = ["don\u2019t \u201cstop\u201d &amp; \ufb01n", "&amp;lt;b&amp;gt; bold", "a  photo\nof A CAT", "schÃ¶n", "a dog; isn't it?",
+               "caf\u00e9", "ｆｕｌｌ ｗｉｄｔｈ", "3.14 and 1,000", "under_score", "\u00a0nbsp", "x" * 400]  # fmt: skip
+
+
+@from_archive
+@pytest.mark.parametrize("tokens", ["own", "foreign"])
+def test_tokens(tmp_path, tokens):
+    """Ids of OpenCLIP's own tokenizer, cleaned texts included, and of the BERT that CLIPA's texts go through."""
+    own = tokens == "own"
+    source = published.folder() / (
+        "openai--clip-vit-large-patch14" if own else "sentence-transformers--all-MiniLM-L6-v2"
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(source / name, tmp_path)
+    text = {"context_length": 32} | (
+        {} if own else {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"strip_sep_token": True}}
+    )
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": SMALL | {"text_cfg": text}, "preprocess_cfg": {}})
+    )
+    ours = bvl.AutoTokenizer.from_pretrained(tmp_path)
+    if own:
+        reference = open_clip.SimpleTokenizer(context_length=32)
+    else:
+        reference = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=32, strip_sep_token=True)
+    texts = [t for t in (*TEXTS, *LIKE_A_USER) if "<|" not in t and "\0" not in t]
+    found = ours(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(found, reference(texts).numpy())
+
+
+def test_text_that_needs_a_library(tmp_path, monkeypatch):
+    from beyondvl.families import open_clip as family
+
+    monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
+    assert family.cleaned("A &amp;amp; B", "lower") == "a & b"
+    with pytest.raises(ImportError, match=r"not plain ASCII.*beyondvl\[open_clip\]"):
+        family.cleaned("don\u2019t", "lower")
+
+
+@from_archive
+def test_pictures(tmp_path):
+    """pixel_values to the last bits: the same kernel, and its own rule where a crop cannot be in the middle."""
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL, "preprocess_cfg": {}}))
+    ours = bvl.AutoImageProcessor.from_pretrained(tmp_path)
+    reference = open_clip.transform.image_transform(32, is_train=False, interpolation="bicubic")
+    for picture in (pictures.photo(70, 51), pictures.photo(51, 73), pictures.photo(51, 75), pictures.photo(20, 90)):
+        np.testing.assert_allclose(ours(picture)["pixel_values"][0], reference(picture).numpy(), atol=1e-6, rtol=0)

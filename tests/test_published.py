@@ -1,0 +1,204 @@
+"""Every folder of published small files beside transformers: ids, texts, pixels, features, parameters, usage.
+
+Each walk fails below the number of folders it is known to compare, so that a file that is no longer found is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from parity import compare_parameters
+from test_tokenizers import TEXTS
+
+import beyondvl as bvl
+import pictures
+import published
+from beyondvl.families.registry import find_family, load_config
+from beyondvl.folder import Folder
+from beyondvl.models.load import class_for
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
+transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
+from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+MORE = ["a man ' s hat", "a cat ", " a cat", "wow! great", "24/7 <b>", "it 's done , do n't ?", "in </s> the middle",
+        "ends with </s>", "<image> a cat", "<|en|> hi", "[MASK] x", "!!", "a  b   c", "a man 's hat ."]  # fmt: skip
+IDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def expected_tokenizer(path):
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path)
+    except (ImportError, ValueError):  # a file that is missing, a program that is
+        return None
+
+
+def test_tokenizers():
+    """Ids, masks and decoded texts; kinds of special tokens; sizes."""
+    compared, texts, problems = [], 0, []
+    for name in published.names(*published.TOKENIZER_FILES):
+        path = published.folder() / name
+        if name in published.LACKING or name in published.REFUSED:
+            missing = published.LACKING.get(name) or published.REFUSED[name]
+            with pytest.raises(bvl.ConfigError, match=rf"no tokenizer files|{missing}"):
+                bvl.AutoTokenizer.from_pretrained(path)
+            continue
+        reference, ours = transformers.AutoTokenizer.from_pretrained(path), bvl.AutoTokenizer.from_pretrained(path)
+        for text in TEXTS + MORE:
+            expected, found = reference(text), ours(text)
+            if dict(expected) != dict(found):
+                problems.append((name, text, dict(expected), dict(found)))
+            for skip in (False, True):
+                a, b = (t.decode(expected["input_ids"], skip_special_tokens=skip) for t in (reference, ours))
+                if a != b:
+                    problems.append((name, "decoded", a, b))
+            texts += 1
+        facts = [(len(t), t.vocab_size, t.padding_side, t.truncation_side, tuple(t.model_input_names),
+                  *(getattr(t, f"{kind}_token_id") for kind in IDS)) for t in (reference, ours)]  # fmt: skip
+        if facts[0] != facts[1]:
+            problems.append((name, *facts))
+        compared.append(name)
+    print(f"tokenizers of {len(compared)} folders, {texts} texts; {len(published.LACKING)} copies lack a file")
+    assert not problems, f"{len(problems)}: {problems[:3]}"
+    assert len(compared) >= 77 and texts >= 3700
+
+
+def seen():
+    """Pictures of several shapes and modes."""
+    from PIL import Image
+
+    photos = [Image.open(path) for path in sorted(pictures.EXAMPLES.glob("*.jpg"))[:4]]
+    modes = [image for name, image in pictures.modes().items() if name in ("L", "RGBA", "P", "CMYK")]
+    return [*photos, pictures.photo(600, 120), pictures.photo(131, 277), *modes]
+
+
+def image_reference(path):
+    """transformers' processor on Pillow; where AutoImageProcessor does not know a file's older form, the class itself."""
+    config = published_config(path)
+    kind = str(config.get("image_processor_type"))
+    if kind.endswith("FeatureExtractor"):
+        return getattr(transformers, kind.replace("FeatureExtractor", "ImageProcessorPil")).from_pretrained(path)
+    return transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
+
+
+def published_config(path):
+    nested = (
+        json.loads((path / "processor_config.json").read_text()) if (path / "processor_config.json").exists() else {}
+    )
+    if "image_processor" in nested:
+        return nested["image_processor"]
+    file = path / "preprocessor_config.json"
+    return json.loads(file.read_text()) if file.exists() else nested
+
+
+def test_pictures():
+    """pixel_values, bit by bit."""
+    given, compared, count = seen(), [], 0
+    for name in published.names("preprocessor_config.json", "processor_config.json"):
+        path = published.folder() / name
+        config = published_config(path)
+        if str(config.get("feature_extractor_type")).startswith(("Whisper", "AST", "Clap")) or not config:
+            continue
+        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+        if kind.startswith(published.OTHERS):
+            with pytest.raises(bvl.ConfigError, match=f"found '{kind}'"):
+                bvl.AutoImageProcessor.from_pretrained(path)
+            continue
+        if not (kind or "size" in config):
+            continue  # a processor's file that holds no pictures' fields
+        reference, ours = image_reference(path), bvl.AutoImageProcessor.from_pretrained(path)
+        for picture in given:
+            try:
+                expected = np.asarray(reference(picture, return_tensors="np")["pixel_values"])
+            except ValueError:  # it does not convert to RGB, and takes no other
+                assert picture.mode != "RGB"
+                continue
+            np.testing.assert_array_equal(ours(picture)["pixel_values"], expected, err_msg=f"{name} {picture}")
+            count += 1
+        compared.append(name)
+    print(f"image processors of {len(compared)} folders, {count} pictures")
+    assert len(compared) >= 38 and count >= 364
+
+
+def test_sounds():
+    """Features within 1e-3 of the reference's scale, of short, whole and long sounds."""
+    rng, compared, count = np.random.default_rng(0), [], 0
+    for name in published.names("preprocessor_config.json", "processor_config.json"):
+        path = published.folder() / name
+        kind = str(published_config(path).get("feature_extractor_type"))
+        nested = path / "processor_config.json"
+        if nested.exists():
+            kind = json.loads(nested.read_text()).get("feature_extractor", {}).get("feature_extractor_type", kind)
+        if not kind.startswith(("Whisper", "AST", "Clap")):
+            continue
+        reference, ours = (
+            transformers.AutoFeatureExtractor.from_pretrained(path),
+            bvl.AutoFeatureExtractor.from_pretrained(path),
+        )
+        assert type(ours).__name__ == type(reference).__name__
+        for samples in (8000, 160_000, 700_000):
+            sound = (0.3 * np.sin(0.05 * np.arange(samples)) + 0.01 * rng.normal(size=samples)).astype(np.float32)
+            np.random.seed(3)
+            expected = reference(sound, sampling_rate=reference.sampling_rate, return_tensors="np")
+            seed = {"seed": 3} if kind.startswith("Clap") else {}
+            found = ours(sound, sampling_rate=ours.sampling_rate, return_tensors="np", **seed)
+            for field, values in expected.items():
+                np.testing.assert_allclose(found[field], values, atol=1e-3, rtol=0, err_msg=f"{name} {field}")
+            count += 1
+        compared.append(name)
+    print(f"feature extractors of {len(compared)} folders, {count} sounds")
+    assert len(compared) >= 9 and count >= 27
+
+
+# ---- parameters
+
+
+def known(config):
+    """The family of a config and its class, where it is one of ours."""
+    try:
+        family = find_family(config)
+    except bvl.ConfigError:
+        return None
+    return class_for(config, family)
+
+
+# what a class of transformers holds and its call does not use, by name
+UNUSED = ("pooler.dense.", "itm_head", "language_model.lm_head", "proj_out.weight", "cls.", "lm_head.weight", "shared.weight",
+          "text_decoder.cls.predictions.decoder.bias", "embed_tokens.weight")  # fmt: skip
+
+
+def test_parameters():
+    """Names and shapes beside transformers' model of the same config, which holds no memory, and beside the published
+    index where there is one."""
+    compared, indexed = [], []
+    for name in published.names("config.json"):
+        path = published.folder() / name
+        folder = Folder(path)
+        config = load_config(folder)
+        architectures = config.get("architectures") or [""]
+        reference = getattr(transformers, str(architectures[0]), None)
+        cls = known(config)
+        if cls is None or reference is None:
+            continue
+        with torch.device("meta"):
+            model = reference(transformers.AutoConfig.from_pretrained(path))
+        state = revert_weight_conversion(model, model.state_dict())  # the names that files have
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        left = [n for n in compare_parameters(name, cls, config, shapes) if not any(part in n for part in UNUSED)]
+        assert not left, f"{name}: {left[:5]} of {len(left)} are not read"
+        compared.append(name)
+        for file in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            if file in folder:
+                keys = dict.fromkeys(folder.json(file)["weight_map"])
+                left = [n for n in compare_parameters(name, cls, config, keys) if not any(part in n for part in UNUSED)]
+                assert not left, f"{name}: {file}: {left[:5]} of {len(left)} are not read"
+                indexed.append(name)
+    print(f"parameters of {len(compared)} configs, {len(indexed)} published indices")
+    assert len(compared) >= 60 and len(indexed) >= 5
