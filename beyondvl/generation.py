@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _C
-from .outputs import check_allowed
+from .outputs import check_allowed, from_numpy, to_numpy
 
 __all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
 
@@ -21,11 +21,19 @@ __all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
 NEUTRAL = {
     "use_cache": (None, True),
     "streamer": (None,),
-    "stopping_criteria": (None,),
-    "generation_config": (None,),
     "return_dict_in_generate": (None, False),
     "output_scores": (None, False),
 }
+# what None says of a setting, as in transformers: that there is none, whatever the checkpoint has
+NOTHING = {"suppress_tokens": (), "begin_suppress_tokens": (), "logits_processor": (), "stopping_criteria": (),
+           "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+           "min_length": 0, "min_new_tokens": 0, "do_sample": False, "num_beams": 1, "length_penalty": 1.0,
+           "early_stopping": False, "num_return_sequences": 1}  # fmt: skip
+# of a GenerationConfig, what changes nothing here
+ELSEWHERE = ("transformers_version", "bos_token_id", "decoder_start_token_id", "cache_implementation", "cache_config",
+             "return_legacy_cache", "compile_config", "disable_compile", "output_attentions", "output_hidden_states",
+             "output_logits", "remove_invalid_values", "renormalize_logits", "max_matching_ngram_size",
+             "prompt_lookup_num_tokens", "target_lookbehind", "assistant_lookbehind", "token_healing")  # fmt: skip
 NEVER = np.float32(-1e9)  # the score of what must not win, as transformers' beam search has it
 
 
@@ -43,12 +51,16 @@ class GenerationSettings:
         min_new_tokens, min_length: no end of text before so many new tokens, or tokens in all.
         num_beams: 1 is greedy search or sampling; more is beam search.
         do_sample: draws the next token instead of taking the likeliest; of beams, which ones go on.
-        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 change nothing.
+        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 change nothing, and
+            where nothing is drawn neither does any of them.
         repetition_penalty: above 1, tokens already there become less likely (Keskar et al., 2019).
+        no_repeat_ngram_size: no so many tokens in a row come twice; 0 allows it.
         length_penalty, early_stopping: how finished beams are scored, and when the search ends (True, False, "never").
         num_return_sequences: the best so many beams of each item, or so many samples.
         suppress_tokens, begin_suppress_tokens: ids that never come, or not as the first.
-        logits_processor: functions (ids (B, T), scores (B, vocabulary)) -> scores, called in their order.
+        logits_processor: functions (ids (B, T), scores (B, vocabulary)) -> scores, called in their order: of arrays, or
+            of torch tensors where they are transformers'.
+        stopping_criteria: functions of the same -> True, or (B,) of them, where a sequence is to end.
         eos_token_id, pad_token_id: what ends a sequence (one id or several) and what fills it up; set by the model.
         seed: of sampling; None draws a fresh one.
     """
@@ -71,12 +83,15 @@ class GenerationSettings:
     seed: int | None = None
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
-    logits_processor: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()
+    logits_processor: tuple[Callable[[Any, Any], Any], ...] = ()
+    stopping_criteria: tuple[Callable[[Any, Any], Any], ...] = ()
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self):
         sampled = self.do_sample is True and self.num_beams == 1
         whole = {"min_new_tokens": (0, 1 << 20), "min_length": (0, 1 << 20), "num_beams": (1, 1024),
-                 "top_k": (0, 1 << 22), "num_return_sequences": (1, 1024 if sampled else self.num_beams),
+                 "top_k": (0, 1 << 22), "no_repeat_ngram_size": (0, 1 << 20),
+                 "num_return_sequences": (1, 1024 if sampled else self.num_beams),
                  "pad_token_id": (0, 1 << 22)}  # fmt: skip
         whole |= {n: (1, 1 << 20) for n in ("max_new_tokens", "max_length") if getattr(self, n) is not None}
         for name, (low, high) in whole.items():
@@ -84,9 +99,12 @@ class GenerationSettings:
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name}: found {value!r}, expected a whole number from {low} to {high}")
         for name, high in {"temperature": 1e6, "top_p": 1.0, "repetition_penalty": 1e6}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
-                raise ValueError(f"{name}: found {value!r}, expected a number above 0, at most {high:g}")
+            value, bound = getattr(self, name), "from"
+            if name == "repetition_penalty" or (name == "temperature" and self.do_sample):
+                bound = "above"
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= high or (bound == "above" and value == 0):
+                raise ValueError(f"{name}: found {value!r}, expected a number {bound} 0, at most {high:g}")
         if type(self.do_sample) is not bool:
             raise ValueError(f"do_sample: found {self.do_sample!r}, expected True or False")
         penalty = self.length_penalty
@@ -101,9 +119,10 @@ class GenerationSettings:
         for name, value in self._ids.items():
             if not isinstance(value, list | tuple | np.ndarray) or not all(map(_is_id, value)):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
-        processors = self.logits_processor
-        if not isinstance(processors, list | tuple) or not all(map(callable, processors)):
-            raise ValueError(f"logits_processor: found {processors!r}, expected functions of ids and scores")
+        for name in ("logits_processor", "stopping_criteria"):
+            functions = getattr(self, name)
+            if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
+                raise ValueError(f"{name}: found {functions!r}, expected functions of ids and scores")
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -118,12 +137,16 @@ class GenerationSettings:
         return {name: getattr(self, name) for name in names} | {"eos_token_id": self.ends}
 
     def updated(self, changes: dict[str, Any]) -> GenerationSettings:
-        """With some settings changed; None leaves one as it is. TypeError names an unknown one, ValueError one of
-        transformers' that is not available here."""
+        """With some settings changed: those of a `generation_config` (transformers', or a dictionary), then the others.
+        None says that there is none; of a length, an id and a seed it leaves what was. TypeError names an unknown one,
+        ValueError one of transformers' that is not available here."""
+        known = [f.name for f in fields(self)]
+        changes = config_settings(changes.get("generation_config"), known) | changes
+        changes.pop("generation_config", None)
         for name in (name for name in changes if name in NEUTRAL):
             check_allowed(name, changes[name], NEUTRAL[name])
+        changes = {name: NOTHING.get(name) if value is None else value for name, value in changes.items()}
         changes = {name: value for name, value in changes.items() if name not in NEUTRAL and value is not None}
-        known = [f.name for f in fields(self)]
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise TypeError(f"generate() got unexpected arguments: {', '.join(unknown)}; known: {', '.join(known)}")
@@ -151,6 +174,46 @@ class GenerationSettings:
                 f"{positions} (its positions)"
             )
         return least, most
+
+
+def config_settings(config: Any, known: list[str]) -> dict[str, Any]:
+    """The settings that a GenerationConfig states. ValueError for one that would change something and is not known."""
+    if config is None:
+        return {}
+    stated = config if isinstance(config, dict) else getattr(config, "to_diff_dict", getattr(config, "to_dict", None))
+    stated = stated() if callable(stated) else stated
+    if not isinstance(stated, dict):
+        raise ValueError(f"generation_config: found {type(config).__name__}, expected a GenerationConfig")
+    stated = {name: value for name, value in stated.items() if value is not None and name not in ELSEWHERE}
+    names = {name for name in stated if name in known or name in NEUTRAL}
+    if unknown := sorted(name for name in set(stated) - names if stated[name] is not False and name[0] != "_"):
+        raise ValueError(f"generation_config: found {unknown[0]}, which is not available here")
+    return {name: stated[name] for name in names}
+
+
+def outcome(function: Callable[[Any, Any], Any], ids: np.ndarray, scores: np.ndarray) -> Any:
+    """What a caller's function makes of ids and scores: arrays, but torch tensors for classes of transformers."""
+    if not any(base.__module__.partition(".")[0] == "transformers" for base in type(function).__mro__):
+        return function(ids, scores)
+    found = function(from_numpy(ids, "pt"), from_numpy(scores, "pt"))
+    return to_numpy(found, "logits_processor") if hasattr(found, "detach") else found
+
+
+def stopped(settings: GenerationSettings, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Which sequences (B,) a caller's criterion ends."""
+    found = np.zeros(len(ids), bool)
+    for criterion in settings.stopping_criteria:
+        found |= np.asarray(outcome(criterion, ids, scores), bool)
+    return found
+
+
+def repeats(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """Of each row the tokens that would make its last `size` ones come a second time."""
+    if ids.shape[1] < size:
+        return [ids[:0, 0]] * len(ids)
+    runs = np.lib.stride_tricks.sliding_window_view(ids, size, axis=1)
+    same = (runs[:, :, : size - 1] == ids[:, None, ids.shape[1] - size + 1 :]).all(2)
+    return [row[at] for row, at in zip(runs[:, :, -1], same, strict=True)]
 
 
 class Decoder:
@@ -221,6 +284,9 @@ def processed(
         seen = np.take_along_axis(scores, told, 1)
         penalty = np.float32(settings.repetition_penalty)
         np.put_along_axis(scores, told, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+    if settings.no_repeat_ngram_size:
+        for row, tokens in zip(scores, repeats(ids, settings.no_repeat_ngram_size), strict=True):
+            row[tokens] = -np.inf
     if ids.shape[1] == prompt.length:
         scores[:, list(settings.begin_suppress_tokens)] = -np.inf
     scores[:, list(settings.suppress_tokens)] = -np.inf
@@ -228,7 +294,7 @@ def processed(
         scores[:, list(settings.ends)] = -np.inf
     for process in settings.logits_processor:
         shape = scores.shape
-        scores = process(ids, scores)
+        scores = outcome(process, ids, scores)
         if not isinstance(scores, np.ndarray) or scores.shape != shape:
             raise ValueError(f"logits_processor: returned {type(scores).__name__}, expected scores of shape {shape}")
     return scores
@@ -270,6 +336,7 @@ def stream(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, posit
         tokens = np.where(running, tokens, settings.pad_token_id)
         running &= ~np.isin(tokens, settings.ends)
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
+        running &= ~stopped(settings, ids, scores)
         prompt.append(tokens)
         yield tokens.copy()  # the next step reads these
 
@@ -323,6 +390,9 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
         grown = take(running, source)
         grown[:, :, length] = tokens
         ends = np.isin(tokens, settings.ends) | (length + 1 >= most)
+        if settings.stopping_criteria:
+            flat = grown[:, :, : length + 1].reshape(-1, length + 1)
+            ends |= stopped(settings, flat, step).reshape(ends.shape)
 
         kept = best(found + ends * NEVER, beams)
         running, scores = take(grown, kept), take(found + ends * NEVER, kept)

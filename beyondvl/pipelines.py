@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import functools
 import html
+import inspect
 import os
 from typing import Any
 
 import numpy as np
 
-from .hub import DEFAULT_MODEL
+from .hub import DEFAULT_MODEL, resolve
 from .models.auto import AutoModel
+from .models.load import check_options
 from .models.model import PreTrainedModel
 from .outputs import check_count, check_device
-from .processing.items import as_clips, is_sound_and_rate
+from .processing.items import as_clips, is_file, is_sound_and_rate
+from .processing.text import Tokenizer
 from .tasks import (
     AnsweringModel,
     CaptioningModel,
@@ -39,6 +45,9 @@ __all__ = [
 ]
 
 
+LEAST_BASE64 = 100  # letters of the smallest picture
+
+
 class Scores(list):
     """A list of {"score", "label"} that notebooks show as a table."""
 
@@ -63,14 +72,50 @@ def _labels(labels: Any) -> list[str]:
     return [label.strip() for label in found]
 
 
+def _picture(image: Any) -> Any:
+    """A picture as transformers' pipelines take it: a PIL image is turned as its EXIF says, and a string that names no
+    file may be base64."""
+    if hasattr(image, "getexif"):
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(image)
+    if isinstance(image, str) and len(image) > LEAST_BASE64 and not image.startswith(("http", "data:")):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(image, validate=True) if not is_file(image) else image
+    return image
+
+
+def _pictures(images: Any) -> Any:
+    """The same of one or a list."""
+    return [_picture(image) for image in images] if isinstance(images, list | tuple) else _picture(images)
+
+
 class Pipeline:
-    """A model and its processor for one task; `batch_size`: items per call of the model where a call names none."""
+    """A model and its processor for one task; `batch_size`: items per call of the model where a call names none;
+    `defaults`: options of a call, where it does not name them."""
 
     items_at_once = 32
 
-    def __init__(self, model: PreTrainedModel, batch_size: int | None = None):
+    def __init__(self, model: PreTrainedModel, batch_size: int | None = None, **defaults: Any):
         self.model, self.processor, self.batch_size = model, model.processor, self.items_at_once
-        self.batch_size = self._batch_size(batch_size)
+        self.batch_size, self.defaults = self._batch_size(batch_size), defaults
+
+    def __init_subclass__(cls) -> None:
+        call = cls.__dict__.get("__call__")
+        if call is None:
+            return
+
+        @functools.wraps(call)
+        def with_defaults(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+            return call(self, *args, **(self.defaults | kwargs))
+
+        cls.__call__ = with_defaults
+
+    @classmethod
+    def options(cls) -> set[str]:
+        """What a call may be told beside its inputs."""
+        parameters = inspect.signature(cls.__call__).parameters.values()
+        return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def _batch_size(self, asked: int | None) -> int:
         if asked is None:
@@ -134,7 +179,7 @@ class ZeroShotImageClassification(ZeroShotClassification):
         """
         image = images if image is None else image
         single = not isinstance(image, list | tuple)
-        items = [image] if single else list(image)
+        items = _pictures([image] if single else image)
         found = self._classified(items, "image", candidate_labels, hypothesis_template, batch_size, kwargs)
         return found[0] if single else found
 
@@ -160,8 +205,8 @@ class ZeroShotVideoClassification(ZeroShotClassification):
         model's embedding of a clip is the mean of its frames', sampled by num_frames (default 8), fps, start, end;
         X-CLIP takes the frames it was trained for, from start to end, and its texts look at the clip."""
         clips = as_clips(videos)
-        if not clips:
-            raise ValueError("videos: the list is empty, expected at least one clip")
+        if isinstance(videos, list | tuple) and not videos:
+            return []
         several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
         several = several or getattr(videos, "ndim", 0) == 5
         sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
@@ -212,7 +257,7 @@ class ImageFeatureExtraction(Pipeline):
         `return_tensors=True` gives arrays instead.
         """
         single = not isinstance(images, list | tuple)
-        pictures = [images] if single else list(images)
+        pictures = _pictures([images] if single else images)
         processor = self.model.image_processor
         batch_size = self._batch_size(batch_size)
         name, results = "pooler_output" if pool else "last_hidden_state", []
@@ -230,17 +275,29 @@ class ImageTextToText(Pipeline):
     A captioning model continues the text, which may be left out; an answering model answers it.
     """
 
-    def __call__(self, images: Any, text: str | list[str] | None = None, **settings: Any) -> Any:
+    def __call__(
+        self,
+        images: Any,
+        text: str | list[str] | None = None,
+        *,
+        generate_kwargs: dict[str, Any] | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Any:
         """One list of {"input_text" (where a text is given), "generated_text"} for a picture, or a list of such lists
         for a list of pictures; with a list of texts, one of them for each picture, or all of them for a single one.
 
-        `settings` are those of GenerationSettings: max_new_tokens, num_beams, do_sample, ...
+        `settings`, or `generate_kwargs`, are those of GenerationSettings: max_new_tokens, num_beams, do_sample, ...;
+        `batch_size` pictures are run at once.
         """
         if not isinstance(self.model, AnsweringModel | CaptioningModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one that writes text")
         single = not isinstance(images, list | tuple)
+        if not single and not images:
+            return []
         texts = [text] if text is None or isinstance(text, str) else list(text)
-        encoded = self.model.encode_image(images)
+        settings = settings | (generate_kwargs or {})
+        encoded = self.model.encode_image(_pictures(images), batch_size=self._batch_size(batch_size))
         texts = texts * len(encoded) if len(texts) == 1 else texts
         if isinstance(self.model, AnsweringModel) and text is None:
             raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
@@ -294,7 +351,9 @@ class ImageTextMatching(Pipeline):
         if not isinstance(self.model, MatchingModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one with a matching head")
         texts = [text] if isinstance(text, str) else list(text)
-        encoded = self.model.encode_image(images)
+        if isinstance(images, list | tuple) and not images:
+            return []
+        encoded = self.model.encode_image(_pictures(images))
         results = [Scores.ranked(self.model.match(encoded[i], texts), texts) for i in range(len(encoded))]
         return results if isinstance(images, list | tuple) else results[0]
 
@@ -308,6 +367,8 @@ class AudioClassification(Pipeline):
         if not isinstance(self.model, ClassifyingModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one that classifies sounds")
         several = isinstance(inputs, list)
+        if several and not inputs:
+            return []
         shares = self.model.classify(inputs if several else [inputs], sampling_rate)
         found = [Scores(Scores.ranked(row, self.model.labels)[:top_k]) for row in shares]
         return found if several else found[0]
@@ -327,6 +388,7 @@ class AutomaticSpeechRecognition(Pipeline):
         stride_length_s: float | tuple[float, float] | None = None,
         sampling_rate: int | None = None,
         batch_size: int | None = None,
+        max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -341,6 +403,8 @@ class AutomaticSpeechRecognition(Pipeline):
         if not isinstance(self.model, TranscribingModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one that transcribes")
         several = isinstance(inputs, list)
+        if several and not inputs:
+            return []
         sounds = [
             {"array": s["raw"], "sampling_rate": s.get("sampling_rate", sampling_rate)}
             if isinstance(s, dict) and "raw" in s
@@ -354,7 +418,7 @@ class AutomaticSpeechRecognition(Pipeline):
             chunk_length_s=chunk_length_s,
             stride_length_s=stride_length_s,
             batch_size=self._batch_size(batch_size),
-            **({"num_beams": 5, "max_new_tokens": 256} | (generate_kwargs or {})),
+            **({"num_beams": 5, "max_new_tokens": max_new_tokens or 256} | (generate_kwargs or {})),
         )
         return found if several else found[0]
 
@@ -379,18 +443,45 @@ def pipeline(
     *,
     device: Any = None,
     batch_size: int | None = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    image_processor: Any = None,
+    processor: Any = None,
     **kwargs: Any,
 ) -> Pipeline:
-    """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, which takes `kwargs`, a model, or
-    None for the default. `device` is the CPU: "cpu", -1 or None.
+    """A pipeline of one of TASKS; `model` is a name for `AutoModel.from_pretrained`, a model, or None for the default.
+    `device` is the CPU: "cpu", -1 or None. A `tokenizer`, `feature_extractor`, `image_processor` or `processor` may be
+    named as in transformers where it is the model's own. `kwargs` are options of a call (see the pipeline), then for
+    each one, and options of `from_pretrained`.
 
-    Raises ValueError for an unknown task or another device, TypeError for options beside a model that is loaded.
+    Raises ValueError for an unknown task, another device, or a part of another model; TypeError for options of neither.
     """
     if task not in TASKS:
         raise ValueError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
     check_device("cpu" if device is None or (type(device) is int and device == -1) else device)
+    cls = TASKS[task]
+    defaults = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.options()}
     if not isinstance(model, PreTrainedModel):
         model = AutoModel.from_pretrained(DEFAULT_MODEL if model is None else model, **kwargs)
-    elif kwargs:
-        raise TypeError(f"pipeline() got unexpected arguments beside a model that is loaded: {', '.join(kwargs)}")
-    return TASKS[task](model, batch_size)
+    else:
+        dtype = check_options(kwargs.pop("dtype", None), kwargs)
+        model.to(dtype=None if dtype in ("auto", "default") else dtype)
+    parts = {"tokenizer": tokenizer, "feature_extractor": feature_extractor, "image_processor": image_processor,
+             "processor": processor}  # fmt: skip
+    for name, part in parts.items():
+        if part is not None and not _is_own(model, name, part):
+            raise ValueError(f"{name}: found {part!r:.200}, expected the model's own, which needs no naming")
+    return cls(model, batch_size, **defaults)
+
+
+def _is_own(model: PreTrainedModel, name: str, part: Any) -> bool:
+    """Whether a part is what the model has: its name, or the same settings."""
+    if isinstance(part, str | os.PathLike):
+        return os.path.abspath(resolve(part, weights=False)) == str(model.folder)
+    own = getattr(model, name)
+    if part is own or type(part) is not type(own):
+        return part is own
+    if isinstance(own, Tokenizer):
+        return part.backend.to_str() == own.backend.to_str()
+    alike = part.to_dict() == own.to_dict()
+    return alike and (name != "processor" or own.part or _is_own(model, "tokenizer", part.tokenizer))

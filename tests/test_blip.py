@@ -334,7 +334,11 @@ BAD_GENERATION = {
     "beyond the positions": ({"max_new_tokens": 64}, ValueError, "found 65 in all, expected at most 64"),
     "unknown": ({"max_tokens": 3}, TypeError, "unexpected arguments: max_tokens"),
     "no beams": ({"num_beams": 0}, ValueError, "num_beams: found 0"),
-    "temperature": ({"temperature": 0.0}, ValueError, "temperature: found 0.0, expected a number above 0"),
+    "temperature": (
+        {"temperature": 0.0, "do_sample": True},
+        ValueError,
+        "temperature: found 0.0, expected a number above 0",
+    ),
     "too many": ({"num_return_sequences": 2}, ValueError, "num_return_sequences: found 2"),
     "prompt": ({"input_ids": np.array([[101], [101], [101]])}, ValueError, "expected a prompt between"),
     "early stopping": ({"early_stopping": 1, "num_beams": 2}, ValueError, "early_stopping: found 1"),

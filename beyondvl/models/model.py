@@ -124,13 +124,13 @@ class PreTrainedModel(EncodeMixin):
         """From the files of a folder, `dtype` as `check_options` has it."""
         if is_packed(folder.path):
             loaded = read_packed(cls.spec, folder.path, config, dtype, num_threads)
-            return cls(config, loaded.towers, loaded.scales, folder.hold(), sentences, num_threads, loaded.dtype)
+            return cls(config, loaded.towers, loaded.scales, folder, sentences, num_threads, loaded.dtype)
         if cls.spec.family is not find_family(config):
             raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
         precision = precision_of(dtype, config)
-        model = (sentences.model if sentences else folder).hold()
+        model = sentences.model if sentences else folder
         towers, scales = load_towers(cls.spec, config, model, sentences, num_threads, strict, precision)
-        return cls(config, towers, scales, folder.hold(), sentences, num_threads, precision)
+        return cls(config, towers, scales, folder, sentences, num_threads, precision)
 
     def save_packed(self, folder: str | os.PathLike) -> None:
         """Writes the packed weights, as this machine's instruction set reads them, and the checkpoint's other files.
@@ -356,11 +356,11 @@ def split_inputs(inputs: dict[str, Any], towers: tuple[str, ...] = ()) -> dict[s
 def open_model(
     name: str | os.PathLike, subfolder: str, options: dict[str, Any]
 ) -> tuple[Folder, Sentences | None, Config]:
-    """The files of a checkpoint, what sentence-transformers' say, and its config; what is of the hub is taken out of
+    """The files of a checkpoint, held, what sentence-transformers' say, and its config; what is of the hub is taken out of
     the options."""
     if not isinstance(subfolder, str) or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise ValueError(f"subfolder: found {subfolder!r}, expected a folder within the checkpoint's")
-    folder = Folder(resolve(name, subfolder=subfolder, **hub_options(options))).within(subfolder)
+    folder = Folder(resolve(name, subfolder=subfolder, **hub_options(options))).within(subfolder).hold()
     sentences = read_sentences(folder)
     config = load_config(sentences.model if sentences else folder)
     if not config.to_dict():

@@ -17,7 +17,7 @@ import numpy as np
 from ..modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
 
 __all__ = ["AUDIO_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "as_clips", "clip_of", "content_of",
-           "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
+           "is_file", "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
@@ -76,7 +76,7 @@ def _named(text: str) -> str | None:
     name = text.strip().lower()
     if URL.fullmatch(name[:LONGEST_PATH]):
         return _extension(re.split(r"[?#]", name, maxsplit=1)[0]) or IMAGE.name
-    there = len(text) <= LONGEST_PATH and "\0" not in text and _is_file(text)
+    there = is_file(text)
     found = _extension(name)
     if found is None and there:
         with open(text, "rb") as file:
@@ -84,7 +84,8 @@ def _named(text: str) -> str | None:
     return found
 
 
-def _is_file(text: str) -> bool:
+def is_file(text: str) -> bool:
+    """Whether a string names a file that is there."""
     try:
         return os.path.isfile(text)
     except ValueError:  # a name that no file can have

@@ -281,10 +281,12 @@ class TranscribingModel(TaskModel):
         single = len(sounds) == 1 and not isinstance(audio, list)
         pieces: list[tuple[int, np.ndarray]] = []
         for i, sound in enumerate(sounds):
-            if len(sound) <= most and not return_timestamps:
-                pieces.append((i, sound))
-            elif chunk_length_s and not return_timestamps:
+            if return_timestamps:
+                continue
+            if chunk_length_s and len(sound) > chunk_length_s * rate:
                 pieces += [(i, part) for part in cut(sound, chunk_length_s, stride_length_s, rate)]
+            elif len(sound) <= most:
+                pieces.append((i, sound))
         texts: dict[int, list[list[int]]] = {}
         for start in range(0, len(pieces), batch_size):
             batch = pieces[start : start + batch_size]
@@ -389,6 +391,9 @@ def check_transcription(
         raise ValueError(f"num_return_sequences: found {settings['num_return_sequences']}, expected 1 here")
     if length in (None, 0):
         return
+    if timestamps and length != most:
+        raise ValueError(f"chunk_length_s: found {length!r} and return_timestamps, expected none, or {most:g}: times "
+                         "are told of windows of that length")  # fmt: skip
     given = (length, *strides(length, stride))
     if not all(
         isinstance(n, int | float) and not isinstance(n, bool) and -MOST_SECONDS <= n <= MOST_SECONDS for n in given
