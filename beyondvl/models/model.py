@@ -356,8 +356,8 @@ def split_inputs(inputs: dict[str, Any], towers: tuple[str, ...] = ()) -> dict[s
 def open_model(
     name: str | os.PathLike, subfolder: str, options: dict[str, Any]
 ) -> tuple[Folder, Sentences | None, Config]:
-    """The files of a checkpoint, held, what sentence-transformers' say, and its config; what is of the hub is taken out of
-    the options."""
+    """The files of a checkpoint, held, what sentence-transformers' say, and its config; what is of the hub is taken out
+    of the options."""
     if not isinstance(subfolder, str) or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise ValueError(f"subfolder: found {subfolder!r}, expected a folder within the checkpoint's")
     folder = Folder(resolve(name, subfolder=subfolder, **hub_options(options))).within(subfolder).hold()
