@@ -39,6 +39,7 @@ _C.set_openblas_path(str(Path(__file__).parent / "_libs" / "libscipy_openblas.so
 # name -> module; imported when first asked for, so that `import beyondvl` stays quick
 _LAZY = {
     "AudioError": "errors",
+    "AutoConfig": "models.auto",
     "AutoFeatureExtractor": "processing.features",
     "AutoImageProcessor": "processing.image",
     "AutoModel": "models.auto",
@@ -48,6 +49,7 @@ _LAZY = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "EncodedImages": "tasks",
+    "GenerationConfig": "generation",
     "GenerationSettings": "generation",
     "ImageError": "errors",
     "ImageProcessor": "processing.image",

@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .files import open_regular
 from .modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
 from .outputs import check_count, check_device, from_numpy
-from .processing.items import clip_of, content_of, is_sound_and_rate, modality_of
+from .processing.items import clip_of, content_of, is_bare, is_sound_and_rate, modality_of
 from .processing.processor import AutoProcessor
 from .processing.video import Sampling, video_frames
 from .similarity import PRECISIONS, cos_sim, pairwise_cos_sim, quantize_embeddings, unit_rows
@@ -290,6 +290,8 @@ class EncodeMixin:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             sounds = [content_of(items[i], AUDIO.name) for i in batch]
+            if bare := [i for i, sound in zip(batch, sounds, strict=True) if is_bare(sound)]:
+                raise ValueError(f"item {bare[0]}: sampling_rate: not given, expected (array, rate)")
             inputs = self.feature_extractor(sounds, return_tensors="np")
             yield batch, self._embed(AUDIO.tower, {name: inputs[name] for name in inputs})
 

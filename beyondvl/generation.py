@@ -6,6 +6,7 @@ stay in a `_C.Cache`. Everything here is NumPy on (B, vocabulary) rows: the time
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from . import _C
+from .folder import Folder
+from .hub import hub_options, resolve
 from .outputs import check_allowed, from_numpy, to_numpy
 
-__all__ = ["Decoder", "GenerationSettings", "generate", "stream"]
+__all__ = ["Decoder", "GenerationConfig", "GenerationSettings", "generate", "stream"]
 
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
@@ -174,6 +177,27 @@ class GenerationSettings:
                 f"{positions} (its positions)"
             )
         return least, most
+
+
+class GenerationConfig:
+    """Settings by transformers' names, as generation_config.json holds them: `generate(generation_config=...)` takes
+    those it knows, and refuses by name what it cannot do."""
+
+    def __init__(self, **settings: Any):
+        self.__dict__.update(settings)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> GenerationConfig:
+        """Of a folder or a hub id. ConfigError where it has no generation_config.json."""
+        folder = Folder(resolve(name, weights=False, **hub_options(kwargs)))
+        return cls(**(folder.json("generation_config.json") | kwargs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of them."""
+        return dict(self.__dict__)
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
 
 def config_settings(config: Any, known: list[str]) -> dict[str, Any]:

@@ -482,6 +482,6 @@ def _is_own(model: PreTrainedModel, name: str, part: Any) -> bool:
     if part is own or type(part) is not type(own):
         return part is own
     if isinstance(own, Tokenizer):
-        return part.backend.to_str() == own.backend.to_str()
+        return part.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
     alike = part.to_dict() == own.to_dict()
     return alike and (name != "processor" or own.part or _is_own(model, "tokenizer", part.tokenizer))

@@ -148,8 +148,12 @@ def test_tokenizers(default):
     other.pad_token = "cat"
     assert other.pad_token_id == other.convert_tokens_to_ids("cat")
     assert other(["a", "a dog"], padding=True)["input_ids"][0][-1] == other.pad_token_id
-    with pytest.raises(ValueError, match="pad_token: found 'no such token'"):
+    with pytest.warns(UserWarning, match="pad_token: 'no such token' is not in the vocabulary"):
         other.pad_token = "no such token"
+    assert other.pad_token_id == other.unk_token_id
+    other.unk_token = None
+    with pytest.raises(ValueError, match="pad_token: found 'nor this one'"):
+        other.pad_token = "nor this one"
 
 
 def test_siglip2_pads_as_its_class_does(tmp_path):

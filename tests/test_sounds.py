@@ -382,12 +382,14 @@ def test_processor(folder, transformers, tmp_path):
     for given, message in (
         ({}, "neither text nor audio"),
         ({"images": [np.zeros((4, 4, 3), np.uint8)]}, "given to a processor of sounds"),
-        ({"audio": sound}, "sampling_rate: not given"),
         ({"audio": []}, "the list is empty"),
         ({"audio": [(sound, 48_000), (sound[:0], 48_000)]}, "sound 1: array of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             ours(**given)
+    with pytest.warns(UserWarning, match="taken to be at 48000"):  # as transformers takes it
+        bare = ours(audio=sound, return_tensors="np")["input_features"]
+    np.testing.assert_array_equal(bare, ours(audio=(sound, 48_000), return_tensors="np")["input_features"])
     with pytest.raises(ValueError, match="audio: given to a processor of pictures"):
         bvl.AutoProcessor.from_pretrained("beyond-vl-model")(text="a", audio=(sound, 48_000))
 

@@ -267,7 +267,7 @@ class ClapFeatureExtractor(FeatureExtractor):
         config.integer("hop_length", 480, 1, 1 << 16)
         self._check_size("max_length_s", config.integer("max_length_s", 10, 1, 3600) * rate, mels)
         low = config.number("frequency_min", 0, 0, rate)
-        high = config.number("frequency_max", 14_000, low + 1, rate)
+        high = config.number("frequency_max", 14_000, low + 1, 768_000)
         self._check(self.truncation, self.padding)
         if self.top_db is not None:
             raise ConfigError(f"preprocessor_config.json: top_db: found {self.top_db!r}, expected none")
@@ -277,7 +277,7 @@ class ClapFeatureExtractor(FeatureExtractor):
 
     def _check(self, truncation: Any, padding: Any) -> None:
         for name, value, known in (("truncation", truncation, ("fusion", "rand_trunc")),
-                                   ("padding", padding, ("repeatpad", "repeat", "pad"))):  # fmt: skip
+                                   ("padding", padding, ("repeatpad", "repeat", "pad", "max_length"))):  # fmt: skip
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
 
@@ -310,7 +310,7 @@ class ClapFeatureExtractor(FeatureExtractor):
     def _input(self, sound: np.ndarray, length: int, truncation: str, padding: str, rng: Any) -> tuple:
         """(C, frames, mels) and whether the sound was cut."""
         if len(sound) < length:
-            if padding != "pad":
+            if padding in ("repeat", "repeatpad"):
                 whole = length // len(sound) + (padding == "repeat")
                 sound = np.tile(sound, whole)[:length]
             sound = np.pad(sound, (0, length - len(sound)))

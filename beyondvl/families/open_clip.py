@@ -211,7 +211,7 @@ class OpenClipTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Any, settings: Config, **options: Any):
         super().__init__(vocabulary, settings, **options)
-        self.backend.encode_special_tokens = settings.get("tokenizer_class") == OWN
+        self.backend_tokenizer.encode_special_tokens = settings.get("tokenizer_class") == OWN
 
     @property
     def pad_token_id(self) -> int:

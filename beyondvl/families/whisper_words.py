@@ -113,13 +113,15 @@ class WhisperTokenizer(Tokenizer):
         self.task = self.task if task is None else task
         self.predict_timestamps = self.predict_timestamps if predict_timestamps is None else predict_timestamps
         fields = {"language": self.language, "task": self.task, "predict_timestamps": self.predict_timestamps}
-        self.backend.post_processor = prompt_frame(self.backend, Config(fields), self.special_tokens)
+        self.backend_tokenizer.post_processor = prompt_frame(
+            self.backend_tokenizer, Config(fields), self.special_tokens
+        )
 
     @property
     def prefix_tokens(self) -> list[int]:
         """Ids that a text begins with."""
         return self.convert_tokens_to_ids(
-            prompt_tokens(self.backend, self.language, self.task, self.predict_timestamps)
+            prompt_tokens(self.backend_tokenizer, self.language, self.task, self.predict_timestamps)
         )
 
     def get_decoder_prompt_ids(

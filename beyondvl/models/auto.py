@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..families.registry import Family, families, find_family
+from ..config import Config
+from ..errors import ConfigError
+from ..families.registry import Family, families, find_family, load_config
+from ..folder import Folder
+from ..hub import hub_options, resolve
 from ..outputs import thread_count
 from ..tasks import TASK_MODELS
 from .load import check_options, class_for, class_named
 from .model import PreTrainedModel, open_model
 from .packed import is_packed, packed_class
 
-__all__ = ["AUTO_NAMES", "AutoModel", "model_class"]
+__all__ = ["AUTO_NAMES", "AutoConfig", "AutoModel", "model_class"]
 
 # transformers' names of classes that find the one a checkpoint is of
 AUTO_NAMES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForSpeechSeq2Seq",
@@ -37,6 +41,20 @@ def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel
             doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
         _CLASSES[name] = type(name, (base,), {"spec": spec, "__doc__": doc, "__module__": "beyondvl"})
     return _CLASSES[name]
+
+
+class AutoConfig:
+    """`AutoConfig.from_pretrained(name)` gives a checkpoint's Config, whose fields are attributes."""
+
+    @staticmethod
+    def from_pretrained(name: str | os.PathLike, **options: Any) -> Config:
+        """Of a folder, a hub id or "beyond-vl-model". ConfigError where there is no config, or of no family here."""
+        folder = Folder(resolve(name, weights=False, **hub_options(options)))
+        config = load_config(folder)
+        if not config.to_dict():
+            raise ConfigError(f"config.json is missing from {folder}")
+        find_family(config)
+        return config
 
 
 class AutoModel:

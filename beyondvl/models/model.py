@@ -28,7 +28,7 @@ from ..outputs import (
     thread_count,
 )
 from ..sentences import Sentences, read_sentences
-from .load import ModelClass, check_options, load_towers, precision_of
+from .load import ModelClass, check_options, class_named, load_towers, precision_of
 from .packed import is_packed, read_packed, save
 from .tower import Tower, prepared
 
@@ -203,6 +203,34 @@ class PreTrainedModel(EncodeMixin):
         """What it takes, in the order of the table."""
         return tuple(modality for modality in MODALITIES if modality.tower in self.towers)
 
+    @property
+    def text_model(self) -> PreTrainedModel:
+        """The text tower as a model of its own, without its projection, sharing its weights: transformers' attribute.
+        AttributeError where there is none."""
+        return self._alone("text")
+
+    @property
+    def vision_model(self) -> PreTrainedModel:
+        """As `text_model`."""
+        return self._alone("vision")
+
+    @property
+    def audio_model(self) -> PreTrainedModel:
+        """As `text_model`."""
+        return self._alone("audio")
+
+    def _alone(self, tower: str) -> PreTrainedModel:
+        names = [name for name, towers in self.family.classes.items() if towers == (tower,)]
+        if tower not in self.towers or not names:
+            raise AttributeError(f"{type(self).__name__} has no {tower}_model")
+        spec = class_named(min(names, key=lambda name: name not in self.family.bare), self.family)
+        cls = type(
+            spec.name, (PreTrainedModel,), {"spec": spec, "__doc__": PreTrainedModel.__doc__, "__module__": "beyondvl"}
+        )
+        scales = [self.logit_scale, self.logit_bias, self.text_scale]
+        towers = {tower: self.towers[tower]}
+        return cls(self.config, towers, scales, self.files, self.sentences, self.num_threads, self.dtype)
+
     def tower(self, name: str) -> Tower:
         """The "text", "vision", "video" or "audio" tower, or one of a task's own; ValueError names what the model has
         when it lacks that one."""
@@ -291,7 +319,8 @@ class PreTrainedModel(EncodeMixin):
         return named | placed
 
     def _wanted(self, tower: str) -> list[str]:
-        names = [*STATES, "unit_embeds" if len(self.towers) > 1 else "embeds"]
+        projected = "unit_embeds" if len(self.towers) > 1 else "embeds"
+        names = STATES if self.spec.name in self.family.bare else (*STATES, projected)
         return [name for name in names if name in self.tower(tower).outputs]
 
     def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,13 @@ SPACES = (
 FILL = {"token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
 
 
+class Span(NamedTuple):
+    """Where something begins, and what comes after it."""
+
+    start: int
+    end: int
+
+
 class BatchEncoding(BatchFeature):
     """What a tokenizer returns: fields by name, and by number the library's own encodings, where words and characters
     of each text can be found."""
@@ -73,9 +80,51 @@ class BatchEncoding(BatchFeature):
         """Which text of a pair each token is of."""
         return self[batch_index].sequence_ids
 
-    def char_to_token(self, batch_index: int, char_index: int, sequence_index: int = 0) -> int | None:
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Which text of a pair a token is of; of one text, or of text `batch_or_token_index`."""
+        return self._at(batch_or_token_index, token_index, "token_to_sequence")
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """The word a token is of."""
+        found = self._at(batch_or_token_index, token_index, "token_to_word")
+        return None if found is None else found if isinstance(found, int) else found[1]
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Span | None:
+        """Where the characters of a token begin and end."""
+        found = self._at(batch_or_token_index, token_index, "token_to_chars")
+        return None if found is None else Span(*(found if isinstance(found[0], int) else found[1]))
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
         """The token that holds a character."""
-        return self[batch_index].char_to_token(char_index, sequence_index)
+        return self._at(batch_or_char_index, char_index, "char_to_token", sequence_index)
+
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The word that holds a character."""
+        return self._at(batch_or_char_index, char_index, "char_to_word", sequence_index)
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> Span | None:
+        """The first token of a word and the one after its last."""
+        found = self._at(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
+        return None if found is None else Span(*found)
+
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> Span | None:
+        """Where the characters of a word begin and end."""
+        found = self._at(batch_or_word_index, word_index, "word_to_chars", sequence_index)
+        return None if found is None else Span(*found)
+
+    def _at(self, first: int, second: int | None, name: str, *more: int) -> Any:
+        """What the library says of place `second` of text `first`, or of place `first` of the only one."""
+        text, place = (0, first) if second is None else (first, second)
+        encoding = self[text]
+        return getattr(encoding, name)(place + len(encoding.ids) if place < 0 and "token_to" in name else place, *more)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +29,7 @@ from ..folder import Folder
 from ..hub import hub_options, resolve
 from ..outputs import BatchFeature, check_count, from_numpy, is_torch, thread_count, to_numpy
 from .audio import load_audio
-from .items import is_sound_and_rate
+from .items import is_bare, is_sound_and_rate
 
 __all__ = [
     "DB",
@@ -97,7 +99,7 @@ class FeatureExtractor:
             if type(known[name]) is bool and type(value) is not bool:
                 raise ConfigError(f"preprocessor_config.json: {name}: found {value!r}, expected true or false")
             setattr(self, name, value)
-        self.num_threads = thread_count(num_threads)
+        self.num_threads, self.others = thread_count(num_threads), {}
         self._prepare(Config(values, "preprocessor_config.json"))
 
     def _prepare(self, config: Config) -> None:
@@ -111,11 +113,18 @@ class FeatureExtractor:
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: Mapping[str, Any], **overrides: Any) -> FeatureExtractor:
-        """From the fields of preprocessor_config.json; unknown ones are ignored, as transformers does."""
-        known = cls.common | cls.defaults
-        return cls(
-            **({name: feature_extractor_dict[name] for name in known if name in feature_extractor_dict} | overrides)
-        )
+        """From the fields of preprocessor_config.json; unknown ones change nothing and are kept."""
+        known, given = cls.common | cls.defaults, dict(feature_extractor_dict)
+        made = cls(**({name: given.pop(name) for name in known if name in given} | overrides))
+        made.others = {name: value for name, value in given.items() if not name.startswith("_")}
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """A field of the file that changes nothing."""
+        others = self.__dict__.get("others", {})
+        if name not in others:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return others[name]
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> FeatureExtractor:
@@ -137,12 +146,21 @@ class FeatureExtractor:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as preprocessor_config.json holds them."""
-        fields = {name: getattr(self, name) for name in self.common | self.defaults}
+        fields = self.others | {name: getattr(self, name) for name in self.common | self.defaults}
         return fields | {"feature_extractor_type": type(self).__name__}
 
     def to_json_string(self) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `to_dict` there."""
+        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
+
+    @property
+    def mel_filters(self) -> np.ndarray:
+        """Weights (bins, mels) of the filters."""
+        return self.filters
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         """Writes preprocessor_config.json; its path."""
@@ -158,6 +176,12 @@ class FeatureExtractor:
         items = as_sounds(raw_speech)
         if not items:
             raise ValueError("audio: the list is empty, expected at least one sound")
+        if sampling_rate is None and any(map(is_bare, items)):
+            warnings.warn(
+                f"sampling_rate: not given beside an array, which is taken to be at {self.sampling_rate} a second",
+                stacklevel=3,
+            )
+            sampling_rate = self.sampling_rate
 
         def load(place: int) -> np.ndarray:
             try:
@@ -203,7 +227,7 @@ class FeatureExtractor:
             found["attention_mask"] = [self._filled(mask, width, 0) for mask in masks]
         kind = return_tensors or ("pt" if torch else "np")
         if len({row.shape for row in found[self.input_name]}) > 1:
-            if return_tensors is not None:
+            if return_tensors == "pt":
                 raise ValueError(
                     f"{self.input_name}: rows of different lengths do not make a tensor: pass padding=True"
                 )

@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,7 @@ FIELDS: dict[str, Any] = {
     "image_mean": None,
     "image_std": None,
 }
+KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 # of a call or a file, accepted for the sake of callers of transformers at the values that change nothing
 NEUTRAL = {
     "data_format": (None, "channels_first"),
@@ -86,7 +88,7 @@ class ImageProcessor:
             raise ConfigError("size: not given, expected the size that pictures become")
         for name in FIELDS:
             setattr(self, name, values[name])
-        self.decoder, self.fast = decoder, fast
+        self.decoder, self.fast, self.others = decoder, fast, {}
         self.num_threads = thread_count(num_threads)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -107,12 +109,22 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> ImageProcessor:
-        """From the fields of preprocessor_config.json; unknown ones are ignored, as transformers does."""
+        """From the fields of preprocessor_config.json; unknown ones change nothing and are kept."""
         config = Config(dict(image_processor_dict), "preprocessor_config.json")
         fields = {name: config.get(name) for name in FIELDS if config.get(name) is not None}
         if "rescale_factor" in fields:
-            fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, 0.0, 1e6)
-        return cls(**({n: v for n, v in cls.from_file(config).items() if n not in overrides} | fields | overrides))
+            fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, -1e6, 1e6)
+        made = cls(**({n: v for n, v in cls.from_file(config).items() if n not in overrides} | fields | overrides))
+        apart = (*FIELDS, *KINDS, *NEUTRAL, "decoder", "fast", "num_threads", "processor_class")
+        made.others = {n: v for n, v in image_processor_dict.items() if n not in apart and not n.startswith("_")}
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """A field of the file that changes nothing."""
+        others = self.__dict__.get("others", {})
+        if name not in others:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return others[name]
 
     @classmethod
     def from_file(cls, config: Config) -> dict[str, Any]:
@@ -299,7 +311,7 @@ class ImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as preprocessor_config.json holds them."""
-        fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        fields = self.others | {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
         if self.crop_rounding == FIELDS["crop_rounding"]:
             del fields["crop_rounding"]
         return fields | {"image_processor_type": self.class_name}
@@ -307,6 +319,10 @@ class ImageProcessor:
     def to_json_string(self) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `to_dict` there."""
+        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         """Writes preprocessor_config.json; its path."""
@@ -343,8 +359,7 @@ def image_config(folder: Folder) -> Config | None:
 
 def picture_kind(folder: Folder, config: Config) -> str | None:
     """The class that a file of fields names, in its older forms too, or that the folder's model goes with."""
-    kinds = ("image_processor_type", "video_processor_type", "feature_extractor_type")
-    kind = next((str(config.get(name)) for name in kinds if config.get(name)), "")
+    kind = next((str(config.get(name)) for name in KINDS if config.get(name)), "")
     return (
         kind.replace("FeatureExtractor", "ImageProcessor")
         or processing_of(folder, config.get("processor_class")).image_processor
@@ -403,8 +418,8 @@ def _resample(value: Any) -> int:
 
 
 def _factor(value: Any) -> float:
-    if not _is_number(value) or not 0 <= value <= 1e6:
-        raise ConfigError(f"rescale_factor: found {value!r}, expected a number from 0 to 1e6")
+    if not _is_number(value) or not -1e6 <= value <= 1e6:
+        raise ConfigError(f"rescale_factor: found {value!r}, expected a number from -1e6 to 1e6")
     return value
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
 
 __all__ = ["AUDIO_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "as_clips", "clip_of", "content_of",
-           "is_file", "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
+           "is_bare", "is_file", "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
@@ -150,6 +150,11 @@ def sound_and_rate(item: Any) -> tuple[Any, Any] | None:
         samples, rate = rate, samples
     fits = _is_number(rate) and not _is_number(samples) and not isinstance(samples, str | bytes | os.PathLike | dict)
     return (samples, rate) if fits else None
+
+
+def is_bare(sound: Any) -> bool:
+    """Whether it is samples alone: no file, and without a rate."""
+    return not is_sound_and_rate(sound) and (isinstance(sound, list) or hasattr(sound, "shape"))
 
 
 def is_sound_and_rate(item: Any) -> bool:

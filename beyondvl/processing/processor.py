@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -292,6 +293,19 @@ class Processor:
             if (part := getattr(self, name)) is not None:
                 fields[name] = part.to_dict()
         return fields | ({"num_query_tokens": self.num_query_tokens} if self.num_query_tokens else {})
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `to_dict` there."""
+        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
+
+    def get_attributes(self) -> list[str]:
+        """Names of its parts."""
+        names = ("feature_extractor", "image_processor", "tokenizer", "qformer_tokenizer")
+        return [name for name in names if getattr(self, name) is not None]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         """Writes processor_config.json and the tokenizers' files, as transformers reads them; their paths."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from .encoding import (
     width_of,
     without_blanks,
 )
+from .special_tokens import TokenNames
 from .vocabularies import SPECIAL, Vocabulary, input_names_of, max_length_of, read_vocabulary, side_of
 
 __all__ = ["AutoTokenizer", "Tokenizer", "tokenizer_class"]
@@ -40,7 +40,7 @@ CALL_OPTIONS = ("padding", "truncation", "max_length", "padding_side", "add_spec
                 "pad_to_multiple_of", "return_attention_mask", "return_token_type_ids")  # fmt: skip
 
 
-class Tokenizer:
+class Tokenizer(TokenNames):
     """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe.
 
     `bos_token`, `eos_token_id` and the like are its special tokens; each may be set. `settings` are the fields of
@@ -55,20 +55,19 @@ class Tokenizer:
         if unknown:
             raise TypeError(f"{type(self).__name__}: unexpected arguments: {', '.join(unknown)}")
         kind, fields = vocabulary.kind, settings.updated(Config(options))
-        self.backend, self.kind, self.settings = vocabulary.backend, kind, settings
-        self.vocabulary = vocabulary
-        self.special_tokens = dict(vocabulary.special_tokens)
+        self.backend_tokenizer, self.kind, self.settings = vocabulary.backend, kind, settings
+        self.vocabulary, self.init_inputs = vocabulary, ()
+        self.special_tokens, self.extra_special_tokens = dict(vocabulary.special_tokens), list(vocabulary.extra_tokens)
         self.model_max_length = max_length_of(fields, kind)
         self.padding_side = side_of(fields, "padding_side", kind.padding_side if kind else "right")
         self.truncation_side = side_of(fields, "truncation_side", "right")
         self.model_input_names = input_names_of(fields, kind)
         self.clean_up_tokenization_spaces = fields.boolean("clean_up_tokenization_spaces", False)
         self.exact_length = bool(kind and kind.exact_length)  # trained at one padded length: padding=True means that
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        for name in SPECIAL:
-            if name in options:
-                setattr(self, name, options[name])
+        self.backend_tokenizer.no_padding()
+        self.backend_tokenizer.no_truncation()
+        self.add_special_tokens({name: options[name] for name in SPECIAL if options.get(name) is not None})
+        self.special_tokens |= {name: None for name in SPECIAL if name in options and options[name] is None}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
@@ -89,107 +88,6 @@ class Tokenizer:
         chosen = tokenizer_class(name, family_of(folder)) if cls is Tokenizer and name else cls
         return chosen(vocabulary, settings, **options)
 
-    def __getattr__(self, name: str) -> Any:
-        """bos_token, eos_token_id and the like."""
-        tokens = self.__dict__.get("special_tokens", {})
-        kind = name.removesuffix("_id")
-        if kind in SPECIAL or kind in tokens:
-            token = tokens.get(kind)
-            return token if kind == name or token is None else self.backend.token_to_id(token)
-        raise AttributeError(f"Tokenizer has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A special token may be set, pad_token for example. ValueError where it is not in the vocabulary."""
-        if name.removesuffix("_id") not in SPECIAL:
-            super().__setattr__(name, value)
-            return
-        if name.endswith("_id"):
-            name, value = name.removesuffix("_id"), None if value is None else self.backend.id_to_token(value)
-        value = None if value is None else str(value)
-        if value is not None and self.backend.token_to_id(value) is None:
-            raise ValueError(f"{name}: found {value!r}, expected a token of the vocabulary")
-        self.special_tokens = self.special_tokens | {name: value}
-
-    # ---- the vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens without those added beside the vocabulary."""
-        return self.backend.get_vocab_size(with_added_tokens=False)
-
-    def __len__(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token -> id."""
-        return self.backend.get_vocab(with_added_tokens=True)
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Token -> id of those added beside the vocabulary."""
-        return {str(token): i for i, token in sorted(self.backend.get_added_tokens_decoder().items())}
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Special tokens, those with a name first."""
-        named = [self.special_tokens.get(name) for name in dict.fromkeys((*SPECIAL, *self.special_tokens))]
-        return list(dict.fromkeys([token for token in (*named, *self.vocabulary.extra_tokens) if token is not None]))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of `all_special_tokens`."""
-        return self.convert_tokens_to_ids(self.all_special_tokens)
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """Special tokens by name."""
-        return {name: token for name, token in self.special_tokens.items() if token is not None}
-
-    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Adds tokens (texts or the library's AddedToken) beside the vocabulary; how many were new. A model's own
-        vocabulary does not grow: it refuses their ids."""
-        tokens = (
-            [new_tokens] if isinstance(new_tokens, str) or not isinstance(new_tokens, Iterable) else list(new_tokens)
-        )
-        add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
-        return add(tokens)
-
-    def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """Adds special tokens by name ({"pad_token": "[PAD]"}); how many were new."""
-        unknown = [name for name in special_tokens_dict if name not in SPECIAL]
-        if unknown:
-            raise ValueError(f"special_tokens_dict: found {unknown[0]!r}, expected some of {', '.join(SPECIAL)}")
-        count = self.add_tokens(list(special_tokens_dict.values()), special_tokens=True)
-        for name, token in special_tokens_dict.items():
-            setattr(self, name, token)
-        return count
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Special tokens around a text, or a pair of them."""
-        return self.backend.num_special_tokens_to_add(pair)
-
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
-        """The id of a token, or a list of them; of one that is not known the unknown token's."""
-        if isinstance(tokens, str):
-            found = self.backend.token_to_id(tokens)
-            return self.unk_token_id if found is None else found
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or a list of them."""
-        if isinstance(ids, int | np.integer):
-            return self.backend.id_to_token(checked_ids([ids])[0])
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self.backend.id_to_token(i) for i in checked_ids(ids) if i not in skipped]
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text that tokens make."""
-        return self.backend.decoder.decode(tokens) if self.backend.decoder else " ".join(tokens)
-
-    # ---- text to ids
-
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens of a text."""
         items, _ = items_of(text, pair, False)
@@ -202,7 +100,7 @@ class Tokenizer:
     def _encodings(self, items: list[Any], options: TextOptions) -> list[Any]:
         if self.kind and self.kind.prefix:
             items = [prefixed(item, self.kind.prefix) for item in items]
-        return encoded(self.backend, items, options, self.truncation_side)
+        return encoded(self.backend_tokenizer, items, options, self.truncation_side)
 
     def __call__(
         self,
@@ -399,13 +297,15 @@ class Tokenizer:
         if self.kind and self.kind.join:
             special = set(self.all_special_ids)
             kept = [i for i in checked_ids(ids) if not (skip_special_tokens and i in special)]
-            text = self.kind.join(self.backend, kept, special)
+            text = self.kind.join(self.backend_tokenizer, kept, special)
         else:
-            text = self.backend.decode(checked_ids(ids), skip_special_tokens=skip_special_tokens)
-        if suffix := getattr(self.backend.model, "end_of_word_suffix", None):
+            text = self.backend_tokenizer.decode(checked_ids(ids), skip_special_tokens=skip_special_tokens)
+        if suffix := getattr(self.backend_tokenizer.model, "end_of_word_suffix", None):
             text = text.replace(suffix, " ").strip()
         clean_up = self.clean_up_tokenization_spaces if clean_up is None else clean_up
-        if clean_up and type(self.backend.model).__name__ != "BPE":  # which has blanks of its own before punctuation
+        if (
+            clean_up and type(self.backend_tokenizer.model).__name__ != "BPE"
+        ):  # which has blanks of its own before punctuation
             text = without_blanks(text)
         return text
 
@@ -425,6 +325,7 @@ class Tokenizer:
         folder = Folder(save_directory).path
         settings = {n: v for n, v in self.settings.to_dict().items() if not n.startswith("_")}
         settings |= {name: token for name, token in self.special_tokens.items() if token is not None}
+        settings |= {"extra_special_tokens": self.extra_special_tokens} if self.extra_special_tokens else {}
         settings |= {
             "model_max_length": self.model_max_length, "padding_side": self.padding_side,
             "truncation_side": self.truncation_side, "model_input_names": list(self.model_input_names),
@@ -433,11 +334,11 @@ class Tokenizer:
             "added_tokens_decoder": {
                 str(i): {"content": str(token)} | {flag: getattr(token, flag) for flag in
                 ("lstrip", "rstrip", "normalized", "single_word", "special")}
-                for i, token in sorted(self.backend.get_added_tokens_decoder().items())
+                for i, token in sorted(self.backend_tokenizer.get_added_tokens_decoder().items())
             },
         }  # fmt: skip
         with written_aside(folder, ("tokenizer.json", "tokenizer_config.json")) as aside:
-            (aside / "tokenizer.json").write_text(self.backend.to_str(pretty=True), "utf-8")
+            (aside / "tokenizer.json").write_text(self.backend_tokenizer.to_str(pretty=True), "utf-8")
             (aside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
             for name, data in self.vocabulary.files.items():
                 (aside / name).write_bytes(data)
