@@ -64,3 +64,19 @@ def names(*files: str) -> list[str]:
     """Folders within it that hold one of those files."""
     found = {path.parent for file in files for path in folder().rglob(file)}
     return sorted(str(path.relative_to(folder())) for path in found)
+
+
+def by_family() -> dict[str, list[str]]:
+    """Folders that hold a config, by the family it is of."""
+    from beyondvl.errors import ConfigError
+    from beyondvl.families.registry import find_family, load_config
+    from beyondvl.folder import Folder
+
+    found: dict[str, list[str]] = {}
+    for name in names("config.json", "open_clip_config.json"):
+        try:
+            family = find_family(load_config(Folder(folder() / name))).model_type
+        except ConfigError:
+            continue
+        found.setdefault(family, []).append(name)
+    return found

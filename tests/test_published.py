@@ -6,6 +6,8 @@ Each walk fails below the number of folders it is known to compare, so that a fi
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -201,4 +203,105 @@ def test_parameters():
                 assert not left, f"{name}: {file}: {left[:5]} of {len(left)} are not read"
                 indexed.append(name)
     print(f"parameters of {len(compared)} configs, {len(indexed)} published indices")
-    assert len(compared) >= 60 and len(indexed) >= 5
+    assert len(compared) >= 82 and len(indexed) >= 5
+
+
+def test_the_table_of_what_was_walked():
+    """docs/MODELS.md says which families have published files, and how many folders of them."""
+    page = (published.ROOT / "docs" / "MODELS.md").read_text("utf-8")
+    part = page.partition("## Published files")[2].partition("\n## ")[0]
+    stated = {name: int(count) for name, count in re.findall(r"^\| `([\w-]+)` \| (\d+) \|", part, re.M)}
+    assert stated == {family: len(folders) for family, folders in published.by_family().items()}
+
+
+# ---- usage
+
+
+def cut(name, folder, layers=2):
+    """A published folder with random weights of its config, cut to two layers; the model of transformers."""
+    shutil.copytree(published.folder() / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+            if key in section:
+                section[key] = layers
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    made = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config["architectures"][0])(made).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in key:
+                parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5)
+    settings = (
+        (folder / "generation_config.json").read_bytes() if (folder / "generation_config.json").exists() else None
+    )
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))  # as it was published
+    if settings:
+        (folder / "generation_config.json").write_bytes(settings)
+    return folder
+
+
+PHOTOS = [str(pictures.EXAMPLES / f"{name}.jpg") for name in ("cat", "coffee")]
+
+
+@pytest.mark.parametrize("name", ["openai--clip-vit-large-patch14", "OFA-Sys--chinese-clip-vit-base-patch16",
+                                  "google--siglip-so400m-patch14-384"])  # fmt: skip
+def test_cards_of_two_towers(name, tmp_path):
+    """The card's pipeline: labels and scores."""
+    folder = cut(name, tmp_path / "model")
+    labels = ["a photo of a cat", "two dogs", "一杯咖啡"]
+    ours = bvl.pipeline("zero-shot-image-classification", str(folder))(PHOTOS, candidate_labels=labels)
+    model = transformers.AutoModel.from_pretrained(folder)
+    reference = transformers.pipeline(
+        "zero-shot-image-classification", model=model, tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+        image_processor=image_reference(folder),
+    )  # fmt: skip
+    expected = reference(PHOTOS, candidate_labels=labels)
+    for a, b in zip(ours, expected, strict=True):
+        scores = ({row["label"]: row["score"] for row in rows} for rows in (a, b))
+        mine, theirs = scores
+        assert mine.keys() == theirs.keys() and max(abs(mine[label] - theirs[label]) for label in mine) < 2e-3
+
+
+def test_card_of_captions(tmp_path):
+    folder = cut("Salesforce--blip-image-captioning@livingtonds", tmp_path / "model")
+    model, processor = bvl.AutoModel.from_pretrained(folder), bvl.AutoProcessor.from_pretrained(folder)
+    reference = transformers.BlipForConditionalGeneration.from_pretrained(folder)
+    inputs = processor(PHOTOS, ["a photography of"] * 2, return_tensors="pt")
+    with torch.no_grad():
+        expected = reference.generate(**inputs, max_new_tokens=6)
+    np.testing.assert_array_equal(np.asarray(model.generate(**inputs, max_new_tokens=6)), expected.numpy())
+
+
+def test_card_of_speech(tmp_path):
+    """With the settings of the published generation_config.json."""
+    folder = cut("openai--whisper-base", tmp_path / "model")
+    model, processor = bvl.AutoModel.from_pretrained(folder), bvl.AutoProcessor.from_pretrained(folder)
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+    sound = 0.1 * np.random.default_rng(0).normal(size=32_000).astype(np.float32)
+    inputs = processor(sound, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = reference.generate(inputs.input_features, language="en", max_new_tokens=8)
+    found = np.asarray(model.generate(inputs.input_features, language="en", max_new_tokens=8))
+    begun = expected.numpy()[0].tolist()
+    assert found[0].tolist()[:8] == [token for token in begun if token < 50257][: len(found[0])][:8]
+
+
+def test_card_of_sound_classes(tmp_path):
+    folder = cut("MIT--ast-finetuned-audioset-10-10-0.4593", tmp_path / "model")
+    sound = 0.1 * np.random.default_rng(0).normal(size=48_000).astype(np.float32)
+    ours = bvl.pipeline("audio-classification", str(folder))((sound, 16_000))
+    expected = transformers.pipeline("audio-classification", str(folder))(sound, top_k=5)
+    assert [row["label"] for row in ours] == [row["label"] for row in expected]
+    np.testing.assert_allclose([r["score"] for r in ours], [r["score"] for r in expected], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sentence-transformers--all-MiniLM-L6-v2", "BAAI--bge-small-zh-v1.5"])
+def test_cards_of_sentence_encoders(name, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="parity needs sentence-transformers")
+    folder = cut(name, tmp_path / "model")
+    texts = ["This is an example sentence", "一杯咖啡", "Each sentence is converted"]
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(bvl.AutoModel.from_pretrained(folder).encode(texts), expected, atol=2e-5)
