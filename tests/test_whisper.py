@@ -76,12 +76,12 @@ def made(tmp_path_factory):
     return make
 
 
-def one_pass(model, features, languages, task, most, timestamps=False, **settings):
+def one_pass(model, features, languages, task, most, timestamps=False, before=(), **settings):
     """Ids that transformers' search finds. Its own `generate` is a loop around that, which goes on behind every timestamp,
     and random weights write timestamps anywhere."""
     from transformers.generation import logits_process
 
-    start = [[151, LANGUAGES[f"<|{code}|>"], GENERATION["task_to_id"][task]] for code in languages]
+    start = [[*before, 151, LANGUAGES[f"<|{code}|>"], GENERATION["task_to_id"][task]] for code in languages]
     start = torch.tensor([row if timestamps else [*row, FIRST - 1] for row in start])
     length = start.shape[1]
     processors = [
@@ -172,6 +172,67 @@ def test_generate(isa, made, shape, settings):
         alone = settings | ({"language": settings["language"][i]} if isinstance(settings["language"], list) else {})
         row = model.generate(features[i : i + 1], max_new_tokens=most, **alone)[0].tolist()
         assert row == found[i].tolist()[: len(row)]
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_what_was_said_before(made, timestamps):
+    """prompt_ids stand before the start; they change what is written, and are no part of it."""
+    folder, reference, features = made("small")
+    model, before = bvl.AutoModel.from_pretrained(folder), np.array([160, 30, 41, 7])
+    wanted = one_pass(reference, features, ["en"] * 3, "transcribe", 12, timestamps, before.tolist())
+    how = {"language": "en", "task": "transcribe", "max_new_tokens": 12, "return_timestamps": timestamps}
+    found = model.generate(features, prompt_ids=torch.tensor(before), **how)
+    assert found.tolist() == wanted.tolist()
+    assert found.tolist() != model.generate(features, **how).tolist()
+    with pytest.raises(ValueError, match="prompt_ids: found 'a cat'"):
+        model.generate(features, prompt_ids="a cat", **how)
+
+
+def test_none_of_a_setting_is_no_setting(made):
+    """What the checkpoint suppresses may be written where suppress_tokens is None; 0 of a temperature changes nothing."""
+    folder, reference, features = made("small")
+    model = bvl.AutoModel.from_pretrained(folder)
+    how = {"language": "en", "task": "transcribe", "max_new_tokens": 20}
+    plain = model.generate(features, **how)
+    for same in ({"temperature": 0.0}, {"top_p": 0.0}, {"temperature": None}, {"num_beams": None}):
+        assert model.generate(features, **how, **same).tolist() == plain.tolist()
+    free = model.generate(features, **how, suppress_tokens=None, begin_suppress_tokens=None)
+    seen = {token for row in free.tolist() for token in row}
+    raw = transformers.GenerationMixin.generate(
+        reference, features, transformers.GenerationConfig(eos_token_id=150, pad_token_id=150, max_new_tokens=20),
+        decoder_input_ids=torch.tensor([[151, 152, 171, 179]] * 3),
+    )  # fmt: skip
+    assert free.tolist() == trimmed(raw[:, 4:]).tolist()
+    settings = transformers.GenerationConfig(max_new_tokens=5, no_repeat_ngram_size=2)
+    repeated = model.generate(features, language="en", task="transcribe", generation_config=settings)
+    assert repeated.shape[1] <= 5
+    with pytest.raises(ValueError, match="generation_config: found penalty_alpha"):
+        model.generate(features, language="en", generation_config={"penalty_alpha": 0.6})
+    with pytest.raises(ValueError, match=r"temperature: found 0\.0, expected a number above 0"):
+        model.generate(features, **how, do_sample=True, temperature=0.0)
+    assert seen
+
+
+def test_callers_functions(made):
+    """transformers' own processors and criteria take and give torch tensors; a caller's, arrays."""
+    from transformers.generation import logits_process, stopping_criteria
+
+    folder, _, features = made("small")
+    model = bvl.AutoModel.from_pretrained(folder)
+    how = {"language": "en", "task": "transcribe", "max_new_tokens": 12}
+    plain = model.generate(features, **how)
+    first = plain[0].tolist()[0]
+    theirs = transformers.LogitsProcessorList([logits_process.SuppressTokensLogitsProcessor([first])])
+
+    def ours(ids, scores):
+        scores[:, first] = -np.inf
+        return scores
+
+    without = model.generate(features, **how, logits_processor=theirs)
+    assert without.tolist() == model.generate(features, **how, logits_processor=[ours]).tolist() != plain.tolist()
+    end = transformers.StoppingCriteriaList([stopping_criteria.MaxLengthCriteria(max_length=4 + 5)])
+    assert model.generate(features, **how, stopping_criteria=end).tolist() == plain[:, :5].tolist()
+    assert model.generate(features, **how, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 9]).shape[1] == 5
 
 
 def test_languages(isa, made):

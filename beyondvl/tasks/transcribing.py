@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..families.registry import Speech
 from ..generation import GenerationSettings, generate, log_softmax
 from ..models.model import check_neutral
-from ..outputs import ModelOutput, check_count, from_numpy, kind_of
+from ..outputs import ModelOutput, check_count, from_numpy, kind_of, to_numpy
 from ..processing.audio import MOST_SECONDS
 from .base import TaskModel, text_inputs
 
@@ -203,12 +203,13 @@ class TranscribingModel(TaskModel):
             return_timestamps: with tokens for the times between which each segment is said; None: as the checkpoint
                 says, else without.
             attention_mask: changes nothing, as in transformers: the encoder hears the silence too.
-            settings: see GenerationSettings.
+            settings: see GenerationSettings; and prompt_ids, of `get_prompt_ids`: what was said before.
         """
         if return_timestamps is None:
             return_timestamps = self._stated.get("return_timestamps", False)
         contexts = self._heard(input_features)["context"]
         found = self._written(contexts, self._spoken_or(contexts, language), task, return_timestamps, settings)
+        settings.pop("prompt_ids", None)
         most, pad = max(map(len, found)), self.generation_settings.updated(settings).pad_token_id
         ids = np.array([row + [pad] * (most - len(row)) for row in found], np.int64).reshape(len(found), most)
         return from_numpy(ids, kind_of(input_features))
@@ -236,10 +237,12 @@ class TranscribingModel(TaskModel):
         if task is not None and not languages:
             self._task_token(task)
             raise ValueError(f"task: found {task!r}, and this checkpoint is English-only: it transcribes")
+        settings = dict(settings)
+        before = self._before(settings.pop("prompt_ids", None))
         start = self.tokens["decoder_start_token_id"]
         task = task or self._forced[1] or self.speech.tasks[0]
         rest = ([self._task_token(task)] if languages else []) + ([] if timestamps else [self._no_timestamps])
-        ids = np.array([[start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
+        ids = np.array([[*before, start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
         chosen = self.generation_settings.updated(settings)
         if timestamps:
             first = self._stated.get("max_initial_timestamp_index")
@@ -249,6 +252,15 @@ class TranscribingModel(TaskModel):
         found = generate(self.tower("decoder"), {"contexts": contexts}, ids, None, chosen, self.num_threads)
         rows = [row[ids.shape[1] :] for row in found.tolist()]
         return [list(itertools.takewhile(lambda token: token not in chosen.ends, row)) for row in rows]
+
+    def _before(self, prompt_ids: Any) -> list[int]:
+        """What was said before, as `get_prompt_ids` of the processor gives it. ValueError for what is no such thing."""
+        if prompt_ids is None:
+            return []
+        found = to_numpy(prompt_ids, "prompt_ids")
+        if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size or not (found >= 0).all():
+            raise ValueError(f"prompt_ids: found {prompt_ids!r:.100}, expected ids (n,) of get_prompt_ids")
+        return found.tolist()
 
     # ---- sounds of any length
 
@@ -271,7 +283,8 @@ class TranscribingModel(TaskModel):
         Sounds longer than the model hears at once (30 s) are heard window by window, each from where the segments of
         the one before end (Radford et al., 2023). With `chunk_length_s` they are cut in pieces of that length that
         overlap by `stride_length_s` on either side (default a sixth), run several at a time, and joined where their
-        texts agree; timestamps need the first way.
+        texts agree; timestamps need the first way. `settings` as those of `generate`; prompt_ids come before the first
+        window of each sound.
 
         Raises AudioError naming the sound that cannot be read; ValueError for settings that make no sense.
         """
@@ -350,8 +363,14 @@ class TranscribingModel(TaskModel):
             for i, token in zip(new, spoken, strict=bool(spoken)):
                 waiting[i].spoken = [token]
             languages = [token for track in waiting for token in track.spoken]
-            for track, row in zip(waiting, self._written(contexts, languages, task, True, settings), strict=True):
-                self._take(track, row, min(size, track.frames - track.at), second)
+            later = {name: value for name, value in settings.items() if name != "prompt_ids"}
+            groups = [(new, settings), ([i for i in range(len(waiting)) if i not in new], later)]
+            for group, said in groups if later.keys() < settings.keys() else [(range(len(waiting)), settings)]:
+                spoken = [languages[i] for i in group if languages]
+                rows = self._written([contexts[i] for i in group], spoken, task, True, said) if group else []
+                for i, row in zip(group, rows, strict=True):
+                    track = waiting[i]
+                    self._take(track, row, min(size, track.frames - track.at), second)
         return [track.segments for track in tracks]
 
     def _window(self, track: Track, size: int) -> np.ndarray:
