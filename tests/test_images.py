@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +243,35 @@ def test_a_pil_image_is_read_in_place():
     np.testing.assert_array_equal(processor(huge)["pixel_values"], processor(np.asarray(huge))["pixel_values"])
     with pytest.raises(ValueError, match="arrow_pixels: expected 7 pixels"):
         _C.arrow_pixels(Image.new("RGB", (3, 2)).__arrow_c_array__()[1], 7, 1)
+
+
+PIXELS = """
+import hashlib, sys
+from PIL import Image
+import PIL, beyondvl as bvl, pictures
+seen, process = hashlib.sha256(), bvl.CLIPImageProcessor()
+for path in sorted(pictures.EXAMPLES.glob("*.jpg"))[:4]:
+    seen.update(process([str(path), Image.open(path)])["pixel_values"].tobytes())
+for picture in [*(pictures.photo(*size) for size in ((600, 120), (131, 277), (3, 3))), *pictures.modes().values()]:
+    for resample in range(6):
+        seen.update(bvl.CLIPImageProcessor(resample=resample)(picture)["pixel_values"].tobytes())
+print(PIL.__version__, seen.hexdigest())
+"""
+
+
+def test_pixels_do_not_depend_on_pillow():
+    """The oldest Pillow that is allowed gives the same bits as the one that is installed."""
+    oldest = os.environ.get("BEYONDVL_OLDEST_PILLOW")
+    if not oldest:
+        pytest.skip(
+            "BEYONDVL_OLDEST_PILLOW names no folder with Pillow 11 (pip install --target FOLDER pillow==11.0.0)"
+        )
+    found = []
+    for first in ([], [oldest]):
+        paths = os.pathsep.join([*first, str(Path(bvl.__file__).parent.parent), str(Path(__file__).parent)])
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", PIXELS], capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "PYTHONPATH": paths}, cwd=Path(__file__).parent)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    (new, expected), (old, pixels) = found
+    assert old.startswith("11.") and new != old and pixels == expected
