@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import _C
-from .folder import Folder
-from .hub import hub_options, resolve
+from .hub import open_folder
 from .outputs import check_allowed, from_numpy, to_numpy
 
 __all__ = ["Decoder", "GenerationConfig", "GenerationSettings", "generate", "stream"]
@@ -187,9 +186,9 @@ class GenerationConfig:
         self.__dict__.update(settings)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> GenerationConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> GenerationConfig:
         """Of a folder or a hub id. ConfigError where it has no generation_config.json."""
-        folder = Folder(resolve(name, weights=False, **hub_options(kwargs)))
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
         return cls(**(folder.json("generation_config.json") | kwargs))
 
     def to_dict(self) -> dict[str, Any]:

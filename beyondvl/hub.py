@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .folder import KNOWN
+from .folder import KNOWN, Folder
 
-__all__ = ["DEFAULT_MODEL", "hub_options", "resolve"]
+__all__ = ["DEFAULT_MODEL", "open_folder", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 FILES = (*KNOWN, "packed.json")
@@ -36,6 +36,15 @@ def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
     found = {name: kwargs.pop(name) for name in names if name in kwargs}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def open_folder(name: str | os.PathLike, options: dict[str, Any], weights: bool = False) -> Folder:
+    """The files of a folder or a hub id, or of a `subfolder` of it; what is of the hub is taken out of a caller's
+    options. ValueError for a subfolder that lies elsewhere, and as `resolve`."""
+    within = options.pop("subfolder", None) or ""
+    if not isinstance(within, str) or Path(within).is_absolute() or ".." in Path(within).parts:
+        raise ValueError(f"subfolder: found {within!r}, expected a folder within the checkpoint's")
+    return Folder(resolve(name, subfolder=within, weights=weights, **hub_options(options))).within(within)
 
 
 def default_folder() -> Path:

@@ -190,6 +190,9 @@ def test_older_layouts_of_sentence_transformers(clip, tmp_path):
 def test_a_folder_within_a_folder(clip):
     model = bvl.AutoModel.from_pretrained(clip.parent, subfolder="model")
     np.testing.assert_array_equal(model.encode("a cat"), bvl.AutoModel.from_pretrained(clip).encode("a cat"))
+    for part in (bvl.AutoTokenizer, bvl.AutoImageProcessor, bvl.AutoProcessor, bvl.CLIPTokenizer, bvl.AutoConfig):
+        within = part.from_pretrained(pretrained_model_name_or_path=clip.parent, subfolder="model")
+        assert str(within) == str(part.from_pretrained(clip))
     for bad in ("../model", "/model"):
         with pytest.raises(ValueError, match="subfolder: found"):
             bvl.AutoModel.from_pretrained(clip, subfolder=bad)

@@ -8,8 +8,7 @@ from typing import Any
 from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Family, families, find_family, load_config
-from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from ..outputs import thread_count
 from ..tasks import TASK_MODELS
 from .load import check_options, class_for, class_named
@@ -47,9 +46,9 @@ class AutoConfig:
     """`AutoConfig.from_pretrained(name)` gives a checkpoint's Config, whose fields are attributes."""
 
     @staticmethod
-    def from_pretrained(name: str | os.PathLike, **options: Any) -> Config:
+    def from_pretrained(pretrained_model_name_or_path: str | os.PathLike, **options: Any) -> Config:
         """Of a folder, a hub id or "beyond-vl-model". ConfigError where there is no config, or of no family here."""
-        folder = Folder(resolve(name, weights=False, **hub_options(options)))
+        folder = open_folder(pretrained_model_name_or_path, options)
         config = load_config(folder)
         if not config.to_dict():
             raise ConfigError(f"config.json is missing from {folder}")

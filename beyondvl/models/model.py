@@ -15,7 +15,7 @@ from ..encode import EncodeMixin
 from ..errors import ConfigError
 from ..families.registry import Family, find_family, load_config
 from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from ..modalities import INPUTS, MODALITIES, TEXT, Modality, of_tower, positional
 from ..outputs import (
     Features,
@@ -387,9 +387,8 @@ def open_model(
 ) -> tuple[Folder, Sentences | None, Config]:
     """The files of a checkpoint, held, what sentence-transformers' say, and its config; what is of the hub is taken out
     of the options."""
-    if not isinstance(subfolder, str) or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
-        raise ValueError(f"subfolder: found {subfolder!r}, expected a folder within the checkpoint's")
-    folder = Folder(resolve(name, subfolder=subfolder, **hub_options(options))).within(subfolder).hold()
+    options["subfolder"] = subfolder
+    folder = open_folder(name, options, weights=True).hold()
     sentences = read_sentences(folder)
     config = load_config(sentences.model if sentences else folder)
     if not config.to_dict():

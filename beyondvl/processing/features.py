@@ -11,12 +11,10 @@ The spectra themselves are the core's (csrc/audio).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,9 +24,10 @@ from ..config import Config
 from ..errors import AudioError, ConfigError
 from ..families.registry import families, processing_of
 from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from ..outputs import BatchFeature, check_count, from_numpy, is_torch, thread_count, to_numpy
 from .audio import load_audio
+from .fields import JsonFields
 from .items import is_bare, is_sound_and_rate
 
 __all__ = [
@@ -77,7 +76,7 @@ def mel_filters(bins: int, count: int, low: float, high: float, rate: int, scale
     return np.ascontiguousarray(found * (2 / (points[2:] - points[:-2])) if scale == "slaney" else found)
 
 
-class FeatureExtractor:
+class FeatureExtractor(JsonFields):
     """Sounds -> the input of a model; the base of those below. Thread-safe.
 
     A sound is what `load_audio` takes: a path, bytes, (array, rate), or an array [n] beside `sampling_rate=`; an array
@@ -119,21 +118,14 @@ class FeatureExtractor:
         made.others = {name: value for name, value in given.items() if not name.startswith("_")}
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        """A field of the file that changes nothing."""
-        others = self.__dict__.get("others", {})
-        if name not in others:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return others[name]
-
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> FeatureExtractor:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> FeatureExtractor:
         """Of a folder or a hub id; keyword arguments override the file's fields.
 
         Raises ConfigError when preprocessor_config.json is missing or malformed.
         """
-        hub = hub_options(kwargs)
-        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        return cls.of_folder(folder, **kwargs)
 
     @classmethod
     def of_folder(cls, folder: Folder, **overrides: Any) -> FeatureExtractor:
@@ -149,27 +141,10 @@ class FeatureExtractor:
         fields = self.others | {name: getattr(self, name) for name in self.common | self.defaults}
         return fields | {"feature_extractor_type": type(self).__name__}
 
-    def to_json_string(self) -> str:
-        """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Writes `to_dict` there."""
-        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
-
     @property
     def mel_filters(self) -> np.ndarray:
         """Weights (bins, mels) of the filters."""
         return self.filters
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
-        """Writes preprocessor_config.json; its path."""
-        if kwargs.pop("push_to_hub", False) or kwargs:
-            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
-        path = Folder(save_directory).path / "preprocessor_config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json_string(), "utf-8")
-        return [str(path)]
 
     def sounds(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
         """Samples of one sound or a list, at the model's rate. ValueError names the place of one that has none."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,8 +24,9 @@ from ..config import Config
 from ..errors import ConfigError, ImageError
 from ..families.registry import Processing, families, load_config, processing_of
 from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from ..outputs import BatchFeature, check_allowed, from_numpy, thread_count
+from .fields import JsonFields
 from .geometry import crop_start, fixed_size, resized, size_field
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels
 
@@ -62,7 +61,7 @@ NEUTRAL = {
 }
 
 
-class ImageProcessor:
+class ImageProcessor(JsonFields):
     """`processor(images) -> {"pixel_values": (B, 3, H, W) float32}`; thread-safe.
 
     Fields as in preprocessor_config.json: do_resize, size ({"shortest_edge"} or {"height", "width"}), resample
@@ -119,13 +118,6 @@ class ImageProcessor:
         made.others = {n: v for n, v in image_processor_dict.items() if n not in apart and not n.startswith("_")}
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        """A field of the file that changes nothing."""
-        others = self.__dict__.get("others", {})
-        if name not in others:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return others[name]
-
     @classmethod
     def from_file(cls, config: Config) -> dict[str, Any]:
         """Fields that follow from others of a file: of a grid of patches the size."""
@@ -136,13 +128,13 @@ class ImageProcessor:
         return {"size": {"height": side, "width": side}}
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> ImageProcessor:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ImageProcessor:
         """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override the file's fields.
 
         Raises ConfigError when preprocessor_config.json is missing or malformed.
         """
-        hub = hub_options(kwargs)
-        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        return cls.of_folder(folder, **kwargs)
 
     @classmethod
     def of_folder(cls, folder: Folder, **overrides: Any) -> ImageProcessor:
@@ -315,23 +307,6 @@ class ImageProcessor:
         if self.crop_rounding == FIELDS["crop_rounding"]:
             del fields["crop_rounding"]
         return fields | {"image_processor_type": self.class_name}
-
-    def to_json_string(self) -> str:
-        """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Writes `to_dict` there."""
-        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
-        """Writes preprocessor_config.json; its path."""
-        if kwargs.pop("push_to_hub", False) or kwargs:
-            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
-        path = Folder(save_directory).path / "preprocessor_config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json_string(), "utf-8")
-        return [str(path)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_dict()})"

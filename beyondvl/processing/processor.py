@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,11 +11,12 @@ from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Processing, families, load_config, processing_of
 from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from ..modalities import IMAGE
 from ..outputs import BatchFeature, from_numpy
 from .encoding import as_tensors
 from .features import FeatureExtractor, extractor_class, extractor_config
+from .fields import JsonFields
 from .image import ImageProcessor, image_class, image_config
 from .items import as_clips, modality_of
 from .text import Tokenizer, tokenizer_class
@@ -44,11 +43,12 @@ AUDIO_OPTIONS = frozenset(
 )
 
 
-class Processor:
+class Processor(JsonFields):
     """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` where it
     has a `feature_extractor`, which stands beside its `image_processor` or in place of it."""
 
     part: ClassVar[str | None] = None  # it has parts
+    file_name: ClassVar[str] = "processor_config.json"
     way: ClassVar[Processing] = Processing()  # of the class
 
     def __init__(
@@ -84,11 +84,11 @@ class Processor:
         return token
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Processor:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Processor:
         """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override fields of the files, each of the part
         that has such a field. TypeError where none has."""
-        hub = hub_options(kwargs)
-        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        return cls.of_folder(folder, **kwargs)
 
     @classmethod
     def of_folder(cls, folder: Folder, **options: Any) -> Processor:
@@ -294,14 +294,6 @@ class Processor:
                 fields[name] = part.to_dict()
         return fields | ({"num_query_tokens": self.num_query_tokens} if self.num_query_tokens else {})
 
-    def to_json_string(self) -> str:
-        """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Writes `to_dict` there."""
-        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
-
     def get_attributes(self) -> list[str]:
         """Names of its parts."""
         names = ("feature_extractor", "image_processor", "tokenizer", "qformer_tokenizer")
@@ -309,16 +301,12 @@ class Processor:
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> list[str]:
         """Writes processor_config.json and the tokenizers' files, as transformers reads them; their paths."""
-        if kwargs.pop("push_to_hub", False) or kwargs:
-            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs) or 'push_to_hub'}")
+        path = super().save_pretrained(save_directory, **kwargs)
         folder = Folder(save_directory).path
         files = list(self.tokenizer.save_pretrained(folder)) if self.tokenizer else []
         if self.qformer_tokenizer:
             files += self.qformer_tokenizer.save_pretrained(folder / QFORMER_TOKENIZER)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "processor_config.json"
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", "utf-8")
-        return [*files, str(path)]
+        return [*files, *path]
 
     def __repr__(self) -> str:
         parts = ("image_processor", "feature_extractor", "tokenizer", "qformer_tokenizer")
@@ -355,11 +343,11 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(
-        name: str | os.PathLike, **kwargs: Any
+        pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> Processor | Tokenizer | ImageProcessor | FeatureExtractor:
         """Of a folder, a hub id or "beyond-vl-model"; see Processor.from_pretrained."""
-        hub = hub_options(kwargs)
-        return AutoProcessor.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        return AutoProcessor.of_folder(folder, **kwargs)
 
     @staticmethod
     def of_folder(folder: Folder, **options: Any) -> Processor | Tokenizer | ImageProcessor | FeatureExtractor:

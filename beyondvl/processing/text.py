@@ -14,7 +14,7 @@ from ..families.registry import Family, families, family_of, load_config, proces
 from ..families.tokens import TOKENIZERS
 from ..files import written_aside
 from ..folder import Folder
-from ..hub import hub_options, resolve
+from ..hub import open_folder
 from .encoding import (
     FIELDS,
     BatchEncoding,
@@ -70,11 +70,11 @@ class Tokenizer(TokenNames):
         self.special_tokens |= {name: None for name in SPECIAL if name in options and options[name] is None}
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> Tokenizer:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Tokenizer:
         """Of a folder, a hub id or "beyond-vl-model"; keyword arguments override fields of tokenizer_config.json.
         Raises ConfigError when no tokenizer files are there."""
-        hub = hub_options(kwargs)
-        return cls.of_folder(Folder(resolve(name, weights=False, **hub)), **kwargs)
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        return cls.of_folder(folder, **kwargs)
 
     @classmethod
     def of_folder(cls, folder: Folder, **options: Any) -> Tokenizer:
