@@ -3,6 +3,7 @@ weights under those ids; then without it, from the cache."""
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ torch = pytest.importorskip("torch", reason="parity needs torch")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
 
 TESTS = Path(__file__).parent
-pytestmark = pytest.mark.skipif(
+from_archive = pytest.mark.skipif(
     published.archive() is None, reason=f"{published.ARCHIVE} of published checkpoints is not here (BEYONDVL_PUBLISHED)"
 )
 # which published folders a repository's small files are taken from: the copies of one lack what another has
@@ -32,6 +33,16 @@ SOURCES = {
 CHANGED = ("generation_config.json",)  # not part of the repository that is named
 KEPT = {"clip": "openai--clip-vit-base-patch32@4.57", "blip": "Salesforce--blip-image-captioning-base"}  # whose config
 GAIN = {"clip": 1.5, "blip": 3.0}  # of random weights: enough that inputs are told apart
+
+
+def test_first_lines(monkeypatch):
+    """The block with its output, as it stands, from the checkout's root."""
+    monkeypatch.chdir(TESTS.parent)
+    text = (TESTS.parent / "README.md").read_text("utf-8")
+    block = text.partition("```python\n")[2].partition("```")[0]
+    test = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
+    assert len(test.examples) == 4
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def repository(target: Path, kind: str) -> Path:
@@ -69,6 +80,7 @@ def run(kind: str, endpoint: str, home: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@from_archive
 @pytest.mark.parametrize("kind", SOURCES)
 def test_readme_from_a_hub(kind, tmp_path):
     folder = repository(tmp_path / kind, kind)
