@@ -35,6 +35,7 @@ def to_numpy(value: Any, name: str = "input") -> np.ndarray:
         except ValueError as error:
             raise ValueError(f"{name}: found what makes no array, expected rows of one length") from error
     value = value.detach()
+    value = value.to_dense() if value.is_sparse else value
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from . import _C
 from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 
-__all__ = ["PRECISIONS", "cos_sim", "dot_score", "pairwise_cos_sim", "pairwise_dot_score", "quantize_embeddings",
-           "semantic_search", "unit_rows"]  # fmt: skip
+__all__ = ["PRECISIONS", "cos_sim", "dot_score", "euclidean_sim", "manhattan_sim", "normalize_embeddings",
+           "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", "pairwise_manhattan_sim",
+           "quantize_embeddings", "semantic_search", "unit_rows"]  # fmt: skip
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
@@ -44,11 +45,12 @@ def _matched(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> tuple[np.n
     return rows, others
 
 
-def _pairs(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> Any:
+def _pairs(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """As many rows of both. ValueError where they are not."""
     rows, others = _matched(a, b, prepare)
     if len(rows) != len(others):
         raise ValueError(f"embeddings: found {len(rows)} and {len(others)} rows, expected pairs")
-    return _as_given(np.einsum("nd,nd->n", rows, others), a, b)
+    return rows, others
 
 
 def _as_given(scores: np.ndarray, a: Any, b: Any) -> Any:
@@ -70,12 +72,42 @@ def dot_score(a: Any, b: Any, num_threads: int | None = None) -> Any:
 
 def pairwise_cos_sim(a: Any, b: Any) -> Any:
     """Cosine similarity (n,) of row i of a with row i of b."""
-    return _pairs(a, b, unit_rows)
+    return _as_given(np.einsum("nd,nd->n", *_pairs(a, b, unit_rows)), a, b)
 
 
 def pairwise_dot_score(a: Any, b: Any) -> Any:
     """Product (n,) of row i of a with row i of b."""
-    return _pairs(a, b, _rows)
+    return _as_given(np.einsum("nd,nd->n", *_pairs(a, b, _rows)), a, b)
+
+
+def euclidean_sim(a: Any, b: Any) -> Any:
+    """Distances (n, m) float32 of (n, D) and (m, D), below 0: the nearest is the most alike."""
+    rows, others = _matched(a, b, _rows)
+    return _as_given(np.stack([-np.linalg.norm(others - row, axis=1) for row in rows]), a, b)
+
+
+def manhattan_sim(a: Any, b: Any) -> Any:
+    """As `euclidean_sim`, the sum of the differences of columns."""
+    rows, others = _matched(a, b, _rows)
+    return _as_given(np.stack([-np.abs(others - row).sum(1) for row in rows]), a, b)
+
+
+def pairwise_euclidean_sim(a: Any, b: Any) -> Any:
+    """Distance (n,) of row i of a from row i of b, below 0."""
+    rows, others = _pairs(a, b, _rows)
+    return _as_given(-np.linalg.norm(rows - others, axis=1), a, b)
+
+
+def pairwise_manhattan_sim(a: Any, b: Any) -> Any:
+    """As `pairwise_euclidean_sim`, the sum of the differences of columns."""
+    rows, others = _pairs(a, b, _rows)
+    return _as_given(-np.abs(rows - others).sum(1), a, b)
+
+
+def normalize_embeddings(embeddings: Any) -> Any:
+    """Embeddings (n, D) or (D,) of length 1."""
+    found = unit_rows(embeddings)
+    return _as_given(found if np.ndim(embeddings) > 1 else found[0], embeddings, embeddings)
 
 
 def semantic_search(
@@ -140,5 +172,5 @@ def quantize_embeddings(
         ranges = np.stack([known.min(0), known.max(0)])
     low, high = np.asarray(ranges, np.float32)
     steps = np.where(high > low, (high - low) / 255, 1)
-    found = (rows - low) / steps
+    found = np.clip(np.floor((rows - low) / steps), 0, 255)  # what lies beyond the ranges is at their ends
     return found.astype(np.uint8) if precision == "uint8" else (found - 128).astype(np.int8)

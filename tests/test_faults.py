@@ -207,6 +207,24 @@ def test_weights_of_before_the_zip_format(clip, tmp_path):
         bvl.AutoModel.from_pretrained(tmp_path / "old")
 
 
+def test_scores_beside_sentence_transformers():
+    """Every function of scores of the same name, of arrays and tensors; values beyond the ranges are at their ends."""
+    util = pytest.importorskip("sentence_transformers.util", reason="parity needs sentence-transformers")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 9)).astype(np.float32)
+    for name in ("cos_sim", "dot_score", "euclidean_sim", "manhattan_sim"):
+        for function in (name, f"pairwise_{name}"):
+            expected = getattr(util, function)(a, b).numpy()
+            np.testing.assert_allclose(getattr(bvl, function)(a, b), expected, atol=1e-5, err_msg=function)
+            found = getattr(bvl, function)(torch.from_numpy(a), torch.from_numpy(b).to_sparse())
+            assert torch.is_tensor(found)
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(bvl.normalize_embeddings(a), util.normalize_embeddings(torch.from_numpy(a)), atol=1e-6)
+    for precision in ("int8", "uint8", "binary", "ubinary"):
+        expected = util.quantize_embeddings(3 * a, precision, calibration_embeddings=b)
+        np.testing.assert_array_equal(bvl.quantize_embeddings(3 * a, precision, calibration_embeddings=b), expected)
+
+
 # ---- empty work, neutral arguments
 
 
