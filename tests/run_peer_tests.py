@@ -1,6 +1,6 @@
 """How many of the peers' own tests of processors, tokenizers, extractors and `encode` does beyondvl pass?
 
-    python tests/run_peer_tests.py --transformers DIR --sentence-transformers DIR --out tests/peer_tests.tsv
+    python tests/run_peer_tests.py --transformers DIR --sentence-transformers DIR --out peer_tests.tsv
 
 Each DIR is a checkout of an installed library: its `tests/`, and transformers' `utils/`. The test files run unmodified
 under pytest, each three times, in processes of their own:
@@ -385,8 +385,8 @@ def main() -> None:
                 rows.append((library, version, test, result, " ".join(reason.split())[:160]))
                 details[test] = {"peer": found, "again": again.get(test), "ours": ours.get(test)}
                 counts[result] += 1
+            options.out.write_text("".join("\t".join(row) + "\n" for row in rows))
             print(f"{file}: " + ", ".join(f"{n} {result}" for result, n in sorted(counts.items())), flush=True)
-    options.out.write_text("".join("\t".join(row) + "\n" for row in rows))
     if options.details:
         options.details.write_text(json.dumps(details))
     for library in dict.fromkeys(row[0] for row in rows):
