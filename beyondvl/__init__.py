@@ -57,7 +57,9 @@ _LAZY = {
     "PreTrainedModel": "models.model",
     "Processor": "processing.processor",
     "Tokenizer": "processing.text",
+    "SentenceTransformer": "models.auto",
     "VideoError": "errors",
+    "community_detection": "similarity",
     "cos_sim": "similarity",
     "dot_score": "similarity",
     "euclidean_sim": "similarity",
@@ -71,9 +73,11 @@ _LAZY = {
     "pairwise_euclidean_sim": "similarity",
     "pairwise_manhattan_sim": "similarity",
     "pipeline": "pipelines",
+    "pytorch_cos_sim": "similarity",
     "quantize_embeddings": "similarity",
     "semantic_search": "similarity",
     "show_config": "show_config",
+    "truncate_embeddings": "similarity",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from .ahead import Ahead, progress, read_ahead
+from .embedding_options import EmbeddingOptions
 from .errors import ConfigError
-from .files import open_regular
 from .modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
-from .outputs import check_count, check_device, from_numpy
+from .outputs import check_count, check_device, each_from_numpy, from_numpy
 from .processing.items import clip_of, content_of, is_bare, is_sound_and_rate, modality_of
 from .processing.processor import AutoProcessor
 from .processing.video import Sampling, video_frames
-from .similarity import PRECISIONS, cos_sim, pairwise_cos_sim, quantize_embeddings, unit_rows
+from .similarity import PRECISIONS, quantize_embeddings, unit_rows
 
 __all__ = ["EncodeMixin"]
 
 CLIP_BATCH = 8  # frames of a clip at once: they are large
 NAMES = tuple(modality.name for modality in MODALITIES)
 EMBEDDINGS = ("sentence_embedding", "embeds", "pooler_output")  # outputs of a tower, the first that it has
-VALUES = ("sentence_embedding", "token_embeddings")
+VALUES = ("sentence_embedding", "token_embeddings", None)
 
 
-class EncodeMixin:
+class EncodeMixin(EmbeddingOptions):
     """What every model can do with raw inputs."""
 
     @property
@@ -67,12 +65,14 @@ class EncodeMixin:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: str | None = "sentence_embedding",
-        precision: str = "float32",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Any = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        pool: dict[str, Any] | None = None,
+        chunk_size: int | None = None,
         *,
         modality: str | None = None,
         sentences: Any = None,
@@ -90,13 +90,15 @@ class EncodeMixin:
                 one that stands before every text unless another is named; or any.
             batch_size: items per call of the model.
             show_progress_bar: None shows one when logging is at INFO or below.
-            output_value: "sentence_embedding", or "token_embeddings" of texts: a list of (tokens, hidden_size).
-            precision: see `quantize_embeddings`.
+            output_value: "sentence_embedding", or of texts "token_embeddings": a list of (tokens, hidden_size), or
+                None: a list of dictionaries with both, the tokens' ids and masks.
+            precision: see `quantize_embeddings`; None is "float32".
             convert_to_tensor: a torch tensor instead of an array.
-            convert_to_numpy: False gives a list of rows instead of an array.
-            device: "cpu" or None.
+            convert_to_numpy: False gives a list of torch tensors instead of an array.
+            device: "cpu" or None; a list of them, a `pool` and `chunk_size` change nothing (see
+                `start_multi_process_pool`).
             normalize_embeddings: unit length, of what `truncate_dim` leaves.
-            truncate_dim: the first so many numbers alone.
+            truncate_dim: the first so many numbers alone; None: the model's own `truncate_dim`.
             modality: "text", "image", "video" or "audio" for all items, whatever their names look like; None decides
                 item by item.
 
@@ -109,22 +111,21 @@ class EncodeMixin:
         inputs = sentences if inputs is None else inputs
         items, single = listed(inputs, modality)
         self._check(modality, batch_size, output_value, precision, device, truncate_dim)
-        readable = self.readable
+        readable, prompt = self.readable, self._prompt(prompt_name, prompt)
         kinds = [modality or modality_of(item, readable, at) for at, item in enumerate(items)]
-        items = self._prompted(items, kinds, self._prompt(prompt_name, prompt))
-        if output_value == "token_embeddings":
-            found = self._token_embeddings(items, kinds, batch_size)
-            found = [from_numpy(rows, "pt") for rows in found] if convert_to_tensor else found
-            return found[0] if single else found
-        out = self._rows(items, kinds, batch_size, show_progress_bar)[:, :truncate_dim]
+        items = self._prompted(items, kinds, prompt)
+        width, kind = truncate_dim or self.truncate_dim, "pt" if convert_to_tensor or not convert_to_numpy else "np"
+        if output_value != "sentence_embedding":
+            values = self._text_values(items, kinds, batch_size, output_value, prompt, width)
+            values = [each_from_numpy(value, kind) for value in values]
+            return values[0] if single else values
+        out = self._rows(items, kinds, batch_size, show_progress_bar)[:, :width]
         if normalize_embeddings:
             out = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
-        if precision != "float32" and len(out):
-            out = quantize_embeddings(out, precision)
-        out = np.ascontiguousarray(out[0] if single else out)
-        if convert_to_tensor:
-            return from_numpy(out, "pt")
-        return out if convert_to_numpy or single else list(out)
+        if len(out):
+            out = quantize_embeddings(out, precision or "float32")
+        out = from_numpy(np.ascontiguousarray(out[0] if single else out), kind)
+        return out if convert_to_tensor or convert_to_numpy or single else list(out)
 
     def _check(
         self, modality: Any, batch_size: Any, output_value: Any, precision: Any, device: Any, truncate_dim: Any
@@ -133,10 +134,11 @@ class EncodeMixin:
         if modality not in (None, *NAMES):
             raise ValueError(f"modality: found {modality!r}, expected one of {', '.join(NAMES)}, or None")
         check_count("batch_size", batch_size)
-        check_device("cpu" if device is None else device)
+        for one in device if isinstance(device, list | tuple) else [device]:
+            check_device("cpu" if one is None else one)
         if output_value not in VALUES:
-            raise ValueError(f"output_value: found {output_value!r}, expected one of {', '.join(VALUES)}")
-        if precision not in PRECISIONS:
+            raise ValueError(f"output_value: found {output_value!r}, expected one of {', '.join(map(str, VALUES))}")
+        if precision not in (None, *PRECISIONS):
             raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
         if truncate_dim is not None:
             check_count("truncate_dim", truncate_dim)
@@ -150,7 +152,7 @@ class EncodeMixin:
     def _rows(self, items: list[Any], kinds: list[str], batch_size: int, show: bool | None) -> np.ndarray:
         """Embeddings (n, D) of items of those modalities."""
         out: np.ndarray | None = None
-        with _progress(len(items), show) as bar:
+        with progress(len(items), show) as bar:
             for name, encode in ENCODERS.items():
                 indices = [i for i, kind in enumerate(kinds) if kind == name]
                 for positions, rows in encode(self, indices, items, batch_size) if indices else ():
@@ -161,46 +163,12 @@ class EncodeMixin:
         return np.empty((0, self.get_embedding_dimension() or 0), np.float32) if out is None else out
 
     def get_embedding_dimension(self) -> int | None:
-        """How many numbers an embedding has; None where the model makes none."""
-        for modality in self.modalities:
-            tower = self.tower(modality.tower)
-            for name in EMBEDDINGS:
-                if name in tower.outputs:
-                    return tower.sizes[name]
-        return None
+        """How many numbers an embedding has, at most `truncate_dim`; None where the model makes none."""
+        towers = [self.tower(modality.tower) for modality in self.modalities]
+        size = next((tower.sizes[name] for tower in towers for name in EMBEDDINGS if name in tower.outputs), None)
+        return min(size, self.truncate_dim or size) if size else None
 
     get_sentence_embedding_dimension = get_embedding_dimension
-
-    def encode_query(self, inputs: Any, **options: Any) -> Any:
-        """`encode` with the prompt named "query", where the sentence encoder has one."""
-        return self.encode(inputs, **self._with_prompt(options, "query"))
-
-    def encode_document(self, inputs: Any, **options: Any) -> Any:
-        """`encode` with the prompt named "document", "passage" or "corpus", where the sentence encoder has one."""
-        return self.encode(inputs, **self._with_prompt(options, "document", "passage", "corpus"))
-
-    def _with_prompt(self, options: dict[str, Any], *names: str) -> dict[str, Any]:
-        """Options with a prompt of those names; without one no text gets the default."""
-        if options.get("prompt") is not None or options.get("prompt_name") is not None:
-            return options
-        name = next((name for name in names if name in self.prompts), None)
-        return options | ({"prompt": ""} if name is None else {"prompt_name": name})
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """A sentence encoder's prompts by name."""
-        return self.sentences.prompts if self.sentences else {}
-
-    def _prompt(self, name: str | None, prompt: str | None) -> str:
-        """What stands before every text."""
-        if prompt is not None:
-            if not isinstance(prompt, str):
-                raise ValueError(f"prompt: found {type(prompt).__name__}, expected str")
-            return prompt
-        default = self.sentences.default_prompt if self.sentences else None
-        if name is not None and name not in self.prompts:
-            raise ValueError(f"prompt_name: found {name!r}, expected one of {', '.join(self.prompts) or 'none'}")
-        return self.prompts.get(name if name is not None else default, "")
 
     def _prompted(self, items: list[Any], kinds: list[str], words: str) -> list[Any]:
         """Items, texts after those words; what is no text stays, and is refused in its turn."""
@@ -215,14 +183,13 @@ class EncodeMixin:
 
     def _text_batches(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         """(places, inputs) of texts of one length at a time."""
-        tower, tokenizer = self.tower(TEXT.tower), self.tokenizer
+        self.tower(TEXT.tower)
+        tokenizer = self.tokenizer
         texts = [content_of(items[i], TEXT.name) for i in indices]
-        limit, lowercase = (self.sentences.max_length, self.sentences.lowercase) if self.sentences else (None, False)
-        if lowercase:
+        if self.sentences and self.sentences.options.lowercase:
             texts = [text.lower() if isinstance(text, str) else text for text in texts]
-        length = min(tower.max_positions, limit or tower.max_positions, tokenizer.model_max_length)
         padding = "max_length" if tokenizer.exact_length else False
-        rows = tokenizer(texts, padding=padding, truncation=True, max_length=length)
+        rows = tokenizer(texts, padding=padding, truncation=True, max_length=self.max_seq_length)
         by_length: dict[int, list[int]] = {}
         for at, ids in enumerate(rows["input_ids"]):
             by_length.setdefault(len(ids), []).append(at)
@@ -238,22 +205,34 @@ class EncodeMixin:
         for places, inputs in self._text_batches(indices, items, batch_size):
             yield places, self._embed(TEXT.tower, inputs)
 
-    def _token_embeddings(self, items: list[Any], kinds: list[str], batch_size: int) -> list[np.ndarray]:
-        """Hidden states (tokens, hidden_size) of each text. ValueError for what is no text."""
+    def _text_values(
+        self, items: list[Any], kinds: list[str], batch_size: int, output_value: str | None, prompt: str, width: Any
+    ) -> list[Any]:
+        """Of each text its hidden states (tokens, hidden_size), or a dictionary of them, its inputs and its embedding.
+        ValueError for what is no text."""
         if other := [kind for kind in kinds if kind != TEXT.name]:
-            raise ValueError(f"output_value: found 'token_embeddings' and {other[0]}, expected texts alone")
-        found: list[Any] = [None] * len(items)
+            raise ValueError(f"output_value: found {output_value!r} and {other[0]}, expected texts alone")
+        said: dict[str, Any] = {"modality": TEXT.name}
+        if prompt and output_value is None:
+            ids = self.tokenizer(prompt)["input_ids"]
+            said["prompt_length"] = len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+        names = ["last_hidden_state"] + ([self._embedding(TEXT.tower)] if output_value is None else [])
+        values: list[Any] = [None] * len(items)
         for places, inputs in self._text_batches(list(range(len(items))), items, batch_size):
-            rows = self.run_tower(TEXT.tower, inputs, ["last_hidden_state"])["last_hidden_state"]
-            for place, row in zip(places, rows, strict=True):
-                found[place] = row.copy()
-        return found
+            outputs = self.run_tower(TEXT.tower, inputs, names)
+            for at, place in enumerate(places):
+                tokens, *embedding = (outputs[name][at].copy() for name in names)
+                values[place] = tokens
+                if output_value is None:
+                    whole = {"token_embeddings": tokens, "sentence_embedding": embedding[0][:width]}
+                    values[place] = {name: rows[at] for name, rows in inputs.items()} | whole | said
+        return values
 
     def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         self.tower(IMAGE.tower)
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            _read_ahead(items[i] for i in following)
+            read_ahead(map(_picture_of, [items[i] for i in following]))
             pictures = [content_of(items[i], IMAGE.name) for i in batch]
             pixels = self.image_processor(pictures, positions=batch)["pixel_values"]
             yield batch, self._embed(IMAGE.tower, {"pixel_values": pixels})
@@ -267,7 +246,7 @@ class EncodeMixin:
             video, sampling = clip_of(items, i)
             most, rows, others = min(batch_size, CLIP_BATCH), [], max(1, self.num_threads - 1)
             # the decoder leaves a processor to the model, and the model one to the decoder while there is work for it
-            with _Ahead(video_frames(video, Sampling.of(sampling), others), CLIP_BATCH) as frames:
+            with Ahead(video_frames(video, Sampling.of(sampling), others), CLIP_BATCH) as frames:
                 while batch := frames.take(most):
                     pixels = self.image_processor(batch)["pixel_values"]
                     threads = self.num_threads if frames.idle else others
@@ -296,19 +275,15 @@ class EncodeMixin:
             yield batch, self._embed(AUDIO.tower, {name: inputs[name] for name in inputs})
 
     def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
-        outputs = self.tower(tower).outputs
-        name = next((n for n in EMBEDDINGS if n in outputs), None)
-        if name is None:
-            raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
+        name = self._embedding(tower)
         return self.run_tower(tower, inputs, [name], num_threads)[name]
 
-    def similarity(self, a: Any, b: Any) -> Any:
-        """Cosine similarities (n, m) of two sets of embeddings (n, D) and (m, D)."""
-        return cos_sim(a, b, self.num_threads)
-
-    def similarity_pairwise(self, a: Any, b: Any) -> Any:
-        """Cosine similarity (n,) of row i of a with row i of b."""
-        return pairwise_cos_sim(a, b)
+    def _embedding(self, tower: str) -> str:
+        """The output of a tower that is its embedding. ValueError where there is none."""
+        name = next((name for name in EMBEDDINGS if name in self.tower(tower).outputs), None)
+        if name is None:
+            raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
+        return name
 
 
 # how items of each modality are encoded, in this order
@@ -329,71 +304,5 @@ def listed(inputs: Any, modality: str | None) -> tuple[list[Any], bool]:
     return ([inputs] if single else list(inputs)), single
 
 
-class _Ahead:
-    """What a generator gives, computed by a thread of its own up to `most` ahead of who takes it."""
-
-    def __init__(self, source: Generator[Any, None, None], most: int):
-        from concurrent.futures import ThreadPoolExecutor  # loading a model does not wait for it
-
-        self._source, self._pool = source, ThreadPoolExecutor(1)
-        self._coming = deque(self._pool.submit(next, source, None) for _ in range(most))
-
-    def __enter__(self) -> _Ahead:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._source.close()
-
-    @property
-    def idle(self) -> bool:
-        """Whether the thread has computed all it may."""
-        return self._coming[-1].done()
-
-    def take(self, most: int) -> list[Any]:
-        """What is there, at least one and at most so many; empty at the end."""
-        taken: list[Any] = []
-        while len(taken) < most and (not taken or self._coming[0].done()):
-            item = self._coming.popleft().result()
-            self._coming.append(self._pool.submit(next, self._source, None))
-            if item is None:
-                break
-            taken.append(item)
-        return taken
-
-
-def _read_ahead(items: Iterable[Any]) -> None:
-    """Asks the system to read the files that come next while this batch is decoded and the model runs. Decoding itself
-    is not moved ahead: it would only take the cores the model computes on."""
-    for item in items:
-        item = item.get(IMAGE.name) if isinstance(item, dict) else item
-        if isinstance(item, str | os.PathLike) and hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):  # what is wrong with the file is said when its turn comes
-                fd = open_regular(item)
-                try:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(fd)
-
-
-class _NoBar:
-    def update(self, count: int) -> None:
-        """Nothing is shown."""
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Nothing to close."""
-
-
-def _progress(total: int, show: bool | None) -> Any:
-    if show is None:
-        import logging
-
-        show = logging.getLogger("beyondvl").getEffectiveLevel() <= logging.INFO
-    if not show:
-        return _NoBar()
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="Batches", unit="item", disable=os.environ.get("TQDM_DISABLE") == "1")
+def _picture_of(item: Any) -> Any:
+    return item.get(IMAGE.name) if isinstance(item, dict) else item

@@ -52,6 +52,29 @@ def from_numpy(array: np.ndarray, kind: str | None) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+def each_from_numpy(value: Any, kind: str) -> Any:
+    """As `from_numpy`, of an array or of those in a dictionary, whose other values stay."""
+    if isinstance(value, dict):
+        return {name: from_numpy(one, kind) if isinstance(one, np.ndarray) else one for name, one in value.items()}
+    return from_numpy(value, kind)
+
+
+class Device(str):
+    """A device's name that is also equal to torch's device of that name, and has its `type`."""
+
+    @property
+    def type(self) -> str:
+        return str(self)
+
+    def __eq__(self, other: Any) -> bool:
+        return str(self) == str(other)
+
+    __hash__ = str.__hash__
+
+
+CPU = Device("cpu")
+
+
 class ModelOutput(dict):
     """A dictionary whose items are also attributes; indexing by number follows the order, as in transformers."""
 

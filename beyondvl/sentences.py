@@ -14,32 +14,44 @@ from typing import Any
 from .config import Config
 from .errors import ConfigError
 from .folder import Folder
+from .similarity import SIMILARITIES
 from .weights import Checkpoint, open_checkpoint
 
-__all__ = ["Sentences", "read_sentences"]
+__all__ = ["PROMPTS", "Options", "Sentences", "read_sentences"]
 
 # pooling modes by their names in older files and since version 6
 MODES = {"mean_tokens": "mean", "cls_token": "first", "mean": "mean", "cls": "first"}
 MODELS = ("Transformer", "CLIPModel")
 KNOWN = (*MODELS, "Pooling", "Dense", "Normalize")
 ACTIVATIONS = {"Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
+FILE, BERT_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
+PROMPTS = ("query", "document")  # that every model has, empty where its folder says nothing
 PLACE = re.compile(r"[\w\-]*")
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """`model` is the folder of the model itself. `dense` are the linears after pooling: place, sizes, activation.
-    `prompts` are by name, `default_prompt` is the one before every text; `max_length` in tokens, None: the model's."""
+class Options:
+    """`prompts` are by name, `default_prompt` is the one before every text; `max_length` in tokens, None: the model's;
+    `similarity` is how embeddings are compared; `truncate_dim` how many numbers of them are kept, None: all."""
 
-    folder: Folder
-    model: Folder
-    pooling: str | None = None
-    normalize: bool = False
-    dense: tuple[dict[str, Any], ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     max_length: int | None = None
     lowercase: bool = False
+    similarity: str = "cosine"
+    truncate_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """`model` is the folder of the model itself. `dense` are the linears after pooling: place, sizes, activation."""
+
+    folder: Folder
+    model: Folder
+    options: Options
+    pooling: str | None = None
+    normalize: bool = False
+    dense: tuple[dict[str, Any], ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,18 +69,16 @@ class Sentences:
 def read_sentences(folder: Folder) -> Sentences | None:
     """What a folder's modules.json and its relatives say; None where there are none. ConfigError for one of another
     kind."""
-    prompts, default = _prompts(folder)
     if "modules.json" not in folder:
-        length, lowercase = _limits(folder, folder)
-        found = Sentences(folder, folder, None, False, (), prompts, default, length, lowercase)
-        return found if prompts or length or lowercase else None
+        options = _options(folder, folder)
+        return None if options == Options() else Sentences(folder, folder, options)
     modules = _modules(folder)
     model = folder.within(next((place for kind, place in modules if kind in MODELS), ""))
-    length, lowercase = _limits(model, folder)
     pooled = [_pooling(folder, place) for kind, place in modules if kind == "Pooling"]
     return Sentences(
-        folder, model, pooled[0] if pooled else None, any(kind == "Normalize" for kind, _ in modules),
-        tuple(_dense(folder, place) for kind, place in modules if kind == "Dense"), prompts, default, length, lowercase,
+        folder, model, _options(folder, model), pooled[0] if pooled else None,
+        any(kind == "Normalize" for kind, _ in modules),
+        tuple(_dense(folder, place) for kind, place in modules if kind == "Dense"),
     )  # fmt: skip
 
 
@@ -118,20 +128,18 @@ def _dense(folder: Folder, place: str) -> dict[str, Any]:
     return {"place": place, **sizes, "bias": fields.boolean("bias", True), "activation": ACTIVATIONS[name]}
 
 
-def _prompts(folder: Folder) -> tuple[dict[str, str], str | None]:
-    fields = folder.config("config_sentence_transformers.json")
+def _options(folder: Folder, model: Folder) -> Options:
+    """Of config_sentence_transformers.json, and of sentence_bert_config.json beside the model."""
+    fields = folder.config(FILE)
     prompts, default = fields.get("prompts") or {}, fields.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError(f"config_sentence_transformers.json: prompts: found {prompts!r:.200}, expected texts by name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        file = "config_sentence_transformers.json"
-        raise ConfigError(f"{file}: default_prompt_name: found {default!r}, expected one of {list(prompts)}")
-    return prompts, default
-
-
-def _limits(model: Folder, folder: Folder) -> tuple[int | None, bool]:
-    """Tokens of the longest text, and whether texts are put in lower case first."""
-    place = model if "sentence_bert_config.json" in model else folder
-    fields = place.config("sentence_bert_config.json")
-    length = fields.integer("max_seq_length", 1, 1, 1 << 30) if fields.get("max_seq_length") is not None else None
-    return length, fields.boolean("do_lower_case", False)
+        raise ConfigError(f"{FILE}: prompts: found {prompts!r:.200}, expected texts by name")
+    if default is not None and (not isinstance(default, str) or default not in (*prompts, *PROMPTS)):
+        raise ConfigError(f"{FILE}: default_prompt_name: found {default!r}, expected one of {list(prompts)}")
+    similarity = fields.get("similarity_fn_name")
+    if similarity not in (None, *SIMILARITIES):
+        raise ConfigError(f"{FILE}: similarity_fn_name: found {similarity!r}, expected one of {list(SIMILARITIES)}")
+    width = fields.integer("truncate_dim", 1, 1, 1 << 30) if fields.get("truncate_dim") is not None else None
+    limits = (model if BERT_FILE in model else folder).config(BERT_FILE)
+    length = limits.integer("max_seq_length", 1, 1, 1 << 30) if limits.get("max_seq_length") is not None else None
+    return Options(prompts, default, length, limits.boolean("do_lower_case", False), similarity or "cosine", width)

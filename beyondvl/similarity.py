@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from . import _C
+from .ahead import progress
 from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 
-__all__ = ["PRECISIONS", "cos_sim", "dot_score", "euclidean_sim", "manhattan_sim", "normalize_embeddings",
-           "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim", "pairwise_manhattan_sim",
-           "quantize_embeddings", "semantic_search", "unit_rows"]  # fmt: skip
+__all__ = ["PRECISIONS", "SIMILARITIES", "community_detection", "cos_sim", "dot_score", "euclidean_sim",
+           "manhattan_sim", "normalize_embeddings", "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim",
+           "pairwise_manhattan_sim", "pytorch_cos_sim", "quantize_embeddings", "semantic_search", "truncate_embeddings",
+           "unit_rows"]  # fmt: skip
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
@@ -64,6 +66,9 @@ def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
     return _as_given(_C.matmul_nt(*_matched(a, b, unit_rows), thread_count(num_threads)), a, b)
 
 
+pytorch_cos_sim = cos_sim  # its older name
+
+
 def dot_score(a: Any, b: Any, num_threads: int | None = None) -> Any:
     """Products (n, m) float32 of the rows of (n, D) and (m, D)."""
     rows, others = _matched(a, b, lambda x: np.ascontiguousarray(_rows(x)))
@@ -104,10 +109,59 @@ def pairwise_manhattan_sim(a: Any, b: Any) -> Any:
     return _as_given(-np.abs(rows - others).sum(1), a, b)
 
 
+# how embeddings are compared, by sentence-transformers' names: (n, m) of all, (n,) of pairs
+SIMILARITIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cosine": (cos_sim, pairwise_cos_sim),
+    "dot": (dot_score, pairwise_dot_score),
+    "euclidean": (euclidean_sim, pairwise_euclidean_sim),
+    "manhattan": (manhattan_sim, pairwise_manhattan_sim),
+}
+
+
 def normalize_embeddings(embeddings: Any) -> Any:
     """Embeddings (n, D) or (D,) of length 1."""
     found = unit_rows(embeddings)
     return _as_given(found if np.ndim(embeddings) > 1 else found[0], embeddings, embeddings)
+
+
+def truncate_embeddings(embeddings: Any, truncate_dim: int | None) -> Any:
+    """The first `truncate_dim` numbers of embeddings (n, D) or (D,), in the array or tensor that holds them; None: all
+    of them."""
+    return embeddings[..., :truncate_dim]
+
+
+def community_detection(
+    embeddings: Any,
+    threshold: float = 0.75,
+    min_community_size: int = 10,
+    batch_size: int = 1024,
+    show_progress_bar: bool = False,
+) -> list[list[int]]:
+    """Groups of rows of `embeddings` (n, D) whose cosine to their centre is at least `threshold`: lists of row numbers,
+    the largest group first, its centre first and then the nearest; no row is in two. Groups below `min_community_size`
+    are left out.
+
+    Raises ValueError for a size that is no whole number from 1.
+    """
+    check_count("min_community_size", min_community_size)
+    check_count("batch_size", batch_size)
+    if not len(embeddings):
+        return []
+    rows, groups = unit_rows(embeddings), []
+    with progress(len(rows), show_progress_bar) as bar:
+        for start in range(0, len(rows), batch_size):
+            cosines = _C.matmul_nt(rows[start : start + batch_size], rows, _C.default_threads())
+            for at in np.flatnonzero((cosines >= np.float32(threshold)).sum(1) >= min_community_size):
+                near = np.argsort(-cosines[at], kind="stable")
+                groups.append((start + int(at), near[cosines[at, near] >= np.float32(threshold)]))
+            bar.update(len(cosines))
+    taken, communities = np.zeros(len(rows), bool), []
+    for centre, near in sorted(groups, key=lambda group: -len(group[1])):
+        near = near[~taken[near]]
+        if not taken[centre] and len(near) >= min_community_size:
+            taken[near] = True
+            communities.append([centre, *(int(row) for row in near if row != centre)])
+    return sorted(communities, key=len, reverse=True)
 
 
 def semantic_search(
@@ -150,23 +204,26 @@ def semantic_search(
     return results
 
 
-def quantize_embeddings(
-    embeddings: Any, precision: str, ranges: Any = None, calibration_embeddings: Any = None
-) -> np.ndarray:
+def quantize_embeddings(embeddings: Any, precision: str, ranges: Any = None, calibration_embeddings: Any = None) -> Any:
     """Embeddings (n, D) float32 in fewer bits, as sentence-transformers' function: "int8" and "uint8" in 256
     steps between the least and the largest value of each column (`ranges` (2, D), or those of `calibration_embeddings`
     (m, D), or of the embeddings themselves); "binary" and "ubinary" one bit a number, above 0, eight of them a byte.
+    An empty list gives an empty list.
 
     Raises ValueError for another precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if isinstance(embeddings, list) and not embeddings:
+        return []
     rows = _rows(embeddings)
     if precision == "float32":
         return rows
     if precision in ("binary", "ubinary"):
         bits = np.packbits(rows > 0, axis=1)
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if not len(rows):
+        return rows.astype(precision)
     if ranges is None:
         known = rows if calibration_embeddings is None else _rows(calibration_embeddings)
         ranges = np.stack([known.min(0), known.max(0)])

@@ -8,14 +8,14 @@ from typing import Any
 from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Family, families, find_family, load_config
-from ..hub import open_folder
-from ..outputs import thread_count
+from ..hub import DEFAULT_MODEL, open_folder
+from ..outputs import check_device, thread_count
 from ..tasks import TASK_MODELS
 from .load import check_options, class_for, class_named
 from .model import PreTrainedModel, open_model
 from .packed import is_packed, packed_class
 
-__all__ = ["AUTO_NAMES", "AutoConfig", "AutoModel", "model_class"]
+__all__ = ["AUTO_NAMES", "AutoConfig", "AutoModel", "SentenceTransformer", "model_class"]
 
 # transformers' names of classes that find the one a checkpoint is of
 AUTO_NAMES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForSpeechSeq2Seq",
@@ -79,3 +79,44 @@ class AutoModel:
         name = packed_class(folder.path, family) if is_packed(folder.path) else class_for(config, family).name
         cls = model_class(name, family)
         return cls.of_folder(folder, sentences, config, dtype, thread_count(num_threads), strict)
+
+
+class SentenceTransformer:
+    """`SentenceTransformer(name)` gives a model, as AutoModel does, under the arguments of sentence-transformers."""
+
+    def __new__(
+        cls,
+        model_name_or_path: str | os.PathLike,
+        *,
+        device: Any = None,
+        prompts: dict[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        similarity_fn_name: str | None = None,
+        cache_folder: str | os.PathLike | None = None,
+        truncate_dim: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Loads a checkpoint of any family; a name without an owner that is no folder is of sentence-transformers'.
+
+        Args:
+            model_name_or_path: as in AutoModel.from_pretrained.
+            device: the CPU.
+            prompts, default_prompt_name, similarity_fn_name, truncate_dim: see EmbeddingOptions; over what the folder
+                says.
+            cache_folder: where the hub's files are kept.
+            model_kwargs, options: as in AutoModel.from_pretrained.
+
+        Raises what AutoModel.from_pretrained does, and ValueError for an option that makes no sense.
+        """
+        check_device("cpu" if device is None else device)
+        name = os.fspath(model_name_or_path)
+        if "/" not in name and name != DEFAULT_MODEL and not os.path.exists(name):
+            name = f"sentence-transformers/{name}"
+        model = AutoModel.from_pretrained(name, cache_dir=cache_folder, **(model_kwargs or {}), **options)
+        return model.with_options(
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            similarity_fn_name=similarity_fn_name,
+            truncate_dim=truncate_dim,
+        )

@@ -18,6 +18,8 @@ from ..folder import Folder
 from ..hub import open_folder
 from ..modalities import INPUTS, MODALITIES, TEXT, Modality, of_tower, positional
 from ..outputs import (
+    CPU,
+    Device,
     Features,
     ModelOutput,
     check_allowed,
@@ -47,7 +49,8 @@ STATES = ("last_hidden_state", "pooler_output")
 
 
 class PreTrainedModel(EncodeMixin):
-    """A model with one tower or several, each of a modality. Made by `from_pretrained`; immutable, thread-safe.
+    """A model with one tower or several, each of a modality. Made by `from_pretrained`; thread-safe, and it never
+    changes, but for the options of `encode` that are named in EmbeddingOptions.
 
     `model(**inputs)` takes what a processor returns: `input_ids` (B, L) integers, `attention_mask` (B, L),
     `pixel_values` (B, 3, H, W) float32, `input_features` (B, C, frames, mels) float32. NumPy in gives NumPy out, torch
@@ -72,6 +75,7 @@ class PreTrainedModel(EncodeMixin):
         self.isa = _C.config()["isa"]
         self.sentences = sentences
         self._processor = None
+        self._set_options(sentences)
 
     @classmethod
     def from_pretrained(
@@ -157,16 +161,18 @@ class PreTrainedModel(EncodeMixin):
         return self
 
     def __copy__(self) -> PreTrainedModel:
-        """The model itself: it never changes."""
-        return self
+        """The same weights, options of its own."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, prompts=dict(self.prompts))
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreTrainedModel:
-        """The model itself: it never changes."""
-        return self
+        """As a copy: the weights never change."""
+        return self.__copy__()
 
     def __reduce__(self) -> tuple:
         """Pickled as where it was loaded from: another process loads it anew (packed weights share their memory)."""
-        return _reloaded, (type(self), str(self.folder), self.dtype, self.num_threads)
+        return _reloaded, (type(self), str(self.folder), self.dtype, self.num_threads), self.options
 
     @property
     def folder(self) -> Path:
@@ -184,9 +190,9 @@ class PreTrainedModel(EncodeMixin):
         return type(self).__name__, str(self.folder.resolve()), self.dtype, self.isa
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """The CPU."""
-        return "cpu"
+        return CPU
 
     @property
     def family(self) -> Family:

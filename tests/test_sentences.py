@@ -1,0 +1,124 @@
+"""`encode` and its options beside sentence-transformers, on one folder."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from test_callers import sentence_encoder
+
+import beyondvl as bvl
+
+torch = pytest.importorskip("torch", reason="parity needs torch")
+peer = pytest.importorskip("sentence_transformers", reason="parity needs sentence-transformers")
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """A sentence encoder with prompts, and the same one of sentence-transformers."""
+    files = {"config_sentence_transformers": {"prompts": {"query": "what is ", "passage": "the "}}}
+    folder = sentence_encoder(
+        tmp_path_factory.mktemp("twins") / "model", {"pooling_mode": "mean", "embedding_dimension": 48}, **files
+    )
+    return bvl.SentenceTransformer(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")
+
+
+TEXTS = ["a cat", "a big red dog on the sofa", ""]
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_name": "passage"}, {"prompt": "a b ", "normalize_embeddings": True},
+                                     {"truncate_dim": 8}, {"truncate_dim": 800}, {"precision": None}, {"precision": "uint8"},
+                                     {"convert_to_numpy": False}, {"convert_to_tensor": True, "precision": "binary"},
+                                     {"device": ["cpu"]}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[1], []], ids=["three", "one", "none"])
+def test_encode_beside_sentence_transformers(twins, options, texts):
+    """Values, and the kind of what holds them."""
+    ours, theirs = twins
+    if texts == TEXTS[1] and "precision" in options:
+        options = options | {"precision": None}  # one row says nothing of ranges
+    expected = theirs.encode(texts, **options | ({"device": "cpu"} if "device" in options else {}))
+    found = ours.encode(texts, **options)
+    assert type(found) is type(expected) and len(found) == len(expected)
+    if len(expected):
+        tolerance = 1 if options.get("precision") == "uint8" else 2e-6
+        rows = [np.asarray(rows if isinstance(rows, np.ndarray) else torch.as_tensor(np.stack([np.asarray(r) for r in rows])))
+                for rows in (found, expected)]  # fmt: skip
+        assert rows[0].dtype == rows[1].dtype
+        np.testing.assert_allclose(rows[0].astype(float), rows[1].astype(float), atol=tolerance)
+
+
+def test_values_of_texts_beside_sentence_transformers(twins):
+    ours, theirs = twins
+    for prompt in (None, "what is a "):
+        for text in TEXTS[:2]:
+            expected = theirs.encode(text, output_value=None, prompt=prompt, truncate_dim=8)
+            found = ours.encode(text, output_value=None, prompt=prompt, truncate_dim=8, convert_to_numpy=False)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                if isinstance(value, torch.Tensor):
+                    torch.testing.assert_close(found[name], value, atol=2e-6, rtol=0, check_dtype=False)
+                else:
+                    assert found[name] == value, name
+    tokens = ours.encode(TEXTS[:2], output_value="token_embeddings")
+    for row, value in zip(tokens, ours.encode(TEXTS[:2], output_value=None), strict=True):
+        assert isinstance(row, np.ndarray) and np.array_equal(row, value["token_embeddings"])
+
+
+def test_options_of_a_model_beside_sentence_transformers(twins):
+    ours, theirs = copy.copy(twins[0]), copy.deepcopy(twins[1])
+    assert ours.device == theirs.device == ours.device and ours.device.type == "cpu"
+    assert ours.prompts == theirs.prompts and ours.max_seq_length == theirs.max_seq_length == ours.get_max_seq_length()
+    with pytest.raises(ValueError, match="similarity_fn_name: found 'maxsim', expected one of cosine, dot"):
+        ours.similarity_fn_name = "maxsim"
+    for model in (ours, theirs):
+        model.similarity_fn_name, model.truncate_dim, model.default_prompt_name = "euclidean", 8, "passage"
+        model.prompts = model.prompts | {"document": "of "}
+    rows = [model.encode(TEXTS) for model in (ours, theirs)]
+    np.testing.assert_allclose(*rows, atol=2e-6)
+    np.testing.assert_allclose(
+        ours.similarity(rows[0], rows[0][:2]), theirs.similarity(rows[1], rows[1][:2]), atol=1e-5
+    )
+    np.testing.assert_allclose(ours.encode_document(TEXTS), theirs.encode_document(TEXTS), atol=2e-6)
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.options == ours.options and again.get_embedding_dimension() == theirs.get_embedding_dimension() == 8
+    with ours.truncate_embeddings(4), theirs.truncate_embeddings(4):
+        assert ours.encode("a cat").shape == theirs.encode("a cat").shape == (4,)
+    assert again.truncate_dim == ours.truncate_dim == 8
+    for model in (ours, theirs):
+        model.max_seq_length = 4
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=2e-6)
+    assert ours.max_seq_length == 4
+
+
+def test_options_of_the_constructor_beside_sentence_transformers(twins):
+    options = {
+        "prompts": {"query": "q "},
+        "default_prompt_name": "query",
+        "similarity_fn_name": "dot",
+        "truncate_dim": 8,
+    }
+    ours, theirs = (
+        cls(twins[0].name_or_path, device="cpu", **options)
+        for cls in (bvl.SentenceTransformer, peer.SentenceTransformer)
+    )
+    names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=2e-6)
+    with pytest.raises(ValueError, match="default_prompt_name: found 'x', expected one of query, document, passage"):
+        bvl.SentenceTransformer(twins[0].name_or_path, default_prompt_name="x")
+    with pytest.raises(FileNotFoundError, match="sentence-transformers/no-such-model"):
+        bvl.SentenceTransformer("no-such-model", local_files_only=True)
+
+
+def test_communities_beside_sentence_transformers():
+    centres = np.random.default_rng(0).standard_normal((6, 16))
+    rows = np.concatenate([centre + 0.3 * np.random.default_rng(i).standard_normal((4 + 3 * i, 16))
+                           for i, centre in enumerate(centres)]).astype(np.float32)  # fmt: skip
+    for options in ({}, {"threshold": 0.9, "min_community_size": 3}, {"min_community_size": 5, "batch_size": 7}):
+        expected = peer.util.community_detection(torch.from_numpy(rows), **options)
+        assert len(expected) > 1 and bvl.community_detection(rows, **options) == expected
+    assert bvl.community_detection(rows[:0]) == bvl.community_detection(rows[:3]) == []
+    with pytest.raises(ValueError, match="min_community_size: found 0"):
+        bvl.community_detection(rows, min_community_size=0)
+    assert bvl.truncate_embeddings(rows, 4).shape == (len(rows), 4) and bvl.quantize_embeddings([], "int8") == []
+    assert bvl.quantize_embeddings(rows[:0], "ubinary").shape == (0, 2)
