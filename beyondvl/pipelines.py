@@ -393,7 +393,7 @@ class AutomaticSpeechRecognition(Pipeline):
         **kwargs: Any,
     ) -> Any:
         """{"text"}, with `return_timestamps` also "chunks", of a sound (see `load_audio`; transformers' {"raw" or
-        "array", "sampling_rate"} too); a list for a list. `generate_kwargs`: language, task and GenerationSettings;
+        "array", "sampling_rate"} too); a list for a list. `generate_kwargs`: of the model's `generate`;
         five beams of at most 256 new tokens unless they say otherwise, as in transformers' pipeline.
 
         Sounds longer than the model hears at once: see `transcribe`.
@@ -411,14 +411,16 @@ class AutomaticSpeechRecognition(Pipeline):
             else s
             for s in (inputs if several else [inputs])
         ]
+        settings = {"num_beams": 5, "max_new_tokens": max_new_tokens or 256} | (generate_kwargs or {})
+        if return_timestamps is not None:
+            settings["return_timestamps"] = return_timestamps
         found = self.model.transcribe(
             sounds,
             sampling_rate=sampling_rate,
-            return_timestamps=False if return_timestamps is None else return_timestamps,
             chunk_length_s=chunk_length_s,
             stride_length_s=stride_length_s,
             batch_size=self._batch_size(batch_size),
-            **({"num_beams": 5, "max_new_tokens": max_new_tokens or 256} | (generate_kwargs or {})),
+            **settings,
         )
         return found if several else found[0]
 

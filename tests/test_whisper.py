@@ -14,7 +14,7 @@ import whisper_tiny
 from parity import close, unit_gain, worst_cosine
 
 import beyondvl as bvl
-from beyondvl.tasks import transcribing
+from beyondvl.tasks import fallback, windows
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
@@ -367,7 +367,7 @@ def test_joining(parts):
     from transformers.models.whisper.tokenization_whisper import _find_longest_common_sequence
 
     wanted = _find_longest_common_sequence(parts, None)
-    assert transcribing.joined(parts) == (wanted[0] if isinstance(wanted, tuple) else wanted)
+    assert windows.joined(parts) == (wanted[0] if isinstance(wanted, tuple) else wanted)
 
 
 # ---- real weights, real speech
@@ -406,6 +406,8 @@ def test_the_real_weights(tiny):
     for settings in ({}, {"return_timestamps": True}, {"num_beams": 3}):
         wanted = reference.generate(input_features=features, max_new_tokens=20, **settings)
         assert model.generate(features, max_new_tokens=20, **settings).tolist() == wanted.tolist()
+    wanted = reference.generate(input_features=features, max_length=3)  # behind the prompt
+    assert model.generate(features, max_length=3).tolist() == wanted.tolist()
     with pytest.raises(ValueError, match="English-only"):
         model.generate(features, language="de")
     with pytest.raises(ValueError, match="English-only"):
@@ -486,10 +488,109 @@ def test_several_long_sounds(tiny, monkeypatch):
     alone = [model.transcribe(each, return_timestamps=True) for each in sounds]
     assert len({found["text"] for found in alone}) == 4
     heard = []
-    kept = type(model)._heard
-    monkeypatch.setattr(type(model), "_heard", lambda self, x, *rest: heard.append(len(x)) or kept(self, x, *rest))
+    kept = type(model)._encode
+    monkeypatch.setattr(type(model), "_encode", lambda self, x, *rest: heard.append(len(x)) or kept(self, x, *rest))
     assert model.transcribe(sounds, return_timestamps=True, batch_size=3) == alone
     assert max(heard) == 3 and len(heard) < sum(heard)
+
+
+def noise(seconds: float) -> np.ndarray:
+    return (0.02 * np.random.default_rng(3).standard_normal(int(16_000 * seconds))).astype(np.float32)
+
+
+@real
+@pytest.mark.skipif(not recordings(), reason="real speech needs Debian's alsa-utils, or BEYONDVL_SPEECH")
+def test_doubtful_windows(tiny):
+    """What is doubtful is drawn again, and what holds no speech is empty, as in transformers: a draw at a temperature of
+    almost nothing is greedy search, where three beams came before."""
+    model = bvl.AutoModel.from_pretrained(tiny)
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(tiny).eval()
+    parts = [noise(8), *(bvl.load_audio(path, 16_000) for path in recordings()[:4]), spoken()[: 20 * 16_000]]
+    extract = model.feature_extractor
+    features = [extract(part, sampling_rate=16_000, return_tensors="pt").input_features for part in parts]
+    again = {"temperature": (0.0, 1e-4), "num_beams": 3}
+    plain = [model.generate(one, num_beams=3)[0].tolist() for one in features]
+    for settings in ({"logprob_threshold": -0.35}, {"compression_ratio_threshold": 0.6},
+                     {"logprob_threshold": -0.35, "no_speech_threshold": 0.3}):  # fmt: skip
+        found = [model.generate(one, **again, **settings)[0].tolist() for one in features]
+        for one, ids in zip(features, found, strict=True):
+            assert ids == reference.generate(one, **again, **settings)[0].tolist()
+        same = sum(a == b for a, b in zip(found, plain, strict=True))
+        assert 0 < same < len(parts), settings
+        together = model.generate(torch.cat(features), **again, **settings)
+        assert [row[: row.index(50256)] if 50256 in row else row for row in together.tolist()] == found
+
+
+@real
+@pytest.mark.skipif(not recordings(), reason="real speech needs Debian's alsa-utils, or BEYONDVL_SPEECH")
+def test_windows_that_go_on_from_one_another(tiny):
+    """Token for token as transformers' long form."""
+    sound = np.concatenate([noise(31), spoken()[: 40 * 16_000]])
+    model = bvl.AutoModel.from_pretrained(tiny)
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(tiny).eval()
+    reference.generation_config.prev_sot_token_id = model.before_token  # its guess is of another vocabulary
+    extract = transformers.WhisperFeatureExtractor.from_pretrained(tiny)
+    inputs = extract(sound, sampling_rate=16_000, return_tensors="pt", truncation=False, padding="longest",
+                     return_attention_mask=True)  # fmt: skip
+    prompt, texts = torch.tensor(model.tokenizer.get_prompt_ids("Front, rear, side.")), []
+    on = {"condition_on_prev_tokens": True}
+    for settings in ({}, on, {"temperature": 0.0, "logprob_threshold": -0.9, "no_speech_threshold": 0.3}, {"prompt_ids": prompt},
+                     {"prompt_ids": prompt, **on}, {"prompt_ids": prompt, **on, "prompt_condition_type": "all-segments"}):  # fmt: skip
+        wanted = reference.generate(**inputs, return_timestamps=True, return_segments=True, **settings)["segments"][0]
+        decode = model.tokenizer.decode
+        wanted = [decode([t for t in s["tokens"].tolist() if t < 50362], skip_special_tokens=True) for s in wanted]
+        chunks = model.transcribe((sound, 16_000), return_timestamps=True, **settings)["chunks"]
+        assert [chunk["text"] for chunk in chunks] == [text for text in wanted if text], settings
+        texts.append("".join(chunk["text"] for chunk in chunks))
+    assert len(set(texts)) >= 5
+    pipe = bvl.pipeline("automatic-speech-recognition", model=model)
+    how = {"num_beams": 1, "max_new_tokens": None, "return_timestamps": True, **on}
+    assert pipe((sound, 16_000), generate_kwargs=how)["text"] == texts[1]
+
+
+def test_what_is_judged(made):
+    """The mean of log-probabilities and the ratio of bytes, as transformers computes them; what is doubtful is drawn
+    again, what is not stays."""
+    folder, reference, features = made("small")
+    model = bvl.AutoModel.from_pretrained(folder)
+    how = {"language": "en", "task": "transcribe", "max_new_tokens": 20}
+    for beams in (1, 3):
+        found = model.generate(features, num_beams=beams, **how)
+        for item in range(3):
+            low, high = -8.0, 0.0
+            while high - low > 1e-4:  # the threshold at which the text is drawn again is its mean
+                middle = (low + high) / 2
+                rows = model.generate(features[item : item + 1], num_beams=beams, logprob_threshold=middle,
+                                      temperature=(0.0, 100.0), seed=1, **how)  # fmt: skip
+                kept = rows[0].tolist() == found[item][: rows.shape[1]].tolist()
+                low, high = (middle, high) if kept else (low, middle)
+            wanted = teacher_forced(reference, features[item : item + 1], trimmed(found[item : item + 1]))
+            assert abs(low - wanted) < 2e-3, (beams, item)
+    ids = found[0].tolist()
+    assert abs(fallback.compression_ratio(ids, VOCAB) - reference._retrieve_compression_ratio(found[0], VOCAB)) < 1e-9
+    for settings, message in (({"no_speech_threshold": 0.5}, "no_speech_threshold: found no logprob_threshold"),
+                              ({"logprob_threshold": "x"}, "logprob_threshold: found 'x', expected a number"),
+                              ({"temperature": (0.0, -1)}, "temperature: found -1, expected a number from 0"),
+                              ({"temperature": ()}, "temperature: found no number"),
+                              ({"prompt_condition_type": "all-segments"}, "expected condition_on_prev_tokens=True too"),
+                              ({"condition_on_prev_tokens": 1}, "condition_on_prev_tokens: found 1"),
+                              ({"logprob_threshold": -1.0, "num_beams": 2, "num_return_sequences": 2}, "and thresholds")):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.generate(features, **how, **settings)
+    drawn = model.generate(features, temperature=50.0, seed=5, **how)
+    assert drawn.tolist() == model.generate(features, temperature=50.0, do_sample=True, seed=5, **how).tolist()
+    assert drawn.tolist() != model.generate(features, **how).tolist()
+
+
+def teacher_forced(reference, features, ids) -> float:
+    """Mean log-probability of ids (1, n) under the rules of what may come, their end among them."""
+    ids = torch.cat([ids, torch.tensor([[150]])], 1) if ids.shape[1] < 20 else ids
+    prompt = torch.tensor([[151, 152, 171, 179]])
+    with torch.no_grad():
+        logits = reference(input_features=features, decoder_input_ids=torch.cat([prompt, ids], 1)).logits[:, 3:-1]
+    logits[:, :, GENERATION["suppress_tokens"]] = -torch.inf
+    logits[:, 0, GENERATION["begin_suppress_tokens"]] = -torch.inf
+    return float(logits.log_softmax(-1).gather(-1, ids[..., None]).mean())
 
 
 def test_timestamps_as_the_checkpoint_says(made, tmp_path):

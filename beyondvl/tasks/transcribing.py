@@ -1,10 +1,9 @@
-"""Speech to text: prompts, rules of timestamps and windows (Radford et al., 2023)."""
+"""Speech to text: languages and tasks, prompts, rules of timestamps (Radford et al., 2023)."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,32 +12,14 @@ import numpy as np
 from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Speech
-from ..generation import GenerationSettings, generate, log_softmax
+from ..generation import Decoder, GenerationSettings, Prompt, generate, log_softmax
 from ..models.model import check_neutral
-from ..outputs import ModelOutput, check_count, from_numpy, kind_of, to_numpy
-from ..processing.audio import MOST_SECONDS
+from ..outputs import ModelOutput, from_numpy, kind_of, to_numpy
 from .base import TaskModel, text_inputs
+from .fallback import Decoded, Fallback, LogProbs, decode
+from .windows import Segment, Windows, check_transcription, cut, joined
 
 __all__ = ["TranscribingModel"]
-
-Segment = tuple[float, float | None, list[int]]  # begin, end, tokens
-WHOLE = {"truncation": False, "padding": "longest"}  # features of a sound of any length
-
-
-@dataclass
-class Track:
-    """A sound that is heard window by window."""
-
-    sound: np.ndarray
-    features: np.ndarray | None = None  # (1, mels, frames)
-    frames: int = 0
-    at: int = 0  # where the next window begins
-    spoken: list[int] = field(default_factory=list)  # the language's token, where there are languages
-    segments: list[Segment] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        return 0 < self.frames <= self.at
 
 
 class TranscribingModel(TaskModel):
@@ -61,6 +42,20 @@ class TranscribingModel(TaskModel):
     def tokens(self) -> dict[str, int]:
         """Ids that generation begins, ends and pads with."""
         return self.head.tokens(self._stated)
+
+    @cached_property
+    def _positions(self) -> int:
+        return self.config.integer("max_target_positions", 448, 1, 1 << 16)
+
+    @property
+    def most_before(self) -> int:
+        """How many tokens of earlier windows stand before a window's start at most."""
+        return self._positions // 2 - 1
+
+    @cached_property
+    def before_token(self) -> int:
+        """What stands before them."""
+        return self._token(self._stated, "prev_sot_token_id", "<|startofprev|>")
 
     @cached_property
     def _vocab(self) -> int:
@@ -101,6 +96,11 @@ class TranscribingModel(TaskModel):
             )
         return found
 
+    @property
+    def first_timestamp(self) -> int:
+        """The token of 0 seconds; all from it on are times."""
+        return self._no_timestamps + 1
+
     def _ids(self, name: str) -> tuple[int, ...]:
         """A list of ids; those below 0 mean nothing."""
         value = self._stated.get(name)
@@ -135,18 +135,21 @@ class TranscribingModel(TaskModel):
     def generation_settings(self) -> GenerationSettings:
         """The defaults of `generate`: transformers', the checkpoint's, and as many tokens as it has positions."""
         ids = {name: self.tokens[name] for name in ("eos_token_id", "pad_token_id")}
-        most = self.config.integer("max_target_positions", 448, 1, 1 << 16)
-        most = min(most, self._stated.integer("max_length", most, 2, 1 << 20))
+        most = min(self._positions, self._stated.integer("max_length", self._positions, 2, 1 << 20))
         return GenerationSettings(**ids, max_length=most, num_beams=self._stated.integer("num_beams", 1, 1, 1024),
                                   suppress_tokens=self._ids("suppress_tokens"),
                                   begin_suppress_tokens=self._ids("begin_suppress_tokens"))  # fmt: skip
 
     # ---- the encoder and the decoder
 
-    def _heard(self, input_features: Any, wanted: tuple[str, ...] = ("context",)) -> dict[str, Any]:
+    def _encode(self, input_features: Any, wanted: tuple[str, ...] = ("context",)) -> dict[str, Any]:
         if input_features is None:
             raise ValueError("input_features: not given, expected (B, mels, frames) float32")
         return self.run_tower("audio", {"input_features": input_features}, list(wanted))
+
+    def contexts(self, input_features: Any) -> list[Any]:
+        """What a decoder attends to, of each spectrogram (B, mels, frames)."""
+        return self._encode(input_features)["context"]
 
     def __call__(
         self,
@@ -161,21 +164,21 @@ class TranscribingModel(TaskModel):
         if decoder_input_ids is None:
             raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
         text = text_inputs(decoder_input_ids, decoder_attention_mask)
-        heard = self._heard(input_features, ("last_hidden_state", "context"))
-        if len(heard["context"]) != len(text["input_ids"]):
-            raise ValueError(f"decoder_input_ids: found {len(text['input_ids'])} texts and {len(heard['context'])} "
+        encoded = self._encode(input_features, ("last_hidden_state", "context"))
+        if len(encoded["context"]) != len(text["input_ids"]):
+            raise ValueError(f"decoder_input_ids: found {len(text['input_ids'])} texts and {len(encoded['context'])} "
                              "sounds, expected as many")  # fmt: skip
         kind = kind_of(input_features, decoder_input_ids)
         return ModelOutput(
-            logits=from_numpy(self._logits(text, {"contexts": heard["context"]}), kind),
-            encoder_last_hidden_state=from_numpy(heard["last_hidden_state"], kind),
+            logits=from_numpy(self._logits(text, {"contexts": encoded["context"]}), kind),
+            encoder_last_hidden_state=from_numpy(encoded["last_hidden_state"], kind),
         )
 
     def detect_language(self, input_features: Any) -> Any:
         """Tokens (B,) int64 of the languages spoken: the likeliest of those the checkpoint knows."""
-        return from_numpy(self._spoken(self._heard(input_features)["context"]), kind_of(input_features))
+        return from_numpy(self._detect(self.contexts(input_features)), kind_of(input_features))
 
-    def _spoken(self, contexts: list[Any]) -> np.ndarray:
+    def _detect(self, contexts: list[Any]) -> np.ndarray:
         if not self.languages:
             raise ValueError("language: this checkpoint is English-only, it tells no languages apart")
         known = np.array(list(self.languages.values()))
@@ -203,24 +206,33 @@ class TranscribingModel(TaskModel):
             return_timestamps: with tokens for the times between which each segment is said; None: as the checkpoint
                 says, else without.
             attention_mask: changes nothing, as in transformers: the encoder hears the silence too.
-            settings: see GenerationSettings; and prompt_ids, of `get_prompt_ids`: what was said before.
+            settings: see GenerationSettings; prompt_ids, of `get_prompt_ids`: what was said before; and when a text is
+                doubtful, and drawn again at the next `temperature` of a list: compression_ratio_threshold,
+                logprob_threshold; with no_speech_threshold it is then empty where nothing is said. A temperature above
+                0 draws tokens, do_sample or not. Names and rules are transformers'.
         """
         if return_timestamps is None:
             return_timestamps = self._stated.get("return_timestamps", False)
-        contexts = self._heard(input_features)["context"]
-        found = self._written(contexts, self._spoken_or(contexts, language), task, return_timestamps, settings)
-        settings.pop("prompt_ids", None)
-        most, pad = max(map(len, found)), self.generation_settings.updated(settings).pad_token_id
-        ids = np.array([row + [pad] * (most - len(row)) for row in found], np.int64).reshape(len(found), most)
-        return from_numpy(ids, kind_of(input_features))
+        contexts, settings = self.contexts(input_features), dict(settings)
+        fallback, before = self.take_options(settings)
+        languages = self.language_tokens(contexts, language)
+        rows = self.decode(contexts, languages, task, return_timestamps, settings, fallback, [before] * len(contexts))
+        ids = [row.tokens for row in rows]
+        most, pad = max(map(len, ids)), self.generation_settings.updated(settings).pad_token_id
+        padded = np.array([row + [pad] * (most - len(row)) for row in ids], np.int64).reshape(len(ids), most)
+        return from_numpy(padded, kind_of(input_features))
 
-    def _spoken_or(self, contexts: list[Any], language: str | list[str] | None) -> list[int]:
+    def take_options(self, settings: dict[str, Any]) -> tuple[Fallback, list[int]]:
+        """What is about windows, out of the settings, which lose it: when one is decoded again, and prompt_ids."""
+        return Fallback.take(settings, self._stated), self._before(settings.pop("prompt_ids", None))
+
+    def language_tokens(self, contexts: list[Any], language: str | list[str] | None) -> list[int]:
         """A token of language for each item; none where the checkpoint has no languages."""
         if not self.languages and language is None:
             return []
         language = self._forced[0] if language is None else language
         if language is None:
-            return self._spoken(contexts).tolist()
+            return self._detect(contexts).tolist()
         if not isinstance(language, str | list | tuple):
             raise ValueError(f"language: found {language!r}, expected a language, or a list of them")
         given = [language] * len(contexts) if isinstance(language, str) else list(language)
@@ -228,30 +240,66 @@ class TranscribingModel(TaskModel):
             raise ValueError(f"language: found {len(given)}, expected one, or {len(contexts)}")
         return [self._language_token(each) for each in given]
 
-    def _written(
-        self, contexts: list[Any], languages: list[int], task: str | None, timestamps: bool, settings: dict[str, Any]
-    ) -> list[list[int]]:
-        """Tokens of each item, without the prompt and the end."""
+    def decode(
+        self,
+        contexts: list[Any],
+        languages: list[int],
+        task: str | None,
+        timestamps: bool,
+        settings: dict[str, Any],
+        fallback: Fallback,
+        before: list[list[int]],
+    ) -> list[Decoded]:
+        """What each item becomes; `before` are tokens that stand before its start."""
         if timestamps not in (True, False):
             raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
         if task is not None and not languages:
             self._task_token(task)
             raise ValueError(f"task: found {task!r}, and this checkpoint is English-only: it transcribes")
-        settings = dict(settings)
-        before = self._before(settings.pop("prompt_ids", None))
-        start = self.tokens["decoder_start_token_id"]
         task = task or self._forced[1] or self.speech.tasks[0]
         rest = ([self._task_token(task)] if languages else []) + ([] if timestamps else [self._no_timestamps])
-        ids = np.array([[*before, start, *languages[i : i + 1], *rest] for i in range(len(contexts))], np.int64)
-        chosen = self.generation_settings.updated(settings)
+        start = self.tokens["decoder_start_token_id"]
+        starts = [[start, *languages[i : i + 1], *rest] for i in range(len(contexts))]
+        chosen = self._settings(settings, len(starts[0]) + max(map(len, before)))
+        ids = padded([[*b, *s] for b, s in zip(before, starts, strict=True)], chosen.pad_token_id)
+        mask = padded([[1] * len(row + starts[0]) for row in before], 0)
         if timestamps:
             first = self._stated.get("max_initial_timestamp_index")
             first = None if first is None else self._stated.integer("max_initial_timestamp_index", None, 0, self._vocab)
             rule = timestamp_rule(self._no_timestamps, chosen.ends[0], ids.shape[1], first)
-            chosen = chosen.updated({"logits_processor": (rule, *chosen.logits_processor)})
-        found = generate(self.tower("decoder"), {"contexts": contexts}, ids, None, chosen, self.num_threads)
-        rows = [row[ids.shape[1] :] for row in found.tolist()]
-        return [list(itertools.takewhile(lambda token: token not in chosen.ends, row)) for row in rows]
+            chosen = replace(chosen, logits_processor=(rule, *chosen.logits_processor))
+        if fallback.again and chosen.num_return_sequences > 1:
+            raise ValueError(
+                f"num_return_sequences: found {chosen.num_return_sequences} and thresholds, expected one of them"
+            )
+
+        def attempt(items: list[int], how: GenerationSettings) -> tuple[list[list[int]], list[float | None]]:
+            kept = LogProbs(len(items), ids.shape[1], how)
+            if fallback.logprob_threshold is not None:
+                how = replace(how, logits_processor=(*how.logits_processor, kept))
+            source = {"contexts": [contexts[i] for i in items]}
+            out = generate(self.tower("decoder"), source, ids[items], mask[items], how, self.num_threads)
+            rows = [until(row, how.ends) for row in out[:, ids.shape[1] :].tolist()]
+            return rows, [kept.mean(i, row) if kept.last else None for i, row in enumerate(rows)]
+
+        silence = np.zeros(len(contexts))
+        if fallback.no_speech_threshold is not None:
+            silence = self._silence(contexts, ids[:, : ids.shape[1] - len(starts[0]) + 1], mask)
+        return decode(attempt, chosen, fallback, silence, self._vocab)
+
+    def _settings(self, settings: dict[str, Any], prompt: int) -> GenerationSettings:
+        """Over the checkpoint's own: a caller's max_length counts behind the prompt, as transformers has it here."""
+        chosen = self.generation_settings.updated(settings)
+        if chosen.max_new_tokens is not None or chosen.max_length is None:
+            return chosen
+        return replace(chosen, max_length=min(chosen.max_length + min(prompt, self.most_before), self._positions))
+
+    def _silence(self, contexts: list[Any], ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """How likely it is (B,) that there is no speech, right after the start that ends ids (B, n)."""
+        decoder = Decoder(self.tower("decoder"), {"contexts": contexts}, len(ids), ids.shape[1], self.num_threads)
+        prompt = Prompt(ids, mask[:, : ids.shape[1]])
+        scores = decoder.next_logits(prompt.fresh, prompt.mask, prompt.positions)
+        return np.exp(log_softmax(scores)[:, self._no_timestamps - 1])
 
     def _before(self, prompt_ids: Any) -> list[int]:
         """What was said before, as `get_prompt_ids` of the processor gives it. ValueError for what is no such thing."""
@@ -283,8 +331,9 @@ class TranscribingModel(TaskModel):
         Sounds longer than the model hears at once (30 s) are heard window by window, each from where the segments of
         the one before end (Radford et al., 2023). With `chunk_length_s` they are cut in pieces of that length that
         overlap by `stride_length_s` on either side (default a sixth), run several at a time, and joined where their
-        texts agree; timestamps need the first way. `settings` as those of `generate`; prompt_ids come before the first
-        window of each sound.
+        texts agree; timestamps need the first way. `settings` as those of `generate`; prompt_ids come before each
+        window. With condition_on_prev_tokens a window goes on from what the ones before it became, prompt_ids at their
+        beginning, or with prompt_condition_type "all-segments" before every window.
 
         Raises AudioError naming the sound that cannot be read; ValueError for settings that make no sense.
         """
@@ -300,132 +349,35 @@ class TranscribingModel(TaskModel):
                 pieces += [(i, part) for part in cut(sound, chunk_length_s, stride_length_s, rate)]
             elif len(sound) <= most:
                 pieces.append((i, sound))
+        windows = Windows(self, task, settings, batch_size)
+        rows = windows.pieces([piece for _, piece in pieces], language)
         texts: dict[int, list[list[int]]] = {}
-        for start in range(0, len(pieces), batch_size):
-            batch = pieces[start : start + batch_size]
-            contexts = self._heard(self._features_of([piece for _, piece in batch]))["context"]
-            rows = self._written(contexts, self._spoken_or(contexts, language), task, False, settings)
-            for (i, _), row in zip(batch, rows, strict=True):
-                texts.setdefault(i, []).append(row)
+        for (i, _), row in zip(pieces, rows, strict=True):
+            texts.setdefault(i, []).append(row)
         long = [i for i in range(len(sounds)) if i not in texts]
-        windows = self._by_windows([sounds[i] for i in long], language, task, settings, batch_size)
-        segments = dict(zip(long, windows, strict=True)) | {i: [(0.0, None, joined(texts[i]))] for i in texts}
+        segments: dict[int, list[Segment]] = {i: [(0.0, None, joined(texts[i]))] for i in texts}
+        segments |= zip(long, windows.segments([sounds[i] for i in long], language), strict=True)
         results = [self._result(segments[i], return_timestamps) for i in range(len(sounds))]
         return results[0] if single else results
 
-    def _features_of(self, sounds: list[np.ndarray], **how: Any) -> np.ndarray:
-        extract = self.feature_extractor
-        return extract(sounds, sampling_rate=extract.sampling_rate, return_tensors="np", **how).input_features
-
     def _result(self, segments: list[Segment], timestamps: bool) -> dict[str, Any]:
         chunks = [{"timestamp": (start, end), "text": self._text(tokens)} for start, end, tokens in segments]
-        found: dict[str, Any] = {"text": "".join(chunk["text"] for chunk in chunks)}
-        return found | {"chunks": chunks} if timestamps else found
+        result: dict[str, Any] = {"text": "".join(chunk["text"] for chunk in chunks)}
+        return result | {"chunks": chunks} if timestamps else result
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode([t for t in tokens if t <= self._no_timestamps], skip_special_tokens=True)
 
-    def _segments(self, tokens: list[int], offset: float) -> list[Segment]:
-        """(start, end, tokens) of what lies between two times; the last one may have no end."""
-        first = self._no_timestamps + 1
-        found, start, words = [], None, []
-        for token in tokens:
-            if token < first:
-                words.append(token)
-                continue
-            time = round(offset + (token - first) * self.speech.precision, 2)
-            if start is not None and words:
-                found.append((start, time, words))
-                start, words = None, []
-            else:
-                start = time
-        if words:
-            found.append((offset if start is None else start, None, words))
-        return found
 
-    def _by_windows(
-        self,
-        sounds: list[np.ndarray],
-        language: str | None,
-        task: str | None,
-        settings: dict[str, Any],
-        batch_size: int,
-    ) -> list[list[Segment]]:
-        """Segments of sounds of any length, so many sounds at a time: each window begins where the last whole segment
-        of the one before ends."""
-        size = self.tower("audio").program.info()["image"][1]
-        second = self.feature_extractor.sampling_rate / self.feature_extractor.hop_length  # frames of one
-        tracks = [Track(sound) for sound in sounds]
-        while waiting := [track for track in tracks if not track.done][:batch_size]:
-            contexts = self._heard(np.concatenate([self._window(track, size) for track in waiting]))["context"]
-            new = [i for i, track in enumerate(waiting) if track.at == 0]
-            spoken = self._spoken_or([contexts[i] for i in new], language) if new else []
-            for i, token in zip(new, spoken, strict=bool(spoken)):
-                waiting[i].spoken = [token]
-            languages = [token for track in waiting for token in track.spoken]
-            later = {name: value for name, value in settings.items() if name != "prompt_ids"}
-            groups = [(new, settings), ([i for i in range(len(waiting)) if i not in new], later)]
-            for group, said in groups if later.keys() < settings.keys() else [(range(len(waiting)), settings)]:
-                spoken = [languages[i] for i in group if languages]
-                rows = self._written([contexts[i] for i in group], spoken, task, True, said) if group else []
-                for i, row in zip(group, rows, strict=True):
-                    track = waiting[i]
-                    self._take(track, row, min(size, track.frames - track.at), second)
-        return [track.segments for track in tracks]
-
-    def _window(self, track: Track, size: int) -> np.ndarray:
-        """The next frames (1, mels, size): those of the whole sound, whose loudest one counts for all."""
-        if track.features is None:
-            extract = self.feature_extractor
-            long = len(track.sound) > extract.n_samples
-            track.features = self._features_of([track.sound], **(WHOLE if long else {}))
-            track.frames = track.features.shape[2] if long else -(-len(track.sound) // extract.hop_length)
-        window = track.features[:, :, track.at : track.at + size]
-        return np.pad(window, ((0, 0), (0, 0), (0, size - window.shape[2])))
-
-    def _take(self, track: Track, tokens: list[int], here: int, second: float) -> None:
-        """Adds what was written of a window of `here` frames, and moves on to where the next one begins."""
-        first = self._no_timestamps + 1
-        times, step = [token >= first for token in tokens], here
-        pairs = [i for i in range(1, len(tokens)) if times[i] and times[i - 1]]
-        if pairs and not (times[-1] and not times[-2]):  # what follows the last pair is heard again
-            tokens = tokens[: pairs[-1]]
-            step = round((tokens[-1] - first) * self.speech.precision * second)
-        last = round((track.at + here) / second, 2)
-        for start, end, words in self._segments(tokens, track.at / second):
-            track.segments.append((start, last if end is None else end, words))
-        track.at += step if step > 0 else here
-        if track.done:
-            track.features = None
+def padded(rows: list[list[int]], pad: int) -> np.ndarray:
+    """Rows of any length as one array (B, n) int64, filled up on the left."""
+    most = max(map(len, rows))
+    return np.array([[pad] * (most - len(row)) + row for row in rows], np.int64)
 
 
-def check_transcription(
-    timestamps: Any, length: Any, stride: Any, batch_size: Any, settings: dict[str, Any], most: float
-) -> None:
-    """ValueError for what `transcribe` cannot do."""
-    if timestamps not in (True, False):
-        raise ValueError(f"return_timestamps: found {timestamps!r}, expected True or False: of segments, not words")
-    check_count("batch_size", batch_size)
-    if settings.get("num_return_sequences", 1) not in (1, None):
-        raise ValueError(f"num_return_sequences: found {settings['num_return_sequences']}, expected 1 here")
-    if length in (None, 0):
-        return
-    if timestamps and length != most:
-        raise ValueError(f"chunk_length_s: found {length!r} and return_timestamps, expected none, or {most:g}: times "
-                         "are told of windows of that length")  # fmt: skip
-    given = (length, *strides(length, stride))
-    if not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and -MOST_SECONDS <= n <= MOST_SECONDS for n in given
-    ) or not (0 < length <= most and min(given) >= 0 and given[1] + given[2] < length):
-        raise ValueError(f"chunk_length_s, stride_length_s: found {length!r}, {stride!r}, expected at most {most:g} s, "
-                         "and both sides together below that")  # fmt: skip
-
-
-def strides(length: Any, stride: Any) -> tuple[Any, Any]:
-    """Seconds that a piece shares with the one before and the one after."""
-    if stride is None and isinstance(length, int | float) and abs(length) <= MOST_SECONDS:
-        return length / 6, length / 6
-    return tuple(stride) if isinstance(stride, list | tuple) and len(stride) == 2 else (stride, stride)
+def until(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
+    """Tokens up to the first end, which is one of them."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def timestamp_rule(
@@ -459,31 +411,3 @@ def timestamp_rule(
         return scores
 
     return rule
-
-
-def cut(sound: np.ndarray, length: float, stride: Any, rate: int) -> Iterator[np.ndarray]:
-    """Pieces of `length` seconds, each beginning where the one before ends, less what they share."""
-    size, before, after = (round(seconds * rate) for seconds in (length, *strides(length, stride)))
-    for start in range(0, len(sound), max(1, size - before - after)):
-        if start == 0 or len(sound) - start > before:
-            yield sound[start : start + size]
-        if start + size >= len(sound):
-            return
-
-
-def joined(parts: list[list[int]]) -> list[int]:
-    """Tokens of overlapping pieces as one text: neighbours are laid over each other where most tokens agree for the
-    length of the overlap, and meet in its middle (transformers' rule)."""
-    whole, left = [], parts[0]
-    for right in parts[1:]:
-        best, meet = 0.0, (len(left), 0)
-        for shift in range(1, len(left) + len(right)):
-            begin, end = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
-            other = max(0, shift - len(left))
-            same = sum(a == b for a, b in zip(left[begin:end], right[other:shift], strict=False))
-            score = same / shift + shift / 10000
-            if same > 1 and score > best:
-                best, meet = score, ((begin + end) // 2, (other + min(len(right), shift)) // 2)
-        whole += left[: meet[0]]
-        left = right[meet[1] :]
-    return whole + left
