@@ -31,9 +31,9 @@ class Program:
     ) -> None:
         """Appends a record: checks shapes, packs weights. ValueError, MemoryError."""
     def run(self, inputs: dict[str, Any], outputs: list[str], num_threads: int, /) -> dict[str, Any]:
-        """Named slots as arrays (B, cols) or (B, rows, cols); "context" as a list of B Context, without a text's
-        padding ("padded_context": with it). Inputs are arrays, "contexts" a list of B Context, "cache" a Cache, which
-        grows by the tokens given. ValueError names the input, found, expected."""
+        """Named slots as arrays (B, cols) or (B, rows, cols), "@12" for what record 12 leaves in its slot; "context" as
+        a list of B Context, without a text's padding ("padded_context": with it). Inputs are arrays, "contexts" a list
+        of B Context, "cache" a Cache, which grows by the tokens given. ValueError names the input, found, expected."""
     def map(self, buffer: Any, /) -> None:
         """Weights lie in `buffer`, which the program holds on to; add() then takes shapes (lists) for arrays."""
     def blocks(self) -> list[NDArray[np.uint8]]:

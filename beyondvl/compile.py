@@ -147,6 +147,14 @@ class Compiled:
     records: list[list]
     gemm: str = "own"
 
+    @property
+    def states(self) -> list[str]:
+        """Names of what stands before the first block and after each of them; none where not all layers are blocks
+        over the same rows."""
+        at = [i for i, (op, *_) in enumerate(self.records) if op == "transformer_block"]
+        alike = at and at == list(range(at[0], at[-1] + 1)) and len({self.records[i][2] for i in at}) == 1
+        return [f"@{i}" for i in range(at[0] - 1, at[-1] + 1)] if alike and at[0] else []
+
 
 class Builder:
     """Appends records to one program; slots go by name."""

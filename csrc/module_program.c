@@ -1,6 +1,7 @@
 /* module_program.c: _C.Program, a model's encoder or decoder: built record by record, then run. */
 #include "module.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -303,14 +304,21 @@ static bool poll_signals(void *context) {
     return stop;
 }
 
-/* One wanted slot: a new array for it; NULL with an exception set. */
+/* One wanted slot, or "@12" for what record 12 leaves in its own: a new array; NULL with an exception set. */
 static PyObject *new_output(const bvl_program *p, const char *name, const bvl_inputs *in, bvl_call *call) {
-    const int s = bvl_program_find_slot(p, name);
+    char *end = NULL;
+    const long record = name[0] == '@' ? strtol(name + 1, &end, 10) : -1;
+    const bool is_state = end && end > name + 1 && *end == 0 && record >= 0 && record < p->record_count;
+    const int s = is_state ? p->records[record].dst : bvl_program_find_slot(p, name);
     if (s < 0) return PyErr_Format(PyExc_ValueError, "output '%s': the program has no such slot", name);
+    if (is_state ? call->states[record] : call->outputs[s])
+        return PyErr_Format(PyExc_ValueError, "output '%s': asked for twice", name);
     const bvl_slot *slot = &p->slots[s];
     const bool single = slot->rows == 1 && !slot->text;
     const int64_t shape[3] = {in->B, single ? slot->cols : bvl_slot_rows(slot, in), slot->cols};
-    return bvl_new_array(single ? 2 : 3, shape, NPY_FLOAT32, (void **)&call->outputs[s]);
+    call->any_state = call->any_state || is_state;
+    return bvl_new_array(single ? 2 : 3, shape, NPY_FLOAT32,
+                         (void **)(is_state ? &call->states[record] : &call->outputs[s]));
 }
 
 /* The contexts of a call as a list of Context; call->contexts is memory for PyMem_Free. */

@@ -92,7 +92,7 @@ IDS = models.inputs()["input_ids"]
 BAD = {
     "nothing": ({}, ValueError, "neither input_ids nor pixel_values, expected"),
     "unknown input": (ids(labels=1), TypeError, "unexpected input 'labels'"),
-    "hidden states": (ids(output_hidden_states=True), ValueError, "output_hidden_states: found True"),
+    "attentions": (ids(output_attentions=True), ValueError, "output_attentions: found True"),
     "pixels of the wrong size": ({"pixel_values": PIXELS[:, :, :40]}, ValueError,
                                  r"pixel_values: found \(3, 3, 40, 48\) float32, expected \(B, 3, 48, 48\) float32"),
     "pixels of rank 3": ({"pixel_values": PIXELS[0]}, ValueError, "pixel_values: found"),

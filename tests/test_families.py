@@ -96,6 +96,43 @@ def test_family_at_full_depth(made, name):
     check(ROWS[name], made)
 
 
+@pytest.mark.parametrize("name", ["clip gelu, head size 80", "siglip odd", "siglip2 at its grid", "chinese_clip odd",
+                                  "bert head size 16", "clip vision tower", "clip bare text tower"])  # fmt: skip
+def test_hidden_states(isa, made, name):
+    """Of every layer, in a call that gives the same bits as without them; workers alone and as a team."""
+    row = ROWS[name]
+    folder, inputs, _ = made(row)
+    model = bvl.AutoModel.from_pretrained(folder, num_threads=2)
+    reference = getattr(__import__("transformers"), row.cls).from_pretrained(folder).eval()
+    given = inputs | (patchified(inputs["pixel_values"]) if "Siglip2" in row.cls else {})
+    with torch.no_grad():
+        expected = reference(**given, output_hidden_states=True)
+    plain, out = model(**inputs), model(**inputs, output_hidden_states=True)
+    sides = [name for name in plain if name.endswith("_model_output")]
+    for side in sides or [None]:
+        found, wanted, same = ((each[side] if side else each) for each in (out, expected, plain))
+        assert len(found.hidden_states) == len(wanted.hidden_states) > 1 and "hidden_states" not in same
+        for name, value in same.items():
+            assert not isinstance(value, torch.Tensor) or torch.equal(value, found[name])
+        masked = "attention_mask" in inputs and side != "vision_model_output"
+        keep = inputs["attention_mask"].bool() if masked else ...
+        for layer, (a, b) in enumerate(zip(found.hidden_states, wanted.hidden_states, strict=True)):
+            compare(a[keep].numpy(), b[keep].detach().numpy(), f"layer {layer}")
+        states = torch.stack(list(found.hidden_states))
+        assert float((states[1:] - states[:-1]).abs().flatten(1).amax(1).min()) > 1e-3
+
+
+def test_hidden_states_that_are_not_there():
+    default = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    inputs = default.processor(text=["a cat"], images=np.zeros((9, 9, 3), np.uint8), return_tensors="np")
+    with pytest.raises(ValueError, match="output_hidden_states: found True, and layers of the vision tower differ"):
+        default(pixel_values=inputs["pixel_values"], output_hidden_states=True)
+    with pytest.raises(ValueError, match="output_hidden_states: found 3, expected True or False"):
+        default(input_ids=inputs["input_ids"], output_hidden_states=3)
+    states = default(input_ids=inputs["input_ids"], output_hidden_states=True)["text_model_output"]["hidden_states"]
+    assert len(states) == 7 and {state.shape for state in states} == {(1, inputs["input_ids"].shape[1], 384)}
+
+
 @pytest.mark.parametrize("name", ["clip gelu, head size 80", "siglip odd", "chinese_clip odd", "bert head size 16"])
 def test_openblas(made, name, monkeypatch):
     """Whole models on OpenBLAS."""

@@ -302,15 +302,29 @@ class PreTrainedModel(EncodeMixin):
         Returns a ModelOutput. With a text and others: `logits_per_image` (Bi, Bt) and the like of each other modality,
         and of one alone `logits_per_text` (Bt, Bi); `text_embeds`, `image_embeds`, ... (unit norm),
         `text_model_output`, `vision_model_output`, ... Of a model with one tower: its embeds, `last_hidden_state`,
-        `pooler_output`.
+        `pooler_output`. With `output_hidden_states=True` each tower's has `hidden_states` too: what stands before its
+        first block and after each of them, (B, rows, hidden_size).
 
         Raises ValueError naming the input, what was found and what was expected.
         """
         inputs = self._in_order(args, inputs)
+        states = inputs.pop("output_hidden_states", None)
         check_neutral({name: value for name, value in inputs.items() if name not in INPUTS})
         sides = split_inputs({name: inputs.get(name) for name in INPUTS}, self.spec.towers)
-        found = {name: self.run_tower(name, side, self._wanted(name)) for name, side in sides.items()}
-        return self._output(found, kind_of(*inputs.values()))
+        outputs = {
+            name: self.run_tower(name, side, self._wanted(name) + self._states(name, states))
+            for name, side in sides.items()
+        }
+        return self._output(outputs, kind_of(*inputs.values()), bool(states))
+
+    def _states(self, tower: str, asked: Any) -> list[str]:
+        """The names of a tower's hidden states, where they are asked for. ValueError where it has none to show."""
+        if asked not in (None, True, False):
+            raise ValueError(f"output_hidden_states: found {asked!r}, expected True or False")
+        states = list(self.tower(tower).states) if asked else []
+        if asked and not states:
+            raise ValueError(f"output_hidden_states: found True, and layers of the {tower} tower differ in their rows")
+        return states
 
     def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         """All inputs by their names. TypeError where there are too many, or one is there twice."""
@@ -329,9 +343,9 @@ class PreTrainedModel(EncodeMixin):
         names = STATES if self.spec.name in self.family.bare else (*STATES, projected)
         return [name for name in names if name in self.tower(tower).outputs]
 
-    def _output(self, found: dict[str, dict[str, np.ndarray]], kind: str) -> ModelOutput:
+    def _output(self, outputs: dict[str, dict[str, np.ndarray]], kind: str, with_states: bool) -> ModelOutput:
         output = ModelOutput()
-        sides = {of_tower(tower): arrays for tower, arrays in found.items()}
+        sides = {of_tower(tower): arrays for tower, arrays in outputs.items()}
         if TEXT in sides:
             others = [modality for modality in sides if modality is not TEXT]
             for modality in others:
@@ -344,7 +358,10 @@ class PreTrainedModel(EncodeMixin):
             if embeds is not None:
                 output[f"{modality.name}_embeds"] = from_numpy(embeds, kind)
         for modality, arrays in sides.items():
-            states = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
+            states: dict[str, Any] = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
+            if with_states:
+                names = self.tower(modality.tower).states
+                states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in names)
             if len(self.towers) > 1:
                 output[f"{modality.tower}_model_output"] = ModelOutput(states)
             else:

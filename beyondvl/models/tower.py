@@ -15,23 +15,26 @@ __all__ = ["Tower", "prepared"]
 
 
 class Tower:
-    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns."""
+    """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns.
+    `states` names what each of its layers makes, where all are alike: outputs too."""
 
     def __init__(self, encoder: Encoder, compiled: Compiled):
         self.encoder, self.compiled = encoder, compiled
         self.program, self.outputs, self.sizes = compiled.program, compiled.outputs, compiled.sizes
+        self.states = () if encoder.arrange else tuple(compiled.states)
 
     def check_outputs(self, wanted: list[str]) -> None:
         """ValueError for an output there is none of."""
-        if unknown := [name for name in wanted if name not in self.outputs]:
+        if unknown := [name for name in wanted if name not in self.outputs and name not in self.states]:
             raise ValueError(f"wanted: found {unknown[0]!r}, expected some of {', '.join(self.outputs)}")
 
     def run(self, inputs: dict[str, Any], wanted: list[str], num_threads: int) -> dict[str, Any]:
         """Those outputs by name; the encoder may have a say in how inputs are laid out, and outputs."""
         if self.encoder.prepare:
             inputs = self.encoder.prepare(dict(inputs), self.program.info())
-        found = self.program.run(inputs, [self.outputs[name] for name in wanted], num_threads)
-        outputs = {name: found[self.outputs[name]] for name in wanted}
+        slots = {name: self.outputs.get(name, name) for name in wanted}
+        arrays = self.program.run(inputs, list(dict.fromkeys(slots.values())), num_threads)
+        outputs = {name: arrays[slot] for name, slot in slots.items()}
         return self.encoder.arrange(outputs) if self.encoder.arrange else outputs
 
     @property

@@ -164,15 +164,14 @@ static void fill_rotary(float *turns, const bvl_run *run) {
     }
 }
 
-static void write_outputs(const bvl_run *run, const bvl_call *call) {
-    for (int s = 0; s < run->program->slot_count; s++) {
-        if (!call->outputs[s]) continue;
-        const bvl_slot *slot = &run->program->slots[s];
-        const int64_t rows = bvl_slot_rows(slot, run->inputs);
-        float *out = call->outputs[s] + run->first * rows * slot->cols;
-        for (int64_t r = 0; r < run->count * rows; r++)
-            memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld, (size_t)slot->cols * sizeof(float));
-    }
+/* A slot's rows of a micro-batch to out [B, rows, cols]; nothing where out is NULL. */
+static void write_slot(const bvl_run *run, int s, float *out) {
+    const bvl_slot *slot = &run->program->slots[s];
+    const int64_t rows = bvl_slot_rows(slot, run->inputs);
+    if (!out) return;
+    out += run->first * rows * slot->cols;
+    for (int64_t r = 0; r < run->count * rows; r++)
+        memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld, (size_t)slot->cols * sizeof(float));
 }
 
 /* Every record over one micro-batch; team is this worker alone or the whole team. */
@@ -204,8 +203,11 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         if (i == j->last_block) run.pool = &p->records[j->pool];
         p->records[i].op->run(&p->records[i], &run);
         if (i == j->pool) run.pool = NULL;
+        if (!j->call->states[i]) continue;
+        if (team.tid == 0) write_slot(&run, p->records[i].dst, j->call->states[i]);
+        bvl_barrier(team); /* the next record may write there */
     }
-    if (team.tid == 0) write_outputs(&run, j->call);
+    for (int s = 0; s < p->slot_count && team.tid == 0; s++) write_slot(&run, s, j->call->outputs[s]);
     bvl_barrier(team);
 }
 
@@ -337,6 +339,7 @@ static void find_live(job *j) {
     for (int s = 0; s < p->slot_count; s++) needed[s] = j->call->outputs[s] != NULL;
     for (int i = p->record_count - 1; i >= 0; i--) {
         const bvl_record *r = &p->records[i];
+        if (j->call->states[i]) needed[r->dst] = true;
         j->live[i] = r->op->makes_context ? j->call->contexts != NULL : needed[r->dst];
         if (j->live[i]) needed[r->src] = true;
     }
@@ -353,6 +356,7 @@ static void find_pooling(job *j) {
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
     if ((p->queries && j->inputs->contexts) || p->windowed) slot = -1; /* rows of an item part ways */
+    if (j->call->any_state) slot = -1;                                 /* all rows are asked for */
     if (slot < 0) {
         j->last_block = -1;
         return;

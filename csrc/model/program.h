@@ -143,9 +143,11 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
 typedef bool (*bvl_poll)(void *context);
 
 typedef struct {
-    float *outputs[BVL_MAX_SLOTS]; /* [B, rows, cols] per wanted slot, NULL where not wanted */
-    bvl_context **contexts;        /* [B] to be filled, of program->makes and bvl_context_rows; or NULL */
-    bool padded_contexts;          /* they hold a text's padding too */
+    float *outputs[BVL_MAX_SLOTS];  /* [B, rows, cols] per wanted slot, NULL where not wanted */
+    float *states[BVL_MAX_RECORDS]; /* the same of a record's dst as that record leaves it */
+    bool any_state;
+    bvl_context **contexts; /* [B] to be filled, of program->makes and bvl_context_rows; or NULL */
+    bool padded_contexts;   /* they hold a text's padding too */
     int threads;
     bvl_poll poll;
     void *poll_context;
