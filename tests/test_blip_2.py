@@ -116,6 +116,37 @@ def test_towers_alone(isa, made, name):
     close(found.last_hidden_state, expected.last_hidden_state, keep)
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_q_former_by_itself(isa, tmp_path, name):
+    """Over queries and features that the caller has, with masks of both; saved alone, and out of a whole BLIP-2."""
+    whole, *_ = build(RETRIEVAL, name)
+    torch.manual_seed(1)
+    config = whole.config.qformer_config
+    model = transformers.Blip2QFormerModel(config).eval()
+    unit_gain(model, gain=1.6, tables=0.6, bias=0.1, table_names=TABLES)
+    model.save_pretrained(tmp_path / "alone")
+    whole.qformer.load_state_dict(model.state_dict(), strict=False)
+    whole.save_pretrained(tmp_path / "whole")
+    inputs = {"query_embeds": torch.randn(3, 6, config.hidden_size),
+              "encoder_hidden_states": torch.randn(3, 9, config.encoder_hidden_size)}  # fmt: skip
+    keep, seen = torch.ones(3, 6, dtype=torch.long), torch.ones(3, 9, dtype=torch.long)
+    keep[1, 4:], seen[2, 5:] = 0, 0
+    for masks in ({}, {"attention_mask": keep, "encoder_attention_mask": seen}):
+        with torch.no_grad():
+            expected = model(**inputs, **masks)
+        for folder in ("alone", "whole"):
+            ours = bvl.Blip2QFormerModel.from_pretrained(tmp_path / folder)
+            found = ours(**inputs, **masks)
+            close(found.last_hidden_state, expected.last_hidden_state, keep.numpy().astype(bool) if masks else None)
+            close(found.pooler_output, expected.pooler_output)
+    assert isinstance(bvl.AutoModel.from_pretrained(tmp_path / "alone"), bvl.Blip2QFormerModel)
+    for change, message in (({"query_embeds": None}, "query_embeds: not given"), ({"query_length": 3}, "query_length: found 3"),
+                            ({"encoder_hidden_states": torch.randn(2, 9, 4)}, "encoder_hidden_states: found 2 items"),
+                            ({"query_embeds": torch.ones(3, 6, dtype=torch.long)}, r"query_embeds: found int64 \(3, 6\)")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ours(**inputs | change)
+
+
 def test_image_token_index(tmp_path):
     """Texts then begin with a placeholder for each query, and the mask covers them."""
     model, pixels, ids, mask = build(RETRIEVAL, "odd", image_token_index=299)

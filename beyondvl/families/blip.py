@@ -12,9 +12,24 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..spec import (
+    Block,
+    CFormer,
+    Context,
+    Encoder,
+    Linear,
+    Normalize,
+    PatchStem,
+    Pool,
+    Project,
+    Step,
+    TokenStem,
+    ref,
+    replace,
+)
 from .bert import cross_part, feed_forward, post_norm_block
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, prediction_head, square_picture, stacked
+from .clip import tower_config
 from .pictures import BLIP
 from .registry import Family, Head, Processing, ProcessorKind
 
@@ -28,7 +43,7 @@ def fusion_layer(section: Config, layers: int) -> int:
 
 def text_sizes(config: Config) -> tuple[Config, int, int, int]:
     """The text section, hidden_size, num_hidden_layers, heads."""
-    section = config.section("text_config")
+    section = tower_config(config, "text")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
     if not section.boolean("is_decoder", True):
         raise ConfigError("text_config: is_decoder: found false, expected a text stack with cross-attention")
@@ -78,25 +93,49 @@ def cross_layers(config: Config, prefix: str, features: int) -> tuple[Linear, ..
     return tuple(stacked([f"{name}.key", f"{name}.value"], hidden, features) for name in attention)
 
 
-def vision(config: Config, text_prefix: str, projection: bool = False) -> Encoder:
-    """The picture tower; its context is for the text stack under `text_prefix`."""
-    section = config.section("vision_config")
+def vision_alone(config: Config, embeds: Step | None = None) -> Encoder:
+    """The picture tower, with a step that projects what it sees."""
+    section = tower_config(config, "vision")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
     eps = section.number("layer_norm_eps", 1e-5, 0.0, 1.0)
-    steps = vision_steps(hidden, eps)
-    if projection:
-        size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)
-        steps += (
-            Step("embeds", "class_token", Project(linear("vision_proj", size, hidden))),
-            Step("unit_embeds", "embeds", Normalize()),
-        )
     return Encoder(
         hidden_size=hidden,
         stem=stem(section, hidden, patch=16, image=384),
         layers=vision_layers(section, hidden, (768, 3072, 12, 12), eps),
-        steps=steps,
-        context=Context("last_hidden_state", cross_layers(config, text_prefix, hidden), text_sizes(config)[3]),
+        steps=vision_steps(hidden, eps) + ((embeds, Step("unit_embeds", "embeds", Normalize())) if embeds else ()),
     )
+
+
+def contrasted_vision(config: Config) -> Encoder:
+    hidden = tower_config(config, "vision").integer("hidden_size", 768, 1, 1 << 16)
+    projection = linear("visual_projection", projection_size(config), hidden, bias=False)
+    return vision_alone(config, Step("embeds", "pooler_output", Project(projection)))
+
+
+def vision(config: Config, text_prefix: str, projection: bool = False) -> Encoder:
+    """The picture tower; its context is for the text stack under `text_prefix`."""
+    hidden = config.section("vision_config").integer("hidden_size", 768, 1, 1 << 16)
+    size = config.integer("image_text_hidden_size", 256, 1, 1 << 16)
+    embeds = Step("embeds", "class_token", Project(linear("vision_proj", size, hidden)))
+    context = Context("last_hidden_state", cross_layers(config, text_prefix, hidden), text_sizes(config)[3])
+    return replace(vision_alone(config, embeds if projection else None), context=context)
+
+
+def projection_size(config: Config) -> int:
+    return config.integer("projection_dim", 512, 1, 1 << 16)
+
+
+def contrasted_text(config: Config) -> Encoder:
+    """A text alone, its pooled first token projected."""
+    hidden = text_sizes(config)[1]
+    steps = (
+        Step("class_token", "hidden", Pool("first")),
+        Step("pooler_output", "class_token", Project(linear("text_model.pooler.dense", hidden, hidden), "tanh")),
+        Step("embeds", "pooler_output",
+             Project(linear("text_projection", projection_size(config), hidden, bias=False))),
+        Step("unit_embeds", "embeds", Normalize()),
+    )  # fmt: skip
+    return text(config, "text_model.", steps)
 
 
 def text_block(section: Config, prefix: str, hidden: int, heads: int, causal: bool, cross: bool) -> Block:
@@ -215,8 +254,17 @@ FAMILY = Family(
         image_processors=PICTURES,
         kind=ProcessorKind(unused_inputs=NO_TYPES),
     ),
-    towers={},
-    classes={},
+    aliases=("blip_text_model", "blip_vision_model"),
+    towers={"text": contrasted_text, "vision": contrasted_vision},
+    classes={"BlipModel": ("text", "vision"), "BlipTextModel": ("text",), "BlipVisionModel": ("vision",)},
+    bare=frozenset({"BlipTextModel", "BlipVisionModel"}),
+    prefixes={
+        "text": ("text_model.", "text_projection.", "text_decoder.", "text_encoder.", "text_proj.", "itm_head."),
+        "vision": ("vision_model.", "visual_projection.", "vision_proj."),
+    },
+    # of a text alone
+    ignored=tuple(f"text_model.encoder.layer.{i}.crossattention.self.{n}" for i in range(64) for n in ("key", "value")),
+    scale="logit_scale",
     heads={
         "BlipForConditionalGeneration": Head(
             "captioning", {"vision": lambda c: vision(c, "text_decoder.bert."), "decoder": decoder}, tokens, prompt

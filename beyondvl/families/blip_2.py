@@ -17,6 +17,7 @@ from ..spec import (
     Context,
     Encoder,
     FirstRows,
+    JoinStem,
     Linear,
     Normalize,
     Pool,
@@ -26,6 +27,7 @@ from ..spec import (
     Step,
     TokenStem,
     ref,
+    replace,
 )
 from . import language
 from .bert import cross_part, feed_forward, post_norm_block
@@ -36,12 +38,13 @@ from .registry import Family, Head, Processing, ProcessorKind
 VISION = (1408, 6144, 39, 16)  # the class's hidden_size, intermediate_size, num_hidden_layers, heads
 VIDEO, VIDEO_FRAMES = "instructblipvideo", 4  # a clip is that many pictures
 GIVEN_LATER = {"opt": 50265, "t5": 32100, "llama": 32000}  # ids of placeholders that published configs got in 2024
+ALONE = "blip_2_qformer"  # the model_type of a Q-Former by itself
 INNER = "attention.attention"  # where a layer keeps its query, key and value
 
 
 def qformer_sizes(config: Config) -> tuple[Config, int, int, int, int]:
     """The section, hidden_size, num_hidden_layers, heads, cross_attention_frequency."""
-    section = config.section("qformer_config")
+    section = config if config.get("model_type") == ALONE else config.section("qformer_config")
     hidden = section.integer("hidden_size", 768, 1, 1 << 16)
     return (
         section,
@@ -173,6 +176,37 @@ def text_tokens(config: Config) -> Encoder:
     return qformer(config, steps, text=True)
 
 
+def drawn_from(config: Config) -> Encoder:
+    """What the queries of a Q-Former by itself attend to: rows that the caller has."""
+    section, _, _, heads, _ = qformer_sizes(config)
+    features = section.integer("encoder_hidden_size", 1408, 1, 1 << 16)
+    return Encoder(
+        hidden_size=features,
+        stem=JoinStem(),
+        layers=(),
+        steps=(),
+        context=Context("hidden", cross_layers(config, features), heads),
+    )
+
+
+def drawing(config: Config) -> Encoder:
+    """A Q-Former by itself, over queries that the caller has: they stand where a text's rows would."""
+    section, hidden, *_ = qformer_sizes(config)
+    eps = section.number("layer_norm_eps", 1e-12, 0.0, 1.0)
+    return QFormer(
+        hidden_size=hidden,
+        stem=JoinStem(),
+        stem_norm=norm("qformer.layernorm", hidden, eps),
+        layers=tuple(replace(layer, ffn=layer.query_ffn, query_ffn=None) for layer in qformer_layers(config, False)),
+        steps=(Step("pooler_output", "hidden", Pool("first")),),
+    )
+
+
+def rename(key: str) -> str:
+    """A Q-Former saved by itself lacks its name."""
+    return f"qformer.{key}" if key.startswith(("encoder.", "layernorm.")) else key
+
+
 def image_token(config: Config) -> int:
     """The id of the token that stands for a query in a text; configs of before 2024 lack it and get what those of
     the same language model were given later."""
@@ -251,9 +285,12 @@ FAMILY = Family(
         image_processors=PICTURES,
         kind=ProcessorKind(unused_inputs=NO_TYPES, placeholder="image_token"),
     ),
+    aliases=(ALONE,),
     towers={},
     classes={},
+    rename=rename,
     heads={
+        "Blip2QFormerModel": Head("queries", {"context": drawn_from, "queries": drawing}),
         "Blip2ForConditionalGeneration": WRITING,
         "Blip2Model": WRITING,
         "Blip2ForImageTextRetrieval": Head("query_matching", {"vision": vision, "text": matching}),

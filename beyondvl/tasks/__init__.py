@@ -4,7 +4,7 @@ speech."""
 from .base import EncodedImages, TaskModel
 from .classifying import ClassifyingModel
 from .joint import FusedModel, JointModel, PretrainingModel
-from .matching import ImageQueriesModel, MatchingModel, QueryMatchingModel, TextTokensModel
+from .matching import ImageQueriesModel, MatchingModel, QueriesModel, QueryMatchingModel, TextTokensModel
 from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
 from .prompting import ClipPromptingModel
 from .transcribing import TranscribingModel
@@ -19,6 +19,7 @@ TASK_MODELS = {
     "fused": FusedModel,
     "matching": MatchingModel,
     "query_matching": QueryMatchingModel,
+    "queries": QueriesModel,
     "image_queries": ImageQueriesModel,
     "text_tokens": TextTokensModel,
     "captioning": CaptioningModel,

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..models.model import check_neutral
 from ..models.tower import prepared
-from ..outputs import ModelOutput, check_count, from_numpy, kind_of
+from ..outputs import ModelOutput, check_count, from_numpy, kind_of, to_numpy
 from ..processing.items import modality_of
 from .base import STATES, EncodedImages, TaskModel, require_pairs, text_inputs, with_pooled
 
-__all__ = ["ImageQueriesModel", "MatchingModel", "QueryMatchingModel", "TextTokensModel"]
+__all__ = ["ImageQueriesModel", "MatchingModel", "QueriesModel", "QueryMatchingModel", "TextTokensModel"]
 
 
 class MatchingModel(TaskModel):
@@ -197,3 +197,48 @@ class TextTokensModel(TaskModel):
         wanted = ["text_embeds", "last_hidden_state"]
         found = self.tower("text").run(text_inputs(input_ids, attention_mask), wanted, self.num_threads)
         return ModelOutput({name: from_numpy(a, kind_of(input_ids)) for name, a in found.items()})
+
+
+class QueriesModel(TaskModel):
+    """A Q-Former by itself, over queries and features that the caller has."""
+
+    def __call__(
+        self,
+        query_embeds: Any = None,
+        query_length: int | None = None,
+        attention_mask: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """transformers' Blip2QFormerModel: `last_hidden_state` (B, n, hidden_size) and `pooler_output`, the first row,
+        of query_embeds (B, n, hidden_size) that draw from encoder_hidden_states (B, m, encoder_hidden_size); masks
+        (B, n) and (B, m). All rows are queries.
+
+        Raises ValueError naming the input, what was found and what was expected.
+        """
+        check_neutral(kwargs)
+        features = {"query_embeds": query_embeds, "encoder_hidden_states": encoder_hidden_states}
+        arrays = {}
+        for name, value in features.items():
+            if value is None:
+                raise ValueError(f"{name}: not given, expected (B, n, hidden_size) floats")
+            array = to_numpy(value, name)
+            if array.ndim != 3 or array.dtype.kind != "f":
+                raise ValueError(f"{name}: found {array.dtype} {array.shape}, expected (B, n, hidden_size) floats")
+            arrays[name] = np.ascontiguousarray(array, np.float32)
+        queries, states = arrays.values()
+        if len(queries) != len(states):
+            raise ValueError(f"encoder_hidden_states: found {len(states)} items, expected {len(queries)}")
+        if query_length not in (None, queries.shape[1]):
+            raise ValueError(
+                f"query_length: found {query_length}, expected {queries.shape[1]}: all rows of query_embeds"
+            )
+        masks = [
+            {} if mask is None else {"attention_mask": prepared(name, mask)}
+            for name, mask in (("encoder_attention_mask", encoder_attention_mask), ("attention_mask", attention_mask))
+        ]
+        drawn_from = self.tower("context").run({"features": states} | masks[0], ["context"], self.num_threads)
+        inputs = {"features": queries, "contexts": drawn_from["context"]} | masks[1]
+        outputs = self.tower("queries").run(inputs, STATES, self.num_threads)
+        return ModelOutput({name: from_numpy(outputs[name], kind_of(query_embeds)) for name in STATES})
