@@ -92,6 +92,12 @@ class EmbeddingOptions:
             check_count("max_seq_length", length)
         self._max_seq_length = length
 
+    def tokenize(self, texts: list[str], **options: Any) -> Any:
+        """Ids and masks (n, tokens) of texts, padded to the longest and cut at `max_seq_length`; `options` as those of
+        its tokenizer."""
+        how = {"padding": True, "truncation": True, "max_length": self.max_seq_length, "return_tensors": "np"}
+        return self.tokenizer(list(texts), **how | options)
+
     def get_max_seq_length(self) -> int | None:
         """`max_seq_length`."""
         return self.max_seq_length

@@ -146,7 +146,7 @@ class EncodeMixin(EmbeddingOptions):
     @property
     def readable(self) -> tuple[str, ...]:
         """The modalities it encodes by name; clips too where it sees pictures."""
-        names = [modality.name for modality in self.modalities]
+        names = self.modalities
         return (*names, VIDEO.name) if IMAGE.name in names and VIDEO.name not in names else tuple(names)
 
     def _rows(self, items: list[Any], kinds: list[str], batch_size: int, show: bool | None) -> np.ndarray:
@@ -164,7 +164,7 @@ class EncodeMixin(EmbeddingOptions):
 
     def get_embedding_dimension(self) -> int | None:
         """How many numbers an embedding has, at most `truncate_dim`; None where the model makes none."""
-        towers = [self.tower(modality.tower) for modality in self.modalities]
+        towers = [self.towers[modality.tower] for modality in MODALITIES if modality.tower in self.towers]
         size = next((tower.sizes[name] for tower in towers for name in EMBEDDINGS if name in tower.outputs), None)
         return min(size, self.truncate_dim or size) if size else None
 

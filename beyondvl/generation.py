@@ -25,6 +25,7 @@ NEUTRAL = {
     "streamer": (None,),
     "return_dict_in_generate": (None, False),
     "output_scores": (None, False),
+    "interpolate_pos_encoding": (None, False),
 }
 # what None says of a setting, as in transformers: that there is none, whatever the checkpoint has
 NOTHING = {"suppress_tokens": (), "begin_suppress_tokens": (), "logits_processor": (), "stopping_criteria": (),

@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_model_of_four_modalities(folder):
     model, processor = bvl.AutoModel.from_pretrained(folder), bvl.AutoProcessor.from_pretrained(folder)
     assert type(model).__name__ == "MadeUpModel" and type(processor).__name__ == "MadeUpProcessor"
-    assert [modality.name for modality in model.modalities] == ["text", "image", "video", "audio"]
+    assert model.modalities == ["text", "image", "video", "audio"]
     rng = np.random.default_rng(1)
     pictures_in = [pictures.photo(60, 40, seed=i) for i in range(2)]
     clips = [rng.integers(0, 256, (4, 30, 40, 3), dtype=np.uint8) for _ in range(3)]

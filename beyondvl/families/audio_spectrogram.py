@@ -70,7 +70,7 @@ def classifier(config: Config) -> Encoder:
 class ASTFeatureExtractor(FeatureExtractor):
     """`input_values` (B, max_length, 128): Kaldi's filter banks of 25 ms every 10, cut or filled up, normalised."""
 
-    input_name = "input_values"
+    input_name, other_names = "input_values", ("attention_mask",)
     defaults: ClassVar[dict[str, Any]] = {
         "feature_size": 1, "sampling_rate": 16_000, "num_mel_bins": 128, "max_length": 1024, "do_normalize": True,
         "mean": -4.2677393, "std": 4.5689974,

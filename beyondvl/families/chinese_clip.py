@@ -47,4 +47,5 @@ FAMILY = Family(
     prefixes={"text": ("text_model.", "text_projection."), "vision": ("vision_model.", "visual_projection.")},
     older_sections=True,
     scale="logit_scale",
+    projected_pooler=True,
 )

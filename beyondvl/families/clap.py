@@ -255,6 +255,7 @@ class ClapFeatureExtractor(FeatureExtractor):
     marked, which is what it does to a sound alone, so that none depends on its neighbours.
     """
 
+    other_names = ("is_longer",)
     defaults: ClassVar[dict[str, Any]] = {
         "feature_size": 64, "sampling_rate": 48_000, "hop_length": 480, "max_length_s": 10, "fft_window_size": 1024,
         "frequency_min": 0, "frequency_max": 14_000, "top_db": None, "truncation": "fusion", "padding": "repeatpad",
@@ -292,7 +293,7 @@ class ClapFeatureExtractor(FeatureExtractor):
         seed: int | None = None,
     ) -> BatchFeature:
         """`raw_speech`: one sound or a list; `max_length` in samples. Raises AudioError, ValueError."""
-        truncation = truncation or self.truncation
+        truncation = self.truncation if truncation is None else truncation
         padding = self.padding if padding in (True, None) else padding
         self._check(truncation, padding)
         rng = None if seed is None else np.random.RandomState(seed)

@@ -151,7 +151,8 @@ class Family(Spec):
     public class name to the towers that class loads; `heads` holds the classes that have towers of their own.
     `scale` and `bias` name the parameters of logits = cos * exp(scale) + bias (`text_scale` that of logits_per_text
     where it is another one), and `sigmoid` tells how scores become probabilities. `unit_features`: get_*_features are
-    normalised. `processing` says how its inputs are made, `variants` the same of model types that begin so.
+    normalised. `projected_pooler`: a whole model's towers give their projection as pooler_output. `processing` says how
+    its inputs are made, `variants` the same of model types that begin so.
     """
 
     model_type: str
@@ -167,6 +168,7 @@ class Family(Spec):
     text_scale: str | None = None
     sigmoid: bool = False
     unit_features: bool = False
+    projected_pooler: bool = False
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
     aliases: tuple[str, ...] = ()  # further model_type values, for example of one tower's config
     base: str | None = None  # the class of a whole config that names none

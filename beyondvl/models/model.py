@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..families.registry import Family, find_family, load_config
 from ..folder import Folder
 from ..hub import open_folder
-from ..modalities import INPUTS, MODALITIES, TEXT, Modality, of_tower, positional
+from ..modalities import INPUTS, MODALITIES, TEXT, of_tower, positional
 from ..outputs import (
     CPU,
     Device,
@@ -44,7 +44,13 @@ NEUTRAL = {
     "output_hidden_states": (None, False),
     "interpolate_pos_encoding": (None, False),
     "position_ids": (None,),
-}
+    "use_cache": (None, True, False),
+    "logits_to_keep": (None, 0),
+    **dict.fromkeys(
+        ("labels", "inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "past_key_values",
+         "num_items_in_batch", "output_router_logits", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+         "is_causal", "seq_idx"), (None,)),
+}  # fmt: skip
 STATES = ("last_hidden_state", "pooler_output")
 
 
@@ -205,9 +211,13 @@ class PreTrainedModel(EncodeMixin):
         return self.family.sigmoid
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """What it takes, in the order of the table."""
-        return tuple(modality for modality in MODALITIES if modality.tower in self.towers)
+    def modalities(self) -> list[str]:
+        """What it takes, in the order of the table: "text", "image", "video", "audio"."""
+        return [modality.name for modality in MODALITIES if modality.tower in self.towers]
+
+    def supports(self, modality: str) -> bool:
+        """Whether it takes that."""
+        return modality in self.modalities
 
     @property
     def text_model(self) -> PreTrainedModel:
@@ -341,7 +351,14 @@ class PreTrainedModel(EncodeMixin):
     def _wanted(self, tower: str) -> list[str]:
         projected = "unit_embeds" if len(self.towers) > 1 else "embeds"
         names = STATES if self.spec.name in self.family.bare else (*STATES, projected)
+        if self._pools_projected:
+            names = (*names, "embeds")
         return [name for name in names if name in self.tower(tower).outputs]
+
+    @property
+    def _pools_projected(self) -> bool:
+        """Whether pooler_output within the output of each tower is what its projection made, as in transformers."""
+        return self.family.projected_pooler and len(self.towers) > 1
 
     def _output(self, outputs: dict[str, dict[str, np.ndarray]], kind: str, with_states: bool) -> ModelOutput:
         output = ModelOutput()
@@ -359,6 +376,8 @@ class PreTrainedModel(EncodeMixin):
                 output[f"{modality.name}_embeds"] = from_numpy(embeds, kind)
         for modality, arrays in sides.items():
             states: dict[str, Any] = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
+            if self._pools_projected:
+                states["pooler_output"] = from_numpy(arrays["embeds"], kind)
             if with_states:
                 names = self.tower(modality.tower).states
                 states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in names)

@@ -85,6 +85,7 @@ class FeatureExtractor(JsonFields):
 
     part: ClassVar[str] = "feature_extractor"  # what it is of a processor
     input_name: ClassVar[str] = "input_features"
+    other_names: ClassVar[tuple[str, ...]] = ()  # of inputs beside it
     defaults: ClassVar[dict[str, Any]] = {}
     # fields that every extractor of transformers has; these change nothing, or what `pad` does
     common: ClassVar[dict[str, Any]] = {"padding_value": 0.0, "padding_side": "right", "return_attention_mask": False}
@@ -108,7 +109,7 @@ class FeatureExtractor(JsonFields):
     @property
     def model_input_names(self) -> list[str]:
         """What it makes."""
-        return [self.input_name]
+        return [self.input_name, *self.other_names]
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: Mapping[str, Any], **overrides: Any) -> FeatureExtractor:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..config import read_json
 from ..folder import Folder
 
 __all__ = ["JsonFields"]
@@ -28,6 +29,11 @@ class JsonFields:
     def to_dict(self) -> dict[str, Any]:
         """The fields."""
         raise NotImplementedError
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
+        """Of the fields in a JSON file. ConfigError where it is none."""
+        return cls.from_dict(read_json(Path(json_file)))
 
     def to_json_string(self) -> str:
         """`to_dict` as text."""

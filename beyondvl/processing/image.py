@@ -58,7 +58,10 @@ NEUTRAL = {
     "device": (None, "cpu"),
     "do_pad": (None, False),
     "pad_size": (None,),
+    "image_seq_length": (None,),
+    "image_like_kwargs": (None,),
 }
+SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")  # None of a call turns them off, too
 
 
 class ImageProcessor(JsonFields):
@@ -75,6 +78,11 @@ class ImageProcessor(JsonFields):
     part: ClassVar[str] = "image_processor"  # what it is of a processor
     class_name: ClassVar[str] = "ImageProcessor"
     defaults: ClassVar[Mapping[str, Any]] = {}  # of the class, where neither a file nor a caller says so
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    backend: ClassVar[str] = "pil"  # whose pixels they are
+    # what transformers' processors have besides, at the values that change nothing
+    data_format = input_data_format = device = disable_grouping = return_tensors = None
+    do_pad = pad_size = image_seq_length = None
 
     def __init__(self, *, decoder: str = "auto", fast: bool = False, num_threads: int | None = None, **fields: Any):
         for name in [name for name in fields if name in NEUTRAL]:
@@ -173,6 +181,11 @@ class ImageProcessor(JsonFields):
 
     preprocess = __call__
 
+    @property
+    def image_processor_type(self) -> str:
+        """The class that files name."""
+        return self.class_name
+
     def _changed(self, settings: dict[str, Any]) -> ImageProcessor:
         """This processor with some fields set."""
         for name in [name for name in settings if name in NEUTRAL]:
@@ -180,6 +193,7 @@ class ImageProcessor(JsonFields):
         if unknown := sorted(set(settings) - set(FIELDS)):
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
         changed = copy.copy(self)
+        settings |= {name: False for name in SWITCHES if name in settings and settings[name] is None}
         for name in (name for name in FIELDS if settings.get(name) is not None):
             setattr(changed, name, settings[name])
         return changed

@@ -13,7 +13,7 @@ from ..families.registry import Processing, families, load_config, processing_of
 from ..folder import Folder
 from ..hub import open_folder
 from ..modalities import IMAGE
-from ..outputs import BatchFeature, from_numpy
+from ..outputs import BatchFeature, check_allowed, from_numpy
 from .encoding import as_tensors
 from .features import FeatureExtractor, extractor_class, extractor_config
 from .fields import JsonFields
@@ -40,6 +40,13 @@ IMAGE_OPTIONS = frozenset(
 AUDIO_OPTIONS = frozenset(
     "sampling_rate padding truncation max_length pad_to_multiple_of return_attention_mask do_normalize device "
     "seed".split()
+)
+
+
+# options of transformers' processors, accepted where they are None or False
+NEUTRAL = frozenset(
+    "text_pair_target return_mm_token_type_ids return_text_replacement_offsets sanitize_control_tokens raw_speech "
+    "image_seq_length do_sample_frames video_metadata fps num_frames return_metadata load_audio_backend".split()
 )
 
 
@@ -182,13 +189,17 @@ class Processor(JsonFields):
         found: dict[str, dict[str, Any]] = {"text_kwargs": text, "images_kwargs": {}, "audio_kwargs": {}}
         known = {"text_kwargs": TEXT_OPTIONS, "images_kwargs": IMAGE_OPTIONS, "audio_kwargs": AUDIO_OPTIONS}
         for name, value in (common | kwargs).items():
+            if name in NEUTRAL:
+                check_allowed(name, value, (None, False))
+                continue
             takers = [group for group, names in known.items() if name in names]
             if not takers:
                 raise TypeError(
                     f"unexpected arguments: {name}; known: {', '.join(sorted(frozenset().union(*known.values())))}"
                 )
             for group in takers:
-                found[group][name] = value
+                if value is not None or group != "audio_kwargs":
+                    found[group][name] = value
         for group, values in groups.items():
             group = "images_kwargs" if group == "videos_kwargs" else group
             if twice := [name for name in values if name in kwargs and name in known[group]]:
@@ -284,7 +295,7 @@ class Processor(JsonFields):
         qformer = ["qformer_input_ids", "qformer_attention_mask"] if self.qformer_tokenizer else []
         pictures = [IMAGE.main[0]] if self.image_processor else []
         sounds = self.feature_extractor.model_input_names if self.feature_extractor else []
-        return [*text, *pictures, *sounds, *qformer]
+        return [*pictures, *sounds, *text, *qformer]
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds: the fields of every part but tokenizers."""

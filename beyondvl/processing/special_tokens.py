@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .encoding import checked_ids
+from .encoding import checked_ids, without_blanks
 from .vocabularies import SPECIAL
 
 __all__ = ["TokenNames"]
@@ -22,6 +22,8 @@ class TokenNames:
     backend: ClassVar[str] = "tokenizers"  # the library
     is_fast: ClassVar[bool] = True
     pad_token_type_id: ClassVar[int] = 0
+    SPECIAL_TOKENS_ATTRIBUTES: ClassVar[tuple[str, ...]] = SPECIAL
+    split_special_tokens: ClassVar[bool] = False
 
     def __getattr__(self, name: str) -> Any:
         """bos_token, eos_token_id and the like."""
@@ -58,6 +60,11 @@ class TokenNames:
 
     def __bool__(self) -> bool:
         return True
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As `get_vocab`."""
+        return self.get_vocab()
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id."""
@@ -103,6 +110,21 @@ class TokenNames:
         return self.get_added_vocab()
 
     @property
+    def add_prefix_space(self) -> bool:
+        """Whether a blank is put before a text."""
+        return bool(self.settings.get("add_prefix_space", False))
+
+    @property
+    def add_bos_token(self) -> bool:
+        """What tokenizer_config.json says of the token that begins a text."""
+        return bool(self.settings.get("add_bos_token", False))
+
+    @property
+    def add_eos_token(self) -> bool:
+        """As `add_bos_token`, of the one that ends it."""
+        return bool(self.settings.get("add_eos_token", False))
+
+    @property
     def init_kwargs(self) -> dict[str, Any]:
         """The fields of tokenizer_config.json."""
         return self.settings.to_dict()
@@ -142,6 +164,31 @@ class TokenNames:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens around a text, or a pair of them."""
         return self.backend_tokenizer.num_special_tokens_to_add(pair)
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens of the longest text without its special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """As `max_len_single_sentence`, of both texts of a pair together."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
+    def get_special_tokens_mask(
+        self, token_ids_0: Any, token_ids_1: Any = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for each special token among ids that have theirs, else 0. ValueError for ids that lack them: a call with
+        return_special_tokens_mask=True tells of those."""
+        if not already_has_special_tokens or token_ids_1 is not None:
+            raise ValueError("already_has_special_tokens: found False, expected True: ids that have them")
+        special = set(self.all_special_ids)
+        return [int(i in special) for i in checked_ids(token_ids_0)]
+
+    @staticmethod
+    def clean_up_tokenization(out_string: str) -> str:
+        """A text without the blanks before punctuation."""
+        return without_blanks(out_string)
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """The id of a token, or a list of them; of one that is not known the unknown token's."""

@@ -40,6 +40,9 @@ CALL_OPTIONS = ("padding", "truncation", "max_length", "padding_side", "add_spec
                 "pad_to_multiple_of", "return_attention_mask", "return_token_type_ids")  # fmt: skip
 
 
+NEUTRAL = ("text_pair_target", "tokenizer_kwargs")  # accepted where they are None
+
+
 class Tokenizer(TokenNames):
     """`tokenizer(text) -> {"input_ids", "attention_mask", ...}` as in transformers; thread-safe.
 
@@ -56,7 +59,7 @@ class Tokenizer(TokenNames):
             raise TypeError(f"{type(self).__name__}: unexpected arguments: {', '.join(unknown)}")
         kind, fields = vocabulary.kind, settings.updated(Config(options))
         self.backend_tokenizer, self.kind, self.settings = vocabulary.backend, kind, settings
-        self.vocabulary, self.init_inputs = vocabulary, ()
+        self.vocabulary, self.init_inputs, self.name_or_path = vocabulary, (), ""
         self.special_tokens, self.extra_special_tokens = dict(vocabulary.special_tokens), list(vocabulary.extra_tokens)
         self.model_max_length = max_length_of(fields, kind)
         self.padding_side = side_of(fields, "padding_side", kind.padding_side if kind else "right")
@@ -86,7 +89,9 @@ class Tokenizer(TokenNames):
         vocabulary = read_vocabulary(folder, settings.updated(Config(options)), cls.class_name)
         name = vocabulary.class_name if vocabulary.kind else ""
         chosen = tokenizer_class(name, family_of(folder)) if cls is Tokenizer and name else cls
-        return chosen(vocabulary, settings, **options)
+        made = chosen(vocabulary, settings, **options)
+        made.name_or_path = str(folder.path)
+        return made
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens of a text."""
@@ -242,6 +247,8 @@ class Tokenizer(TokenNames):
         }
         known["return_offsets_mapping"] = "offset_mapping"
         for name, value in returned.items():
+            if name in NEUTRAL and value is None:
+                continue
             if name not in known or value not in (None, True, False):
                 raise TypeError(f"unexpected argument {name}={value!r}")
             if value is False:
