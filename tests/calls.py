@@ -128,8 +128,7 @@ WHY = [
     (
         r"Tokenizer (do_lower_case|tokenize_chinese_chars|strip_accents|unk_token_length|total_vocab_size|tokens_trie|"
         r"token_type_ids_\w+|special_tokens_pattern|sp_model\w*|legacy|truncate_sequences|prepare_for_\w+|"
-        r"remove_punctuation|canonicalize_text|build_inputs_\w+|create_token_type\w+|timestamp_pat|"
-        r"english_spelling_normalizer)  ",
+        r"remove_punctuation|canonicalize_text|build_inputs_\w+|create_token_type\w+|timestamp_pat)  ",
         "insides of tokenizers written in Python; a call does it",
     ),
     (r"SiglipTokenizer (backend|is_fast) ", "one library reads all vocabularies"),
@@ -139,7 +138,6 @@ WHY = [
         "the peer's tokenizer in Python leaves it undone",
     ),
     (r"Tokenizer __call__ return_tensors='np' ValueError", "rows of different lengths make no array of numbers"),
-    (r"WhisperTokenizer decode normalize=True", "refused by name: English spellings"),
     (r"do_center_crop  False, theirs None", "not set"),
     (r"ChineseCLIPImageProcessor image_processor_type  ", "the class it is, not the older name in its file"),
     (

@@ -14,6 +14,7 @@ import whisper_tiny
 from parity import close, unit_gain, worst_cosine
 
 import beyondvl as bvl
+import published
 from beyondvl.tasks import fallback, windows
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
@@ -591,6 +592,29 @@ def teacher_forced(reference, features, ids) -> float:
     logits[:, :, GENERATION["suppress_tokens"]] = -torch.inf
     logits[:, 0, GENERATION["begin_suppress_tokens"]] = -torch.inf
     return float(logits.log_softmax(-1).gather(-1, ids[..., None]).mean())
+
+
+ENGLISH = ["Mr. Park visited the colour centre on twenty-one May two thousand and one, paying $4.50!", "um, I won't've gone",
+           "20% of twenty dollars [noise] (laughs)", "the year nineteen ninety nine, one oh one", "£3 and 50 cents", "café",
+           "two and a half million euros", "1,000,000 and 2nd, third place", "minus three degrees", "", "the grey moustache"]  # fmt: skip
+
+
+@pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder")
+def test_english_is_normalised_as_the_peer_does(monkeypatch):
+    """By whisper-normalizer, with the spellings of the checkpoint's normalizer.json."""
+    pytest.importorskip("whisper_normalizer", reason="the extra: pip install 'beyondvl[speech]'")
+    folder = published.folder() / "openai--whisper-base"
+    ours, theirs = bvl.AutoTokenizer.from_pretrained(folder), transformers.WhisperTokenizer.from_pretrained(folder)
+    for text in ENGLISH:
+        ids = theirs(text).input_ids
+        assert ours.decode(ids, True, normalize=True) == theirs.decode(ids, True, normalize=True)
+        assert ours.normalize(text) == theirs.normalize(text)
+    assert ours.normalize(ENGLISH[0]).startswith("mister park visited the color center on 21 may 2001")
+    ours.english_spelling_normalizer = {"moustache": "whiskers"}
+    assert ours.normalize(ENGLISH[-1]) == "the grey whiskers" != theirs.normalize(ENGLISH[-1])
+    monkeypatch.setitem(__import__("sys").modules, "whisper_normalizer.english", None)
+    with pytest.raises(ImportError, match=r"beyondvl\[speech\]"):
+        ours.normalize("a")
 
 
 def test_timestamps_as_the_checkpoint_says(made, tmp_path):

@@ -8,11 +8,12 @@ all others, 0.02 s from one to the next.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from ..config import Config
+from ..folder import Folder
 from ..outputs import from_numpy, to_numpy
 from ..processing.text import Tokenizer
 from .tokens import BYTE_LEVEL, TokenizerKind
@@ -97,13 +98,18 @@ class WhisperTokenizer(Tokenizer):
     language: str | None = None
     task: str | None = None
     predict_timestamps: bool = False
-    normalizer_file: ClassVar[str] = "normalizer.json"
+    english_spelling_normalizer: dict[str, str] | None = None  # British words by American ones, of normalizer.json
 
     def __init__(self, vocabulary: Any, settings: Config, **options: Any):
         super().__init__(vocabulary, settings, **options)
         fields = settings.updated(Config(options))
         self.language, self.task = fields.get("language"), fields.get("task")
         self.predict_timestamps = fields.boolean("predict_timestamps", False)
+
+    def read_files(self, folder: Folder) -> None:
+        super().read_files(folder)
+        if "normalizer.json" in folder:
+            self.english_spelling_normalizer = folder.json("normalizer.json")
 
     def set_prefix_tokens(
         self, language: str | None = None, task: str | None = None, predict_timestamps: bool | None = None
@@ -176,7 +182,7 @@ class WhisperTokenizer(Tokenizer):
             decode_with_timestamps: with times as they are written, "<|1.08|>".
             output_offsets: {"text", "offsets": [{"text", "timestamp": (start, end)}]} in seconds.
             basic_normalize: in lower case, without punctuation and what stands in brackets; `remove_diacritics`: nor
-                diacritics. `normalize`: the same for English.
+                diacritics. `normalize`: the same for English, see there.
         """
         rows = to_numpy(token_ids).tolist() if hasattr(token_ids, "shape") else token_ids
         if isinstance(rows, int):
@@ -249,8 +255,23 @@ class WhisperTokenizer(Tokenizer):
         return plain_text(text, remove_diacritics)
 
     def normalize(self, text: str) -> str:
-        """As `basic_normalize`, for English: not available here."""
-        raise ValueError("normalize: English normalisation is not available here; basic_normalize is")
+        """As `basic_normalize`, for English: numbers as figures, contractions in full, American spelling, titles. By
+        whisper-normalizer (extra `[speech]`, ImportError without it), with the checkpoint's own spellings."""
+        normalizer = english_normalizer()
+        if self.english_spelling_normalizer is not None:
+            normalizer.standardize_spellings.mapping = self.english_spelling_normalizer
+        return normalizer(text)
+
+
+def english_normalizer() -> Any:
+    """A new one: its spellings are set by who asked for it."""
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise ImportError(
+            "normalize: English text is normalised by whisper-normalizer: pip install 'beyondvl[speech]'"
+        ) from error
+    return EnglishTextNormalizer()
 
 
 def plain_text(text: str, remove_diacritics: bool) -> str:

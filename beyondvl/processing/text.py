@@ -90,8 +90,12 @@ class Tokenizer(TokenNames):
         name = vocabulary.class_name if vocabulary.kind else ""
         chosen = tokenizer_class(name, family_of(folder)) if cls is Tokenizer and name else cls
         made = chosen(vocabulary, settings, **options)
-        made.name_or_path = str(folder.path)
+        made.read_files(folder)
         return made
+
+    def read_files(self, folder: Folder) -> None:
+        """Takes from its folder what is beside the vocabulary."""
+        self.name_or_path = str(folder.path)
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The tokens of a text."""
