@@ -72,6 +72,7 @@ _LAZY = {
     "pairwise_dot_score": "similarity",
     "pairwise_euclidean_sim": "similarity",
     "pairwise_manhattan_sim": "similarity",
+    "paraphrase_mining_embeddings": "similarity",
     "pipeline": "pipelines",
     "pytorch_cos_sim": "similarity",
     "quantize_embeddings": "similarity",

@@ -13,8 +13,8 @@ from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 
 __all__ = ["PRECISIONS", "SIMILARITIES", "community_detection", "cos_sim", "dot_score", "euclidean_sim",
            "manhattan_sim", "normalize_embeddings", "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim",
-           "pairwise_manhattan_sim", "pytorch_cos_sim", "quantize_embeddings", "semantic_search", "truncate_embeddings",
-           "unit_rows"]  # fmt: skip
+           "pairwise_manhattan_sim", "paraphrase_mining_embeddings", "pytorch_cos_sim", "quantize_embeddings",
+           "semantic_search", "truncate_embeddings", "unit_rows"]  # fmt: skip
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
@@ -162,6 +162,31 @@ def community_detection(
             taken[near] = True
             communities.append([centre, *(int(row) for row in near if row != centre)])
     return sorted(communities, key=len, reverse=True)
+
+
+def paraphrase_mining_embeddings(
+    embeddings: Any,
+    query_chunk_size: int = 5000,
+    corpus_chunk_size: int = 100_000,
+    max_pairs: int = 500_000,
+    top_k: int = 100,
+    score_function: Callable[[Any, Any], Any] = cos_sim,
+) -> list[list[float]]:
+    """The most alike pairs of rows of `embeddings` (n, D), as [score, i, j] with i < j, the best first, at most
+    `max_pairs`: of each row its `top_k` nearest others are looked at. sentence-transformers' function of that name.
+
+    Raises ValueError for a size that is no whole number from 1.
+    """
+    check_count("max_pairs", max_pairs)
+    check_count("top_k", top_k)
+    sizes = (query_chunk_size, corpus_chunk_size, top_k + 1)  # a row finds itself, too
+    best: dict[tuple[int, int], float] = {}
+    for i, hits in enumerate(semantic_search(embeddings, embeddings, *sizes, score_function)):
+        others = [(int(hit["corpus_id"]), hit["score"]) for hit in hits if hit["corpus_id"] != i]
+        for j, score in others[:top_k]:
+            best.setdefault((min(i, j), max(i, j)), score)
+    pairs = sorted(best.items(), key=lambda pair: -pair[1])[:max_pairs]
+    return [[score, i, j] for (i, j), score in pairs]
 
 
 def semantic_search(

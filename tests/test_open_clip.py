@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from parity import close, compare_parameters
+from PIL import Image
 from test_tokenizers import TEXTS
 
 import beyondvl as bvl
@@ -95,6 +96,49 @@ def test_numbers(tmp_path, changes):
     for a, b in zip(found, expected, strict=True):
         close(a, b)
         assert np.abs(b[0] - b[1]).max() > 0.05, "the reference does not tell inputs apart"
+
+
+@from_archive
+def test_usage_as_its_readme_writes_it(tmp_path):
+    """Probabilities of texts for a photograph: its factory, tokenizer and transform, and ours, of one folder."""
+    torch.manual_seed(0)
+    text = SMALL["text_cfg"] | {"context_length": 77}
+    reference = made(SMALL | {"text_cfg": text}).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn_like(parameter) * 1.4 / np.prod(parameter.shape[1:]) ** 0.5)
+    state = {name: value.numpy() for name, value in reference.state_dict().items() if name != "attn_mask"}
+    save_safetensors(tmp_path / "open_clip_model.safetensors", state)
+    statistics = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    config = {"model_cfg": SMALL | {"text_cfg": text}, "preprocess_cfg": statistics}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(published.folder() / "openai--clip-vit-large-patch14" / name, tmp_path)
+    texts, results = ["a diagram", "a dog", "a cat"], []
+    for photo in ("cat", "coffee"):
+        image = Image.open(pictures.EXAMPLES / f"{photo}.jpg")
+        theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+        tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+        with torch.no_grad():
+            seen = theirs.eval().encode_image(transform(image)[None])
+            read = theirs.encode_text(tokenize(texts))
+            seen, read = (x / x.norm(dim=-1, keepdim=True) for x in (seen, read))
+            wanted = (100.0 * seen @ read.T).softmax(dim=-1)[0].numpy()
+        model, processor = bvl.AutoModel.from_pretrained(tmp_path), bvl.AutoProcessor.from_pretrained(tmp_path)
+        inputs = processor(text=texts, images=image, return_tensors="np", padding=True)
+        outputs = model(**inputs)
+        logits = 100.0 * outputs.image_embeds @ outputs.text_embeds.T
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        np.testing.assert_allclose(shares[0], wanted, atol=1e-3)
+        classify = bvl.pipeline("zero-shot-image-classification", str(tmp_path))
+        scores = {
+            row["label"]: row["score"] for row in classify(image, candidate_labels=texts, hypothesis_template="{}")
+        }
+        exact = np.exp(outputs.logits_per_image[0] - outputs.logits_per_image.max())
+        np.testing.assert_allclose([scores[text] for text in texts], exact / exact.sum(), atol=1e-3)
+        results.append(wanted)
+    assert np.abs(results[0] - results[1]).max() > 0.01, "both photographs look alike"
 
 
 LIKE_A_USER = ["don\u2019t \u201cstop\u201d &amp; \ufb01n", "&amp;lt;b&amp;gt; bold", "a  photo\nof A CAT", "schÃ¶n", "a dog; isn't it?",

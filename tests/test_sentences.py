@@ -5,12 +5,16 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_callers import sentence_encoder
 
 import beyondvl as bvl
+import pictures
+import published
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 peer = pytest.importorskip("sentence_transformers", reason="parity needs sentence-transformers")
+from test_published import cut  # noqa: E402  (it needs torch)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,41 @@ def test_options_of_the_constructor_beside_sentence_transformers(twins):
         bvl.SentenceTransformer(twins[0].name_or_path, default_prompt_name="x")
     with pytest.raises(FileNotFoundError, match="sentence-transformers/no-such-model"):
         bvl.SentenceTransformer("no-such-model", local_files_only=True)
+
+
+def test_pairs_beside_sentence_transformers():
+    rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    rows[7], rows[30] = rows[3] + 0.01, rows[3] - 0.02
+    for options in ({}, {"top_k": 2}, {"top_k": 3, "max_pairs": 10, "query_chunk_size": 7, "corpus_chunk_size": 9}):
+        expected = peer.util.paraphrase_mining_embeddings(torch.from_numpy(rows), **options)
+        found = bvl.paraphrase_mining_embeddings(rows, **options)
+        assert [pair[1:] for pair in found] == [pair[1:] for pair in expected] and found[0][1:] == [3, 7]
+        np.testing.assert_allclose([pair[0] for pair in found], [pair[0] for pair in expected], atol=1e-5)
+    with pytest.raises(ValueError, match="max_pairs: found 0"):
+        bvl.paraphrase_mining_embeddings(rows, max_pairs=0)
+
+
+@pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder")
+def test_image_search_as_its_page_writes_it(tmp_path):
+    """Pictures and texts in one space, search by either, near duplicates, groups."""
+    folder = cut("openai--clip-vit-base-patch32@4.57", tmp_path / "model")
+    models = bvl.SentenceTransformer(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")
+    names = ["cat", "coffee", "rocket", "cat"]
+    texts = ["a cat on a wall", "a cup of coffee", "a rocket that starts"]
+    results = []
+    for model, util in zip(models, (bvl, peer.util), strict=True):
+        seen = model.encode([Image.open(pictures.EXAMPLES / f"{name}.jpg") for name in names], batch_size=2)
+        asked = model.encode(texts)
+        scores = np.asarray(util.cos_sim(asked, seen))
+        hits = util.semantic_search(model.encode([texts[0]]), seen, top_k=2)[0]
+        again = util.semantic_search(model.encode(Image.open(pictures.EXAMPLES / "rocket.jpg")), seen, top_k=1)[0]
+        pairs = util.paraphrase_mining_embeddings(torch.from_numpy(seen))
+        groups = util.community_detection(torch.from_numpy(seen), threshold=0.999, min_community_size=2)
+        results.append((scores, [hit["corpus_id"] for hit in hits], again[0]["corpus_id"], pairs[0][1:], groups))
+    (scores, *found), (wanted, *expected) = results
+    np.testing.assert_allclose(scores, wanted, atol=2e-4)
+    assert found == expected and found[1:] == [2, [0, 3], [[0, 3]]]
+    assert np.ptp(scores, axis=1).min() > 1e-3, "all pictures look alike"
 
 
 def test_communities_beside_sentence_transformers():
