@@ -68,8 +68,8 @@ def _seen(name: str) -> dict[str, str]:
     """A file as a clip or a sound when its extension says so, else as a picture, whatever it is called."""
     from .processing.items import modality_of
 
-    found = modality_of(name)
-    return {found if found in ("video", "audio") else "image": name}
+    kind = modality_of(name)
+    return {kind if kind in ("video", "audio") else "image": name}
 
 
 def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
@@ -77,18 +77,18 @@ def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
     from .processing.items import AUDIO_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 
     extensions = PICTURE_EXTENSIONS + (VIDEO_EXTENSIONS + AUDIO_EXTENSIONS if all_media else ())
-    found: list[str] = []
+    paths: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found += sorted(str(p) for p in path.iterdir() if p.suffix.lower() in extensions)
+            paths += sorted(str(p) for p in path.iterdir() if p.suffix.lower() in extensions)
         elif path.is_file():
-            found.append(argument)
+            paths.append(argument)
         else:
             raise FileNotFoundError(f"{argument}: no such file or folder")
-    if not found:
+    if not paths:
         raise ValueError(f"{', '.join(arguments)}: no pictures found")
-    return found
+    return paths
 
 
 def embed(options: argparse.Namespace) -> None:
@@ -101,8 +101,8 @@ def embed(options: argparse.Namespace) -> None:
     items = [[item] if not _names(item, Path.is_dir) else _pictures([item], all_media=True) for item in options.inputs]
     for item in itertools.chain(*items):
         try:
-            given = _seen(item) if _names(item, Path.is_file) else item
-            row = model.encode([given], normalize_embeddings=options.normalize)[0]
+            content = _seen(item) if _names(item, Path.is_file) else item
+            row = model.encode([content], normalize_embeddings=options.normalize)[0]
             print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
         except (AudioError, ImageError, VideoError) as error:
             failed = True
@@ -113,27 +113,27 @@ def embed(options: argparse.Namespace) -> None:
 
 def caption(options: argparse.Namespace) -> None:
     """What each picture shows, by a captioning model."""
-    _written(options, "image-text-to-text", None if options.prompt is None else [options.prompt])
+    _print_texts(options, "image-text-to-text", None if options.prompt is None else [options.prompt])
 
 
 def ask(options: argparse.Namespace) -> None:
     """Answers to questions about a picture, by a model that answers; the picture is run once."""
-    _written(options, "visual-question-answering", options.question)
+    _print_texts(options, "visual-question-answering", options.question)
 
 
-def _written(options: argparse.Namespace, task: str, texts: list[str] | None) -> None:
+def _print_texts(options: argparse.Namespace, task: str, texts: list[str] | None) -> None:
     from .pipelines import pipeline
 
     write = pipeline(task, model=options.model, dtype=options.dtype)
     settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
     for picture in _pictures([options.image] if isinstance(options.image, str) else options.image):
-        for asked, (result,) in zip(texts or [None], write([picture], texts, **settings), strict=True):
+        for prompt, (result,) in zip(texts or [None], write([picture], texts, **settings), strict=True):
             text = result["answer" if "question" in options else "generated_text"]
             if options.json:
-                given = {} if asked is None else {"input_text": asked}
-                print(json.dumps({"image": picture, **given, "generated_text": text}))
+                extra = {} if prompt is None else {"input_text": prompt}
+                print(json.dumps({"image": picture, **extra, "generated_text": text}))
             else:
-                print(f"{Path(picture).name}: {f'{asked} ' if 'question' in options else ''}{text}")
+                print(f"{Path(picture).name}: {f'{prompt} ' if 'question' in options else ''}{text}")
 
 
 def match(options: argparse.Namespace) -> None:
@@ -173,7 +173,7 @@ def info(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
-    from .files import written_aside
+    from .files import write_aside
     from .folder import Folder
     from .hub import resolve
     from .models.packed import write_companions
@@ -187,7 +187,7 @@ def convert(options: argparse.Namespace) -> None:
     scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
     names = [n for n in checkpoint.names() if n not in skipped | scales]
     tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
-    with written_aside(target, ("model.safetensors",)) as aside:
+    with write_aside(target, ("model.safetensors",)) as aside:
         save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
         write_companions(Folder(source).files, aside)
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)

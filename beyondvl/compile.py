@@ -66,11 +66,11 @@ class Reader:
         parts = [
             self.part(ref, self.stored(ref, name), rows) for name, rows in zip(ref.names, ref.stored_rows, strict=True)
         ]
-        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if ref.scaled_by is not None:
             factors = self(Ref((ref.scaled_by,), ref.shape[:1]))
-            found = found * factors.reshape(-1, *[1] * (found.ndim - 1))
-        return found if ref.scale == 1 else found * np.float32(ref.scale)
+            array = array * factors.reshape(-1, *[1] * (array.ndim - 1))
+        return array if ref.scale == 1 else array * np.float32(ref.scale)
 
     def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:
         if not name:
@@ -174,10 +174,10 @@ class Builder:
         return name
 
     def add(self, op: str, src: str, dst: str, params: dict | None = None, **weights) -> None:
-        given = {name: array for name, array in weights.items() if array is not None}
-        shapes = {name: list(array.shape) for name, array in given.items()}
+        arrays = {name: array for name, array in weights.items() if array is not None}
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
         self.records.append([op, self.slots[src], self.slots[dst], params or {}, shapes])
-        self.program.add(op, self.slots[src], self.slots[dst], params or {}, given, self.num_threads)
+        self.program.add(op, self.slots[src], self.slots[dst], params or {}, arrays, self.num_threads)
 
     def affine(self, layer: Linear | Norm | BatchNormConv, prefix: str = "") -> dict[str, np.ndarray | None]:
         """Weight and bias under the names an operation gives them."""

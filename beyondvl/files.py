@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["open_regular", "read_regular", "written_aside"]
+__all__ = ["open_regular", "read_regular", "write_aside"]
 
 
 def open_regular(path: str | os.PathLike) -> int:
@@ -33,7 +33,7 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
 
 
 @contextmanager
-def written_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = ()) -> Iterator[Path]:
+def write_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = ()) -> Iterator[Path]:
     """A new folder whose files move into `folder` when all of them are written, those named `last` after the others;
     `stale` are taken out unless written anew.
 
@@ -47,11 +47,11 @@ def written_aside(folder: Path, last: tuple[str, ...], stale: Iterable[Path] = (
         new, old = Path(place, "new"), Path(place, "old")
         new.mkdir()
         yield new
-        found = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
-        for path in found:
+        names = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+        for path in names:
             with open(new / path, "rb") as file:
                 os.fsync(file.fileno())
-        back = sorted(found, key=lambda path: last.index(str(path)) if str(path) in last else -1)
+        back = sorted(names, key=lambda path: last.index(str(path)) if str(path) in last else -1)
         gone = [path for path in dict.fromkeys([*back[::-1], *stale]) if os.path.lexists(folder / path)]
         for path in gone:
             if (folder / path).is_dir():

@@ -219,16 +219,16 @@ def outcome(function: Callable[[Any, Any], Any], ids: np.ndarray, scores: np.nda
     """What a caller's function makes of ids and scores: arrays, but torch tensors for classes of transformers."""
     if not any(base.__module__.partition(".")[0] == "transformers" for base in type(function).__mro__):
         return function(ids, scores)
-    found = function(from_numpy(ids, "pt"), from_numpy(scores, "pt"))
-    return to_numpy(found, "logits_processor") if hasattr(found, "detach") else found
+    result = function(from_numpy(ids, "pt"), from_numpy(scores, "pt"))
+    return to_numpy(result, "logits_processor") if hasattr(result, "detach") else result
 
 
 def stopped(settings: GenerationSettings, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Which sequences (B,) a caller's criterion ends."""
-    found = np.zeros(len(ids), bool)
+    ended = np.zeros(len(ids), bool)
     for criterion in settings.stopping_criteria:
-        found |= np.asarray(outcome(criterion, ids, scores), bool)
-    return found
+        ended |= np.asarray(outcome(criterion, ids, scores), bool)
+    return ended
 
 
 def repeats(ids: np.ndarray, size: int) -> list[np.ndarray]:
@@ -256,9 +256,9 @@ class Decoder:
         inputs = {"input_ids": np.ascontiguousarray(ids, np.int64), "cache": self.cache, **self.source}
         for name, value in (("attention_mask", mask), ("position_ids", positions)):
             inputs[name] = None if value is None else np.ascontiguousarray(value, np.int64)
-        found = self.tower.run(inputs, ["next_logits"], self.num_threads)["next_logits"]
+        logits = self.tower.run(inputs, ["next_logits"], self.num_threads)["next_logits"]
         self.source.pop("features", None)  # the placeholders are all in the prompt
-        return found
+        return logits
 
     def reorder(self, items: np.ndarray) -> None:
         """Sequence i goes on from where sequence items[i] was."""
@@ -304,10 +304,10 @@ def processed(
     what is suppressed, nor an end of text before its time, and after the caller's own functions."""
     if settings.repetition_penalty != 1:
         padding = prompt.padding
-        told = np.where(np.arange(ids.shape[1]) < padding, np.take_along_axis(ids, padding, 1), ids)
-        seen = np.take_along_axis(scores, told, 1)
+        said = np.where(np.arange(ids.shape[1]) < padding, np.take_along_axis(ids, padding, 1), ids)
+        seen = np.take_along_axis(scores, said, 1)
         penalty = np.float32(settings.repetition_penalty)
-        np.put_along_axis(scores, told, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+        np.put_along_axis(scores, said, np.where(seen < 0, seen * penalty, seen / penalty), 1)
     if settings.no_repeat_ngram_size:
         for row, tokens in zip(scores, repeats(ids, settings.no_repeat_ngram_size), strict=True):
             row[tokens] = -np.inf
@@ -409,7 +409,7 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
             step = shaped(step, settings).astype(np.float32)
         step = (step.reshape(B, beams, -1) + scores[:, :, None]).reshape(B, -1)
         places = best(step + rng.gumbel(size=step.shape) if settings.do_sample else step, kept_each)
-        found = np.take_along_axis(step, places, 1)
+        candidates = np.take_along_axis(step, places, 1)
         source, tokens = places // vocabulary, places % vocabulary
         grown = take(running, source)
         grown[:, :, length] = tokens
@@ -418,11 +418,11 @@ def beam_search(decoder: Decoder, prompt: Prompt, settings: GenerationSettings, 
             flat = grown[:, :, : length + 1].reshape(-1, length + 1)
             ends |= stopped(settings, flat, step).reshape(ends.shape)
 
-        kept = best(found + ends * NEVER, beams)
-        running, scores = take(grown, kept), take(found + ends * NEVER, kept)
+        kept = best(candidates + ends * NEVER, beams)
+        running, scores = take(grown, kept), take(candidates + ends * NEVER, kept)
 
         just = ends & (np.arange(kept_each) < beams)
-        value = found / np.float32((length + 1 - start) ** settings.length_penalty)
+        value = candidates / np.float32((length + 1 - start) ** settings.length_penalty)
         value += (done.all(1, keepdims=True) & (settings.early_stopping is True)) * NEVER
         value += ~improvable * NEVER + ~just * NEVER
         merged = np.concatenate([finished_scores, value.astype(np.float32)], 1)

@@ -34,8 +34,8 @@ def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("trust_remote_code: configuration files never name code here; leave it out")
     names = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
-    found = {name: kwargs.pop(name) for name in names if name in kwargs}
-    return {name: value for name, value in found.items() if value is not None}
+    options = {name: kwargs.pop(name) for name in names if name in kwargs}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def open_folder(name: str | os.PathLike, options: dict[str, Any], weights: bool = False) -> Folder:

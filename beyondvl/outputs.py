@@ -155,8 +155,8 @@ def thread_count(value: Any) -> int:
 def check_allowed(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """ValueError for an option of transformers at a value that would change something."""
     if not any(value is one for one in allowed):
-        found = type(value).__name__ if hasattr(value, "shape") else repr(value)
-        raise ValueError(f"{name}: found {found}, which is not available here")
+        said = type(value).__name__ if hasattr(value, "shape") else repr(value)
+        raise ValueError(f"{name}: found {said}, which is not available here")
 
 
 def check_device(device: Any) -> None:

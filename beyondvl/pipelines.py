@@ -64,12 +64,12 @@ class Scores(list):
 
 def _labels(labels: Any) -> list[str]:
     """Labels of a list, an array or a string with commas. ValueError where there are none."""
-    found = [] if labels is None else list(labels.split(",") if isinstance(labels, str) else labels)
-    if not found:
+    names = [] if labels is None else list(labels.split(",") if isinstance(labels, str) else labels)
+    if not names:
         raise ValueError("candidate_labels: found none, expected at least one label")
-    if wrong := [label for label in found if not isinstance(label, str)]:
+    if wrong := [label for label in names if not isinstance(label, str)]:
         raise ValueError(f"candidate_labels: found {wrong[0]!r}, expected texts")
-    return [label.strip() for label in found]
+    return [label.strip() for label in names]
 
 
 def _picture(image: Any) -> Any:
@@ -117,11 +117,11 @@ class Pipeline:
         parameters = inspect.signature(cls.__call__).parameters.values()
         return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    def _batch_size(self, asked: int | None) -> int:
-        if asked is None:
+    def _batch_size(self, size: int | None) -> int:
+        if size is None:
             return self.batch_size
-        check_count("batch_size", asked)
-        return asked
+        check_count("batch_size", size)
+        return size
 
 
 class ZeroShotClassification(Pipeline):
@@ -180,8 +180,8 @@ class ZeroShotImageClassification(ZeroShotClassification):
         image = images if image is None else image
         single = not isinstance(image, list | tuple)
         items = _pictures([image] if single else image)
-        found = self._classified(items, "image", candidate_labels, hypothesis_template, batch_size, kwargs)
-        return found[0] if single else found
+        results = self._classified(items, "image", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return results[0] if single else results
 
 
 class ZeroShotVideoClassification(ZeroShotClassification):
@@ -210,17 +210,17 @@ class ZeroShotVideoClassification(ZeroShotClassification):
         several = isinstance(videos, list | tuple) and len(clips) == len(videos) and clips[0] is videos[0]
         several = several or getattr(videos, "ndim", 0) == 5
         sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
-        given = {name: value for name, value in sampling.items() if value is not None}
+        options = {name: value for name, value in sampling.items() if value is not None}
         if isinstance(self.model, ClipPromptingModel) and not kwargs:
             labels = _labels(candidate_labels)
             most = self.model.tower("text").max_positions
             texts = self.model.texts([hypothesis_template.format(label) for label in labels], max_length=most)
-            logits = (self.model(**texts, pixel_values=self.model.clip_pixels(clip, **given)) for clip in clips)
-            found = [self._ranked(each.logits_per_video[0], labels) for each in logits]
+            logits = (self.model(**texts, pixel_values=self.model.clip_pixels(clip, **options)) for clip in clips)
+            results = [self._ranked(each.logits_per_video[0], labels) for each in logits]
         else:
-            items = [{"video": clip, **given} for clip in clips]
-            found = self._classified(items, "video", candidate_labels, hypothesis_template, batch_size, kwargs)
-        return found if several else found[0]
+            items = [{"video": clip, **options} for clip in clips]
+            results = self._classified(items, "video", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return results if several else results[0]
 
 
 class ZeroShotAudioClassification(ZeroShotClassification):
@@ -242,8 +242,8 @@ class ZeroShotAudioClassification(ZeroShotClassification):
         sounds = [audios] if single else list(audios)
         bare = [not isinstance(s, str | bytes | os.PathLike | dict) and not is_sound_and_rate(s) for s in sounds]
         items = [{"audio": (s, sampling_rate) if sampling_rate and b else s} for s, b in zip(sounds, bare, strict=True)]
-        found = self._classified(items, "audio", candidate_labels, hypothesis_template, batch_size, kwargs)
-        return found[0] if single else found
+        results = self._classified(items, "audio", candidate_labels, hypothesis_template, batch_size, kwargs)
+        return results[0] if single else results
 
 
 class ImageFeatureExtraction(Pipeline):
@@ -301,17 +301,17 @@ class ImageTextToText(Pipeline):
         texts = texts * len(encoded) if len(texts) == 1 else texts
         if isinstance(self.model, AnsweringModel) and text is None:
             raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
-        found = self._written(encoded, None if text is None else texts, settings)
-        results = [[self._result(asked, answer)] for asked, answer in zip(texts, found, strict=True)]
+        answers = self._generate(encoded, None if text is None else texts, settings)
+        results = [[self._result(question, answer)] for question, answer in zip(texts, answers, strict=True)]
         return results[0] if single and len(results) == 1 else results
 
-    def _written(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
+    def _generate(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
         if isinstance(self.model, AnsweringModel):
             return self.model.answer(encoded, texts, **settings)
         return self.model.caption(encoded, texts, **settings)
 
-    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
-        return {"generated_text": answer} if asked is None else {"input_text": asked, "generated_text": answer}
+    def _result(self, question: str | None, answer: str) -> dict[str, str]:
+        return {"generated_text": answer} if question is None else {"input_text": question, "generated_text": answer}
 
 
 class ImageToText(ImageTextToText):
@@ -321,7 +321,7 @@ class ImageToText(ImageTextToText):
         """As ImageTextToText."""
         return super().__call__(images, prompt, **settings)
 
-    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
+    def _result(self, question: str | None, answer: str) -> dict[str, str]:
         return {"generated_text": answer}
 
 
@@ -333,12 +333,12 @@ class VisualQuestionAnswering(ImageTextToText):
         (see `answer`), and gives what it writes after it."""
         return super().__call__(image, question, **settings)
 
-    def _written(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
+    def _generate(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
         if texts is not None and hasattr(self.model, "answer"):
             return self.model.answer(encoded, texts, **settings)
-        return super()._written(encoded, texts, settings)
+        return super()._generate(encoded, texts, settings)
 
-    def _result(self, asked: str | None, answer: str) -> dict[str, str]:
+    def _result(self, question: str | None, answer: str) -> dict[str, str]:
         return {"answer": answer}
 
 
@@ -370,8 +370,8 @@ class AudioClassification(Pipeline):
         if several and not inputs:
             return []
         shares = self.model.classify(inputs if several else [inputs], sampling_rate)
-        found = [Scores(Scores.ranked(row, self.model.labels)[:top_k]) for row in shares]
-        return found if several else found[0]
+        results = [Scores(Scores.ranked(row, self.model.labels)[:top_k]) for row in shares]
+        return results if several else results[0]
 
 
 class AutomaticSpeechRecognition(Pipeline):
@@ -414,7 +414,7 @@ class AutomaticSpeechRecognition(Pipeline):
         settings = {"num_beams": 5, "max_new_tokens": max_new_tokens or 256} | (generate_kwargs or {})
         if return_timestamps is not None:
             settings["return_timestamps"] = return_timestamps
-        found = self.model.transcribe(
+        results = self.model.transcribe(
             sounds,
             sampling_rate=sampling_rate,
             chunk_length_s=chunk_length_s,
@@ -422,7 +422,7 @@ class AutomaticSpeechRecognition(Pipeline):
             batch_size=self._batch_size(batch_size),
             **settings,
         )
-        return found if several else found[0]
+        return results if several else results[0]
 
 
 TASKS = {

@@ -85,23 +85,25 @@ def read_sentences(folder: Folder) -> Sentences | None:
 def _modules(folder: Folder) -> list[tuple[str, str]]:
     """(kind, place) in their order."""
     try:
-        found = [(str(m["type"]).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in folder.json_list("modules.json")]
+        modules = [
+            (str(m["type"]).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in folder.json_list("modules.json")
+        ]
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"modules.json: expected objects with type and path: {error}") from error
-    if unknown := sorted({kind for kind, _ in found} - set(KNOWN)):
+    if unknown := sorted({kind for kind, _ in modules} - set(KNOWN)):
         raise ConfigError(f"modules.json: found {', '.join(unknown)}, expected {', '.join(KNOWN)}")
     if wrong := [
         (kind, place)
-        for kind, place in found
+        for kind, place in modules
         if not PLACE.fullmatch(place) or not (place or kind in MODELS or kind == "Normalize")
     ]:
         raise ConfigError(f"modules.json: {wrong[0][0]}: path {wrong[0][1]!r}, expected a plain folder name")
-    order = [("Transformer" if kind in MODELS else kind) for kind, _ in found]
+    order = [("Transformer" if kind in MODELS else kind) for kind, _ in modules]
     if order != sorted(order, key=["Transformer", "Pooling", "Dense", "Normalize"].index):
         raise ConfigError(
             f"modules.json: found the order {', '.join(order)}, expected Normalize last and Pooling first"
         )
-    return found
+    return modules
 
 
 def _pooling(folder: Folder, place: str) -> str:

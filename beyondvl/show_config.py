@@ -19,19 +19,19 @@ def describe() -> dict[str, Any]:
     """The facts as a dictionary: processor, instruction set and the reason for it, threads, BLAS, optional parts."""
     from . import __version__
 
-    found = _C.config()
+    build = _C.config()
     return {
         "beyondvl": __version__,
         "python": sys.version.split()[0],
-        "cpu": found["cpu"],
-        "isa": found["isa"],
-        "isa_reason": found["isa_reason"],
-        "isa_detected": found["isa_detected"],
-        "num_threads": found["num_threads"],
-        "cpus": found["cpus"],
+        "cpu": build["cpu"],
+        "isa": build["isa"],
+        "isa_reason": build["isa_reason"],
+        "isa_detected": build["isa_detected"],
+        "num_threads": build["num_threads"],
+        "cpus": build["cpus"],
         "gemm": os.environ.get("BEYONDVL_GEMM") or "own",
-        "openblas": found["openblas"] or "opened at first use",
-        "stb_image": found["stb"] or "not built in",
+        "openblas": build["openblas"] or "opened at first use",
+        "stb_image": build["stb"] or "not built in",
         "optional": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
     }
 

@@ -55,7 +55,7 @@ def _pairs(a: Any, b: Any, prepare: Callable[[Any], np.ndarray]) -> tuple[np.nda
     return rows, others
 
 
-def _as_given(scores: np.ndarray, a: Any, b: Any) -> Any:
+def _in_kind(scores: np.ndarray, a: Any, b: Any) -> Any:
     """A torch tensor where either of the two was one."""
     several = (*a, *b) if isinstance(a, list | tuple) and isinstance(b, list | tuple) else (a, b)
     return from_numpy(scores, "pt") if any(map(is_torch, several)) else scores
@@ -63,7 +63,7 @@ def _as_given(scores: np.ndarray, a: Any, b: Any) -> Any:
 
 def cos_sim(a: Any, b: Any, num_threads: int | None = None) -> Any:
     """Cosine similarities (n, m) float32 of (n, D) and (m, D), computed by OpenBLAS."""
-    return _as_given(_C.matmul_nt(*_matched(a, b, unit_rows), thread_count(num_threads)), a, b)
+    return _in_kind(_C.matmul_nt(*_matched(a, b, unit_rows), thread_count(num_threads)), a, b)
 
 
 pytorch_cos_sim = cos_sim  # its older name
@@ -72,41 +72,41 @@ pytorch_cos_sim = cos_sim  # its older name
 def dot_score(a: Any, b: Any, num_threads: int | None = None) -> Any:
     """Products (n, m) float32 of the rows of (n, D) and (m, D)."""
     rows, others = _matched(a, b, lambda x: np.ascontiguousarray(_rows(x)))
-    return _as_given(_C.matmul_nt(rows, others, thread_count(num_threads)), a, b)
+    return _in_kind(_C.matmul_nt(rows, others, thread_count(num_threads)), a, b)
 
 
 def pairwise_cos_sim(a: Any, b: Any) -> Any:
     """Cosine similarity (n,) of row i of a with row i of b."""
-    return _as_given(np.einsum("nd,nd->n", *_pairs(a, b, unit_rows)), a, b)
+    return _in_kind(np.einsum("nd,nd->n", *_pairs(a, b, unit_rows)), a, b)
 
 
 def pairwise_dot_score(a: Any, b: Any) -> Any:
     """Product (n,) of row i of a with row i of b."""
-    return _as_given(np.einsum("nd,nd->n", *_pairs(a, b, _rows)), a, b)
+    return _in_kind(np.einsum("nd,nd->n", *_pairs(a, b, _rows)), a, b)
 
 
 def euclidean_sim(a: Any, b: Any) -> Any:
     """Distances (n, m) float32 of (n, D) and (m, D), below 0: the nearest is the most alike."""
     rows, others = _matched(a, b, _rows)
-    return _as_given(np.stack([-np.linalg.norm(others - row, axis=1) for row in rows]), a, b)
+    return _in_kind(np.stack([-np.linalg.norm(others - row, axis=1) for row in rows]), a, b)
 
 
 def manhattan_sim(a: Any, b: Any) -> Any:
     """As `euclidean_sim`, the sum of the differences of columns."""
     rows, others = _matched(a, b, _rows)
-    return _as_given(np.stack([-np.abs(others - row).sum(1) for row in rows]), a, b)
+    return _in_kind(np.stack([-np.abs(others - row).sum(1) for row in rows]), a, b)
 
 
 def pairwise_euclidean_sim(a: Any, b: Any) -> Any:
     """Distance (n,) of row i of a from row i of b, below 0."""
     rows, others = _pairs(a, b, _rows)
-    return _as_given(-np.linalg.norm(rows - others, axis=1), a, b)
+    return _in_kind(-np.linalg.norm(rows - others, axis=1), a, b)
 
 
 def pairwise_manhattan_sim(a: Any, b: Any) -> Any:
     """As `pairwise_euclidean_sim`, the sum of the differences of columns."""
     rows, others = _pairs(a, b, _rows)
-    return _as_given(-np.abs(rows - others).sum(1), a, b)
+    return _in_kind(-np.abs(rows - others).sum(1), a, b)
 
 
 # how embeddings are compared, by sentence-transformers' names: (n, m) of all, (n,) of pairs
@@ -120,8 +120,8 @@ SIMILARITIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 def normalize_embeddings(embeddings: Any) -> Any:
     """Embeddings (n, D) or (D,) of length 1."""
-    found = unit_rows(embeddings)
-    return _as_given(found if np.ndim(embeddings) > 1 else found[0], embeddings, embeddings)
+    rows = unit_rows(embeddings)
+    return _in_kind(rows if np.ndim(embeddings) > 1 else rows[0], embeddings, embeddings)
 
 
 def truncate_embeddings(embeddings: Any, truncate_dim: int | None) -> Any:
@@ -219,8 +219,8 @@ def semantic_search(
             if cosines:
                 scores = _C.matmul_nt(part, chunk, threads)
             else:
-                given = (from_numpy(part, "pt"), from_numpy(chunk, "pt")) if torch else (part, chunk)
-                scores = np.asarray(to_numpy(score_function(*given)), np.float32)
+                pair = (from_numpy(part, "pt"), from_numpy(chunk, "pt")) if torch else (part, chunk)
+                scores = np.asarray(to_numpy(score_function(*pair)), np.float32)
             k = min(top_k, scores.shape[1])
             top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
             for i, columns in enumerate(top):
@@ -254,5 +254,5 @@ def quantize_embeddings(embeddings: Any, precision: str, ranges: Any = None, cal
         ranges = np.stack([known.min(0), known.max(0)])
     low, high = np.asarray(ranges, np.float32)
     steps = np.where(high > low, (high - low) / 255, 1)
-    found = np.clip(np.floor((rows - low) / steps), 0, 255)  # what lies beyond the ranges is at their ends
-    return found.astype(np.uint8) if precision == "uint8" else (found - 128).astype(np.int8)
+    levels = np.clip(np.floor((rows - low) / steps), 0, 255)  # what lies beyond the ranges is at their ends
+    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)

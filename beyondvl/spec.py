@@ -64,15 +64,15 @@ class Spec:
 
     def __init__(self, *values: Any, **named: Any):
         placed = dict(zip(self.defaults, values, strict=False))
-        given = {**self.defaults, **placed, **named}
-        surplus = len(values) > len(placed) or len(given) > len(self.defaults)
-        if surplus or MISSING in given.values() or not placed.keys().isdisjoint(named):
+        stated = {**self.defaults, **placed, **named}
+        surplus = len(values) > len(placed) or len(stated) > len(self.defaults)
+        if surplus or MISSING in stated.values() or not placed.keys().isdisjoint(named):
             must = [name for name, value in self.defaults.items() if value is MISSING]
             raise TypeError(
                 f"{type(self).__name__}: found {len(values)} values and {', '.join(named) or 'none by name'}, expected "
                 f"{', '.join(must) or 'none'} and any of {', '.join(self.defaults)}, each once"
             )
-        self.__dict__.update(given)
+        self.__dict__.update(stated)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} is frozen: replace() makes a copy with another value")
@@ -487,5 +487,5 @@ def refs(spec: object) -> list[Ref | BatchNormConv]:
     if isinstance(spec, Ref | BatchNormConv):
         return [spec]
     if isinstance(spec, tuple):
-        return [found for item in spec for found in refs(item)]
-    return [found for value in vars(spec).values() for found in refs(value)] if isinstance(spec, Spec) else []
+        return [one for item in spec for one in refs(item)]
+    return [one for value in vars(spec).values() for one in refs(value)] if isinstance(spec, Spec) else []

@@ -132,10 +132,10 @@ class Machine:
     def push_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):  # anything else might be huge to print
             raise self.fail("mentions something whose name is no text")
-        found = Name(module, name)
-        if found not in ALLOWED:
-            raise self.fail(f"mentions {found}, which is not allowed: only tensors, storages and OrderedDict are")
-        self.stack.append(found)
+        global_name = Name(module, name)
+        if global_name not in ALLOWED:
+            raise self.fail(f"mentions {global_name}, which is not allowed: only tensors, storages and OrderedDict are")
+        self.stack.append(global_name)
 
     def persistent(self) -> None:
         """('storage', kind, key, location, count) -> a storage."""

@@ -69,7 +69,7 @@ def _inputs(model: Any) -> dict[str, Any]:
     if "vision" in model.towers:
         inputs |= model.image_processor(_pictures(4), return_tensors="pt")
     if "audio" in model.towers:
-        inputs |= _heard(model.feature_extractor, model.feature_extractor.sampling_rate)
+        inputs |= _sound_inputs(model.feature_extractor, model.feature_extractor.sampling_rate)
     return inputs
 
 
@@ -79,7 +79,7 @@ def _text_options(model: Any) -> dict[str, Any]:
     return {"padding": padding, "truncation": True, "max_length": most, "return_tensors": "pt"}
 
 
-def _heard(extract: Any, rate: int) -> dict[str, Any]:
+def _sound_inputs(extract: Any, rate: int) -> dict[str, Any]:
     return dict(extract(_sounds(4, rate), sampling_rate=rate, return_tensors="pt"))
 
 
@@ -88,21 +88,21 @@ def _their_inputs(model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], s
     import transformers
     from PIL import Image
 
-    found: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     try:
         processor = transformers.AutoProcessor.from_pretrained(model.folder, backend="pil")
         if "vision" in model.towers:
             pictures = [Image.fromarray(picture) for picture in _pictures(4)]
-            found |= getattr(processor, "image_processor", processor)(pictures, return_tensors="pt")
+            made |= getattr(processor, "image_processor", processor)(pictures, return_tensors="pt")
         if "audio" in model.towers:
             extract = getattr(processor, "feature_extractor", processor)
-            found |= _heard(extract, model.feature_extractor.sampling_rate)
-            found.pop("is_longer", None)  # of a fusing extractor drawn by chance there
+            made |= _sound_inputs(extract, model.feature_extractor.sampling_rate)
+            made.pop("is_longer", None)  # of a fusing extractor drawn by chance there
         if "text" in model.towers and not isinstance(model, TaskModel):
-            found |= getattr(processor, "tokenizer", processor)(TEXTS, **_text_options(model))
+            made |= getattr(processor, "tokenizer", processor)(TEXTS, **_text_options(model))
     except Exception as error:  # whatever it is, the models can be compared
         return inputs, f"transformers has no processor for this folder ({type(error).__name__}: {error})"[:200]
-    return inputs | found, ""
+    return inputs | made, ""
 
 
 def _timed(call: Any, repeats: int = 5) -> tuple[Any, float]:
@@ -114,8 +114,8 @@ def _timed(call: Any, repeats: int = 5) -> tuple[Any, float]:
     return result, float(np.median(times))
 
 
-def _compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, expected))
+def _compare(ours: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (ours, expected))
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
     return {"max_difference": float(np.abs(a - b).max()), "min_cosine": float(cosine.min())}
 
@@ -142,17 +142,19 @@ def verify_model(name: str, as_json: bool = False) -> bool:
     theirs, note = _their_inputs(model, inputs)
     with torch.inference_mode():
         expected, seconds = _timed(lambda: reference(**theirs))
-    found, ours = _timed(lambda: model(**inputs))
-    given = (
+    outputs, ours = _timed(lambda: model(**inputs))
+    input_rows = (
         [] if note else compared_rows(dict(inputs), {n: theirs[n] for n in theirs if theirs[n] is not inputs.get(n)})
     )
-    rows = compared_rows(found, expected)
+    rows = compared_rows(outputs, expected)
     speed = {"beyondvl_seconds": ours, "transformers_seconds": seconds, "ratio": seconds / ours}
-    good = agrees(rows) and all(row.get("max_difference", 0) <= INPUTS for row in given)  # other shapes: outputs tell
+    # of other shapes the outputs tell
+    good = agrees(rows) and all(row.get("max_difference", 0) <= INPUTS for row in input_rows)
     if as_json:
-        print(json.dumps({"model": str(name), "inputs": given, "note": note, "outputs": rows, **speed, "agrees": good}))
+        said = {"model": str(name), "inputs": input_rows, "note": note, "outputs": rows, **speed, "agrees": good}
+        print(json.dumps(said))
         return good
-    _print(given, rows, note)
+    _print(input_rows, rows, note)
     print(f"one call: beyondvl {1e3 * ours:.1f} ms, transformers {1e3 * seconds:.1f} ms ({seconds / ours:.2f}x)")
     print(
         "agrees" if good else f"DIFFERS: expected cosine >= {COSINE}, differences <= {DIFFERENCE} and the same inputs"
@@ -160,12 +162,12 @@ def verify_model(name: str, as_json: bool = False) -> bool:
     return good
 
 
-def compared_rows(found: Any, expected: Any, prefix: str = "") -> list[dict[str, Any]]:
+def compared_rows(outputs: Any, expected: Any, prefix: str = "") -> list[dict[str, Any]]:
     """A comparison for every array that both have, those of nested outputs with their places; or the "shapes" where
     these differ."""
     rows: list[dict[str, Any]] = []
-    for name in (name for name in expected if name in found):
-        ours, theirs = found[name], expected[name]
+    for name in (name for name in expected if name in outputs):
+        ours, theirs = outputs[name], expected[name]
         if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
             rows += compared_rows(ours, theirs, f"{prefix}{name}.")
         elif hasattr(theirs, "shape") and hasattr(ours, "shape"):
@@ -185,10 +187,10 @@ def agrees(rows: list[dict[str, Any]]) -> bool:
     return bool(judged) and close and all(row.get("min_cosine", 0) >= COSINE for row in judged)
 
 
-def _print(given: list[dict[str, Any]], rows: list[dict[str, Any]], note: str) -> None:
+def _print(inputs: list[dict[str, Any]], rows: list[dict[str, Any]], note: str) -> None:
     if note:
         print(f"{note}: both models are given what beyondvl's makes")
-    for what, row in [(" (input)", row) for row in given] + [("", row) for row in rows]:
+    for what, row in [(" (input)", row) for row in inputs] + [("", row) for row in rows]:
         said = "max difference {max_difference:.2e}   min cosine {min_cosine:.7f}"
         said = "shapes {shapes[0]} and {shapes[1]}" if "shapes" in row else said
         print(f"{row['output'] + what:<38} {said.format(**row)}")

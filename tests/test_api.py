@@ -46,7 +46,7 @@ def test_output(model):
     assert out.logits_per_image.shape == (3, 3) and out[0] is out["logits_per_image"]
     np.testing.assert_allclose(out.logits_per_image, out.image_embeds @ out.text_embeds.T * np.e, rtol=1e-5)
     assert out.text_model_output.last_hidden_state.shape == (3, 9, 48)
-    assert out.vision_model_output.pooler_output.shape == (3, 64)
+    assert out.vision_model_output.pooler_output.shape == (3, 32)  # projected, as in transformers
     np.testing.assert_allclose(np.linalg.norm(out.text_embeds, axis=1), 1, atol=1e-6)
     assert "<table>" in out._repr_html_()
     with pytest.raises(AttributeError, match="text_embeds"):
@@ -91,7 +91,8 @@ PIXELS = models.inputs()["pixel_values"]
 IDS = models.inputs()["input_ids"]
 BAD = {
     "nothing": ({}, ValueError, "neither input_ids nor pixel_values, expected"),
-    "unknown input": (ids(labels=1), TypeError, "unexpected input 'labels'"),
+    "unknown input": (ids(label=1), TypeError, "unexpected input 'label'"),
+    "labels": (ids(labels=1), ValueError, "labels: found 1, which is not available here"),
     "attentions": (ids(output_attentions=True), ValueError, "output_attentions: found True"),
     "pixels of the wrong size": ({"pixel_values": PIXELS[:, :, :40]}, ValueError,
                                  r"pixel_values: found \(3, 3, 40, 48\) float32, expected \(B, 3, 48, 48\) float32"),

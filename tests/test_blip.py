@@ -147,7 +147,7 @@ def test_answers_without_the_padding(made):
     ours = bvl.AutoModel.from_pretrained(folder)
     ids, mask = (x.numpy() for x in blips.prompts(300))
     encoded = ours.encode_image(pixel_values=pixels)
-    asked = {pad: ours._asked({"input_ids": ids, "attention_mask": mask}, list(encoded.contexts), not pad)
+    asked = {pad: ours._question_contexts({"input_ids": ids, "attention_mask": mask}, list(encoded.contexts), not pad)
              for pad in (True, False)}  # fmt: skip
     with pytest.raises(ValueError, match="attention_mask: row 2 keeps no token"):
         ours.generate(ids, attention_mask=mask * [[1], [1], [0]], images=encoded, ignore_padding=True)

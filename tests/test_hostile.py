@@ -337,7 +337,7 @@ def test_moves_that_are_interrupted(tmp_path, monkeypatch):
         (folder / name).write_text("old")
 
     def write():
-        with files.written_aside(folder, ("index",)) as aside:
+        with files.write_aside(folder, ("index",)) as aside:
             for name in ("a", "b", "index"):
                 (aside / name).write_text("new")
 

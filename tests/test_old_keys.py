@@ -95,5 +95,6 @@ def test_vision_tower_with_and_without_its_prefix(tmp_path, family, prefix):
     tower = bvl.AutoModel.from_pretrained(tmp_path / "tower", strict=True)
     assert type(tower).__name__ == name
     pixels = models.inputs(config)["pixel_values"]
-    expected = whole(pixel_values=pixels).vision_model_output.pooler_output
-    np.testing.assert_array_equal(tower(pixel_values=pixels).pooler_output, expected)
+    expected = whole.vision_model(pixel_values=pixels)
+    for name in ("last_hidden_state", "pooler_output"):
+        np.testing.assert_array_equal(tower(pixel_values=pixels)[name], expected[name])

@@ -262,8 +262,11 @@ FAMILY = Family(
         "text": ("text_model.", "text_projection.", "text_decoder.", "text_encoder.", "text_proj.", "itm_head."),
         "vision": ("vision_model.", "visual_projection.", "vision_proj."),
     },
-    # of a text alone
-    ignored=tuple(f"text_model.encoder.layer.{i}.crossattention.self.{n}" for i in range(64) for n in ("key", "value")),
+    # of a text alone, and of a picture and a text side by side
+    ignored=(
+        *(f"text_model.encoder.layer.{i}.crossattention.self.{n}" for i in range(64) for n in ("key", "value")),
+        "logit_scale",
+    ),
     scale="logit_scale",
     heads={
         "BlipForConditionalGeneration": Head(

@@ -66,9 +66,9 @@ def embed_size(config: Config) -> int:
 def cross_layers(config: Config, features: int) -> tuple[Linear, ...]:
     """Keys and values of the layers that attend to a picture of `features` columns."""
     section, hidden, layers, _, frequency = qformer_sizes(config)
-    found = section.integer("encoder_hidden_size", 1408, 1, 1 << 16)
-    if found != features:
-        raise ConfigError(f"qformer_config: encoder_hidden_size: found {found}, expected vision's {features}")
+    stated = section.integer("encoder_hidden_size", 1408, 1, 1 << 16)
+    if stated != features:
+        raise ConfigError(f"qformer_config: encoder_hidden_size: found {stated}, expected vision's {features}")
     attention = [f"qformer.encoder.layer.{i}.crossattention.attention" for i in range(0, layers, frequency)]
     return tuple(stacked([f"{name}.key", f"{name}.value"], hidden, features) for name in attention)
 
@@ -212,13 +212,13 @@ def image_token(config: Config) -> int:
     the same language model were given later."""
     name = "video_token_index" if config.get("model_type") == VIDEO else "image_token_index"
     section = config.section("text_config")
-    vocab, given = section.get("vocab_size"), GIVEN_LATER.get(str(section.get("model_type")), 1 << 20)
-    if config.get(name) is None and not (type(vocab) is int and given < vocab):
+    vocab, later = section.get("vocab_size"), GIVEN_LATER.get(str(section.get("model_type")), 1 << 20)
+    if config.get(name) is None and not (type(vocab) is int and later < vocab):
         raise ConfigError(
             f"config.json: {name} is missing, expected the id of the token that stands for a picture: configs of "
             "before 2024 lack it, and the published ones were given it"
         )
-    return config.integer(name, given, 0, (1 << 20) - 1)
+    return config.integer(name, later, 0, (1 << 20) - 1)
 
 
 def placeholders(config: Config) -> list[int]:

@@ -298,11 +298,11 @@ class ClapFeatureExtractor(FeatureExtractor):
         self._check(truncation, padding)
         rng = None if seed is None else np.random.RandomState(seed)
         length = self._samples(max_length, self.max_length_s * self.sampling_rate)
-        found = [self._input(s, length, truncation, padding, rng) for s in self.sounds(raw_speech, sampling_rate)]
-        longer = np.array([[longer] for _, longer in found])
+        inputs = [self._input(s, length, truncation, padding, rng) for s in self.sounds(raw_speech, sampling_rate)]
+        longer = np.array([[longer] for _, longer in inputs])
         if truncation == "fusion":
             longer[:] = True
-        features = [mel for mel, _ in found]
+        features = [mel for mel, _ in inputs]
         return BatchFeature(
             input_features=from_numpy(np.stack(features), return_tensors) if return_tensors else features,
             is_longer=from_numpy(longer, return_tensors) if return_tensors else longer.tolist(),

@@ -124,7 +124,7 @@ def fusion(config: Config) -> CFormer:
     hidden, eps = sizes(section)
     prefix = "multimodal_model"
     token = ref(f"{prefix}.cls_token", hidden) if section.boolean("use_cls_token", True) else None
-    found = [
+    joined = [
         Step("last_hidden_state", "hidden", norm(f"{prefix}.layernorm", hidden, eps)),
         Step("class_token", "last_hidden_state", Pool("first")),
         Step("pooler_output", "class_token", Project(linear(f"{prefix}.pooler.dense", hidden, hidden), "tanh")),
@@ -133,7 +133,7 @@ def fusion(config: Config) -> CFormer:
         hidden_size=hidden,
         stem=JoinStem(class_token=token),
         layers=layers(section, prefix, 6),
-        steps=tuple(found),
+        steps=tuple(joined),
     )
 
 

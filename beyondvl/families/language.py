@@ -69,8 +69,8 @@ def language_head(
 def opt_block(section: Config, prefix: str, hidden: int, intermediate: int, heads: int) -> Block:
     qkv = stacked([f"{prefix}.self_attn.{part}_proj" for part in "qkv"], hidden, hidden)
     activation = section.choice("activation_function", "relu", ACTIVATIONS)
-    found = bart_block(prefix, qkv, hidden, intermediate, heads, activation, OPT_EPS, True)
-    return replace(found, pre_norm=section.boolean("do_layer_norm_before", True))
+    layer = bart_block(prefix, qkv, hidden, intermediate, heads, activation, OPT_EPS, True)
+    return replace(layer, pre_norm=section.boolean("do_layer_norm_before", True))
 
 
 def opt(section: Config, prefix: str, feature_token: int) -> Encoder:
@@ -378,15 +378,15 @@ def tokens(config: Config) -> dict[str, int | tuple[int, ...]]:
     each = [Config({"eos_token_id": end}) for end in (stated if isinstance(stated, list) and stated else [stated])]
     end = model.tokens["eos_token_id"]
     ends = tuple(section.updated(one).integer("eos_token_id", end, 0, vocab - 1) for one in each)
-    found = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    ids = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     padding = model.tokens["pad_token_id"] if "pad_token_id" not in section else section.get("pad_token_id")
     if padding is None or padding == -1:  # none of its own: transformers fills up with the end of text
         section = section.updated(Config({"pad_token_id": ends[0]}))
     for name in ("bos_token_id", "pad_token_id"):
-        found[name] = section.integer(name, model.tokens[name], 0, vocab - 1)
+        ids[name] = section.integer(name, model.tokens[name], 0, vocab - 1)
     if model.encoder:  # as transformers, the decoder begins with [bos] where the config names nothing else
         start = section.get("decoder_start_token_id")
-        found["decoder_start_token_id"] = section.integer(
+        ids["decoder_start_token_id"] = section.integer(
             "bos_token_id" if start is None else "decoder_start_token_id", None, 0, vocab - 1
         )
-    return found
+    return ids

@@ -259,5 +259,5 @@ def tokenizer_kind(name: str, family: Family | None = None) -> TokenizerKind | N
     if name in TOKENIZERS:
         return TOKENIZERS[name]
     known = (family,) if family else families().values()
-    found = (way.tokenizers.get(name) for each in known for way in each.ways)
-    return next((kind for kind in found if kind), None)
+    kinds = (way.tokenizers.get(name) for each in known for way in each.ways)
+    return next((kind for kind in kinds if kind), None)

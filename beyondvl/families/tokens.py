@@ -184,8 +184,8 @@ def _spaced_specials(backend: Any, ids: list[int], special: set[int]) -> str:
 
 
 def _id(backend: Any, token: str | None) -> int:
-    found = backend.token_to_id(token) if token else None
-    return 0 if found is None else found
+    known = backend.token_to_id(token) if token else None
+    return 0 if known is None else known
 
 
 def _roberta_frame(first: str, last: str) -> Callable[[Any, Config, Special], Any]:

@@ -65,8 +65,8 @@ def block(prefix: str, hidden: int, wide: int, heads: int, activation: str, caus
         out=linear(f"{prefix}.encoder_attn.out_proj", hidden, hidden),
         norm=norm(f"{prefix}.encoder_attn_layer_norm", hidden, EPS),
     )
-    found = bart_block(prefix, qkv, hidden, wide, heads, activation, EPS, causal)
-    return replace(found, cross=cross) if causal else found
+    layer = bart_block(prefix, qkv, hidden, wide, heads, activation, EPS, causal)
+    return replace(layer, cross=cross) if causal else layer
 
 
 def audio(config: Config) -> Encoder:
@@ -91,7 +91,7 @@ def audio(config: Config) -> Encoder:
         )
 
     position = ref(f"{prefix}.embed_positions.weight", positions, hidden)
-    heard = [f"model.decoder.layers.{i}.encoder_attn" for i in range(sizes(config, "decoder")[2])]
+    attending = [f"model.decoder.layers.{i}.encoder_attn" for i in range(sizes(config, "decoder")[2])]
     return Encoder(
         hidden_size=hidden,
         stem=conv("conv2", hidden, 2 * positions, 2, position, conv("conv1", mels, 2 * positions, 1, None, None)),
@@ -99,7 +99,7 @@ def audio(config: Config) -> Encoder:
         steps=(Step("last_hidden_state", "hidden", norm(f"{prefix}.layer_norm", hidden, EPS)),),
         context=Context(
             "last_hidden_state",
-            tuple(projections(name, "kv", hidden) for name in heard),
+            tuple(projections(name, "kv", hidden) for name in attending),
             sizes(config, "decoder")[3],
         ),
         prepare=as_picture("input_features"),
@@ -190,13 +190,13 @@ class WhisperFeatureExtractor(FeatureExtractor):
         features = [self._features(sound) for sound in samples]
         if len({each.shape for each in features}) == 1:
             features = np.stack(features)
-        found = BatchFeature(input_features=from_numpy(features, return_tensors) if return_tensors else list(features))
+        inputs = BatchFeature(input_features=from_numpy(features, return_tensors) if return_tensors else list(features))
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
             mask = np.stack(
                 [mask[:: self.hop_length][: each.shape[1]] for mask, each in zip(masks, features, strict=True)]
             )
-            found["attention_mask"] = from_numpy(mask, return_tensors) if return_tensors else list(mask)
-        return found
+            inputs["attention_mask"] = from_numpy(mask, return_tensors) if return_tensors else list(mask)
+        return inputs
 
     def _features(self, sound: np.ndarray) -> np.ndarray:
         """log10 of the energies, at most 8 below the loudest, brought to about -1 to 1."""
@@ -209,9 +209,9 @@ class WhisperFeatureExtractor(FeatureExtractor):
 
 def normalised(sound: np.ndarray, length: int) -> np.ndarray:
     """Samples of mean 0 and variance 1, by those of the sound itself; what fills it up stays 0."""
-    found = (sound - sound[:length].mean()) / np.sqrt(sound[:length].var() + 1e-7)
-    found[length:] = 0
-    return found.astype(np.float32)
+    scaled = (sound - sound[:length].mean()) / np.sqrt(sound[:length].var() + 1e-7)
+    scaled[length:] = 0
+    return scaled.astype(np.float32)
 
 
 SPEECH = Speech(LANGUAGES, TASKS, language_code, PRECISION)

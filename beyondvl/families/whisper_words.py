@@ -235,7 +235,7 @@ class WhisperTokenizer(Tokenizer):
             return []
         if times[-1] + 1 not in ends:
             ends.append(times[-1] + 1)
-        found, begin, last, offset = [], times[0], 0, 0
+        rows, begin, last, offset = [], times[0], 0, 0
         for end in ends:
             part = ids[begin:end]
             if len(part) > 1:
@@ -245,9 +245,9 @@ class WhisperTokenizer(Tokenizer):
                     offset += SEGMENT if single else last
                 last = stop
                 text = TIME.sub("", super().decode(part))
-                found.append({"text": text, "timestamp": ((start + offset) * precision, (stop + offset) * precision)})
+                rows.append({"text": text, "timestamp": ((start + offset) * precision, (stop + offset) * precision)})
             begin = end
-        return found
+        return rows
 
     @staticmethod
     def basic_normalize(text: str, remove_diacritics: bool = False) -> str:

@@ -11,8 +11,8 @@ from ..families.registry import Family, families, find_family, load_config
 from ..hub import DEFAULT_MODEL, open_folder
 from ..outputs import check_device, thread_count
 from ..tasks import TASK_MODELS
-from .load import check_options, class_for, class_named
-from .model import PreTrainedModel, open_model
+from .load import check_options, class_for, class_named, public_class
+from .model import PreTrainedModel, open_model, tower_class
 from .packed import is_packed, packed_class
 
 __all__ = ["AUTO_NAMES", "AutoConfig", "AutoModel", "SentenceTransformer", "model_class"]
@@ -22,24 +22,19 @@ AUTO_NAMES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Se
               "AutoModelForAudioClassification", "AutoModelForZeroShotImageClassification",
               "AutoModelForVisualQuestionAnswering")  # fmt: skip
 
-_CLASSES: dict[str, type[PreTrainedModel]] = {}
-
 
 def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel]:
     """The public class of that name, for example CLIPModel, looked for in one family or in all, which imports them;
     KeyError when none has it."""
-    if name not in _CLASSES:
-        known = (family,) if family else families().values()
-        family = next((f for f in known if name in f.classes or name in f.heads), None)
-        if family is None:
-            raise KeyError(name)
-        spec = class_named(name, family)
-        base = TASK_MODELS[spec.head.task] if spec.head else PreTrainedModel
-        doc = f"{name} of transformers. {base.__doc__}"
-        if not spec.head:
-            doc = f"{name} of transformers: a {family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
-        _CLASSES[name] = type(name, (base,), {"spec": spec, "__doc__": doc, "__module__": "beyondvl"})
-    return _CLASSES[name]
+    known = (family,) if family else families().values()
+    family = next((f for f in known if name in f.classes or name in f.heads), None)
+    if family is None:
+        raise KeyError(name)
+    spec = class_named(name, family)
+    if not spec.head:
+        return tower_class(spec)
+    base = TASK_MODELS[spec.head.task]
+    return public_class(spec, base, f"{name} of transformers. {base.__doc__}")
 
 
 class AutoConfig:

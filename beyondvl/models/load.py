@@ -23,7 +23,8 @@ from ..spec import Encoder, Ref, Spec, ref, refs
 from ..weights import Checkpoint, open_checkpoint
 from .tower import Tower
 
-__all__ = ["DTYPES", "ModelClass", "check_options", "class_for", "class_named", "load_towers", "precision_of"]
+__all__ = ["DTYPES", "ModelClass", "check_options", "class_for", "class_named", "load_towers", "precision_of",
+           "public_class"]  # fmt: skip
 
 DTYPES = (*_C.PRECISIONS, "fastest", "auto")
 MOST_SCALE = 80.0
@@ -48,10 +49,10 @@ class ModelClass(Spec):
         if self.family.older_sections and len(self.towers) > 1:  # a lone tower reads its section alone
             config = config.with_older_sections()
         built = {name: self.builders[name](config) for name in self.towers}
-        found = {name: encoder for name, encoder in built.items() if encoder is not None}
+        encoders = {name: encoder for name, encoder in built.items() if encoder is not None}
         if self.name in self.family.bare:
-            found = {name: encoder.without_projection() for name, encoder in found.items()}
-        return found
+            encoders = {name: encoder.without_projection() for name, encoder in encoders.items()}
+        return encoders
 
     def parameters(self, config: Config) -> list[Ref]:
         """What the class reads."""
@@ -68,6 +69,16 @@ def class_named(name: str, family: Family) -> ModelClass:
         return ModelClass(name, family, tuple(head.towers), head.towers, head.scaled, head)
     towers = family.classes[name]
     return ModelClass(name, family, towers, family.towers, len(towers) > 1)
+
+
+_PUBLIC: dict[str, type] = {}
+
+
+def public_class(spec: ModelClass, base: type, doc: str) -> type:
+    """The class that callers see, one of each name, derived from `base` when it is first asked for."""
+    if spec.name not in _PUBLIC:
+        _PUBLIC[spec.name] = type(spec.name, (base,), {"spec": spec, "__doc__": doc, "__module__": "beyondvl"})
+    return _PUBLIC[spec.name]
 
 
 def class_for(config: Config, family: Family) -> ModelClass:
@@ -150,11 +161,11 @@ def _named(checkpoint: Checkpoint, cls: ModelClass) -> Checkpoint:
 
 def _head_parameters(family: Family, config: Config) -> dict[str, list[Ref]]:
     """What each class with towers of its own reads; those the config does not fit are left out."""
-    found = {}
+    parameters = {}
     for name in family.heads:
         with contextlib.suppress(ConfigError):
-            found[name] = class_named(name, family).parameters(config)
-    return found
+            parameters[name] = class_named(name, family).parameters(config)
+    return parameters
 
 
 def _advice(stored: Checkpoint, config: Config, cls: ModelClass) -> str:

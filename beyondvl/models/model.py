@@ -30,11 +30,11 @@ from ..outputs import (
     thread_count,
 )
 from ..sentences import Sentences, read_sentences
-from .load import ModelClass, check_options, class_named, load_towers, precision_of
+from .load import ModelClass, check_options, class_named, load_towers, precision_of, public_class
 from .packed import is_packed, read_packed, save
 from .tower import Tower, prepared
 
-__all__ = ["PreTrainedModel", "check_neutral", "open_model"]
+__all__ = ["PreTrainedModel", "check_neutral", "open_model", "tower_class"]
 
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
@@ -239,10 +239,7 @@ class PreTrainedModel(EncodeMixin):
         names = [name for name, towers in self.family.classes.items() if towers == (tower,)]
         if tower not in self.towers or not names:
             raise AttributeError(f"{type(self).__name__} has no {tower}_model")
-        spec = class_named(min(names, key=lambda name: name not in self.family.bare), self.family)
-        cls = type(
-            spec.name, (PreTrainedModel,), {"spec": spec, "__doc__": PreTrainedModel.__doc__, "__module__": "beyondvl"}
-        )
+        cls = tower_class(class_named(min(names, key=lambda name: name not in self.family.bare), self.family))
         scales = [self.logit_scale, self.logit_bias, self.text_scale]
         towers = {tower: self.towers[tower]}
         return cls(self.config, towers, scales, self.files, self.sentences, self.num_threads, self.dtype)
@@ -270,13 +267,13 @@ class PreTrainedModel(EncodeMixin):
         if output is None:
             raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
         torch = kind_of(*inputs.values()) == "pt"
-        found = self.run_tower(tower, inputs, [output] if torch else [output, "last_hidden_state"])
+        arrays = self.run_tower(tower, inputs, [output] if torch else [output, "last_hidden_state"])
         if torch:
-            features = from_numpy(found[output], "pt")
+            features = from_numpy(arrays[output], "pt")
             features.pooler_output = features.detach()  # the same memory
             return features
-        features = found[output].view(Features)
-        features.last_hidden_state = found["last_hidden_state"]
+        features = arrays[output].view(Features)
+        features.last_hidden_state = arrays["last_hidden_state"]
         return features
 
     def get_text_features(
@@ -327,12 +324,12 @@ class PreTrainedModel(EncodeMixin):
         }
         return self._output(outputs, kind_of(*inputs.values()), bool(states))
 
-    def _states(self, tower: str, asked: Any) -> list[str]:
+    def _states(self, tower: str, value: Any) -> list[str]:
         """The names of a tower's hidden states, where they are asked for. ValueError where it has none to show."""
-        if asked not in (None, True, False):
-            raise ValueError(f"output_hidden_states: found {asked!r}, expected True or False")
-        states = list(self.tower(tower).states) if asked else []
-        if asked and not states:
+        if value not in (None, True, False):
+            raise ValueError(f"output_hidden_states: found {value!r}, expected True or False")
+        states = list(self.tower(tower).states) if value else []
+        if value and not states:
             raise ValueError(f"output_hidden_states: found True, and layers of the {tower} tower differ in their rows")
         return states
 
@@ -410,18 +407,24 @@ class PreTrainedModel(EncodeMixin):
         return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
 
 
+def tower_class(spec: ModelClass) -> type[PreTrainedModel]:
+    """The public class of towers alone."""
+    doc = f"{spec.name} of transformers: a {spec.family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
+    return public_class(spec, PreTrainedModel, doc)
+
+
 def split_inputs(inputs: dict[str, Any], towers: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """Inputs by tower, of those modalities whose main input is there. ValueError when there are none, which names those
     of the `towers`, or all that could have been there."""
-    found = {
+    sides = {
         modality.tower: {name: inputs.get(name) for name in modality.inputs}
         for modality in MODALITIES
         if any(inputs.get(name) is not None for name in modality.main)
     }
-    if not found:
+    if not sides:
         mains = [name for m in MODALITIES if not towers or m.tower in towers for name in m.main[:1] if name in inputs]
         raise ValueError(f"found neither {' nor '.join(mains)}, expected one of them at least")
-    return found
+    return sides
 
 
 def open_model(

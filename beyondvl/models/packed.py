@@ -21,7 +21,7 @@ from ..compile import Compiled
 from ..config import Config, read_json
 from ..errors import CheckpointError, ConfigError
 from ..families.registry import Family
-from ..files import open_regular, written_aside
+from ..files import open_regular, write_aside
 from .load import ModelClass
 from .tower import Tower
 
@@ -58,13 +58,13 @@ def save(model: Any, folder: Path) -> None:
     )
     if weights and not is_packed(folder):
         raise ValueError(f"{folder}: found another checkpoint's {weights[0]}, expected a new folder or a packed one")
-    with written_aside(folder, ("packed.bin", "packed.json"), _written(folder)) as aside:
+    with write_aside(folder, ("packed.bin", "packed.json"), _earlier_files(folder)) as aside:
         record = _write_blocks(model, aside / "packed.bin")
         record |= {"config": _digest(model.config), "files": write_companions(model.files.files, aside)}
         (aside / "packed.json").write_text(json.dumps(record))
 
 
-def _written(folder: Path) -> list[Path]:
+def _earlier_files(folder: Path) -> list[Path]:
     """The companions that an earlier call put into a folder, and none that lie elsewhere."""
     names = None
     with contextlib.suppress(ConfigError):  # none, or a damaged one, which is replaced
@@ -137,9 +137,11 @@ def _checked(record: Config, config: Config, path: Path, dtype: str, num_threads
             "save them again"
         )
     mapping = _map(path)
-    found = _checksum(mapping, num_threads)
-    if found != record.get("checksum"):
-        raise CheckpointError(f"packed.bin: checksum {found}, expected {record.get('checksum')}: the file is damaged")
+    checksum = _checksum(mapping, num_threads)
+    if checksum != record.get("checksum"):
+        raise CheckpointError(
+            f"packed.bin: checksum {checksum}, expected {record.get('checksum')}: the file is damaged"
+        )
     return mapping
 
 

@@ -108,10 +108,10 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> np.ndarr
     stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
     parts = [stream.resample_chunk(block) for block in blocks]
     parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    found = np.concatenate(parts)
-    if not found.size:
+    samples = np.concatenate(parts)
+    if not samples.size:
         raise AudioError(f"a sound too short for {wanted} samples a second, expected at least one of them")
-    return found
+    return samples
 
 
 def _from_file(source: Any, wanted: int) -> np.ndarray:

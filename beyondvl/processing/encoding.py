@@ -86,13 +86,13 @@ class BatchEncoding(BatchFeature):
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """The word a token is of."""
-        found = self._at(batch_or_token_index, token_index, "token_to_word")
-        return None if found is None else found if isinstance(found, int) else found[1]
+        word = self._at(batch_or_token_index, token_index, "token_to_word")
+        return None if word is None else word if isinstance(word, int) else word[1]
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Span | None:
         """Where the characters of a token begin and end."""
-        found = self._at(batch_or_token_index, token_index, "token_to_chars")
-        return None if found is None else Span(*(found if isinstance(found[0], int) else found[1]))
+        span = self._at(batch_or_token_index, token_index, "token_to_chars")
+        return None if span is None else Span(*(span if isinstance(span[0], int) else span[1]))
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
@@ -110,15 +110,15 @@ class BatchEncoding(BatchFeature):
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> Span | None:
         """The first token of a word and the one after its last."""
-        found = self._at(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
-        return None if found is None else Span(*found)
+        span = self._at(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
+        return None if span is None else Span(*span)
 
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> Span | None:
         """Where the characters of a word begin and end."""
-        found = self._at(batch_or_word_index, word_index, "word_to_chars", sequence_index)
-        return None if found is None else Span(*found)
+        span = self._at(batch_or_word_index, word_index, "word_to_chars", sequence_index)
+        return None if span is None else Span(*span)
 
     def _at(self, first: int, second: int | None, name: str, *more: int) -> Any:
         """What the library says of place `second` of text `first`, or of place `first` of the only one."""
@@ -218,8 +218,8 @@ def items_of(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
     if text_pair is not None:
         others = [text_pair] if single else list(text_pair)
         if isinstance(text_pair, str) != isinstance(text, str) or len(others) != len(texts):
-            found = "one text" if isinstance(text_pair, str) else f"{len(others)} texts"
-            raise ValueError(f"text_pair: found {found}, expected as many as text")
+            count = "one text" if isinstance(text_pair, str) else f"{len(others)} texts"
+            raise ValueError(f"text_pair: found {count}, expected as many as text")
         texts = list(zip(texts, others, strict=True))
     items = []
     for i, item in enumerate(texts):
@@ -245,12 +245,12 @@ def encoded(backend: Any, items: list[Any], options: TextOptions, side: str) -> 
         return []
     special, split = options.add_special_tokens, options.is_split_into_words
     with library_errors("text: the tokenizer cannot encode it"):
-        found = backend.encode_batch(items, add_special_tokens=special, is_pretokenized=split)
+        encodings = backend.encode_batch(items, add_special_tokens=special, is_pretokenized=split)
         if not options.truncation:
-            return found
+            return encodings
         return [
             _truncated(backend, item, options, side) if len(encoding.ids) > options.max_length else encoding
-            for item, encoding in zip(items, found, strict=True)
+            for item, encoding in zip(items, encodings, strict=True)
         ]
 
 
@@ -298,17 +298,17 @@ def padded(
     if width > MOST_PADDED:
         raise ValueError(f"padding to {width} tokens: expected at most {MOST_PADDED}")
     gaps = [max(0, width - len(row)) for row in fields[name]]
-    found = {}
+    filled = {}
     for field, rows in fields.items():
         fill = pad_id if field == name else FILL.get(field)
         if fill is None:
-            found[field] = rows
+            filled[field] = rows
             continue
-        found[field] = [
+        filled[field] = [
             ([fill] * gap + list(row) if side == "left" else list(row) + [fill] * gap) if gap else list(row)
             for row, gap in zip(rows, gaps, strict=True)
         ]
-    return found
+    return filled
 
 
 def as_tensors(fields: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -352,15 +352,15 @@ def lists_of(values: Any) -> Any:
         return [
             lists_of(value) if hasattr(value, "shape") or isinstance(value, list | tuple) else value for value in values
         ]
-    found = to_numpy(values) if hasattr(values, "shape") else values
-    return found.tolist() if isinstance(found, np.ndarray | np.generic) else list(found)
+    array = to_numpy(values) if hasattr(values, "shape") else values
+    return array.tolist() if isinstance(array, np.ndarray | np.generic) else list(array)
 
 
 def checked_ids(ids: Iterable[Any]) -> list[int]:
-    found = [int(i) for i in ids]
-    if wrong := [i for i in found if not 0 <= i < 1 << 32]:
+    numbers = [int(i) for i in ids]
+    if wrong := [i for i in numbers if not 0 <= i < 1 << 32]:
         raise ValueError(f"ids: found {wrong[0]}, expected token ids from 0")
-    return found
+    return numbers
 
 
 def without_blanks(text: str) -> str:

@@ -72,8 +72,8 @@ def mel_filters(bins: int, count: int, low: float, high: float, rate: int, scale
         points, at = to_hertz(points, scale), np.linspace(0, rate // 2, bins)
     rising = (at[:, None] - points[:-2]) / np.diff(points)[:-1]
     falling = (points[2:] - at[:, None]) / np.diff(points)[1:]
-    found = np.maximum(0, np.minimum(rising, falling))
-    return np.ascontiguousarray(found * (2 / (points[2:] - points[:-2])) if scale == "slaney" else found)
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return np.ascontiguousarray(triangles * (2 / (points[2:] - points[:-2])) if scale == "slaney" else triangles)
 
 
 class FeatureExtractor(JsonFields):
@@ -114,9 +114,9 @@ class FeatureExtractor(JsonFields):
     @classmethod
     def from_dict(cls, feature_extractor_dict: Mapping[str, Any], **overrides: Any) -> FeatureExtractor:
         """From the fields of preprocessor_config.json; unknown ones change nothing and are kept."""
-        known, given = cls.common | cls.defaults, dict(feature_extractor_dict)
-        made = cls(**({name: given.pop(name) for name in known if name in given} | overrides))
-        made.others = {name: value for name, value in given.items() if not name.startswith("_")}
+        known, fields = cls.common | cls.defaults, dict(feature_extractor_dict)
+        made = cls(**({name: fields.pop(name) for name in known if name in fields} | overrides))
+        made.others = {name: value for name, value in fields.items() if not name.startswith("_")}
         return made
 
     @classmethod
@@ -198,17 +198,17 @@ class FeatureExtractor(JsonFields):
         width = most if padding == "max_length" else max(map(len, rows), default=0)
         width = 0 if padding in (False, "do_not_pad") else -(-width // step) * step
         masks = [np.ones(len(row), np.int32) for row in rows]
-        found = {self.input_name: [self._filled(row, width, self.padding_value) for row in rows]}
+        filled = {self.input_name: [self._filled(row, width, self.padding_value) for row in rows]}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
-            found["attention_mask"] = [self._filled(mask, width, 0) for mask in masks]
+            filled["attention_mask"] = [self._filled(mask, width, 0) for mask in masks]
         kind = return_tensors or ("pt" if torch else "np")
-        if len({row.shape for row in found[self.input_name]}) > 1:
+        if len({row.shape for row in filled[self.input_name]}) > 1:
             if return_tensors == "pt":
                 raise ValueError(
                     f"{self.input_name}: rows of different lengths do not make a tensor: pass padding=True"
                 )
-            return BatchFeature(found)
-        return BatchFeature({name: from_numpy(np.stack(rows), kind) for name, rows in found.items()})
+            return BatchFeature(filled)
+        return BatchFeature({name: from_numpy(np.stack(rows), kind) for name, rows in filled.items()})
 
     def _filled(self, row: np.ndarray, width: int, value: float) -> np.ndarray:
         row = row.astype(np.float32) if row.dtype == np.float64 else row
@@ -290,10 +290,10 @@ def _pictures() -> set[str]:
 
 def extractor_class(name: Any) -> type[FeatureExtractor]:
     """The class of that name, for example ClapFeatureExtractor; ConfigError for one that is not known here."""
-    found = {n: c for family in families().values() for way in family.ways for n, c in way.feature_extractors.items()}
-    if name not in found:
-        raise ConfigError(f"feature_extractor_type: found {name!r}, expected one of {', '.join(sorted(found))}")
-    return found[name]
+    classes = {n: c for family in families().values() for way in family.ways for n, c in way.feature_extractors.items()}
+    if name not in classes:
+        raise ConfigError(f"feature_extractor_type: found {name!r}, expected one of {', '.join(sorted(classes))}")
+    return classes[name]
 
 
 class AutoFeatureExtractor:

@@ -89,8 +89,8 @@ class ImageProcessor(JsonFields):
             _check_neutral(name, fields.pop(name))
         if unknown := sorted(set(fields) - set(FIELDS)):
             raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
-        given = {name: value for name, value in fields.items() if value is not None}
-        values = FIELDS | dict(self.defaults) | self.from_file(Config({})) | given
+        stated = {name: value for name, value in fields.items() if value is not None}
+        values = FIELDS | dict(self.defaults) | self.from_file(Config({})) | stated
         if values["size"] is None:
             raise ConfigError("size: not given, expected the size that pictures become")
         for name in FIELDS:
@@ -277,10 +277,10 @@ class ImageProcessor(JsonFields):
 
     def _target(self, image: np.ndarray) -> tuple[int, int, int, int, int, int]:
         """`_geometry` of a picture; ImageError where a long and thin one would become absurdly large."""
-        found = self._geometry(*image.shape[:2])
-        if max(*image.shape[:2], *found[:2]) > MAX_SIDE or found[2] * found[3] > MAX_PIXELS:
-            raise _too_large(image, *found[:2])
-        return found
+        target = self._geometry(*image.shape[:2])
+        if max(*image.shape[:2], *target[:2]) > MAX_SIDE or target[2] * target[3] > MAX_PIXELS:
+            raise _too_large(image, *target[:2])
+        return target
 
     def _table(self, values: np.ndarray) -> np.ndarray:
         """(3, n) results of rescale and normalise for each value, by transformers' formulas."""

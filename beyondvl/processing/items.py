@@ -46,10 +46,10 @@ def modality_of(item: Any, readable: tuple[str, ...] = NAMES, place: int | None 
     if isinstance(item, str | os.PathLike):
         if isinstance(item, str) and set(readable) <= {TEXT.name}:
             return TEXT.name
-        found = _named(os.fspath(item))
-        if found is None:
-            found = TEXT.name if isinstance(item, str) and TEXT.name in readable else _first(readable)
-        return found
+        modality = _named(os.fspath(item))
+        if modality is None:
+            modality = TEXT.name if isinstance(item, str) and TEXT.name in readable else _first(readable)
+        return modality
     if isinstance(item, bytes | bytearray | memoryview):
         return _head(bytes(item[:HEAD])) or IMAGE.name
     if hasattr(item, "read"):
@@ -71,17 +71,17 @@ def _first(readable: tuple[str, ...]) -> str:
 
 def _named(text: str) -> str | None:
     """What a string names; None where it names nothing."""
-    if found := DATA.match(text[:64]):
-        return found[1].lower()
+    if match := DATA.match(text[:64]):
+        return match[1].lower()
     name = text.strip().lower()
     if URL.fullmatch(name[:LONGEST_PATH]):
         return _extension(re.split(r"[?#]", name, maxsplit=1)[0]) or IMAGE.name
     there = is_file(text)
-    found = _extension(name)
-    if found is None and there:
+    modality = _extension(name)
+    if modality is None and there:
         with open(text, "rb") as file:
             return _head(file.read(HEAD)) or IMAGE.name
-    return found
+    return modality
 
 
 def is_file(text: str) -> bool:

@@ -91,10 +91,10 @@ def data_of(source: Any, error: type[ValueError]) -> Any:
     """The bytes of a data: URI or of a file that is open; anything else as it is. `error` is raised for what is neither
     read nor decoded."""
     if hasattr(source, "read") and not hasattr(source, "getbands") and not hasattr(source, "__fspath__"):
-        found = source.read()
-        if not isinstance(found, bytes):
-            raise error(f"{type(source).__name__}: reads {type(found).__name__}, expected a file open for bytes")
-        return found
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise error(f"{type(source).__name__}: reads {type(data).__name__}, expected a file open for bytes")
+        return data
     if not isinstance(source, str) or source[:5].lower() != "data:":
         return source
     head, comma, text = source.partition(",")

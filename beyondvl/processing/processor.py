@@ -186,7 +186,7 @@ class Processor(JsonFields):
         common = groups.pop("common_kwargs")
         tensors = next((g.pop("return_tensors") for g in (common, *groups.values()) if "return_tensors" in g), tensors)
         text = dict(self.kind.text_defaults) | (self.tokenizer.call_options if self.tokenizer else {})
-        found: dict[str, dict[str, Any]] = {"text_kwargs": text, "images_kwargs": {}, "audio_kwargs": {}}
+        options: dict[str, dict[str, Any]] = {"text_kwargs": text, "images_kwargs": {}, "audio_kwargs": {}}
         known = {"text_kwargs": TEXT_OPTIONS, "images_kwargs": IMAGE_OPTIONS, "audio_kwargs": AUDIO_OPTIONS}
         for name, value in (common | kwargs).items():
             if name in NEUTRAL:
@@ -199,13 +199,13 @@ class Processor(JsonFields):
                 )
             for group in takers:
                 if value is not None or group != "audio_kwargs":
-                    found[group][name] = value
+                    options[group][name] = value
         for group, values in groups.items():
             group = "images_kwargs" if group == "videos_kwargs" else group
             if twice := [name for name in values if name in kwargs and name in known[group]]:
                 raise ValueError(f"{twice[0]}: given twice, by itself and in {group}")
-            found[group] |= values
-        return found, tensors
+            options[group] |= values
+        return options, tensors
 
     def _check(self, images: Any, text: Any, videos: Any, audio: Any) -> None:
         """ValueError for inputs this processor makes nothing of."""
@@ -234,15 +234,15 @@ class Processor(JsonFields):
         )
 
     def _texts(self, text: Any, placeholders: bool, tensors: str | None, options: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         queries = self.num_query_tokens if self.kind.placeholder else None
         if (queries or self.kind.placeholder) and isinstance(text, str):
             text = [text]
         if self.qformer_tokenizer:
-            asked = self._used(self.qformer_tokenizer(text, return_tensors=tensors, **options))
-            found |= {f"qformer_{name}": values for name, values in asked.items()}
+            instruction = self._used(self.qformer_tokenizer(text, return_tensors=tensors, **options))
+            inputs |= {f"qformer_{name}": values for name, values in instruction.items()}
         if not queries:
-            return found | self._used(self.tokenizer(text, return_tensors=tensors, **options))
+            return inputs | self._used(self.tokenizer(text, return_tensors=tensors, **options))
         if options.get("max_length") is not None:
             room = options["max_length"] - queries
             if room < 1:
@@ -259,7 +259,7 @@ class Processor(JsonFields):
                 "token_type_ids": 0,
             }
             lists = {name: [[fill[name]] * count + row for row in rows] for name, rows in lists.items()}
-        return found | (as_tensors(lists, tensors) if tensors else lists)
+        return inputs | (as_tensors(lists, tensors) if tensors else lists)
 
     def _used(self, fields: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in fields.items() if name not in self.kind.unused_inputs}
@@ -321,8 +321,8 @@ class Processor(JsonFields):
 
     def __repr__(self) -> str:
         parts = ("image_processor", "feature_extractor", "tokenizer", "qformer_tokenizer")
-        found = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None)
-        return f"{type(self).__name__}({found})"
+        said = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None)
+        return f"{type(self).__name__}({said})"
 
 
 TOKENIZER_FIELDS = frozenset(

@@ -105,12 +105,12 @@ def check_character_maps(tokenizer: Any) -> None:
     """ConfigError where a character map in the normalizer of a tokenizer.json would be followed out of its bounds."""
     name, waiting = "tokenizer.json", [tokenizer.get("normalizer") if isinstance(tokenizer, dict) else None]
     while waiting:
-        found = waiting.pop()
-        if isinstance(found, list):
-            waiting += found
-        elif isinstance(found, dict):
-            waiting += [value for value in found.values() if isinstance(value, list | dict)]
-            if isinstance(text := found.get("precompiled_charsmap"), str):
+        step = waiting.pop()
+        if isinstance(step, list):
+            waiting += step
+        elif isinstance(step, dict):
+            waiting += [value for value in step.values() if isinstance(value, list | dict)]
+            if isinstance(text := step.get("precompiled_charsmap"), str):
                 try:
                     data = base64.b64decode(text)
                 except binascii.Error as error:

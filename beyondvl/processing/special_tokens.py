@@ -193,8 +193,8 @@ class TokenNames:
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """The id of a token, or a list of them; of one that is not known the unknown token's."""
         if isinstance(tokens, str):
-            found = self.backend_tokenizer.token_to_id(tokens)
-            return self.unk_token_id if found is None else found
+            known = self.backend_tokenizer.token_to_id(tokens)
+            return self.unk_token_id if known is None else known
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ..config import Config
 from ..families.registry import Family, families, family_of, load_config, processing_of
 from ..families.tokens import TOKENIZERS
-from ..files import written_aside
+from ..files import write_aside
 from ..folder import Folder
 from ..hub import open_folder
 from .encoding import (
@@ -325,8 +325,8 @@ class Tokenizer(TokenNames):
     @property
     def call_options(self) -> dict[str, Any]:
         """What tokenizer_config.json says of calls by a processor."""
-        found = {name: self.settings.get(name) for name in CALL_OPTIONS if name in self.settings}
-        return found | ({"padding_side": self.padding_side} if "padding_side" in found else {})
+        options = {name: self.settings.get(name) for name in CALL_OPTIONS if name in self.settings}
+        return options | ({"padding_side": self.padding_side} if "padding_side" in options else {})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Writes tokenizer.json and tokenizer_config.json (and a vocabulary file that the former cannot stand for), as
@@ -348,7 +348,7 @@ class Tokenizer(TokenNames):
                 for i, token in sorted(self.backend_tokenizer.get_added_tokens_decoder().items())
             },
         }  # fmt: skip
-        with written_aside(folder, ("tokenizer.json", "tokenizer_config.json")) as aside:
+        with write_aside(folder, ("tokenizer.json", "tokenizer_config.json")) as aside:
             (aside / "tokenizer.json").write_text(self.backend_tokenizer.to_str(pretty=True), "utf-8")
             (aside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
             for name, data in self.vocabulary.files.items():

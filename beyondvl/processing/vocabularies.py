@@ -134,8 +134,8 @@ def _from_json(folder: Folder, settings: Config, kind: TokenizerKind | None) -> 
 def _character_map(tokenizer: dict[str, Any]) -> bytes | None:
     import base64
 
-    found = tokenizer.get("normalizer") or {}
-    steps = found.get("normalizers", [found]) if isinstance(found, dict) else found
+    normalizer = tokenizer.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else normalizer
     maps = (step.get("precompiled_charsmap") for step in steps if isinstance(step, dict))
     return next((base64.b64decode(text) for text in maps if text), None)
 
@@ -168,26 +168,26 @@ def _from_files(folder: Folder, settings: Config, kind: TokenizerKind) -> tuple[
 def _stated_tokens(folder: Folder, settings: Config, kind: TokenizerKind | None) -> dict[str, Any]:
     """Special tokens by name, as text or with their flags: the class's, then tokenizer_config.json's, and where that
     has no added_tokens_decoder, those of special_tokens_map.json over them."""
-    found: dict[str, Any] = dict(kind.special_tokens) if kind else {}
+    tokens: dict[str, Any] = dict(kind.special_tokens) if kind else {}
     sources = [settings.to_dict()]
     if "added_tokens_decoder" not in settings and "special_tokens_map.json" in folder:
         sources.append(folder.json("special_tokens_map.json"))
     for source in sources:
         named = source.get("extra_special_tokens")
         for name, token in {**source, **(named if isinstance(named, dict) else {})}.items():
-            if name in SPECIAL or (name.endswith("_token") and name not in found):
+            if name in SPECIAL or (name.endswith("_token") and name not in tokens):
                 token = _token(token)
                 if token is not None or name in SPECIAL:
-                    found[name] = token
-    return found
+                    tokens[name] = token
+    return tokens
 
 
 def _extra_tokens(folder: Folder, settings: Config) -> list[Any]:
     """Special tokens without a name of their own."""
-    found = _listed(settings.to_dict())
+    tokens = _listed(settings.to_dict())
     if "added_tokens_decoder" not in settings and "special_tokens_map.json" in folder:
-        found = _listed(folder.json("special_tokens_map.json")) or found
-    return found
+        tokens = _listed(folder.json("special_tokens_map.json")) or tokens
+    return tokens
 
 
 def _listed(source: dict[str, Any]) -> list[Any]:
@@ -216,21 +216,21 @@ def _added_tokens(folder: Folder, settings: Config, in_file: dict[int, Any]) -> 
     decoder = settings.get("added_tokens_decoder")
     if decoder is not None:
         try:
-            found = {int(i): _token(token) for i, token in decoder.items()}
+            tokens = {int(i): _token(token) for i, token in decoder.items()}
         except (AttributeError, ValueError, TypeError):
-            found = {0: None}
-        if None in found.values():
+            tokens = {0: None}
+        if None in tokens.values():
             raise ConfigError("tokenizer_config.json: added_tokens_decoder: expected tokens by id")
-        return found
+        return tokens
     # those that special_tokens_map.json alone calls special do not count as such, as in transformers
-    found, special = {}, {str(token) for token in _listed(settings.to_dict())}
+    tokens, special = {}, {str(token) for token in _listed(settings.to_dict())}
     special |= {str(token) for token in _stated_tokens(folder, settings, None).values() if token}
     if "added_tokens.json" in folder:
         for text, i in folder.json("added_tokens.json").items():
             if type(i) is not int:
                 raise ConfigError(f"added_tokens.json: {text}: found {i!r}, expected an id")
-            found[i] = AddedToken(text, normalized=text not in special, special=text in special)
-    return found | in_file
+            tokens[i] = AddedToken(text, normalized=text not in special, special=text in special)
+    return tokens | in_file
 
 
 def _finish(

@@ -91,14 +91,14 @@ class TaskModel(PreTrainedModel):
             batches = (self._pixels([items[i] for i in part], list(part)) for part in parts)
         else:
             batches = iter([prepared("pixel_values", pixel_values)])
-        found = [self._encode_pixels(batch) for batch in batches]
-        if not found:
+        encoded = [self._encode_pixels(batch) for batch in batches]
+        if not encoded:
             raise ValueError("images: the list is empty, expected at least one picture")
         arrays = (
-            None if getattr(found[0], name) is None else np.concatenate([getattr(f, name) for f in found])
+            None if getattr(encoded[0], name) is None else np.concatenate([getattr(f, name) for f in encoded])
             for name in ("embeds", "features")
         )
-        return EncodedImages(tuple(c for f in found for c in f.contexts), *arrays, found[0].frames, self.identity)
+        return EncodedImages(tuple(c for f in encoded for c in f.contexts), *arrays, encoded[0].frames, self.identity)
 
     def _items(self, images: Any) -> list[Any]:
         return list(images) if isinstance(images, list | tuple) else [images]
@@ -115,16 +115,16 @@ class TaskModel(PreTrainedModel):
             raise ValueError("expected either pixel_values or images (what encode_image returned, or pictures)")
         if isinstance(images, EncodedImages):
             if images.owner not in (None, self.identity):
-                found, expected = (" ".join(identity) for identity in (images.owner, self.identity))
-                raise ValueError(f"images: encoded by another model ({found}), expected one of {expected}")
+                owner, expected = (" ".join(identity) for identity in (images.owner, self.identity))
+                raise ValueError(f"images: encoded by another model ({owner}), expected one of {expected}")
             return images
         return self.encode_image(images, pixel_values=pixel_values)
 
     def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of texts as this model reads them, padded to one length, cut at another."""
-        given = [texts] if isinstance(texts, str) else list(texts)
+        listed = [texts] if isinstance(texts, str) else list(texts)
         inputs = self.tokenizer(
-            given, padding=True, return_tensors="np", truncation=max_length is not None, max_length=max_length
+            listed, padding=True, return_tensors="np", truncation=max_length is not None, max_length=max_length
         )
         return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
@@ -162,17 +162,17 @@ def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
     """Ids (B, L) and a mask of their shape, where there is one. ValueError where they do not fit."""
     if input_ids is None:
         raise ValueError("input_ids: not given, expected (B, L) integers")
-    given = {"input_ids": input_ids, "attention_mask": attention_mask}
-    found = {name: prepared(name, value) for name, value in given.items() if value is not None}
-    if (shape := found.get("attention_mask", found["input_ids"]).shape) != found["input_ids"].shape:
-        raise ValueError(f"attention_mask: found shape {shape}, expected {found['input_ids'].shape}")
-    return found
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
+    if (shape := arrays.get("attention_mask", arrays["input_ids"]).shape) != arrays["input_ids"].shape:
+        raise ValueError(f"attention_mask: found shape {shape}, expected {arrays['input_ids'].shape}")
+    return arrays
 
 
-def with_pooled(found: dict[str, np.ndarray], kind: str) -> ModelOutput:
+def with_pooled(arrays: dict[str, np.ndarray], kind: str) -> ModelOutput:
     """`last_hidden_state` and `pooler_output`, which of a Q-Former is its first row."""
-    hidden = found["last_hidden_state"]
-    pooled = found["pooler_output"] if "pooler_output" in found else hidden[:, 0].copy()
+    hidden = arrays["last_hidden_state"]
+    pooled = arrays["pooler_output"] if "pooler_output" in arrays else hidden[:, 0].copy()
     return ModelOutput(last_hidden_state=from_numpy(hidden, kind), pooler_output=from_numpy(pooled, kind))
 
 

@@ -26,12 +26,12 @@ class ClassifyingModel(TaskModel):
     def __call__(self, input_values: Any = None, **kwargs: Any) -> ModelOutput:
         """`logits` (B, labels) of input_values (B, frames, mels) float32."""
         check_neutral(kwargs)
-        found = self.run_tower("audio", {"input_values": input_values}, ["logits"])["logits"]
-        return ModelOutput(logits=from_numpy(found, kind_of(input_values)))
+        logits = self.run_tower("audio", {"input_values": input_values}, ["logits"])["logits"]
+        return ModelOutput(logits=from_numpy(logits, kind_of(input_values)))
 
     def classify(self, audio: Any, sampling_rate: int | None = None) -> np.ndarray:
         """Probabilities (B, labels) float32 of sounds (see `load_audio`; one or a list): softmax over the labels."""
-        given = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="np")
-        logits = self(**given).logits
+        inputs = self.feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="np")
+        logits = self(**inputs).logits
         shares = np.exp(logits - logits.max(1, keepdims=True))
         return shares / shares.sum(1, keepdims=True)

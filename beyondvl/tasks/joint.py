@@ -28,8 +28,8 @@ class JointModel(TaskModel):
 
     def _features(self, modality: str, inputs: dict[str, Any]) -> Any:
         """The projection of every row (B, n, D), as transformers' FlavaModel has it; row 0 is what `encode` gives."""
-        found = self.run_tower(modality, inputs, ["projected"])["projected"]
-        return from_numpy(found, kind_of(*inputs.values()))
+        rows = self.run_tower(modality, inputs, ["projected"])["projected"]
+        return from_numpy(rows, kind_of(*inputs.values()))
 
     def fuse(self, features: dict[str, Any], wanted: list[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the C-Former over the features of any subset of inputs, in the order given.
@@ -43,8 +43,8 @@ class JointModel(TaskModel):
         What a mask hides changes nothing. Raises ValueError naming the input, what was found and what was expected.
         """
         if not features or not isinstance(features, dict):
-            found = "none" if features == {} else type(features).__name__
-            raise ValueError(f"features: found {found}, expected a dictionary of at least one input")
+            kind = "none" if features == {} else type(features).__name__
+            raise ValueError(f"features: found {kind}, expected a dictionary of at least one input")
         wanted = wanted or STATES
         self.tower("fusion").check_outputs(wanted)
         parts, batch = [], None
@@ -96,7 +96,7 @@ class JointModel(TaskModel):
         them and `pooler_output`. Both inputs together must be pairs.
         """
         check_neutral(kwargs)
-        given = split_inputs(
+        sides = split_inputs(
             {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
@@ -104,25 +104,25 @@ class JointModel(TaskModel):
                 "pixel_values": pixel_values,
             }
         )
-        found, features = self._towers(given, {"vision": STATES, "text": STATES})
+        outputs, features = self._towers(sides, {"vision": STATES, "text": STATES})
         if len(features) == 2 and not skip_multimodal_encoder:
-            found["multimodal"] = self.fuse(features)
-        return put_states(ModelOutput(), found, kind_of(input_ids, pixel_values))
+            outputs["multimodal"] = self.fuse(features)
+        return put_states(ModelOutput(), outputs, kind_of(input_ids, pixel_values))
 
     def _towers(
-        self, given: dict[str, dict[str, Any]], wanted: dict[str, list[str]]
+        self, sides: dict[str, dict[str, Any]], wanted: dict[str, list[str]]
     ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
         """Those outputs of each side that is given, by its name, and the features and mask of each for the fused
         stream, in its order. ValueError where both are given and are no pairs."""
-        found, features = {}, {}
-        for tower in (tower for tower in ("vision", "text") if tower in given):
+        outputs, features = {}, {}
+        for tower in (tower for tower in ("vision", "text") if tower in sides):
             name = of_tower(tower).name
-            found[name] = self.run_tower(tower, given[tower], [*wanted[tower], "features"])
-            features[name] = (found[name].pop("features"), given[tower].get("attention_mask"))
+            outputs[name] = self.run_tower(tower, sides[tower], [*wanted[tower], "features"])
+            features[name] = (outputs[name].pop("features"), sides[tower].get("attention_mask"))
         if len({len(rows) for rows, _ in features.values()}) > 1:
             pictures, texts = (len(features[name][0]) for name in ("image", "text"))
             raise ValueError(f"pixel_values, input_ids: found {pictures} pictures and {texts} texts, expected pairs")
-        return found, features
+        return outputs, features
 
 
 class PretrainingModel(JointModel):
@@ -152,7 +152,7 @@ class PretrainingModel(JointModel):
         check_neutral(kwargs)
         if input_ids is None and input_ids_masked is not None:
             raise ValueError("input_ids_masked: given without input_ids, expected both")
-        given = split_inputs(
+        sides = split_inputs(
             {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
@@ -160,14 +160,14 @@ class PretrainingModel(JointModel):
                 "pixel_values": pixel_values,
             }
         )
-        pairs, kind = len(given) == 2, kind_of(input_ids, pixel_values)
+        pairs, kind = len(sides) == 2, kind_of(input_ids, pixel_values)
         alone = ["unit_embeds"] if pairs else []
         wanted = {"vision": STATES + (alone or ["mim_logits"]), "text": STATES + (alone or ["mlm_logits"])}
         seen = wanted | ({} if input_ids_masked is None else {"text": STATES + alone})  # the masked text is predicted
-        found, features = self._towers(given, seen)
-        masked, masked_features = dict(found), dict(features)
+        outputs, features = self._towers(sides, seen)
+        masked, masked_features = dict(outputs), dict(features)
         if input_ids_masked is not None:
-            text = {"text": given["text"] | {"input_ids": input_ids_masked}}
+            text = {"text": sides["text"] | {"input_ids": input_ids_masked}}
             (masked["text"],), (masked_features["text"],) = (part.values() for part in self._towers(text, wanted))
         if skip_unmasked_multimodal_encoder is None:
             skip_unmasked_multimodal_encoder = self.config.boolean("skip_unmasked_multimodal_encoder", True)
@@ -175,18 +175,18 @@ class PretrainingModel(JointModel):
             heads = ["itm_score", "mmm_image_logits", "mmm_text_logits"]
             masked["multimodal"] = self.fuse(masked_features, STATES + heads)
             if not skip_unmasked_multimodal_encoder:
-                found["multimodal"] = self.fuse(features, STATES)
-        output = put_states(ModelOutput(), found, kind)
+                outputs["multimodal"] = self.fuse(features, STATES)
+        output = put_states(ModelOutput(), outputs, kind)
         put_states(output, masked, kind, "_masked")
-        logits = self._pair_logits(found, masked) if pairs else {}
+        logits = self._pair_logits(outputs, masked) if pairs else {}
         logits |= {n: a for arrays in masked.values() for n, a in arrays.items() if n in ("mim_logits", "mlm_logits")}
         return ModelOutput(output | {name: from_numpy(np.ascontiguousarray(a), kind) for name, a in logits.items()})
 
     def _pair_logits(
-        self, found: dict[str, dict[str, np.ndarray]], masked: dict[str, dict[str, np.ndarray]]
+        self, sides: dict[str, dict[str, np.ndarray]], masked: dict[str, dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """What the heads say of pairs."""
-        cosines = found["image"]["unit_embeds"] @ found["text"]["unit_embeds"].T * np.float32(self.logit_scale)
+        cosines = sides["image"]["unit_embeds"] @ sides["text"]["unit_embeds"].T * np.float32(self.logit_scale)
         both, patches = masked["multimodal"], masked["image"]["last_hidden_state"].shape[1] - 1
         words = masked["text"]["last_hidden_state"].shape[1]
         return {
@@ -213,13 +213,13 @@ class FusedModel(JointModel):
             if not mask[:, : self._lead].all():
                 raise ValueError("attention_mask: found 0 for the class token, expected 1")
             mask = mask[:, self._lead :]
-        found = self.fuse({"hidden_states": (states, mask)})
-        return ModelOutput({name: from_numpy(array, kind_of(hidden_states)) for name, array in found.items()})
+        outputs = self.fuse({"hidden_states": (states, mask)})
+        return ModelOutput({name: from_numpy(array, kind_of(hidden_states)) for name, array in outputs.items()})
 
 
-def put_states(output: ModelOutput, found: dict[str, dict[str, np.ndarray]], kind: str, what: str = "") -> ModelOutput:
+def put_states(output: ModelOutput, sides: dict[str, dict[str, np.ndarray]], kind: str, what: str = "") -> ModelOutput:
     """Adds the hidden states and pooled outputs of each part."""
-    for name, arrays in found.items():
+    for name, arrays in sides.items():
         states = with_pooled(arrays, kind)
         output[f"{name}{what}_embeddings"] = states.last_hidden_state
         output[f"{name}{what}_output"] = states

@@ -40,18 +40,18 @@ class MatchingModel(TaskModel):
         wanted = ["last_hidden_state", "context" if use_itm_head else "unit_embeds"]
         vision = self.run_tower("vision", {"pixel_values": pixels}, wanted)
         output = "itm_score" if use_itm_head else "unit_embeds"
-        found = self.tower("text").run(
+        outputs = self.tower("text").run(
             text | {"contexts": vision.get("context")}, [output, "last_hidden_state"], self.num_threads
         )
-        score = found["itm_score"] if use_itm_head else vision["unit_embeds"] @ found["unit_embeds"].T
+        score = outputs["itm_score"] if use_itm_head else vision["unit_embeds"] @ outputs["unit_embeds"].T
         kind = kind_of(input_ids, pixel_values)
         fields = {"itm_score": score, "last_hidden_state": vision["last_hidden_state"],
-                  "question_embeds": found["last_hidden_state"]}  # fmt: skip
+                  "question_embeds": outputs["last_hidden_state"]}  # fmt: skip
         return ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
-        found = self.run_tower("vision", {"pixel_values": pixels}, ["context", "unit_embeds"])
-        return EncodedImages(tuple(found["context"]), found["unit_embeds"][:, None])
+        outputs = self.run_tower("vision", {"pixel_values": pixels}, ["context", "unit_embeds"])
+        return EncodedImages(tuple(outputs["context"]), outputs["unit_embeds"][:, None])
 
     def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
         """Probability (n,) float32 that each text fits its picture; one picture may serve all texts.
@@ -142,16 +142,19 @@ class QueryMatchingModel(MatchingModel):
         vision = self.run_tower("vision", {"pixel_values": pixels}, ["context", *STATES])
         run, seen = self.tower("text").run, {"contexts": vision["context"]}
         if use_image_text_matching_head:
-            found = run(text | seen, ["itm_score", "last_hidden_state"], self.num_threads)
-            scores, texts, images = found["itm_score"], found["last_hidden_state"], vision["last_hidden_state"]
+            outputs = run(text | seen, ["itm_score", "last_hidden_state"], self.num_threads)
+            scores, texts, images = outputs["itm_score"], outputs["last_hidden_state"], vision["last_hidden_state"]
         else:
             images = run(seen, ["image_embeds"], self.num_threads)["image_embeds"]
-            found = run(text, ["unit_embeds", "last_hidden_state"], self.num_threads)
-            texts = found["unit_embeds"]
+            outputs = run(text, ["unit_embeds", "last_hidden_state"], self.num_threads)
+            texts = outputs["unit_embeds"]
             scores = (images @ texts.T).max(1)
         fields = {"logits_per_image": scores, "logits_per_text": scores.T, "text_embeds": texts, "image_embeds": images}
         output = ModelOutput({name: from_numpy(np.ascontiguousarray(a), kind) for name, a in fields.items()})
-        output["text_model_output"], output["vision_model_output"] = with_pooled(found, kind), with_pooled(vision, kind)
+        output["text_model_output"], output["vision_model_output"] = (
+            with_pooled(outputs, kind),
+            with_pooled(vision, kind),
+        )
         return output
 
     def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
@@ -162,13 +165,13 @@ class QueryMatchingModel(MatchingModel):
     def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
         """Unit-norm embeddings (B, queries, D) of pictures."""
         check_neutral(kwargs)
-        found = self._encode_pixels(prepared("pixel_values", pixel_values)).embeds
-        return from_numpy(found, kind_of(pixel_values))
+        embeds = self._encode_pixels(prepared("pixel_values", pixel_values)).embeds
+        return from_numpy(embeds, kind_of(pixel_values))
 
     def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
         contexts = self._contexts(pixels)
-        found = self.tower("text").run({"contexts": contexts}, ["image_embeds"], self.num_threads)
-        return EncodedImages(tuple(contexts), found["image_embeds"])
+        outputs = self.tower("text").run({"contexts": contexts}, ["image_embeds"], self.num_threads)
+        return EncodedImages(tuple(contexts), outputs["image_embeds"])
 
 
 class ImageQueriesModel(TaskModel):
@@ -179,12 +182,12 @@ class ImageQueriesModel(TaskModel):
         `last_hidden_state` of the picture, and `query_output` (B, queries, hidden_size) before the projection."""
         check_neutral(kwargs)
         vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["context", "last_hidden_state"])
-        found = self.tower("queries").run(
+        outputs = self.tower("queries").run(
             {"contexts": vision["context"]}, ["image_embeds", "query_output"], self.num_threads
         )
         kind = kind_of(pixel_values)
-        fields = {"image_embeds": found["image_embeds"], "last_hidden_state": vision["last_hidden_state"],
-                  "query_output": found["query_output"]}  # fmt: skip
+        fields = {"image_embeds": outputs["image_embeds"], "last_hidden_state": vision["last_hidden_state"],
+                  "query_output": outputs["query_output"]}  # fmt: skip
         return ModelOutput({name: from_numpy(array, kind) for name, array in fields.items()})
 
 
@@ -195,8 +198,8 @@ class TextTokensModel(TaskModel):
         """transformers' Blip2TextModelWithProjection: `text_embeds` (B, L, D) of unit norm, `last_hidden_state`."""
         check_neutral(kwargs)
         wanted = ["text_embeds", "last_hidden_state"]
-        found = self.tower("text").run(text_inputs(input_ids, attention_mask), wanted, self.num_threads)
-        return ModelOutput({name: from_numpy(a, kind_of(input_ids)) for name, a in found.items()})
+        outputs = self.tower("text").run(text_inputs(input_ids, attention_mask), wanted, self.num_threads)
+        return ModelOutput({name: from_numpy(a, kind_of(input_ids)) for name, a in outputs.items()})
 
 
 class QueriesModel(TaskModel):

@@ -94,18 +94,18 @@ class PrefixCaptioningModel(AnswersMixin, CaptioningModel):
     ) -> ModelOutput:
         vision = self._seen(pixels)
         queries = self._drawn(vision["context"], ["features", "last_hidden_state"], **instruction)
-        source, written = {"features": queries["features"]}, {}
+        source, texts = {"features": queries["features"]}, {}
         if "encoder" in self.towers:
             if decoder_input_ids is None:
                 raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
             read = self._read(text["input_ids"], text.get("attention_mask"), source)
-            source, written = {"contexts": read["context"]}, {"encoder_last_hidden_state": read["last_hidden_state"]}
+            source, texts = {"contexts": read["context"]}, {"encoder_last_hidden_state": read["last_hidden_state"]}
             text = text_inputs(decoder_input_ids, decoder_attention_mask)
         prompt = Prompt(text["input_ids"], text.get("attention_mask"))
         if prompt.positions is not None and self.tower("decoder").encoder.stem.position:  # Llama's count the columns
             text["position_ids"] = prompt.positions
-        written = {"logits": self._logits(text, source)} | written
-        language = ModelOutput({name: from_numpy(array, kind) for name, array in written.items()})
+        texts = {"logits": self._logits(text, source)} | texts
+        language = ModelOutput({name: from_numpy(array, kind) for name, array in texts.items()})
         return ModelOutput(
             logits=language.logits,
             vision_outputs=with_pooled(vision, kind),
@@ -126,12 +126,14 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
     def texts(self, texts: str | list[str], max_length: int | None = None) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask` of instructions, each after the placeholders of a picture, and the same
         instructions for the query tokens: `qformer_input_ids`, `qformer_attention_mask`."""
-        given = [texts] if isinstance(texts, str) else list(texts)
-        asked = self._part("qformer_tokenizer", "qformer_tokenizer/tokenizer.json")(
-            given, padding=True, return_tensors="np"
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        instructions = self._part("qformer_tokenizer", "qformer_tokenizer/tokenizer.json")(
+            listed, padding=True, return_tensors="np"
         )
         names = ("input_ids", "attention_mask")
-        return super().texts(given, max_length) | {f"qformer_{name}": asked[name] for name in names if name in asked}
+        return super().texts(listed, max_length) | {
+            f"qformer_{name}": instructions[name] for name in names if name in instructions
+        }
 
     def get_qformer_features(
         self, pixel_values: Any = None, qformer_input_ids: Any = None, qformer_attention_mask: Any = None, **kwargs: Any
@@ -139,16 +141,18 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         """What the query tokens drew for each instruction (B, queries, hidden_size), before the projection."""
         check_neutral(kwargs)
         contexts = self._contexts(prepared("pixel_values", pixel_values))
-        asked = self._instruction(qformer_input_ids, qformer_attention_mask)
-        return from_numpy(self._drawn(contexts, ["query_output"], **asked)["query_output"], kind_of(pixel_values))
+        instruction = self._instruction(qformer_input_ids, qformer_attention_mask)
+        return from_numpy(self._drawn(contexts, ["query_output"], **instruction)["query_output"], kind_of(pixel_values))
 
     def _source(
         self, encoded: EncodedImages, count: int, qformer_input_ids: Any, qformer_attention_mask: Any
     ) -> dict[str, Any]:
         instruction = self._instruction(qformer_input_ids, qformer_attention_mask)
         if len(instruction["input_ids"]) != count:
-            found = len(instruction["input_ids"])
-            raise ValueError(f"qformer_input_ids: found {found} instructions, expected {count}, one for each prompt")
+            instructions = len(instruction["input_ids"])
+            raise ValueError(
+                f"qformer_input_ids: found {instructions} instructions, expected {count}, one for each prompt"
+            )
         contexts = self._grouped(encoded.source(count, "qformer_input_ids")["contexts"], encoded)
         return {"features": self._drawn(contexts, ["features"], **instruction)["features"]}
 
@@ -158,11 +162,11 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
     def _instruction(self, ids: Any, mask: Any) -> dict[str, np.ndarray]:
         if ids is None:
             raise ValueError("qformer_input_ids: not given, expected (B, L) integers: the query tokens read it too")
-        found = text_inputs(ids, mask)
+        inputs = text_inputs(ids, mask)
         most = self.tower("queries").program.info()["max_positions"]
-        if found["input_ids"].shape[1] > most:
-            raise ValueError(f"qformer_input_ids: found {found['input_ids'].shape[1]} tokens, expected at most {most}")
-        return found
+        if inputs["input_ids"].shape[1] > most:
+            raise ValueError(f"qformer_input_ids: found {inputs['input_ids'].shape[1]} tokens, expected at most {most}")
+        return inputs
 
     def __call__(
         self,
@@ -179,8 +183,8 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         Q-Former's own vocabulary; `qformer_outputs.last_hidden_state` (B, queries + L, hidden_size) holds both."""
         check_neutral(kwargs)
         text, kind = text_inputs(input_ids, attention_mask), kind_of(qformer_input_ids, pixel_values)
-        asked = self._instruction(qformer_input_ids, qformer_attention_mask)
-        return self._forward(pixel_values, text, asked, decoder_input_ids, decoder_attention_mask, kind)
+        instruction = self._instruction(qformer_input_ids, qformer_attention_mask)
+        return self._forward(pixel_values, text, instruction, decoder_input_ids, decoder_attention_mask, kind)
 
     def generate(
         self,
@@ -195,8 +199,8 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
     ) -> Any:
         """Token ids (B, length) int64, as CaptioningModel.generate; `qformer_input_ids` (B, L) are the instructions in
         the Q-Former's vocabulary."""
-        asked = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
-        prompted = self._prompted(pixel_values, input_ids, attention_mask, images, **asked)
+        instruction = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
+        prompted = self._prompted(pixel_values, input_ids, attention_mask, images, **instruction)
         return from_numpy(self._generated(*prompted, settings), kind_of(qformer_input_ids, pixel_values))
 
     def stream(
@@ -211,8 +215,8 @@ class InstructedCaptioningModel(PrefixCaptioningModel):
         **settings: Any,
     ) -> Iterator[np.ndarray]:
         """As `generate`, giving the tokens (B,) of each step as they come; greedy or sampled, no beams."""
-        asked = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
-        return self._streamed(*self._prompted(pixel_values, input_ids, attention_mask, images, **asked), settings)
+        instruction = {"qformer_input_ids": qformer_input_ids, "qformer_attention_mask": qformer_attention_mask}
+        return self._streamed(*self._prompted(pixel_values, input_ids, attention_mask, images, **instruction), settings)
 
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
         """What the model writes on an instruction about pictures, which it needs: ValueError without one."""
@@ -241,8 +245,8 @@ class InstructedVideoModel(InstructedCaptioningModel):
         return run(array.reshape(-1, *array.shape[2:])), array.shape[1]
 
     def _seen(self, pixels: Any) -> dict[str, Any]:
-        found, frames = self._by_clip(pixels, super()._seen)
-        return found | {"context": in_groups(found["context"], frames)}
+        outputs, frames = self._by_clip(pixels, super()._seen)
+        return outputs | {"context": in_groups(outputs["context"], frames)}
 
     def _contexts(self, pixels: np.ndarray) -> list[Any]:
         return in_groups(*self._by_clip(pixels, super()._contexts))
@@ -257,10 +261,10 @@ class InstructedVideoModel(InstructedCaptioningModel):
         self._require_pairs(contexts, text)
         frames, clips = len(contexts[0]), len(contexts)
         text = {name: np.repeat(array, frames, 0) for name, array in text.items()}
-        found = super()._drawn([c for clip in contexts for c in clip], wanted, **text)
-        if "features" in found:
-            found["features"] = found["features"].reshape(clips, -1, found["features"].shape[2])
-        return found
+        outputs = super()._drawn([c for clip in contexts for c in clip], wanted, **text)
+        if "features" in outputs:
+            outputs["features"] = outputs["features"].reshape(clips, -1, outputs["features"].shape[2])
+        return outputs
 
 
 def in_groups(items: list[Any], size: int) -> list[list[Any]]:

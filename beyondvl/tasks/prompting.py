@@ -40,8 +40,8 @@ class ClipPromptingModel(TaskModel):
             {"pixel_values": flat}, ["last_hidden_state", "pooler_output", "frame_embeds", "context"], self.num_threads
         )
         places = np.tile(np.arange(self.num_frames), (len(array), 1))
-        given = {"features": seen["frame_embeds"], "token_type_ids": places}
-        mixed = self.tower("mit").run(given, ["last_hidden_state"], self.num_threads)["last_hidden_state"]
+        inputs = {"features": seen["frame_embeds"], "token_type_ids": places}
+        mixed = self.tower("mit").run(inputs, ["last_hidden_state"], self.num_threads)["last_hidden_state"]
         seen["mit"] = mixed + seen["frame_embeds"]
         seen["video_embeds"] = seen["mit"].mean(1)
         return seen
@@ -49,8 +49,8 @@ class ClipPromptingModel(TaskModel):
     def get_video_features(self, pixel_values: Any, **kwargs: Any) -> Any:
         """Embeddings (B, D) of clips (B, num_frames, 3, H, W), not normalised."""
         check_neutral(kwargs)
-        found = self._clips(pixel_values)["video_embeds"]
-        return from_numpy(found, "pt") if kind_of(pixel_values) == "pt" else found.view(Features)
+        embeds = self._clips(pixel_values)["video_embeds"]
+        return from_numpy(embeds, "pt") if kind_of(pixel_values) == "pt" else embeds.view(Features)
 
     def __call__(
         self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None, **kwargs: Any
@@ -62,9 +62,9 @@ class ClipPromptingModel(TaskModel):
         seen = self._clips(pixel_values)
         read = self.tower("text").run(texts, ["last_hidden_state", "pooler_output", "embeds"], self.num_threads)
         count, kind = len(seen["video_embeds"]), kind_of(input_ids, pixel_values)
-        asked = np.ascontiguousarray(np.broadcast_to(read["embeds"], (count, *read["embeds"].shape)))
-        given = {"features": asked, "contexts": seen["context"]}
-        embeds = asked + self.tower("prompts").run(given, ["drawn"], self.num_threads)["drawn"]
+        prompts = np.ascontiguousarray(np.broadcast_to(read["embeds"], (count, *read["embeds"].shape)))
+        inputs = {"features": prompts, "contexts": seen["context"]}
+        embeds = prompts + self.tower("prompts").run(inputs, ["drawn"], self.num_threads)["drawn"]
         embeds /= np.linalg.norm(embeds, axis=2, keepdims=True)
         video = seen["video_embeds"] / np.linalg.norm(seen["video_embeds"], axis=1, keepdims=True)
         logits = np.einsum("bd,bkd->bk", video, embeds) * np.float32(self.logit_scale)

@@ -65,10 +65,10 @@ class TranscribingModel(TaskModel):
         """A token's id: stated under that name, or what the tokenizer has it under."""
         if stated.get(name) is not None:
             return stated.integer(name, None, 0, self._vocab - 1)
-        found = self.tokenizer.get_vocab().get(token)
-        if found is None:
+        known = self.tokenizer.get_vocab().get(token)
+        if known is None:
             raise ConfigError(f"generation_config.json: {name} is missing, and the tokenizer has no {token}")
-        return found
+        return known
 
     @cached_property
     def languages(self) -> dict[str, int]:
@@ -89,12 +89,12 @@ class TranscribingModel(TaskModel):
     @cached_property
     def _no_timestamps(self) -> int:
         """The token after which the timestamps lie."""
-        found = self._token(self._stated, "no_timestamps_token_id", "<|notimestamps|>")
-        if found + 1 >= self._vocab:
+        token = self._token(self._stated, "no_timestamps_token_id", "<|notimestamps|>")
+        if token + 1 >= self._vocab:
             raise ConfigError(
-                f"generation_config.json: no_timestamps_token_id: found {found}, expected timestamps after it"
+                f"generation_config.json: no_timestamps_token_id: found {token}, expected timestamps after it"
             )
-        return found
+        return token
 
     @property
     def first_timestamp(self) -> int:
@@ -235,10 +235,10 @@ class TranscribingModel(TaskModel):
             return self._detect(contexts).tolist()
         if not isinstance(language, str | list | tuple):
             raise ValueError(f"language: found {language!r}, expected a language, or a list of them")
-        given = [language] * len(contexts) if isinstance(language, str) else list(language)
-        if len(given) != len(contexts):
-            raise ValueError(f"language: found {len(given)}, expected one, or {len(contexts)}")
-        return [self._language_token(each) for each in given]
+        listed = [language] * len(contexts) if isinstance(language, str) else list(language)
+        if len(listed) != len(contexts):
+            raise ValueError(f"language: found {len(listed)}, expected one, or {len(contexts)}")
+        return [self._language_token(each) for each in listed]
 
     def decode(
         self,
@@ -305,10 +305,10 @@ class TranscribingModel(TaskModel):
         """What was said before, as `get_prompt_ids` of the processor gives it. ValueError for what is no such thing."""
         if prompt_ids is None:
             return []
-        found = to_numpy(prompt_ids, "prompt_ids")
-        if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size or not (found >= 0).all():
+        ids = to_numpy(prompt_ids, "prompt_ids")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size or not (ids >= 0).all():
             raise ValueError(f"prompt_ids: found {prompt_ids!r:.100}, expected ids (n,) of get_prompt_ids")
-        return found.tolist()
+        return ids.tolist()
 
     # ---- sounds of any length
 
@@ -389,8 +389,8 @@ def timestamp_rule(
 
     def rule(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores[:, no_timestamps] = -np.inf
-        written = ids[:, begin:]
-        for row, tokens in zip(scores, written, strict=True):
+        generated = ids[:, begin:]
+        for row, tokens in zip(scores, generated, strict=True):
             last = len(tokens) >= 1 and tokens[-1] >= first
             before = len(tokens) < 2 or tokens[-2] >= first
             if last and before:
@@ -399,7 +399,7 @@ def timestamp_rule(
                 row[:end] = -np.inf
             if (times := tokens[tokens >= first]).size:
                 row[first : times[-1] + (not last or before)] = -np.inf
-        if not written.shape[1]:
+        if not generated.shape[1]:
             scores[:, :first] = -np.inf
             if most_initial is not None:
                 scores[:, first + most_initial + 1 :] = -np.inf

@@ -150,10 +150,10 @@ def check_transcription(
     if timestamps and length != most:
         raise ValueError(f"chunk_length_s: found {length!r} and return_timestamps, expected none, or {most:g}: times "
                          "are told of windows of that length")  # fmt: skip
-    given = (length, *strides(length, stride))
+    seconds = (length, *strides(length, stride))
     if not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and -MOST_SECONDS <= n <= MOST_SECONDS for n in given
-    ) or not (0 < length <= most and min(given) >= 0 and given[1] + given[2] < length):
+        isinstance(n, int | float) and not isinstance(n, bool) and -MOST_SECONDS <= n <= MOST_SECONDS for n in seconds
+    ) or not (0 < length <= most and min(seconds) >= 0 and seconds[1] + seconds[2] < length):
         raise ValueError(f"chunk_length_s, stride_length_s: found {length!r}, {stride!r}, expected at most {most:g} s, "
                          "and both sides together below that")  # fmt: skip
 

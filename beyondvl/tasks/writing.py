@@ -26,8 +26,8 @@ def written(logits: np.ndarray, states: np.ndarray, kind: str) -> ModelOutput:
 def one_each(settings: dict[str, Any]) -> None:
     """ValueError where one string an item is returned and several are asked for."""
     if settings.get("num_return_sequences", 1) not in (1, None):
-        found = settings["num_return_sequences"]
-        raise ValueError(f"num_return_sequences: found {found}, expected 1 here; `generate` returns several")
+        count = settings["num_return_sequences"]
+        raise ValueError(f"num_return_sequences: found {count}, expected 1 here; `generate` returns several")
 
 
 class CaptioningModel(TaskModel):
@@ -73,8 +73,8 @@ class CaptioningModel(TaskModel):
             input_ids, attention_mask: prompts (B, L); one picture may serve all of them.
             settings: see GenerationSettings: max_new_tokens, num_beams, do_sample, temperature, top_k, top_p, ...
         """
-        found = self._generated(*self._prompted(pixel_values, input_ids, attention_mask, images), settings)
-        return from_numpy(found, kind_of(input_ids, pixel_values))
+        generated = self._generated(*self._prompted(pixel_values, input_ids, attention_mask, images), settings)
+        return from_numpy(generated, kind_of(input_ids, pixel_values))
 
     def stream(
         self,
@@ -150,9 +150,9 @@ class AnswersMixin:
         it."""
         one_each(settings)
         encoded = self._encoded(images, None)
-        asked = list(questions) if isinstance(questions, list | tuple) else [questions] * len(encoded)
+        listed = list(questions) if isinstance(questions, list | tuple) else [questions] * len(encoded)
         single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
-        texts = self._answers(encoded, asked, settings)
+        texts = self._answers(encoded, listed, settings)
         return texts[0] if single else texts
 
 
@@ -160,7 +160,7 @@ class AnsweringModel(AnswersMixin, TaskModel):
     """Answers questions about pictures: an encoder of the question that attends to the picture, and a decoder that
     attends to the question."""
 
-    def _asked(self, text: dict, contexts: list[Any], ignore_padding: bool) -> list[Any]:
+    def _question_contexts(self, text: dict, contexts: list[Any], ignore_padding: bool) -> list[Any]:
         wanted = "context" if ignore_padding else "padded_context"
         return self.tower("text").run(text | {"contexts": contexts}, [wanted], self.num_threads)[wanted]
 
@@ -183,8 +183,8 @@ class AnsweringModel(AnswersMixin, TaskModel):
         if decoder_input_ids is None:
             raise ValueError("decoder_input_ids: not given, expected (B, L) integers; `generate` needs none")
         vision = self.run_tower("vision", {"pixel_values": pixel_values}, ["last_hidden_state", "context"])
-        asked = self._asked(question, vision["context"], True)
-        logits = self._logits(text_inputs(decoder_input_ids, decoder_attention_mask), {"contexts": asked})
+        contexts = self._question_contexts(question, vision["context"], True)
+        logits = self._logits(text_inputs(decoder_input_ids, decoder_attention_mask), {"contexts": contexts})
         return written(logits, vision["last_hidden_state"], kind_of(input_ids, pixel_values))
 
     def generate(
@@ -208,10 +208,10 @@ class AnsweringModel(AnswersMixin, TaskModel):
         """
         text = text_inputs(input_ids, attention_mask)
         source = self._encoded(images, pixel_values).source(len(text["input_ids"]), "input_ids")
-        asked = self._asked(text, source["contexts"], ignore_padding)
-        ids = np.full((len(asked), 1), self.tokens["bos_token_id"], np.int64)
-        found = self._generated({"contexts": asked}, ids, None, settings)
-        return from_numpy(found, kind_of(input_ids, pixel_values))
+        contexts = self._question_contexts(text, source["contexts"], ignore_padding)
+        ids = np.full((len(contexts), 1), self.tokens["bos_token_id"], np.int64)
+        generated = self._generated({"contexts": contexts}, ids, None, settings)
+        return from_numpy(generated, kind_of(input_ids, pixel_values))
 
     def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
         return self._decoded(self.generate(images=encoded, ignore_padding=True, **self.texts(questions), **settings))
