@@ -138,7 +138,9 @@ class Build:
 
     def __init__(self, root: Path, folder: str):
         self.folder, self.name = folder, root.resolve().name
-        self.environment = os.environ | {"PYTHONPATH": str(root.resolve())}
+        # modules are compiled once, as where they are installed
+        self.environment = os.environ | {"PYTHONPATH": str(root.resolve()), "PYTHONPYCACHEPREFIX": f"{folder}/pyc"}
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.process = subprocess.Popen([sys.executable, "-c", WORK, str(HERE), folder], text=True, cwd=folder,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment)  # fmt: skip
 

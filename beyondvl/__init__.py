@@ -48,7 +48,7 @@ _LAZY = {
     "BatchFeature": "outputs",
     "CheckpointError": "errors",
     "ConfigError": "errors",
-    "EncodedImages": "tasks",
+    "EncodedImages": "tasks.base",
     "GenerationConfig": "generation",
     "GenerationSettings": "generation",
     "ImageError": "errors",

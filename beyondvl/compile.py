@@ -5,8 +5,6 @@ At no time is more than one record's weights held beside the packed ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from . import _C
@@ -30,6 +28,7 @@ from .spec import (
     QueryStem,
     Ref,
     Softmax,
+    Spec,
     SpectrogramStem,
     TakeRows,
     same_padding,
@@ -132,8 +131,7 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
     weights[f"{linear}_weight"], weights[f"{norm}_weight"] = weight / smooth, smooth
 
 
-@dataclass
-class Compiled:
+class Compiled(Spec):
     """A program and what its caller must know of it. `gemm` says whose products it runs: "own" or "openblas".
 
     `outputs` maps an output's name to its slot, `sizes` to its columns. `slots` [name, rows, cols] and `records`

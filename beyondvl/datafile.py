@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .errors import CheckpointError
 from .files import open_regular
+from .spec import Spec
 
 __all__ = ["DTYPES", "MAX_RANK", "DataFile", "Entry", "is_size"]
 
@@ -32,8 +32,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Spec):
     """Where one tensor lies: [begin, begin + bytes) of the file `source`."""
 
     source: object

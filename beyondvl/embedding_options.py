@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +141,8 @@ class EmbeddingOptions:
         if not isinstance(prompt, str):
             raise ValueError(f"prompt: found {type(prompt).__name__}, expected str")
         if name is not None:
+            import logging  # loading a model does not wait for it
+
             logging.getLogger("beyondvl").warning("prompt and prompt_name: found both, prompt_name is ignored")
         return prompt
 

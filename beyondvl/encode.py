@@ -13,8 +13,6 @@ from .errors import ConfigError
 from .modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
 from .outputs import check_count, check_device, each_from_numpy, from_numpy
 from .processing.items import clip_of, content_of, is_bare, is_sound_and_rate, modality_of
-from .processing.processor import AutoProcessor
-from .processing.video import Sampling, video_frames
 from .similarity import PRECISIONS, quantize_embeddings, unit_rows
 
 __all__ = ["EncodeMixin"]
@@ -32,6 +30,8 @@ class EncodeMixin(EmbeddingOptions):
     def processor(self) -> Any:
         """The processor of this checkpoint, made at first use of the files that were read when it was loaded."""
         if self._processor is None:
+            from .processing.processor import AutoProcessor  # loading a model does not wait for it
+
             self._processor = AutoProcessor.of_folder(self.sentences.model if self.sentences else self.files)
         return self._processor
 
@@ -241,6 +241,8 @@ class EncodeMixin(EmbeddingOptions):
         if VIDEO.tower in self.towers:
             yield from self._encode_clips(indices, items)
             return
+        from .processing.video import Sampling, video_frames  # as above
+
         self.tower(IMAGE.tower)
         for i in indices:
             video, sampling = clip_of(items, i)

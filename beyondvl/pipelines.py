@@ -19,15 +19,12 @@ from .models.model import PreTrainedModel
 from .outputs import check_count, check_device
 from .processing.items import as_clips, is_file, is_sound_and_rate
 from .processing.text import Tokenizer
-from .tasks import (
-    AnsweringModel,
-    CaptioningModel,
-    ClassifyingModel,
-    ClipPromptingModel,
-    EncodedImages,
-    MatchingModel,
-    TranscribingModel,
-)
+from .tasks.base import EncodedImages
+from .tasks.classifying import ClassifyingModel
+from .tasks.matching import MatchingModel
+from .tasks.prompting import ClipPromptingModel
+from .tasks.transcribing import TranscribingModel
+from .tasks.writing import AnsweringModel, CaptioningModel
 
 __all__ = [
     "TASKS",

@@ -7,14 +7,16 @@ the model itself.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .config import Config
 from .errors import ConfigError
 from .folder import Folder
 from .similarity import SIMILARITIES
+from .spec import Spec
 from .weights import Checkpoint, open_checkpoint
 
 __all__ = ["PROMPTS", "Options", "Sentences", "read_sentences"]
@@ -29,12 +31,11 @@ PROMPTS = ("query", "document")  # that every model has, empty where its folder 
 PLACE = re.compile(r"[\w\-]*")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Spec):
     """`prompts` are by name, `default_prompt` is the one before every text; `max_length` in tokens, None: the model's;
     `similarity` is how embeddings are compared; `truncate_dim` how many numbers of them are kept, None: all."""
 
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = MappingProxyType({})
     default_prompt: str | None = None
     max_length: int | None = None
     lowercase: bool = False
@@ -42,8 +43,7 @@ class Options:
     truncate_dim: int | None = None
 
 
-@dataclass(frozen=True)
-class Sentences:
+class Sentences(Spec):
     """`model` is the folder of the model itself. `dense` are the linears after pooling: place, sizes, activation."""
 
     folder: Folder
@@ -71,7 +71,7 @@ def read_sentences(folder: Folder) -> Sentences | None:
     kind."""
     if "modules.json" not in folder:
         options = _options(folder, folder)
-        return None if options == Options() else Sentences(folder, folder, options)
+        return None if vars(options) == vars(Options()) else Sentences(folder, folder, options)
     modules = _modules(folder)
     model = folder.within(next((place for kind, place in modules if kind in MODELS), ""))
     pooled = [_pooling(folder, place) for kind, place in modules if kind == "Pooling"]

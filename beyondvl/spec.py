@@ -63,16 +63,18 @@ class Spec:
         cls.defaults = cls.defaults | {name: vars(cls).get(name, MISSING) for name in cls.__annotations__}
 
     def __init__(self, *values: Any, **named: Any):
-        placed = dict(zip(self.defaults, values, strict=False))
-        stated = {**self.defaults, **placed, **named}
-        surplus = len(values) > len(placed) or len(stated) > len(self.defaults)
-        if surplus or MISSING in stated.values() or not placed.keys().isdisjoint(named):
+        stated = self.__dict__  # hundreds are made of every model that is loaded
+        stated.update(self.defaults)
+        stated.update(zip(self.defaults, values, strict=False))
+        stated.update(named)
+        surplus = len(values) > len(self.defaults) or len(stated) > len(self.defaults)
+        twice = values and named and any(name in named for name in list(self.defaults)[: len(values)])
+        if surplus or twice or MISSING in stated.values():
             must = [name for name, value in self.defaults.items() if value is MISSING]
             raise TypeError(
                 f"{type(self).__name__}: found {len(values)} values and {', '.join(named) or 'none by name'}, expected "
                 f"{', '.join(must) or 'none'} and any of {', '.join(self.defaults)}, each once"
             )
-        self.__dict__.update(stated)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} is frozen: replace() makes a copy with another value")

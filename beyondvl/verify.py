@@ -17,7 +17,10 @@ from .hub import resolve
 from .models.auto import AutoModel
 from .models.packed import is_packed
 from .outputs import to_numpy
-from .tasks import AnsweringModel, ClassifyingModel, TaskModel, TranscribingModel
+from .tasks.base import TaskModel
+from .tasks.classifying import ClassifyingModel
+from .tasks.transcribing import TranscribingModel
+from .tasks.writing import AnsweringModel
 
 __all__ = ["agrees", "compared_rows", "verify_model"]
 

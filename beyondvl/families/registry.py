@@ -126,7 +126,7 @@ class Speech(Spec):
 class Head(Spec):
     """A class of a family whose towers are its own.
 
-    `task` names what it does (a key of TASK_MODELS in tasks/), `towers` its programs in the
+    `task` names what it does (a key of TASKS in tasks/), `towers` its programs in the
     order they are built (None: a config has no use for one), `tokens` the ids that generation begins, ends and pads
     with, `prompt` what it continues: (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts
     the placeholders of a picture before the ids and mask of a text; `question` is the form a question is put in;

@@ -7,7 +7,6 @@ of a class that is not here are used as they are.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -152,6 +151,8 @@ def _pieces(backend: Any, settings: Config, special: Special) -> None:
 def _canonical(backend: Any, settings: Config, special: Special) -> None:
     """SigLIP's: lower case, no punctuation, single spaces. The blank before a text is put there before special tokens
     are looked for (`prefix`), so that what follows one of them has none."""
+    import string  # loading a model does not wait for it
+
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     charsmap = settings.get("_charsmap")

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..families.registry import Family, families, find_family, load_config
 from ..hub import DEFAULT_MODEL, open_folder
 from ..outputs import check_device, thread_count
-from ..tasks import TASK_MODELS
+from ..tasks import task_model
 from .load import check_options, class_for, class_named, public_class
 from .model import PreTrainedModel, open_model, tower_class
 from .packed import is_packed, packed_class
@@ -33,7 +33,7 @@ def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel
     spec = class_named(name, family)
     if not spec.head:
         return tower_class(spec)
-    base = TASK_MODELS[spec.head.task]
+    base = task_model(spec.head.task)
     return public_class(spec, base, f"{name} of transformers. {base.__doc__}")
 
 

@@ -12,7 +12,6 @@ import json
 import mmap
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..config import Config, read_json
 from ..errors import CheckpointError, ConfigError
 from ..families.registry import Family
 from ..files import open_regular, write_aside
+from ..spec import Spec
 from .load import ModelClass
 from .tower import Tower
 
@@ -164,8 +164,7 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
     return Compiled(program, fields["outputs"], fields["sizes"], fields["slots"], fields["records"])
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(Spec):
     """What packed files hold of a model."""
 
     towers: dict[str, Tower]

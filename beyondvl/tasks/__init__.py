@@ -1,33 +1,38 @@
-"""Models that read text together with pictures: matching, captions, answers, one stream of both; and that hear
-speech."""
+"""Models that read text together with pictures: matching, captions, answers, one stream of both; and that hear speech.
 
-from .base import EncodedImages, TaskModel
-from .classifying import ClassifyingModel
-from .joint import FusedModel, JointModel, PretrainingModel
-from .matching import ImageQueriesModel, MatchingModel, QueriesModel, QueryMatchingModel, TextTokensModel
-from .prefix import InstructedCaptioningModel, InstructedVideoModel, PrefixCaptioningModel
-from .prompting import ClipPromptingModel
-from .transcribing import TranscribingModel
-from .writing import AnsweringModel, CaptioningModel
+A family's `Head` names a task; its class is imported when a model of it is.
+"""
 
-__all__ = ["TASK_MODELS", "AnsweringModel", "CaptioningModel", "ClassifyingModel", "ClipPromptingModel",
-           "EncodedImages", "MatchingModel", "TaskModel", "TranscribingModel"]  # fmt: skip
+from __future__ import annotations
 
-TASK_MODELS = {
-    "joint": JointModel,
-    "pretraining": PretrainingModel,
-    "fused": FusedModel,
-    "matching": MatchingModel,
-    "query_matching": QueryMatchingModel,
-    "queries": QueriesModel,
-    "image_queries": ImageQueriesModel,
-    "text_tokens": TextTokensModel,
-    "captioning": CaptioningModel,
-    "prefix_captioning": PrefixCaptioningModel,
-    "instructed_captioning": InstructedCaptioningModel,
-    "instructed_video": InstructedVideoModel,
-    "answering": AnsweringModel,
-    "transcribing": TranscribingModel,
-    "classifying": ClassifyingModel,
-    "clip_prompting": ClipPromptingModel,
+import importlib
+
+from ..models.model import PreTrainedModel
+
+__all__ = ["TASKS", "task_model"]
+
+# task -> (module, class)
+TASKS = {
+    "joint": ("joint", "JointModel"),
+    "pretraining": ("joint", "PretrainingModel"),
+    "fused": ("joint", "FusedModel"),
+    "matching": ("matching", "MatchingModel"),
+    "query_matching": ("matching", "QueryMatchingModel"),
+    "queries": ("matching", "QueriesModel"),
+    "image_queries": ("matching", "ImageQueriesModel"),
+    "text_tokens": ("matching", "TextTokensModel"),
+    "captioning": ("writing", "CaptioningModel"),
+    "prefix_captioning": ("prefix", "PrefixCaptioningModel"),
+    "instructed_captioning": ("prefix", "InstructedCaptioningModel"),
+    "instructed_video": ("prefix", "InstructedVideoModel"),
+    "answering": ("writing", "AnsweringModel"),
+    "transcribing": ("transcribing", "TranscribingModel"),
+    "classifying": ("classifying", "ClassifyingModel"),
+    "clip_prompting": ("prompting", "ClipPromptingModel"),
 }
+
+
+def task_model(task: str) -> type[PreTrainedModel]:
+    """The class of models that do a task."""
+    module, name = TASKS[task]
+    return getattr(importlib.import_module(f".{module}", __package__), name)
