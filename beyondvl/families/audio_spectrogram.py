@@ -87,9 +87,14 @@ class ASTFeatureExtractor(FeatureExtractor):
         self.filters = mel_filters(257, mels, 20, rate // 2, rate, "kaldi")
 
     def __call__(
-        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str | None = None
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
+        padding: Any = None,
     ) -> BatchFeature:
-        """`raw_speech`: one sound or a list. Raises AudioError, ValueError."""
+        """`raw_speech`: one sound or a list; `padding` changes nothing: each has max_length frames. Raises AudioError,
+        ValueError."""
         features = []
         for sound in self.sounds(raw_speech, sampling_rate):
             sound = np.pad(sound, (0, max(0, len(self.window) - len(sound))))

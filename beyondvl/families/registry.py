@@ -81,7 +81,7 @@ class ProcessorKind(Spec):
     `placeholder` names the token that stands for a query in front of a text, where processor_config.json has a
     num_query_tokens. `num_frames` (of the folder's config) tells that it takes clips, and how many frames of each, by
     the name `clips`: where that is the name of pictures, these are frames of clips. `labels`: a text that comes with a
-    sound is what is said in it.
+    sound is what is said in it, and what its tokenizer's file says of calls is of no account, as in transformers.
     """
 
     text_defaults: Mapping[str, Any] = NONE

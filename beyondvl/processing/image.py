@@ -122,7 +122,7 @@ class ImageProcessor(JsonFields):
         if "rescale_factor" in fields:
             fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, -1e6, 1e6)
         made = cls(**({n: v for n, v in cls.from_file(config).items() if n not in overrides} | fields | overrides))
-        apart = (*FIELDS, *KINDS, *NEUTRAL, "decoder", "fast", "num_threads", "processor_class")
+        apart = (*FIELDS, *KINDS, "decoder", "fast", "num_threads", "processor_class")
         made.others = {n: v for n, v in image_processor_dict.items() if n not in apart and not n.startswith("_")}
         return made
 

@@ -185,7 +185,8 @@ class Processor(JsonFields):
         groups = {name: dict(kwargs.pop(name, None) or {}) for name in GROUPS}
         common = groups.pop("common_kwargs")
         tensors = next((g.pop("return_tensors") for g in (common, *groups.values()) if "return_tensors" in g), tensors)
-        text = dict(self.kind.text_defaults) | (self.tokenizer.call_options if self.tokenizer else {})
+        stated = self.tokenizer.call_options if self.tokenizer and not self.kind.labels else {}
+        text = dict(self.kind.text_defaults) | stated
         options: dict[str, dict[str, Any]] = {"text_kwargs": text, "images_kwargs": {}, "audio_kwargs": {}}
         known = {"text_kwargs": TEXT_OPTIONS, "images_kwargs": IMAGE_OPTIONS, "audio_kwargs": AUDIO_OPTIONS}
         for name, value in (common | kwargs).items():
