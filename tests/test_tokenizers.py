@@ -245,8 +245,32 @@ def test_long_text_is_quick(clip):
     import time
 
     start = time.perf_counter()
-    bvl.AutoTokenizer.from_pretrained(clip[0])("word " * 200_000, truncation=True)
+    ours, words = bvl.AutoTokenizer.from_pretrained(clip[0]), "word " * 200_000
+    single = ours(words, truncation=True)
+    # what is cut off of one text is not put together with what is cut off of the other
+    pair = ours(words[:50_000], words[:50_000], truncation=True)
+    assert len(single["input_ids"]) == len(pair["input_ids"]) == ours.model_max_length
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cut_text_tells_where_its_tokens_are(bert, side):
+    folder = bert[0]
+    ours = bvl.AutoTokenizer.from_pretrained(folder, truncation_side=side)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, truncation_side=side)
+    text = "a red car and a dog, and a cat"
+    for special in (True, False):
+        how = {"truncation": True, "max_length": 7, "add_special_tokens": special, "return_offsets_mapping": True,
+               "return_special_tokens_mask": True}  # fmt: skip
+        found, wanted = ours([text], **how), theirs([text], **how)
+        assert dict(found) == {name: value for name, value in wanted.items() if name in found}
+        assert found.tokens() == wanted.tokens() and found.word_ids() == wanted.word_ids()
+        assert found.sequence_ids() == wanted.sequence_ids() and len(found.encodings[0]) == 7
+        for token in range(7):
+            assert found.token_to_word(token) == wanted.token_to_word(token)
+            assert tuple(found.token_to_chars(token) or ()) == tuple(wanted.token_to_chars(token) or ())
+        for place in range(len(text)):
+            assert found.char_to_token(place) == wanted.char_to_token(place)
 
 
 def test_unreadable_text_warns(bert):

@@ -5,9 +5,11 @@ Truncation and padding are done here and not by settings of the backend, so that
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +44,12 @@ SPACES = (
     (" 're", "'re"),
 )
 FILL = {"token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+
+
+# what an encoding is made of, and what its state calls that
+STATE = {name: name for name in ("ids", "type_ids", "tokens", "offsets", "special_tokens_mask", "attention_mask")} | {
+    "word_ids": "words"
+}
 
 
 class Span(NamedTuple):
@@ -223,6 +231,9 @@ def items_of(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
         texts = list(zip(texts, others, strict=True))
     items = []
     for i, item in enumerate(texts):
+        if type(item) is str and not split:
+            items.append(item if item.isascii() else _clean(item))
+            continue
         pair = (isinstance(item, tuple) and len(item) == 2) or (isinstance(item, list) and len(item) == 2 and not split)
         parts = item if pair and not isinstance(item, str) else (item,)
         made = tuple(_one(part, split, f"text {i}") for part in parts)
@@ -248,10 +259,16 @@ def encoded(backend: Any, items: list[Any], options: TextOptions, side: str) -> 
         encodings = backend.encode_batch(items, add_special_tokens=special, is_pretokenized=split)
         if not options.truncation:
             return encodings
-        return [
-            _truncated(backend, item, options, side) if len(encoding.ids) > options.max_length else encoding
-            for item, encoding in zip(items, encodings, strict=True)
-        ]
+        most, frame = options.max_length, None
+        for i, (item, encoding) in enumerate(zip(items, encodings, strict=True)):
+            if len(encoding) <= most:
+                continue
+            if options.overflow or isinstance(item, tuple):
+                encodings[i] = _truncated(backend, item, options, side)
+                continue
+            frame = frame or _frame(backend, encoding, options)  # of every text the same
+            encodings[i] = Cut(encoding, *frame, most - sum(frame), side)
+        return encodings
 
 
 def _truncated(backend: Any, item: Any, options: TextOptions, side: str) -> Any:
@@ -259,17 +276,68 @@ def _truncated(backend: Any, item: Any, options: TextOptions, side: str) -> Any:
     encodings, which repeat `stride` tokens."""
     parts = item if isinstance(item, tuple) else (item,)
     split, special = options.is_split_into_words, options.add_special_tokens
+    room = _room(options, backend.num_special_tokens_to_add(len(parts) == 2) if special else 0)
     bare = [backend.encode(part, add_special_tokens=False, is_pretokenized=split) for part in parts]
-    frame = backend.num_special_tokens_to_add(len(parts) == 2) if special else 0
+    stride = min(options.stride, max(0, room - 1)) if options.overflow else 0
+    lengths = _shares([len(encoding.ids) for encoding in bare], room, options.truncation)
+    for i, (part, length) in enumerate(zip(bare, lengths, strict=True)):
+        if length < len(part.ids) and options.overflow:
+            part.truncate(length, stride=stride if length > stride else 0, direction=side)
+        elif length < len(part.ids):
+            bare[i] = Cut(part, 0, 0, length, side).library
+    return backend.post_process(*bare, *[None] * (2 - len(bare)), special)
+
+
+def _room(options: TextOptions, frame: int) -> int:
+    """Tokens beside so many special ones. ValueError where there is no room for these."""
     room = options.max_length - frame
     if room < 0 or (room == 0 and frame == 0):
         raise ValueError(f"max_length: found {options.max_length}, expected room for {frame} special tokens")
-    stride = min(options.stride, max(0, room - 1)) if options.overflow else 0
-    lengths = _shares([len(encoding.ids) for encoding in bare], room, options.truncation)
-    for encoding, length in zip(bare, lengths, strict=True):
-        if length < len(encoding.ids):
-            encoding.truncate(length, stride=stride if length > stride else 0, direction=side)
-    return backend.post_process(*bare, *[None] * (2 - len(bare)), special)
+    return room
+
+
+def _frame(backend: Any, encoding: Any, options: TextOptions) -> tuple[int, int]:
+    """How many special tokens stand before and after a text."""
+    frame = backend.num_special_tokens_to_add(False) if options.add_special_tokens else 0
+    _room(options, frame)
+    head = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0) if frame else 0
+    return head, frame - head
+
+
+class Cut:
+    """Some of the tokens of an encoding: `head` and `tail` special ones, and between them `room` of the others. Fields
+    are read from it; what else the library tells of an encoding, from one of these tokens alone.
+
+    The library's own `truncate` keeps all others beside, piece by piece, and puts every piece of one text together with
+    every one of the other where a pair is joined.
+    """
+
+    overflowing: tuple[Any, ...] = ()
+
+    def __init__(self, encoding: Any, head: int, tail: int, room: int, side: str):
+        count = len(encoding.ids)
+        begin = count - tail - room if side == "left" else head
+        self.parts = slice(head), slice(begin, begin + room), slice(count - tail, count)
+        self.encoding, self.sequence = encoding, {"start": head, "end": head + room}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in STATE:
+            return getattr(self.library, name)
+        values, (head, kept, tail) = getattr(self.encoding, name), self.parts
+        return values[head] + values[kept] + values[tail]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def library(self) -> Any:
+        """An encoding of these tokens."""
+        state = {STATE[name]: getattr(self, name) for name in STATE}
+        made = type(self.encoding)()
+        made.__setstate__(json.dumps(state | {"overflowing": [], "sequence_ranges": {"0": self.sequence}}).encode())
+        return made
 
 
 def _shares(counts: list[int], room: int, strategy: str) -> list[int]:
@@ -305,7 +373,7 @@ def padded(
             filled[field] = rows
             continue
         filled[field] = [
-            ([fill] * gap + list(row) if side == "left" else list(row) + [fill] * gap) if gap else list(row)
+            ([fill] * gap + row if side == "left" else row + [fill] * gap) if gap else row
             for row, gap in zip(rows, gaps, strict=True)
         ]
     return filled
