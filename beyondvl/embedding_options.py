@@ -46,7 +46,10 @@ class EmbeddingOptions:
         """The model itself, with those that are not None; `prompts` are added to its own. ValueError for one that makes
         no sense."""
         if options.get("prompts") is not None:
-            options["prompts"] = self.prompts | dict(options["prompts"])
+            prompts = options["prompts"]
+            if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+                raise ValueError(f"prompts: found {prompts!r:.200}, expected texts by name")
+            options["prompts"] = self.prompts | prompts
         if options.get("truncate_dim") is not None:
             check_count("truncate_dim", options["truncate_dim"])
         for name, value in options.items():

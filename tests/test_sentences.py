@@ -110,6 +110,9 @@ def test_options_of_the_constructor_beside_sentence_transformers(twins):
     np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=2e-6)
     with pytest.raises(ValueError, match="default_prompt_name: found 'x', expected one of query, document, passage"):
         bvl.SentenceTransformer(twins[0].name_or_path, default_prompt_name="x")
+    for prompts in (["q "], {"query": 5}):
+        with pytest.raises(ValueError, match="prompts: found"):
+            bvl.SentenceTransformer(twins[0].name_or_path, prompts=prompts)
     with pytest.raises(FileNotFoundError, match="sentence-transformers/no-such-model"):
         bvl.SentenceTransformer("no-such-model", local_files_only=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
+from ..errors import ConfigError
 from ..folder import Folder
 from ..outputs import from_numpy, to_numpy
 from ..processing.text import Tokenizer
@@ -109,7 +110,10 @@ class WhisperTokenizer(Tokenizer):
     def read_files(self, folder: Folder) -> None:
         super().read_files(folder)
         if "normalizer.json" in folder:
-            self.english_spelling_normalizer = folder.json("normalizer.json")
+            words = folder.json("normalizer.json")
+            if not all(isinstance(word, str) for word in words.values()):
+                raise ConfigError("normalizer.json: expected a word for each word")
+            self.english_spelling_normalizer = words
 
     def set_prefix_tokens(
         self, language: str | None = None, task: str | None = None, predict_timestamps: bool | None = None

@@ -300,8 +300,11 @@ def _frame(backend: Any, encoding: Any, options: TextOptions) -> tuple[int, int]
     """How many special tokens stand before and after a text."""
     frame = backend.num_special_tokens_to_add(False) if options.add_special_tokens else 0
     _room(options, frame)
-    head = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0) if frame else 0
-    return head, frame - head
+    if not frame:
+        return 0, 0
+    short = backend.encode("a").special_tokens_mask  # of a long text it is as long
+    mask = short if 0 in short else encoding.special_tokens_mask
+    return mask.index(0), frame - mask.index(0)
 
 
 class Cut:

@@ -40,6 +40,7 @@ CALL_OPTIONS = ("padding", "truncation", "max_length", "padding_side", "add_spec
                 "pad_to_multiple_of", "return_attention_mask", "return_token_type_ids")  # fmt: skip
 
 
+READ = FIELDS.keys() - {"attention_mask"}  # out of the library's encodings
 NEUTRAL = ("text_pair_target", "tokenizer_kwargs")  # accepted where they are None
 
 
@@ -177,7 +178,10 @@ class Tokenizer(TokenNames):
         rows = encodings
         if options.overflow:
             rows = [row for encoding in encodings for row in (encoding, *encoding.overflowing)]
-        fields = {name: [getattr(row, FIELDS[name]) for row in rows] for name in names if name in FIELDS}
+        fields = {name: [getattr(row, FIELDS[name]) for row in rows] for name in names if name in READ}
+        if "attention_mask" in names:  # nothing is padded yet
+            fields["attention_mask"] = [[1] * len(row) for row in fields["input_ids"]]
+        fields = {name: fields[name] for name in names if name in fields}
         if self.kind and self.kind.ends_once and options.add_special_tokens:
             fields = self._ended_once(fields)
         if "length" in names:
