@@ -9,7 +9,7 @@ from typing import Any
 from .modalities import TEXT
 from .outputs import check_count
 from .sentences import PROMPTS, Options, Sentences
-from .similarity import SIMILARITIES
+from .similarity import SIMILARITIES, THREADED
 
 __all__ = ["EmbeddingOptions"]
 
@@ -74,7 +74,8 @@ class EmbeddingOptions:
     def similarity(self, a: Any, b: Any) -> Any:
         """Similarities (n, m) of two sets of embeddings (n, D) and (m, D), by `similarity_fn_name`: cosines as a
         rule."""
-        return SIMILARITIES[self.similarity_fn_name][0](a, b)
+        compare = SIMILARITIES[self.similarity_fn_name][0]
+        return compare(a, b, self.num_threads) if compare in THREADED else compare(a, b)
 
     def similarity_pairwise(self, a: Any, b: Any) -> Any:
         """Similarity (n,) of row i of a with row i of b, as `similarity`."""

@@ -200,15 +200,20 @@ class GenerationConfig:
         return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
 
-def config_settings(config: Any, known: list[str]) -> dict[str, Any]:
-    """The settings that a GenerationConfig states. ValueError for one that would change something and is not known."""
+def stated_settings(config: Any) -> dict[str, Any]:
+    """All that a GenerationConfig says, transformers' or ours, or a dictionary; nothing of None."""
     if config is None:
         return {}
     stated = config if isinstance(config, dict) else getattr(config, "to_diff_dict", getattr(config, "to_dict", None))
     stated = stated() if callable(stated) else stated
     if not isinstance(stated, dict):
         raise ValueError(f"generation_config: found {type(config).__name__}, expected a GenerationConfig")
-    stated = {name: value for name, value in stated.items() if value is not None and name not in ELSEWHERE}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def config_settings(config: Any, known: list[str]) -> dict[str, Any]:
+    """The settings that a GenerationConfig states. ValueError for one that would change something and is not known."""
+    stated = {name: value for name, value in stated_settings(config).items() if name not in ELSEWHERE}
     names = {name for name in stated if name in known or name in NEUTRAL}
     if unknown := sorted(name for name in set(stated) - names if stated[name] is not False and name[0] != "_"):
         raise ValueError(f"generation_config: found {unknown[0]}, which is not available here")

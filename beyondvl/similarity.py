@@ -11,7 +11,7 @@ from . import _C
 from .ahead import progress
 from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 
-__all__ = ["PRECISIONS", "SIMILARITIES", "community_detection", "cos_sim", "dot_score", "euclidean_sim",
+__all__ = ["PRECISIONS", "SIMILARITIES", "THREADED", "community_detection", "cos_sim", "dot_score", "euclidean_sim",
            "manhattan_sim", "normalize_embeddings", "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim",
            "pairwise_manhattan_sim", "paraphrase_mining_embeddings", "pytorch_cos_sim", "quantize_embeddings",
            "semantic_search", "truncate_embeddings", "unit_rows"]  # fmt: skip
@@ -116,6 +116,9 @@ SIMILARITIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "euclidean": (euclidean_sim, pairwise_euclidean_sim),
     "manhattan": (manhattan_sim, pairwise_manhattan_sim),
 }
+
+
+THREADED = (cos_sim, dot_score)  # of these, those that take a number of threads
 
 
 def normalize_embeddings(embeddings: Any) -> Any:

@@ -549,6 +549,25 @@ def test_windows_that_go_on_from_one_another(tiny):
     assert pipe((sound, 16_000), generate_kwargs=how)["text"] == texts[1]
 
 
+def test_a_generation_config_of_its_own(made):
+    """As published ones are: with its vocabulary, a language, thresholds; what a caller says comes first."""
+    folder, _, features = made("small")
+    model = bvl.AutoModel.from_pretrained(folder)
+    how = {"language": "de", "task": "translate", "return_timestamps": True, "max_new_tokens": 8}
+    wanted = model.generate(features, **how)
+    for cls in (transformers.GenerationConfig, bvl.GenerationConfig):
+        config = cls(**GENERATION | how)
+        assert model.generate(features, generation_config=config).tolist() == wanted.tolist()
+        other = model.generate(features, generation_config=config, language="fr", return_timestamps=False)
+        assert (
+            other.tolist() == model.generate(features, **how | {"language": "fr", "return_timestamps": False}).tolist()
+        )
+    loaded = bvl.GenerationConfig.from_pretrained(folder)
+    assert model.generate(features, generation_config=loaded).tolist() == model.generate(features).tolist()
+    with pytest.raises(ValueError, match="logprob_threshold: found 'x'"):
+        model.generate(features, generation_config={"logprob_threshold": "x"})
+
+
 def test_what_is_judged(made):
     """The mean of log-probabilities and the ratio of bytes, as transformers computes them; what is doubtful is drawn
     again, what is not stays."""

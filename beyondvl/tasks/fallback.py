@@ -19,9 +19,10 @@ import numpy as np
 from ..config import Config
 from ..generation import GenerationSettings, log_softmax, shaped
 
-__all__ = ["Decoded", "Fallback", "LogProbs", "decode"]
+__all__ = ["OPTIONS", "Decoded", "Fallback", "LogProbs", "decode"]
 
 THRESHOLDS = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
+OPTIONS = (*THRESHOLDS, "condition_on_prev_tokens", "prompt_condition_type")
 PROMPTS = ("first-segment", "all-segments")
 LOW = 0.5  # a text drawn at or above this temperature is no context for the next one
 
@@ -60,8 +61,7 @@ class Fallback:
     def take(cls, settings: dict[str, Any], stated: Config) -> Fallback:
         """Out of a caller's settings, which lose them, over what generation_config.json states. A temperature above 0
         alone means that tokens are drawn. ValueError for what makes no sense."""
-        names = (*THRESHOLDS, "condition_on_prev_tokens", "prompt_condition_type")
-        chosen = {name: settings.pop(name, None) for name in names}
+        chosen = {name: settings.pop(name, None) for name in OPTIONS}
         chosen = {name: stated.get(name) if value is None else value for name, value in chosen.items()}
         temperature = settings.get("temperature")
         several = isinstance(temperature, list | tuple | np.ndarray)

@@ -12,14 +12,18 @@ import numpy as np
 from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Speech
-from ..generation import Decoder, GenerationSettings, Prompt, generate, log_softmax
+from ..generation import Decoder, GenerationSettings, Prompt, generate, log_softmax, stated_settings
 from ..models.model import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of, to_numpy
 from .base import TaskModel, text_inputs
-from .fallback import Decoded, Fallback, LogProbs, decode
+from .fallback import OPTIONS, Decoded, Fallback, LogProbs, decode
 from .windows import Segment, Windows, check_transcription, cut, joined
 
 __all__ = ["TranscribingModel"]
+
+# of a GenerationConfig: what the checkpoint says of its own words
+VOCABULARY = ("alignment_heads", "forced_decoder_ids", "is_multilingual", "lang_to_id", "max_initial_timestamp_index",
+              "median_filter_width", "no_timestamps_token_id", "prev_sot_token_id", "task_to_id")  # fmt: skip
 
 
 class TranscribingModel(TaskModel):
@@ -211,9 +215,11 @@ class TranscribingModel(TaskModel):
                 logprob_threshold; with no_speech_threshold it is then empty where nothing is said. A temperature above
                 0 draws tokens, do_sample or not. Names and rules are transformers'.
         """
+        settings = dict(settings)
+        language, task, return_timestamps = self.take_config(settings, language, task, return_timestamps)
         if return_timestamps is None:
             return_timestamps = self._stated.get("return_timestamps", False)
-        contexts, settings = self.contexts(input_features), dict(settings)
+        contexts = self.contexts(input_features)
         fallback, before = self.take_options(settings)
         languages = self.language_tokens(contexts, language)
         rows = self.decode(contexts, languages, task, return_timestamps, settings, fallback, [before] * len(contexts))
@@ -221,6 +227,18 @@ class TranscribingModel(TaskModel):
         most, pad = max(map(len, ids)), self.generation_settings.updated(settings).pad_token_id
         padded = np.array([row + [pad] * (most - len(row)) for row in ids], np.int64).reshape(len(ids), most)
         return from_numpy(padded, kind_of(input_features))
+
+    def take_config(self, settings: dict[str, Any], *given: Any) -> tuple[Any, ...]:
+        """Language, task and timestamps, the ones a caller gives before those of a GenerationConfig among the settings;
+        it loses them and what it repeats of the checkpoint's vocabulary."""
+        if (config := settings.get("generation_config")) is None:
+            return given
+        stated = {name: value for name, value in stated_settings(config).items() if name not in VOCABULARY}
+        said = [stated.pop(name, None) for name in ("language", "task", "return_timestamps")]
+        for name in (name for name in OPTIONS if name in stated):
+            settings.setdefault(name, stated.pop(name))
+        settings["generation_config"] = stated
+        return tuple(one if value is None else value for value, one in zip(given, said, strict=True))
 
     def take_options(self, settings: dict[str, Any]) -> tuple[Fallback, list[int]]:
         """What is about windows, out of the settings, which lose it: when one is decoded again, and prompt_ids."""
@@ -337,6 +355,7 @@ class TranscribingModel(TaskModel):
 
         Raises AudioError naming the sound that cannot be read; ValueError for settings that make no sense.
         """
+        language, task, _ = self.take_config(settings, language, task, None)
         rate, most = self.feature_extractor.sampling_rate, self.feature_extractor.n_samples
         check_transcription(return_timestamps, chunk_length_s, stride_length_s, batch_size, settings, most / rate)
         sounds = self.feature_extractor.sounds(audio, sampling_rate)
