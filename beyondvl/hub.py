@@ -11,7 +11,7 @@ from typing import Any
 
 from .folder import KNOWN, Folder
 
-__all__ = ["DEFAULT_MODEL", "open_folder", "resolve"]
+__all__ = ["DEFAULT_MODEL", "WEIGHTS", "open_folder", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 FILES = (*KNOWN, "packed.json")
@@ -24,6 +24,13 @@ SAFETENSORS = [
 ]
 TORCH = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"]
 PLACES = ["0_*", "[1-9]_Dense"]  # folders of sentence-transformers that hold weights
+# what holds weights, in a folder and in those
+WEIGHTS = [
+    "packed.json",
+    *SAFETENSORS,
+    *TORCH,
+    *(f"{place}/{name}" for place in PLACES for name in SAFETENSORS + TORCH),
+]
 
 
 def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:

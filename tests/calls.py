@@ -104,7 +104,6 @@ WHY = [
         "chat templates: families that talk come later",
     ),
     (r" (push_to_hub|register_for_auto_class|train_new_from_iterator)  ", "uploads, custom code, training"),
-    (r" (save|save_pretrained)  absent", "weights are read, never written; save_packed writes the packed ones"),
     (
         r"Processor (fetch_images|center_crop|convert_to_rgb|normalize|pad|process_image|rescale|resize)  ",
         "a step of its own: the core does all of them in one pass",

@@ -117,6 +117,41 @@ def test_options_of_the_constructor_beside_sentence_transformers(twins):
         bvl.SentenceTransformer("no-such-model", local_files_only=True)
 
 
+def test_a_model_is_written_again(twins, tmp_path):
+    """With its options; both libraries read it. What is packed stays so, and nothing else is mixed in."""
+    ours = copy.copy(twins[0])
+    ours.prompts = ours.prompts | {"query": "where is "}
+    ours.default_prompt_name, ours.similarity_fn_name, ours.truncate_dim, ours.max_seq_length = "query", "dot", 8, 6
+    ours.save(tmp_path / "new")
+    again, theirs = (
+        bvl.SentenceTransformer(tmp_path / "new"),
+        peer.SentenceTransformer(str(tmp_path / "new"), device="cpu"),
+    )
+    assert again.options == ours.options and theirs.prompts == ours.prompts and theirs.similarity_fn_name == "dot"
+    assert theirs.max_seq_length == 6 and theirs.truncate_dim == 8
+    expected = ours.encode(TEXTS)
+    np.testing.assert_array_equal(again.encode(TEXTS), expected)
+    np.testing.assert_allclose(theirs.encode(TEXTS), expected, atol=2e-6)
+    plain = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    plain.save_pretrained(tmp_path / "default", safe_serialization=True)
+    copied = bvl.AutoModel.from_pretrained(tmp_path / "default")
+    np.testing.assert_array_equal(copied.encode(TEXTS[:2]), plain.encode(TEXTS[:2]))
+    copied.save_packed(tmp_path / "packed")
+    bvl.AutoModel.from_pretrained(tmp_path / "packed").save_pretrained(tmp_path / "again")
+    packed = bvl.AutoModel.from_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(packed.encode(TEXTS[:2]), plain.encode(TEXTS[:2]))
+    with pytest.raises(ValueError, match="the checkpoint's own folder"):
+        copied.save_pretrained(tmp_path / "default")
+    with pytest.raises(ValueError, match="found another checkpoint's"):
+        copied.save_pretrained(tmp_path / "packed")
+    with pytest.raises(ValueError, match="push_to_hub: found True"):
+        copied.save_pretrained(tmp_path / "x", push_to_hub=True)
+    for path in (tmp_path / "default").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="its weights are gone"):
+        copied.save_pretrained(tmp_path / "x")
+
+
 def test_pairs_beside_sentence_transformers():
     rows = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
     rows[7], rows[30] = rows[3] + 0.01, rows[3] - 0.02

@@ -142,6 +142,19 @@ class PreTrainedModel(EncodeMixin):
         towers, scales = load_towers(cls.spec, config, model, sentences, num_threads, strict, precision)
         return cls(config, towers, scales, folder, sentences, num_threads, precision)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **settings: Any) -> None:
+        """Writes the checkpoint again: its files as they were read, its weights copied from where they lie, and the
+        options of `encode` as they are now; whatever it is loaded in, nothing of the weights is converted.
+
+        Raises FileNotFoundError where the weights are gone, ValueError for the checkpoint's own folder, for one with
+        other weights in it and for a setting of transformers that would change something.
+        """
+        from .saving import copy_checkpoint  # loading a model does not wait for it
+
+        copy_checkpoint(self, Path(save_directory), settings)
+
+    save = save_pretrained
+
     def save_packed(self, folder: str | os.PathLike) -> None:
         """Writes the packed weights, as this machine's instruction set reads them, and the checkpoint's other files.
 

@@ -1,0 +1,60 @@
+"""A checkpoint written again elsewhere: its files as they were read, weights as they lie, the options of `encode`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..files import write_aside
+from ..hub import WEIGHTS
+from ..outputs import check_allowed
+from .packed import write_companions
+
+__all__ = ["copy_checkpoint"]
+
+FILE, BERT_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
+# of transformers' save_pretrained, at the values that change nothing
+NEUTRAL = {"push_to_hub": (None, False), "safe_serialization": (None, True), "max_shard_size": (None, "5GB", "50GB"),
+           "safe_serialization_options": (None,), "create_model_card": (None, True, False), "model_name": (None,),
+           "train_datasets": (None,)}  # fmt: skip
+
+
+def copy_checkpoint(model: Any, target: Path, settings: dict[str, Any]) -> None:
+    """See `PreTrainedModel.save_pretrained`."""
+    for name, value in settings.items():
+        if name not in NEUTRAL:
+            raise TypeError(f"save_pretrained() got unexpected arguments: {name}")
+        check_allowed(name, value, NEUTRAL[name])
+    source = model.folder
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: the checkpoint's own folder, expected another one")
+    weights = sorted({path.relative_to(source) for pattern in WEIGHTS for path in source.glob(pattern)})
+    if not weights:
+        raise FileNotFoundError(f"{source}: its weights are gone, expected them where they were loaded from")
+    others = sorted({path.relative_to(target) for pattern in WEIGHTS for path in target.glob(pattern)} - {*weights})
+    if others:
+        raise ValueError(f"{target}: found another checkpoint's {others[0]}, expected a new folder")
+    with write_aside(target, tuple(map(str, weights))) as aside:
+        write_companions(dict(model.files.files) | _options(model), aside)
+        for name in weights:
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, aside / name)
+
+
+def _options(model: Any) -> dict[str, bytes]:
+    """Files that say what a model's options of `encode` are, where its folder says nothing or something else."""
+    files, model_place = model.files, ""
+    if model.sentences:
+        place = model.sentences.model.path.relative_to(model.sentences.folder.path)
+        model_place = "" if str(place) == "." else f"{place}/"
+    stated = {"prompts": model.prompts, "default_prompt_name": model.default_prompt_name,
+              "similarity_fn_name": model.similarity_fn_name}  # fmt: skip
+    stated |= {"truncate_dim": model.truncate_dim} if model.truncate_dim else {}
+    fields = {**files.config(FILE).to_dict(), **stated}
+    fields = fields if model.truncate_dim else {n: value for n, value in fields.items() if n != "truncate_dim"}
+    made = {FILE: fields}
+    if length := model.options["_max_seq_length"]:
+        made[model_place + BERT_FILE] = files.config(model_place + BERT_FILE).to_dict() | {"max_seq_length": length}
+    return {name: json.dumps(values, indent=2, ensure_ascii=False).encode() for name, values in made.items()}
