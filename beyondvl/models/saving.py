@@ -10,11 +10,11 @@ from typing import Any
 from ..files import write_aside
 from ..hub import WEIGHTS
 from ..outputs import check_allowed
+from ..sentences import BERT_FILE, FILE
 from .packed import write_companions
 
 __all__ = ["copy_checkpoint"]
 
-FILE, BERT_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
 # of transformers' save_pretrained, at the values that change nothing
 NEUTRAL = {"push_to_hub": (None, False), "safe_serialization": (None, True), "max_shard_size": (None, "5GB", "50GB"),
            "safe_serialization_options": (None,), "create_model_card": (None, True, False), "model_name": (None,),
