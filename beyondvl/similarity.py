@@ -85,16 +85,23 @@ def pairwise_dot_score(a: Any, b: Any) -> Any:
     return _in_kind(np.einsum("nd,nd->n", *_pairs(a, b, _rows)), a, b)
 
 
+def _below_zero(a: Any, b: Any, length: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """Minus the `length` (m,) of each row's differences (m, D): (n, m), a row at a time: no (n, m, D) is held."""
+    rows, others = _matched(a, b, _rows)
+    scores = np.empty((len(rows), len(others)), np.float32)
+    for row, score in zip(rows, scores, strict=True):
+        score[:] = -length(others - row)
+    return _in_kind(scores, a, b)
+
+
 def euclidean_sim(a: Any, b: Any) -> Any:
     """Distances (n, m) float32 of (n, D) and (m, D), below 0: the nearest is the most alike."""
-    rows, others = _matched(a, b, _rows)
-    return _in_kind(np.stack([-np.linalg.norm(others - row, axis=1) for row in rows]), a, b)
+    return _below_zero(a, b, lambda apart: np.linalg.norm(apart, axis=1))
 
 
 def manhattan_sim(a: Any, b: Any) -> Any:
     """As `euclidean_sim`, the sum of the differences of columns."""
-    rows, others = _matched(a, b, _rows)
-    return _in_kind(np.stack([-np.abs(others - row).sum(1) for row in rows]), a, b)
+    return _below_zero(a, b, lambda apart: np.abs(apart).sum(1))
 
 
 def pairwise_euclidean_sim(a: Any, b: Any) -> Any:

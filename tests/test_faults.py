@@ -219,6 +219,8 @@ def test_scores_beside_sentence_transformers():
             found = getattr(bvl, function)(torch.from_numpy(a), torch.from_numpy(b).to_sparse())
             assert torch.is_tensor(found)
             np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        empty = getattr(bvl, name)(a[:0], b)
+        assert empty.shape == (0, len(b)) and empty.dtype == np.float32
     np.testing.assert_allclose(bvl.normalize_embeddings(a), util.normalize_embeddings(torch.from_numpy(a)), atol=1e-6)
     for precision in ("int8", "uint8", "binary", "ubinary"):
         expected = util.quantize_embeddings(3 * a, precision, calibration_embeddings=b)
