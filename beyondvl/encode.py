@@ -113,7 +113,7 @@ class EncodeMixin(EmbeddingOptions):
         self._check(modality, batch_size, output_value, precision, device, truncate_dim)
         readable, prompt = self.readable, self._prompt(prompt_name, prompt)
         kinds = [modality or modality_of(item, readable, at) for at, item in enumerate(items)]
-        items = self._prompted(items, kinds, prompt)
+        items = self._after_prompt(items, kinds, prompt)
         width, kind = truncate_dim or self.truncate_dim, "pt" if convert_to_tensor or not convert_to_numpy else "np"
         if output_value != "sentence_embedding":
             values = self._text_values(items, kinds, batch_size, output_value, prompt, width)
@@ -170,7 +170,7 @@ class EncodeMixin(EmbeddingOptions):
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
-    def _prompted(self, items: list[Any], kinds: list[str], words: str) -> list[Any]:
+    def _after_prompt(self, items: list[Any], kinds: list[str], words: str) -> list[Any]:
         """Items, texts after those words; what is no text stays, and is refused in its turn."""
         if not words or TEXT.name not in kinds:
             return items

@@ -29,7 +29,11 @@ TEXT = Modality("text", "text", ("input_ids",), ("attention_mask", "token_type_i
 IMAGE = Modality("image", "vision", ("pixel_values",), (), ("pixel_values",))
 VIDEO = Modality("video", "video", ("pixel_values_videos",), (), ("pixel_values_videos",))
 AUDIO = Modality(
-    "audio", "audio", ("input_features", "input_values"), ("is_longer",), ("input_features", "input_values")
+    "audio",
+    "audio",
+    ("input_features", "input_values"),
+    ("is_longer", "feature_attention_mask"),
+    ("input_features", "input_values"),
 )
 MODALITIES = (TEXT, IMAGE, VIDEO, AUDIO)
 INPUTS = tuple(name for modality in MODALITIES for name in modality.inputs)

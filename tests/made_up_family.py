@@ -9,24 +9,14 @@ import numpy as np
 
 from beyondvl.config import Config
 from beyondvl.families import clip
+from beyondvl.families.blocks import under
 from beyondvl.families.registry import Family, Processing, ProcessorKind
 from beyondvl.families.tokens import TOKENIZERS
 from beyondvl.outputs import BatchFeature, from_numpy
 from beyondvl.processing.features import FeatureExtractor
-from beyondvl.spec import Encoder, Ref, Spec, replace
+from beyondvl.spec import Encoder, replace
 
 SIZE = 16
-
-
-def renamed(spec: Any, prefix: str) -> Any:
-    """The same encoder, its parameters under a name of their own."""
-    if isinstance(spec, Ref):
-        return replace(spec, names=tuple(f"{prefix}.{name}" for name in spec.names))
-    if isinstance(spec, tuple):
-        return tuple(renamed(item, prefix) for item in spec)
-    if isinstance(spec, Spec):
-        return replace(spec, **{name: renamed(value, prefix) for name, value in vars(spec).items()})
-    return spec
 
 
 def seen(prefix: str, field: str, layout) -> Any:
@@ -34,7 +24,7 @@ def seen(prefix: str, field: str, layout) -> Any:
         def prepare(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
             return {"pixel_values": np.ascontiguousarray(layout(inputs[field]))}
 
-        return replace(renamed(clip.vision(config), prefix), prepare=prepare)
+        return replace(under(clip.vision(config), f"{prefix}."), prepare=prepare)
 
     return encoder
 

@@ -53,7 +53,11 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
                     out[f"{r.norm}.{part}"] = np.float32(rng.uniform(0.5, 1.5, r.weight.shape[0]))
                 continue
             for name, rows in zip(r.names, r.stored_rows, strict=True):
+                if not name:  # stands for zeros
+                    continue
                 shape = (rows, *r.shape[1:])
+                if r.stored_as == "time":
+                    shape = (rows, r.shape[3], r.shape[2])
                 scale = 1.0 / max(1, np.prod(shape[1:])) ** 0.5 if len(shape) > 1 and "embedding" not in name else 0.5
                 add(name, shape[::-1] if r.transpose else shape, scale)
     for name in (family.scale, family.bias):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, FeedForward, Linear, Norm, Project, Ref, Step, ref
+from ..spec import BatchNormConv, Block, FeedForward, Linear, Norm, Project, Ref, Spec, Step, ref, replace
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -134,6 +134,21 @@ def bart_block(
         activation=activation,
         causal=causal,
     )
+
+
+def under(spec: Any, prefix: str) -> Any:
+    """The same, every parameter's name after a prefix: an encoder of one family as a part of another's model."""
+    if isinstance(spec, tuple):
+        return tuple(under(item, prefix) for item in spec)
+    if not isinstance(spec, Spec):
+        return spec
+    named = {name: under(value, prefix) for name, value in vars(spec).items()}
+    if isinstance(spec, Ref):
+        named["names"] = tuple(name and prefix + name for name in spec.names)
+        named |= {field: prefix + name for field in ("tied", "scaled_by") if (name := getattr(spec, field))}
+    if isinstance(spec, BatchNormConv):
+        named["norm"] = prefix + spec.norm
+    return replace(spec, **named)
 
 
 def as_picture(name: str) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:

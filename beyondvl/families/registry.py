@@ -130,7 +130,8 @@ class Head(Spec):
     order they are built (None: a config has no use for one), `tokens` the ids that generation begins, ends and pads
     with, `prompt` what it continues: (config, ids or None, mask or None, batch) -> (ids, mask or None); `prefixed` puts
     the placeholders of a picture before the ids and mask of a text; `question` is the form a question is put in;
-    `scaled` tells that it reads the family's scale; `speech` are the words of a model that writes down speech.
+    `scaled` tells that it reads the family's scale; `speech` are the words of a model that writes down speech;
+    `vocabulary` gives the tokenizer's id of each of the decoder's, where these are a part of them.
     """
 
     task: str
@@ -141,6 +142,7 @@ class Head(Spec):
     question: str = "{}"
     scaled: bool = False
     speech: Speech | None = None
+    vocabulary: Callable[[Config], tuple[int, ...]] | None = None
 
 
 class Family(Spec):

@@ -33,7 +33,8 @@ class EncodedImages(Sequence):
     `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
     has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
     Of clips, each is `frames` contexts. `owner` is the `identity` of the model that encoded them: such alone read
-    them. Made of features that were kept, they have none.
+    them. Made of features that were kept, they have none. A model of more than pictures may encode clips and sounds so:
+    `modality` says which, `beside` holds what else belongs to each item (the sound of a clip).
     """
 
     contexts: tuple[Any, ...] = ()
@@ -41,6 +42,8 @@ class EncodedImages(Sequence):
     features: np.ndarray | None = None
     frames: int = 1
     owner: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
+    modality: str = "image"
+    beside: tuple[EncodedImages, ...] = ()
 
     def __len__(self) -> int:
         return len(self.contexts) // self.frames if self.features is None else len(self.features)
@@ -50,13 +53,14 @@ class EncodedImages(Sequence):
         arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
         places = (at[:, None] * self.frames + np.arange(self.frames)).reshape(-1)
         contexts = tuple(self.contexts[i] for i in places) if self.contexts else ()
-        return EncodedImages(contexts, *arrays, self.frames, self.owner)
+        beside = tuple(other[at] for other in self.beside)
+        return EncodedImages(contexts, *arrays, self.frames, self.owner, self.modality, beside)
 
     @property
     def nbytes(self) -> int:
         """Memory of what is kept."""
         arrays = sum(array.nbytes for array in (self.embeds, self.features) if array is not None)
-        return arrays + sum(context.nbytes for context in self.contexts)
+        return arrays + sum(context.nbytes for context in self.contexts) + sum(other.nbytes for other in self.beside)
 
     def source(self, count: int, what: str) -> dict[str, Any]:
         """What `count` texts are about, as inputs of their program: one picture serves all of them.

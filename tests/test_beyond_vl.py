@@ -1,0 +1,308 @@
+"""Beyond VL over random weights: the core against its torch twin, any subset of inputs, masks, batches, words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+from beyondvl import _C
+
+torch = pytest.importorskip("torch", reason="the twin needs torch: pip install 'beyondvl[test]'")
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+import twin  # noqa: E402
+
+VOCABULARY = [0, 101, 102, 7, 9, 30, 31, 40, 55, 56, 57, 58]
+CONFIG = {
+    "model_type": "beyond_vl",
+    "architectures": ["BeyondVLForConditionalGeneration"],
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "num_query_tokens": 5,
+    "num_frames": 3,
+    "head_size": 33,
+    "audio_pooling": 5,
+    "qformer_config": {"num_hidden_layers": 2, "intermediate_size": 80},
+    "cformer_config": {"num_hidden_layers": 1, "intermediate_size": 70},
+    "decoder_config": {"num_hidden_layers": 2, "intermediate_size": 64, "token_ids": VOCABULARY,
+                       "max_position_embeddings": 24},
+    "text_config": {"model_type": "bert", "hidden_size": 40, "num_attention_heads": 2, "num_hidden_layers": 2,
+                    "intermediate_size": 60, "vocab_size": 120, "max_position_embeddings": 20},
+    "vision_config": {"model_type": "efficientnet_lite", "variant": "efficientnet-lite0", "image_size": 96,
+                      "num_labels": 7},
+    "audio_config": {"model_type": "whisper", "d_model": 32, "encoder_attention_heads": 2, "encoder_layers": 2,
+                     "encoder_ffn_dim": 50, "max_source_positions": 50, "num_mel_bins": 12,
+                     "decoder_layers": 1, "decoder_attention_heads": 2},
+}  # fmt: skip
+SWAPPED = CONFIG | {
+    "text_config": {"model_type": "clip_text_model", "hidden_size": 36, "num_attention_heads": 2,
+                    "num_hidden_layers": 2, "intermediate_size": 60, "vocab_size": 120, "max_position_embeddings": 20,
+                    "eos_token_id": 102},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 44, "num_attention_heads": 2,
+                      "num_hidden_layers": 2, "intermediate_size": 60, "image_size": 36, "patch_size": 9},
+}  # fmt: skip
+SIDES = ("text", "image", "video", "audio")
+
+
+def inputs(config: dict, batch: int = 3) -> dict[str, np.ndarray]:
+    """Inputs of every modality: texts of two lengths, sounds of one window and of two."""
+    rng = np.random.default_rng(5)
+    size = config["vision_config"]["image_size"]
+    ids = rng.integers(1, 110, (batch, 7))
+    mask = np.ones_like(ids)
+    mask[1, 4:] = 0
+    heard = np.ones((batch, 200), np.int64)
+    heard[0, 70:] = 0
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": rng.normal(size=(batch, 3, size, size)).astype(np.float32),
+        "pixel_values_videos": rng.normal(size=(batch, 3, 3, size, size)).astype(np.float32),
+        "input_features": rng.normal(size=(batch, 12, 200)).astype(np.float32),
+        "feature_attention_mask": heard,
+    }
+
+
+FIELDS = {
+    "text": ("input_ids", "attention_mask"),
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features", "feature_attention_mask"),
+}
+
+
+@pytest.fixture(scope="module", params=["own towers", "swapped towers"])
+def pair(request, tmp_path_factory):
+    """The model and its twin over the same weights."""
+    config = CONFIG if request.param == "own towers" else SWAPPED
+    folder = models.write(tmp_path_factory.mktemp("beyond_vl"), config)
+    weights = {n: torch.from_numpy(a.copy()) for n, a in models.tensors(config).items()}
+    other = twin.BeyondVL(config, dropout=0.0).eval()
+    own = {name: array for name, array in weights.items() if not name.startswith(("text_m", "vision_m", "audio_m"))}
+    other.load_state_dict({name: array.reshape(other.state_dict()[name].shape) for name, array in own.items()})
+    return bvl.AutoModel.from_pretrained(folder), other
+
+
+@torch.no_grad()
+def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What the twin makes of the states that the model's own towers give."""
+    out, drawn, text, seen = {}, {}, (), {}
+
+    def states(name, **arrays):
+        slots = ["last_hidden_state", *(["logits"] if "logits" in model.tower(name).outputs else [])]
+        arrays = model.run_tower(name, arrays, slots)
+        return [torch.from_numpy(arrays[slot]) if slot in arrays else None for slot in ("last_hidden_state", "logits")]
+
+    if "input_ids" in given:
+        mask = torch.from_numpy(given["attention_mask"]).bool()
+        rows = states("text", input_ids=given["input_ids"], attention_mask=given["attention_mask"])[0]
+        out["text_embeds"], rows = other.text(rows, mask)
+        text = (rows, mask)
+    if "pixel_values" in given:
+        embeds, rows, _ = other.image(*states("vision", pixel_values=given["pixel_values"]))
+        seen["image"] = (embeds, rows, None)
+    if "pixel_values_videos" in given:
+        clips = given["pixel_values_videos"]
+        embeds, _, rows = other.image(*states("vision", pixel_values=clips.reshape(-1, *clips.shape[2:])))
+        embeds = torch.nn.functional.normalize(embeds.unflatten(0, clips.shape[:2]).mean(1), dim=-1)
+        seen["video"] = (embeds, other.video(rows.unflatten(0, clips.shape[:2])), None)
+    if "input_features" in given:
+        features, there = given["input_features"], torch.from_numpy(given["feature_attention_mask"]).bool()
+        there = there.unflatten(1, (-1, 10)).any(2)
+        windows = features.reshape(len(features), 12, -1, 100).transpose(0, 2, 1, 3).reshape(-1, 12, 100)
+        tower = model.tower("audio")
+        layers = tower.run({"input_features": np.ascontiguousarray(windows)}, list(tower.states), 1)
+        rows = torch.from_numpy(np.concatenate(list(layers.values()), 2))
+        rows = rows.unflatten(1, (-1, 5)).mean(2).unflatten(0, (len(features), -1)).flatten(1, 2)
+        embeds, rows = other.audio(rows, there)
+        embeds = torch.nn.functional.normalize(embeds + other.drawn("audio", rows, there)[1], dim=-1)
+        seen["audio"] = (embeds, rows, there)
+    for name, (embeds, rows, mask) in seen.items():
+        queries, _ = other.drawn(name, rows, mask, *text)
+        drawn[name] = torch.cat([embeds[:, None], queries], 1)
+        out[f"{name}_embeds"] = embeds
+        out[f"{name}_query_embeds"] = torch.nn.functional.normalize(other.query_projection(queries), dim=-1)
+    stream, mask = other.cformer(drawn, *text)
+    first = stream[:, 0]
+    out["fused_embeds"] = torch.nn.functional.normalize(other.fused_projection(first), dim=-1)
+    out["match_logits"] = other.matching_head(first)
+    out["logits"] = other.decoder(torch.from_numpy(decoder_ids), stream, mask)
+    out["fused_hidden_state"] = stream * mask[..., None]
+    return {name: array.numpy() for name, array in out.items()}
+
+
+@pytest.mark.parametrize("sides", [SIDES, ("image",), ("audio", "text"), ("text",), ("video", "image")], ids=" ".join)
+def test_equals_its_twin(pair, sides):
+    model, other = pair
+    given = {name: array for name, array in inputs(dict(model.config.to_dict())).items()
+             if any(name in FIELDS[side] for side in sides)}  # fmt: skip
+    ids = np.array([[1, 5, 9, 3], [1, 6, 6, 2], [1, 11, 4, 4]])
+    outputs = model(**given, decoder_input_ids=ids)
+    reference = expected(model, other, given, ids)
+    mask = reference["fused_hidden_state"].any(-1, keepdims=True)
+    outputs["fused_hidden_state"] = outputs["fused_hidden_state"] * mask
+    logits = {f"logits_per_{side}" for side in sides if side != "text" and "text" in sides}
+    alone = {"logits_per_text"} if len(logits) == 1 else set()
+    assert set(outputs) == set(reference) | logits | alone
+    for name, array in reference.items():
+        assert np.abs(outputs[name] - array).max() <= 1e-5 * max(1, np.abs(array).max()), name
+        assert np.ptp(array, axis=0).max() > 2e-4, f"{name}: all items look alike"
+
+
+def test_rows_are_bitwise_alone_and_masked_rows_change_nothing(pair):
+    model, _ = pair
+    given = inputs(dict(model.config.to_dict()))
+    ids = np.array([[1, 5, 9]] * 3)
+    whole = model(**given, decoder_input_ids=ids)
+    alone = [model(**{n: a[i : i + 1] for n, a in given.items()}, decoder_input_ids=ids[:1]) for i in range(3)]
+    for name in ("image_embeds", "video_embeds", "audio_embeds", "text_embeds", "match_logits", "logits"):
+        np.testing.assert_array_equal(whole[name], np.concatenate([one[name] for one in alone]), name)
+    other = {name: array.copy() for name, array in given.items()}
+    other["input_ids"][1, 4:] = 77
+    other["input_features"][0, :, 100:] = 9.0  # the second window of a sound that ends in the first
+    changed = model(**other, decoder_input_ids=ids)
+    for name in ("audio_embeds", "text_embeds", "match_logits", "logits"):
+        np.testing.assert_array_equal(whole[name], changed[name], name)
+    threads = type(model).from_pretrained(model.folder, num_threads=1)(**given, decoder_input_ids=ids)
+    np.testing.assert_array_equal(whole.logits, threads.logits)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """With a tokenizer and processors: pieces of words are their ids."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = models.write(tmp_path_factory.mktemp("beyond_vl"), CONFIG)
+    words = {"[PAD]": 0, "[CLS]": 101, "[SEP]": 102, "[UNK]": 100}
+    words |= {f"w{i}": i for i in range(120) if i not in words.values()}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": 20}))
+    picture = {"image_processor_type": "CLIPImageProcessor", "size": {"height": 96, "width": 96},
+               "do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}  # fmt: skip
+    sound = {"feature_extractor_type": "BeyondVLFeatureExtractor", "feature_size": 12, "chunk_length": 1}
+    parts = {"processor_class": "BeyondVLProcessor", "image_processor": picture, "feature_extractor": sound}
+    (folder / "processor_config.json").write_text(json.dumps(parts))
+    return bvl.AutoModel.from_pretrained(folder)
+
+
+RNG = np.random.default_rng(3)
+PICTURES = [RNG.integers(0, 255, (40, 50, 3), dtype=np.uint8) for _ in range(3)]
+CLIP = RNG.integers(0, 255, (6, 30, 30, 3), dtype=np.uint8)
+SOUNDS = [(RNG.normal(0, 0.3, n).astype(np.float32), 16_000) for n in (9_000, 30_000)]
+
+
+def test_words_about_everything(model):
+    captions = model.caption(PICTURES, max_new_tokens=6)
+    assert captions == [model.caption(picture, max_new_tokens=6) for picture in PICTURES]
+    assert all(set(text.split()) <= {f"w{i}" for i in VOCABULARY} for text in captions)
+    photo = model.encode_image(PICTURES)
+    assert model.caption(photo, max_new_tokens=6) == captions
+    one = model.answer(photo[0], ["w30 w31", "w9"], max_new_tokens=5)
+    assert one == [model.answer(PICTURES[0], question, max_new_tokens=5) for question in ("w30 w31", "w9")]
+    clip, sounds = model.encode_video(CLIP), model.encode_audio(SOUNDS)
+    assert (len(clip), len(sounds), clip.modality, sounds.modality) == (1, 2, "video", "audio")
+    assert model.caption(clip, max_new_tokens=4) == [model.caption(CLIP, max_new_tokens=4)]
+    assert model.caption(sounds, max_new_tokens=4) == [model.caption(s, max_new_tokens=4) for s in SOUNDS]
+    begun = model.caption(photo[1], prompt="w30 w55", max_new_tokens=3, num_beams=2)
+    assert begun[0].startswith("w30 w55")
+    with pytest.raises(ValueError, match="w77"):
+        model.caption(photo[1], prompt="w77")
+    with pytest.raises(ValueError, match="audio and image"):
+        model.caption([PICTURES[0], SOUNDS[0]])
+
+
+def test_generate_and_stream_agree(model):
+    pixels = model.image_processor(PICTURES)["pixel_values"]
+    ids = model.generate(pixel_values=pixels, max_new_tokens=5)
+    assert set(ids.reshape(-1).tolist()) <= set(VOCABULARY) and (ids[:, 0] == 101).all()
+    streamed = np.stack(list(model.stream(pixel_values=pixels, max_new_tokens=5)), 1)
+    np.testing.assert_array_equal(ids[:, 1:], streamed)
+    text = model.texts(["w30", "w9 w7", "w40"])
+    answers = model.generate(**text, pixel_values=pixels, max_new_tokens=5)
+    assert model._decoded(answers) == model.answer(PICTURES, ["w30", "w9 w7", "w40"], max_new_tokens=5)
+
+
+def test_match_and_rerank(model):
+    photos = model.encode_image(PICTURES)
+    scores = model.match(photos, ["w1", "w2 w3", "w4"])
+    np.testing.assert_allclose(scores[1], model.match(PICTURES[1], "w2 w3"), atol=2e-6)
+    assert model.match(SOUNDS[0], ["w1", "w2"]).shape == (2,)
+    best = model.rerank("w5", photos, top_k=2)
+    assert (
+        best[0]["score"] >= best[1]["score"] == pytest.approx(model.match(photos[best[1]["corpus_id"]], "w5")[0], 1e-5)
+    )
+
+
+def test_encode_takes_all_four(model):
+    rows = model.encode([{"text": "w1 w2"}, PICTURES[0], {"video": CLIP}, {"audio": SOUNDS[1]}])
+    processor = model.processor
+    made = processor(text=["w1 w2"], images=[PICTURES[0]], videos=[CLIP], audio=[SOUNDS[1]], return_tensors="np")
+    outputs = model(**made)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for i, name in enumerate(SIDES):
+        np.testing.assert_allclose(units[i], outputs[f"{name}_embeds"][0], atol=1e-6)
+    assert model.modalities == list(SIDES)
+    np.testing.assert_allclose(model.get_audio_features(made["input_features"], made["feature_attention_mask"]),
+                               outputs.audio_embeds, atol=1e-6)  # fmt: skip
+
+
+def test_a_text_beside_one_picture_and_sizes_that_do_not_fit(model):
+    pixels = model.image_processor(PICTURES)["pixel_values"]
+    text = model.texts(["w1", "w2"])
+    outputs = model(**text, pixel_values=pixels[:1])
+    assert outputs.match_logits.shape == (2, 2) and outputs.logits_per_image.shape == (1, 2)
+    outputs = model(**text, pixel_values=pixels)
+    assert outputs.logits_per_image.shape == (3, 2) and "match_logits" not in outputs
+    with pytest.raises(ValueError, match="decoder_input_ids"):
+        model(**text, pixel_values=pixels, decoder_input_ids=[[1]])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "found no input"),
+        ({"pixel_values_videos": np.zeros((1, 2, 3, 96, 96), np.float32)}, r"\(1, 2, 3, 96, 96\), expected \(B, 3"),
+        ({"input_features": np.zeros((1, 12, 150), np.float32)}, "a multiple of 100"),
+        ({"input_features": np.zeros((1, 12, 100), np.float32), "feature_attention_mask": np.ones((1, 99), int)},
+         r"feature_attention_mask: found shape \(1, 99\)"),
+    ],
+)  # fmt: skip
+def test_bad_inputs_are_named(model, given, words):
+    with pytest.raises(ValueError, match=words):
+        model(**given)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 1, 2.5])
+def test_silence_and_sounds_of_any_length(model, seconds):
+    row = model.encode({"audio": (np.zeros(int(16_000 * seconds), np.float32), 16_000)})
+    assert np.isfinite(row).all() and np.linalg.norm(row) == pytest.approx(1, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_every_precision_and_saved_again(model, dtype, tmp_path):
+    if dtype != "float32" and _C.config()["isa"] == "base":
+        pytest.skip("plain C has no kernels for it")
+    half = bvl.AutoModel.from_pretrained(model.folder, dtype=dtype)
+    items = [PICTURES[0], {"audio": SOUNDS[0]}, {"text": "w1"}]
+    close = model.similarity(half.encode(items), model.encode(items)).diagonal()
+    assert (close > 0.98).all()
+    half.save_packed(tmp_path / "packed")
+    packed = bvl.AutoModel.from_pretrained(tmp_path / "packed")
+    np.testing.assert_array_equal(packed.encode(items), half.encode(items))
+    assert packed.caption(PICTURES, max_new_tokens=4) == half.caption(PICTURES, max_new_tokens=4)
+
+
+def test_a_class_that_compares_alone(model):
+    light = bvl.BeyondVLModel.from_pretrained(model.folder)
+    np.testing.assert_array_equal(light.encode(PICTURES), model.encode(PICTURES))
+    assert light.modalities == ["text", "image"]

@@ -1,0 +1,334 @@
+"""The torch twin of Beyond VL: the same parts under the same parameter names, to train and to compare with the core.
+
+Sizes: D is hidden_size, K queries a modality. Blocks are pre-norm: x + attention(norm(x)), x + cross(norm(x)), x + ffn(norm(x)).
+What each part takes and gives is in docs/MODELS.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beyondvl.config import Config
+from beyondvl.families import beyond_vl as family
+from beyondvl.families.efficientnet_lite import EPS, lite_encoder
+
+FROZEN = 15  # blocks of the picture tower that no training touches
+
+
+class Convolution(nn.Module):
+    """A convolution whose weight and batch norm (with the statistics it was trained with) are applied as one."""
+
+    def __init__(self, state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.names = {"weight": f"{conv}.weight", "gain": f"{norm}.weight", "offset": f"{norm}.bias"}
+        for field, name in self.names.items():
+            setattr(self, field, nn.Parameter(state[name].clone()))
+        for field in ("running_mean", "running_var"):
+            self.register_buffer(field, state[f"{norm}.{field}"].clone())
+        self.stride, self.groups = stride, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gain / (self.running_var + EPS).sqrt()
+        weight, bias = self.weight * scale[:, None, None, None], self.offset - self.running_mean * scale
+        kernel = weight.shape[-1]
+        if self.groups > 1:  # torch's depthwise convolutions are faster in float32
+            with torch.autocast("cpu", enabled=False):
+                return self.slide(x.float(), weight, bias, kernel)
+        return F.conv2d(x, weight, bias)
+
+    def slide(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
+        if self.stride > 1:  # TensorFlow's "same": the odd pixel at the bottom and right
+            total = [max((-(-n // self.stride) - 1) * self.stride + kernel - n, 0) for n in x.shape[-2:]]
+            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+            return F.conv2d(x, weight, bias, self.stride, 0, 1, self.groups)
+        return F.conv2d(x, weight, bias, 1, kernel // 2, 1, self.groups)
+
+
+class Residual(nn.Module):
+    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int, groups: int, residual: bool):
+        super().__init__()
+        self.expand = Convolution(state, f"{prefix}._expand_conv", f"{prefix}._bn0")
+        self.depthwise = Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride, groups)
+        self.project = Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2")
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        return x + y if self.residual else y
+
+
+class LiteTop(nn.Module):
+    """The last two stages of EfficientNet-Lite and its classifier: (B, 289, 120) of the fifth stage to the last map
+    (B, 81, 1280) and class scores (B, 1000)."""
+
+    def __init__(self, state: dict[str, Tensor], variant: str = "efficientnet-lite2"):
+        super().__init__()
+        layers = lite_encoder(Config({"variant": variant}), "").layers
+        self.side = layers[FROZEN].size[0]
+        self.blocks = nn.ModuleList(
+            Residual(state, f"_blocks.{i}", layer.stride, layer.depthwise.out_features, layer.residual)
+            for i, layer in enumerate(layers)
+            if i >= FROZEN
+        )
+        self.head = Convolution(state, "_conv_head", "_bn1")
+        self.register_buffer("fc_weight", state["_fc.weight"].clone())
+        self.register_buffer("fc_bias", state["_fc.bias"].clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.transpose(1, 2).reshape(len(x), -1, self.side, self.side).contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x = block(x)
+        x = F.relu6(self.head(x)).flatten(2).transpose(1, 2).float()
+        with torch.autocast("cpu", enabled=False):
+            return x, F.linear(x.mean(1), self.fc_weight, self.fc_bias)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was tuned, under the names of the checkpoint."""
+        return {
+            name: getattr(module, field).detach()
+            for module in self.modules()
+            if isinstance(module, Convolution)
+            for field, name in module.names.items()
+        }
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (B, n, D) over `context` (B, m, D), itself where there is none; `mask` (B, m) is False
+    where a row is hidden."""
+
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False):
+        context = x if context is None else context
+        shape = (len(x), -1, self.heads, x.shape[2] // self.heads)
+        q, k, v = (
+            layer(rows).view(len(rows), *shape[1:]).transpose(1, 2).float()  # torch's attention is slow in bfloat16
+            for layer, rows in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
+        )
+        if len(k) < len(q):  # one context serves several texts
+            k, v = (rows.repeat_interleave(len(q) // len(k), 0) for rows in (k, v))
+            mask = None if mask is None else mask.repeat_interleave(len(q) // len(mask), 0)
+        with torch.autocast("cpu", enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None], is_causal=causal)
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; `cross`: it attends to a context too."""
+
+    def __init__(self, size: int, heads: int, inner: int, cross: bool, dropout: float):
+        super().__init__()
+        self.self_attn, self.self_attn_layer_norm = Attention(size, heads), nn.LayerNorm(size)
+        if cross:
+            self.encoder_attn, self.encoder_attn_layer_norm = Attention(size, heads), nn.LayerNorm(size)
+        self.fc1, self.fc2, self.final_layer_norm = (
+            nn.Linear(size, inner), nn.Linear(inner, size), nn.LayerNorm(size),
+        )  # fmt: skip
+        self.dropout = dropout
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, context: Tensor | None = None, context_mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        x = x + self.drop(self.self_attn(self.self_attn_layer_norm(x), None, mask, causal))
+        if context is not None:
+            x = x + self.drop(self.encoder_attn(self.encoder_attn_layer_norm(x), context, context_mask))
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))))
+
+
+class Rows(nn.Module):
+    """What a tower gives (B, n, columns) as the rows (B, n, D) that queries draw from, or that formers read: normed and
+    projected; `places`: of those, each row adds the embedding of its place and is normed again. `labels`: one more row
+    for class probabilities."""
+
+    def __init__(self, size: int, columns: int, places: int = 0, labels: int = 0, joined: bool = True):
+        super().__init__()
+        if columns:
+            self.norm, self.projection = nn.LayerNorm(columns), nn.Linear(columns, size)
+        if labels:
+            self.class_embeddings = nn.Parameter(torch.randn(size, labels) * 0.3)
+        if places:
+            self.position = nn.Embedding(places, size)
+            nn.init.normal_(self.position.weight, std=0.02)
+        if joined:
+            self.layer_norm = nn.LayerNorm(size)
+
+    def project(self, states: Tensor, dropout: float = 0.0) -> Tensor:
+        return self.projection(F.dropout(self.norm(states), dropout, self.training))
+
+    def join(self, rows: Tensor) -> Tensor:
+        return self.layer_norm(rows + self.position.weight[: rows.shape[1]])
+
+
+class Stack(nn.Module):
+    """Blocks and the norm after them."""
+
+    def __init__(self, size: int, layers: int, heads: int, inner: int, cross: bool, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(size, heads, inner, cross, dropout) for _ in range(layers))
+        self.layer_norm = nn.LayerNorm(size)
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, *args, **kwargs)
+        return self.layer_norm(x)
+
+
+MODALITIES = ("image", "video", "audio")
+TEXT = len(MODALITIES)
+
+
+class QFormer(Stack):
+    """Learned queries of each modality, and the rows of an instruction, draw from the rows of an input."""
+
+    def __init__(self, queries: int, size: int, layers: int, heads: int, inner: int, dropout: float):
+        super().__init__(size, layers, heads, inner, True, dropout)
+        self.queries = queries
+        self.query_tokens = nn.Parameter(torch.randn(len(MODALITIES) * queries + 1, size) * 0.2)
+
+    def forward(
+        self, modality: str, rows: Tensor, rows_mask: Tensor | None = None, text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B, K, D) of rows (B, n, D) and an instruction (B, L, D); one input may serve several instructions."""
+        first = MODALITIES.index(modality) * self.queries
+        x = self.query_tokens[first : first + self.queries].expand(len(rows if text is None else text), -1, -1)
+        mask = None
+        if text is not None:
+            x = torch.cat([x, text + self.query_tokens[-1]], 1)
+            mask = F.pad(text_mask, (self.queries, 0), value=True)
+        return super().forward(x, mask, rows, rows_mask)[:, : self.queries]
+
+
+class CFormer(Stack):
+    """One stream of a class token, what the queries drew from each input, and the text."""
+
+    def __init__(self, size: int, layers: int, heads: int, inner: int, dropout: float):
+        super().__init__(size, layers, heads, inner, False, dropout)
+        self.class_token = nn.Parameter(torch.randn(size) * 0.02)
+        self.token_type = nn.Parameter(torch.randn(TEXT + 1, size) * 0.02)
+
+    def forward(self, drawn: dict[str, Tensor], text: Tensor | None = None, text_mask: Tensor | None = None):
+        """The stream (B, 1 + n, D) and its mask (B, 1 + n)."""
+        parts = [drawn[name] + self.token_type[MODALITIES.index(name)] for name in MODALITIES if name in drawn]
+        masks = [torch.ones(part.shape[:2], dtype=torch.bool) for part in parts]
+        if text is not None:
+            parts.append(text + self.token_type[TEXT])
+            masks.append(text_mask)
+        lead = (self.class_token + self.token_type[0]).expand(len(parts[0]), 1, -1)
+        mask = torch.cat([torch.ones(len(lead), 1, dtype=torch.bool), *masks], 1)
+        return super().forward(torch.cat([lead, *parts], 1), mask), mask
+
+
+class Decoder(Stack):
+    """Writes words about a stream; its output weights are its embeddings."""
+
+    def __init__(self, vocab: int, positions: int, size: int, layers: int, heads: int, inner: int, dropout: float):
+        super().__init__(size, layers, heads, inner, True, dropout)
+        self.embed_tokens, self.embed_positions = nn.Embedding(vocab, size), nn.Embedding(positions, size)
+        for table in (self.embed_tokens, self.embed_positions):
+            nn.init.normal_(table.weight, std=0.02 * math.sqrt(2))
+
+    def forward(self, ids: Tensor, stream: Tensor, stream_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, L, vocabulary) of the token after each of ids (B, L)."""
+        x = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
+        x = F.dropout(x, self.layers[0].dropout, self.training)
+        x = super().forward(x, None, stream, stream_mask, causal=True)
+        return F.linear(x, self.embed_tokens.weight)
+
+
+class VisionHead(nn.Module):
+    """m / |m| + C p: an MLP on the mean of the rows, and a vector for each class."""
+
+    def __init__(self, size: int, columns: int, inner: int, labels: int, dropout: float):
+        super().__init__()
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(columns), nn.Linear(columns, inner), nn.Linear(inner, size)
+        if labels:
+            self.class_embeddings = nn.Parameter(torch.zeros(size, labels))
+        self.dropout = dropout
+
+    def forward(self, states: Tensor, probabilities: Tensor | None) -> Tensor:
+        """Unit embeddings (B, D); in training each of the two parts is now and then left out."""
+        x = F.dropout(self.norm(states.mean(1)), 0.4 * self.dropout, self.training)
+        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        learned = F.normalize(self.fc2(x).float(), dim=-1)
+        if probabilities is None:
+            return learned
+        named = F.linear(probabilities, self.class_embeddings).float()
+        if self.training:
+            kept = torch.rand(len(x), 1)
+            learned, named = learned * (kept > 0.1), named * (kept < 0.9)
+        return F.normalize(learned + named, dim=-1)
+
+
+class BeyondVL(nn.Module):
+    """What is trained here, over the states that the towers of a config.json give."""
+
+    def __init__(self, values: dict, dropout: float = 0.1):
+        super().__init__()
+        config = Config(values)
+        size, queries = family.sizes(config)
+        towers = {name: family.tower(config, name) for name in ("text", "vision", "audio")}
+        columns = {name: family.width(encoder) for name, encoder in towers.items()}
+        places, labels = family.places(towers["vision"]), family.classes(towers["vision"])
+        order, self.cell = family.cells(places)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        former = {
+            name: (size, len(layers), family.heads(config), layers[0].ffn.fc1.out_features)
+            for name in ("qformer", "cformer", "decoder")
+            for layers in [family.blocks(config, name, cross=False)]
+        }
+        self.vision_head = VisionHead(size, columns["vision"], family.head_size(config), labels, 0.5)
+        self.text_projection = nn.Linear(columns["text"], size)
+        self.text_rows = Rows(size, columns["text"], joined=False)
+        self.image_rows = Rows(size, columns["vision"], places + bool(labels), labels)
+        self.video_rows = Rows(size, 0, family.num_frames(config) * places // self.cell)
+        self.audio_rows = Rows(size, columns["audio"] * (len(towers["audio"].layers) + 1))
+        self.audio_head = nn.Linear(size, size)
+        self.qformer = QFormer(queries, *former["qformer"], dropout)
+        self.cformer = CFormer(*former["cformer"], dropout)
+        self.decoder = Decoder(
+            len(family.vocabulary(config)), family.decoder_positions(config), *former["decoder"], dropout
+        )
+        self.query_projection, self.fused_projection = nn.Linear(size, size), nn.Linear(size, size)
+        self.matching_head = nn.Linear(size, 2)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def text(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (B, D) and rows (B, L, D) of a text tower's states (B, L, columns)."""
+        mean = F.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
+        return F.normalize(self.text_projection(mean), dim=-1), self.text_rows.project(states)
+
+    def image(self, states: Tensor, logits: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit embeddings (B, D), rows (B, places + 1, D) to draw from, and the map's own (B, places, D)."""
+        rows = self.image_rows.project(states, dropout)
+        if logits is None:
+            return self.vision_head(states, None), self.image_rows.join(rows), rows
+        probabilities = logits.softmax(-1)
+        named = F.linear(probabilities, self.image_rows.class_embeddings)[:, None]
+        return self.vision_head(states, probabilities), self.image_rows.join(torch.cat([rows, named], 1)), rows
+
+    def video(self, rows: Tensor) -> Tensor:
+        """Rows (B, frames * cells, D) to draw from, of the rows (B, frames, places, D) of the frames."""
+        return self.video_rows.join(rows[:, :, self.order].unflatten(2, (-1, self.cell)).mean(3).flatten(1, 2))
+
+    def audio(self, states: Tensor, mask: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D), not normalised, and rows (B, n, D) to draw from, of states (B, n, columns)."""
+        rows = self.audio_rows.layer_norm(self.audio_rows.project(states, dropout))
+        mean = (rows * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.audio_head(mean), rows
+
+    def drawn(self, modality: str, rows: Tensor, *args: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the queries drew (B, K, D), and what that adds to the embedding (B, D)."""
+        queries = self.qformer(modality, rows, *args)
+        return queries, self.query_projection(queries).mean(1)
