@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["AudioError", "CheckpointError", "ConfigError", "ImageError", "MissingWeightError", "VideoError"]
+__all__ = [
+    "AudioError",
+    "CheckpointError",
+    "ConfigError",
+    "ImageError",
+    "MissingWeightError",
+    "NoSoundError",
+    "VideoError",
+]
 
 
 class ConfigError(ValueError):
@@ -31,3 +39,7 @@ class VideoError(ValueError):
 
 class AudioError(ValueError):
     """A sound could not be read."""
+
+
+class NoSoundError(AudioError):
+    """A clip holds pictures alone."""

@@ -221,6 +221,45 @@ def test_words_about_everything(model):
         model.caption([PICTURES[0], SOUNDS[0]])
 
 
+def test_narrates_a_clip_with_its_sound(model):
+    silent, both = model.encode_clip(CLIP), model.encode_clip({"video": CLIP, "audio": SOUNDS[0]})
+    assert (len(silent.beside), len(both.beside), len(both[0].beside)) == (0, 1, 1)
+    assert model.narrate(CLIP, max_new_tokens=5) == model.caption(CLIP, max_new_tokens=5)
+    heard = [model._prompted(None, None, None, seen)[0]["contexts"][0].nbytes for seen in (silent, both)]
+    assert heard[1] > heard[0]  # the stream holds the sound too
+    assert (
+        model.narrate({"video": CLIP, "audio": SOUNDS[0]}, max_new_tokens=5) == model.caption(both, max_new_tokens=5)[0]
+    )
+
+
+def test_where_each_query_looked(model):
+    maps = model.attend(PICTURES)
+    assert maps.shape == (3, 5, 3, 3) and maps.min() >= 0
+    np.testing.assert_allclose(maps.sum((2, 3)), 1, atol=1e-5)
+    asked = model.attend(PICTURES[0], "w30 w31")
+    np.testing.assert_allclose(asked[0], model.attend(PICTURES, "w30 w31")[0], atol=1e-5)
+    assert np.abs(asked[0] - maps[0]).max() > 1e-4  # the question changes where they look
+    with pytest.raises(ValueError, match="found 2 texts and 3 pictures"):
+        model.attend(PICTURES, ["w1", "w2"])
+
+
+def test_attention_is_drawn_over_the_picture(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'beyondvl[plot]'")
+    maps = np.zeros((5, 3, 3), np.float32)
+    maps[:, 0, 0] = 1  # the upper left corner
+    figure = bvl.plot_attention(np.full((60, 90, 3), 255, np.uint8), maps, queries=[2, 4])
+    assert [axes.get_title() for axes in figure.axes] == ["query 2", "query 4"]
+    figure.savefig(tmp_path / "seen.png")
+    drawn = np.asarray(bvl.load_image(tmp_path / "seen.png"), np.float32).mean(2)
+    panel = drawn[:, : drawn.shape[1] // 2]
+    dark = np.argwhere(panel < 120)
+    assert len(dark) and np.abs(dark.mean(0) - np.array(panel.shape) / 2).max() < 60  # all but that corner is veiled
+    with pytest.raises(ValueError, match="queries: found 7, expected some of 0 to 4"):
+        bvl.plot_attention(np.zeros((4, 4, 3), np.uint8), maps, queries=[7])
+    with pytest.raises(ValueError, match="maps: found shape"):
+        bvl.plot_attention(np.zeros((4, 4, 3), np.uint8), maps[None])
+
+
 def test_generate_and_stream_agree(model):
     pixels = model.image_processor(PICTURES)["pixel_values"]
     ids = model.generate(pixel_values=pixels, max_new_tokens=5)

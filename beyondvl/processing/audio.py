@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AudioError
+from ..errors import AudioError, NoSoundError
 from ..outputs import is_torch
 from .items import is_sound_and_rate, sound_and_rate
 from .loading import data_of, open_media
@@ -123,7 +123,7 @@ def _from_file(source: Any, wanted: int) -> np.ndarray:
             file.seek(0)
             return _from_container(file, wanted) if clip else _from_sound(file, wanted, path)
     except AudioError as error:
-        raise AudioError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except (ValueError, TypeError, BufferError, OSError, OverflowError, RuntimeError) as error:
         raise AudioError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -157,7 +157,7 @@ def _from_container(file: Any, wanted: int) -> np.ndarray:
     """The first sound of a file that FFmpeg reads."""
     with open_container(file, FORMATS + ",aac,amr") as container:
         if not container.streams.audio:
-            raise AudioError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
+            raise NoSoundError("holds no sound, only " + ", ".join(sorted({s.type for s in container.streams})))
         stream = container.streams.audio[0]
         if stream.codec_context is None:
             raise AudioError("a sound of a codec that is not known here")

@@ -136,7 +136,7 @@ def as_clips(videos: Any) -> list[Any]:
     """A list of clips, of a clip or several: a list of pictures is one clip, an array (B, T, H, W, 3) is several."""
     if isinstance(videos, list | tuple):
         first = videos[0] if videos else b""
-        clip = isinstance(first, str | os.PathLike | bytes | bytearray | memoryview | list | tuple)
+        clip = isinstance(first, str | os.PathLike | bytes | bytearray | memoryview | list | tuple | dict)
         return list(videos) if clip or getattr(first, "ndim", 0) == 4 else [videos]
     return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
 

@@ -1,0 +1,209 @@
+"""What queries draw from pictures, clips and sounds: the inputs of a Q-Former, and what it makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import NoSoundError
+from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
+from ..models.tower import prepared
+from ..processing.audio import load_audio
+from ..processing.items import as_clips, clip_of
+from ..processing.video import load_video
+from ..similarity import unit_rows
+from .base import EncodedImages, TaskModel
+
+__all__ = ["SEEN", "DrawingModel", "Rows", "Texts"]
+
+SEEN = (IMAGE.name, VIDEO.name, AUDIO.name)  # what queries draw from, in the order of their tokens
+Texts = dict[str, np.ndarray]
+Rows = tuple[np.ndarray, np.ndarray]  # (B, L, hidden_size), mask (B, L)
+
+
+class DrawingModel(TaskModel):
+    """A Q-Former over pictures, clips and sounds, which may read an instruction."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip."""
+        return self.config.integer("num_frames", 8, 1, 256)
+
+    @cached_property
+    def _queries(self) -> int:
+        return self.config.integer("num_query_tokens", 16, 1, 1 << 12)
+
+    def _map_rows(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Of pictures the rows (B, n, hidden_size) that queries draw from, unit embeddings (B, D), and how many of the
+        rows are of the map: one of classes may follow them."""
+        names = [name for name in ("rows", "class_row") if name in self.tower(IMAGE.tower).outputs]
+        seen = self.run_tower(IMAGE.tower, {"pixel_values": pixels}, ["unit_embeds", *names])
+        rows = [seen[name].reshape(len(pixels), -1, self._width) for name in names]
+        return np.concatenate(rows, 1), seen["unit_embeds"], rows[0].shape[1]
+
+    def _encode_pixels(self, pixels: np.ndarray) -> EncodedImages:
+        rows, embeds, _ = self._map_rows(pixels)
+        contexts = self._rows_of(IMAGE.name, {"features": rows}, ["context"])["context"]
+        return EncodedImages(tuple(contexts), embeds[:, None])
+
+    @property
+    def _width(self) -> int:
+        return self.tower("cformer").encoder.hidden_size
+
+    def _rows_of(self, modality: str, inputs: dict[str, np.ndarray], wanted: list[str]) -> dict[str, Any]:
+        """What the queries of a modality draw from, made of its tower's rows."""
+        tower = self.tower(f"{modality}_rows")
+        if tower.encoder.stem.type:
+            inputs["token_type_ids"] = np.tile(np.arange(inputs["features"].shape[1]), (len(inputs["features"]), 1))
+        inputs["features"] = np.ascontiguousarray(inputs["features"])
+        return tower.run(inputs, wanted, self.num_threads)
+
+    def _encode_frames(self, pixels: np.ndarray) -> EncodedImages:
+        """Clips of frames (B, frames, 3, H, W)."""
+        array = prepared("pixel_values_videos", pixels)
+        if array.ndim != 5 or array.shape[1] != self.num_frames:
+            raise ValueError(
+                f"pixel_values_videos: found shape {array.shape}, expected (B, {self.num_frames}, 3, height, width)"
+            )
+        flat = array.reshape(-1, *array.shape[2:])
+        seen = self.run_tower(IMAGE.tower, {"pixel_values": flat}, ["unit_embeds", "grid"])
+        rows = {"features": seen["grid"].reshape(len(array), -1, self._width)}
+        embeds = unit_rows(seen["unit_embeds"].reshape(len(array), self.num_frames, -1).mean(1))
+        contexts = self._rows_of(VIDEO.name, rows, ["context"])["context"]
+        return EncodedImages(tuple(contexts), embeds[:, None], owner=self.identity, modality=VIDEO.name)
+
+    def _encode_features(self, features: Any, mask: Any) -> EncodedImages:
+        """Sounds of log-mel features (B, mels, frames), of which `mask` (B, frames) says what is sound."""
+        array, pooling = prepared("input_features", features), self.config.integer("audio_pooling", 4, 1, 64)
+        tower = self.tower(AUDIO.tower)
+        _, window, mels = tower.program.info()["image"]
+        if array.ndim != 3 or array.shape[1] != mels or not array.shape[2] or array.shape[2] % window:
+            raise ValueError(
+                f"input_features: found shape {array.shape}, expected (B, {mels}, a multiple of {window} frames)"
+            )
+        batch, count = len(array), array.shape[2] // window
+        there = np.ones((batch, count * window), bool) if mask is None else prepared("attention_mask", mask) != 0
+        if there.shape != (batch, count * window):
+            raise ValueError(f"feature_attention_mask: found shape {there.shape}, expected {(batch, count * window)}")
+        windows = array.reshape(batch, mels, count, window).transpose(0, 2, 1, 3).reshape(-1, mels, window)
+        kept = there.reshape(-1, window).any(1)
+        kept[::count] = True  # the first window of each sound, be it empty
+        states = tower.run(
+            {"input_features": np.ascontiguousarray(windows[kept])}, list(tower.states), self.num_threads
+        )
+        rows = np.concatenate(list(states.values()), 2)
+        rows = rows.reshape(len(rows), -1, pooling, rows.shape[2]).mean(2)
+        all_rows = np.zeros((batch * count, *rows.shape[1:]), np.float32)
+        all_rows[kept] = rows
+        places = all_rows.shape[1] * count
+        row_mask = there.reshape(batch, places, -1).any(2)
+        row_mask[:, 0] = True
+        inputs = {"features": all_rows.reshape(batch, places, -1), "attention_mask": row_mask.astype(np.int64)}
+        made = self._rows_of(AUDIO.name, inputs, ["context", "embeds"])
+        sounds = EncodedImages(tuple(made["context"]), owner=self.identity, modality=AUDIO.name)
+        embeds = unit_rows(made["embeds"] + self._drawn(sounds, batch, None, ["embeds"])["embeds"])
+        return EncodedImages(sounds.contexts, embeds[:, None], None, 1, self.identity, AUDIO.name)
+
+    def encode_video(self, videos: Any = None, *, pixel_values_videos: Any = None) -> EncodedImages:
+        """Clips (see `load_video`; one or a list) after the picture tower, `num_frames` frames of each. A clip may be
+        {"video": x, "start": seconds, "end": seconds}. Raises VideoError naming the file."""
+        if pixel_values_videos is None:
+            clips = as_clips(videos)
+            if not clips:
+                raise ValueError("videos: the list is empty, expected at least one clip")
+            pixel_values_videos = np.concatenate([self.clip_pixels(*clip_of(clips, i)) for i in range(len(clips))])
+        return self._encode_frames(pixel_values_videos)
+
+    def clip_pixels(self, video: Any, sampling: dict[str, Any] | None = None) -> np.ndarray:
+        """pixel_values_videos (1, num_frames, 3, H, W) of a clip, its frames sampled evenly between `start` and
+        `end`."""
+        if unknown := set(sampling or {}) - {"start", "end"}:
+            raise ValueError(f"found {', '.join(unknown)}, expected start and end alone: this model takes "
+                             f"{self.num_frames} frames of a clip")  # fmt: skip
+        frames = load_video(video, num_frames=self.num_frames, **sampling or {})
+        return self.image_processor(list(frames))["pixel_values"][None]
+
+    def encode_audio(
+        self, audio: Any = None, *, input_features: Any = None, feature_attention_mask: Any = None
+    ) -> EncodedImages:
+        """Sounds (see `load_audio`; one or a list) after the sound tower, window by window. Raises AudioError."""
+        if input_features is None:
+            made = self.feature_extractor(audio, return_tensors="np")
+            input_features, feature_attention_mask = made["input_features"], made["feature_attention_mask"]
+        return self._encode_features(input_features, feature_attention_mask)
+
+    def encode_clip(self, video: Any) -> EncodedImages:
+        """A clip with its pictures and its sound, where it has one: a file, or what `encode_video` takes, to which
+        {"video": x, "audio": (samples, rate)} adds a sound. Raises VideoError, AudioError naming the file."""
+        clip = dict(video) if isinstance(video, dict) else {"video": video}
+        sound = clip.pop("audio", None)
+        pictures = self.encode_video([clip])
+        if sound is None and isinstance(clip.get("video"), str | os.PathLike | bytes):
+            rate = self.feature_extractor.sampling_rate
+            with contextlib.suppress(NoSoundError):
+                sound = load_audio(clip["video"], rate), rate
+        return pictures if sound is None else replace(pictures, beside=(self.encode_audio([sound]),))
+
+    def attend(self, images: Any, texts: str | list[str] | None = None) -> np.ndarray:
+        """Where each query looked: (n, queries, height, width) float32 over the map of the picture tower, sum 1 each:
+        how far what the query drew moves when that place is hidden from it (occlusion; Zeiler and Fergus, 2014).
+
+        Args:
+            images: pictures (as `load_image` takes them; one or a list).
+            texts: what is asked of each, or of all; None: what is drawn for a caption.
+        """
+        items = self._items(images)
+        listed = [texts] * len(items) if texts is None or isinstance(texts, str) else list(texts)
+        if len(listed) != len(items):
+            raise ValueError(
+                f"texts: found {len(listed)} texts and {len(items)} pictures, expected as many, or one text"
+            )
+        pixels = self._pixels(items, list(range(len(items))))
+        maps = [self._looked(pixels[i : i + 1], text) for i, text in enumerate(listed)]
+        return np.stack(maps)
+
+    def _looked(self, pixels: np.ndarray, text: str | None) -> np.ndarray:
+        """(queries, height, width) of one picture."""
+        rows, _, places = self._map_rows(pixels)
+        hidden = np.ones((places + 1, rows.shape[1]), np.int64)
+        hidden[np.arange(places), np.arange(places)] = 0  # the last sees everything
+        inputs = {"features": np.repeat(rows, places + 1, 0), "attention_mask": hidden}
+        seen = EncodedImages(tuple(self._rows_of(IMAGE.name, inputs, ["context"])["context"]))
+        instruction = None
+        if text is not None:
+            read, mask = self._read(self.texts(text, self.tower(TEXT.tower).max_positions))
+            instruction = np.repeat(read, places + 1, 0), np.repeat(mask, places + 1, 0)
+        drawn = self._drawn(seen, places + 1, instruction, ["last_hidden_state"])["last_hidden_state"]
+        moved = np.linalg.norm(drawn[:-1, : self._queries] - drawn[-1:, : self._queries], axis=2).T
+        side = int(places**0.5)  # a class token, where the tower has one, lies before the map
+        moved = moved[:, places - side * side :]
+        return (moved / np.maximum(moved.sum(1, keepdims=True), 1e-12)).reshape(-1, side, side).astype(np.float32)
+
+    def _read(self, text: Texts | None) -> Rows | None:
+        """A text's rows and mask."""
+        if text is None:
+            return None
+        rows = self.tower(TEXT.tower).run(dict(text), ["rows"], self.num_threads)["rows"]
+        return rows, text.get("attention_mask", np.ones(rows.shape[:2], np.int64))
+
+    def _drawn(
+        self, seen: EncodedImages, count: int, instruction: Rows | None, wanted: list[str]
+    ) -> dict[str, np.ndarray]:
+        """What the Q-Former makes of `count` instructions about items, or of items alone: rows are the queries, then
+        the instruction."""
+        first, queries = SEEN.index(seen.modality) * self._queries, self._queries
+        rows, mask = instruction or (np.zeros((count, 0, self._width), np.float32), np.ones((count, 0), np.int64))
+        length = rows.shape[1]
+        types = np.r_[first : first + queries, np.full(length, len(SEEN) * queries)]
+        inputs: dict[str, Any] = {
+            "features": np.concatenate([np.zeros((count, queries, self._width), np.float32), rows], 1),
+            "token_type_ids": np.tile(types, (count, 1)),
+            "attention_mask": np.concatenate([np.ones((count, queries), np.int64), mask], 1),
+        }
+        inputs |= seen.source(count, "input_ids")
+        return self.tower("qformer").run(inputs, wanted, self.num_threads)
