@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PLACES = [ROOT.parent / "shared" / "data", ROOT.parent.parent / "shared" / "data"]
@@ -39,6 +40,7 @@ def tool(name: str):
 
 
 metrics, splits = tool("metrics"), tool("splits")
+questions, moving = tool("questions"), tool("moving")
 
 
 def data() -> Path | None:
@@ -108,3 +110,68 @@ def test_parts_of_the_data():
             files = [file for part in parts.values() for file in part.files]
             assert len(set(files)) == len(files) == sum(expected.values())
             assert archive.read(files[0])[:3] in (b"\xff\xd8\xff", b"Ogg")
+
+
+CROWD = [
+    "Two dogs are running through the snow .",
+    "two brown dogs run in the snow",
+    "A brown dog and a red ball",
+    "Two dogs with a ball , one in a red coat .",
+    "The brown dogs are playing .",
+]
+
+
+def test_questions_that_captions_answer():
+    said = {(kind, about): answer for kind, about, answer in questions.answers(CROWD)}
+    assert said[("how many", "dogs")] == "two" and said[("where", "")] == "snow" and said[("animal", "")] == "dog"
+    assert ("colour", "dogs") in said and said[("colour", "dogs")] == "brown"
+    assert ("colour", "ball") not in said  # of one caption alone
+    assert questions.answers(["a man", "a woman"]) == []
+    others = ["a man on a bench", "the man sits on a bench", "a bench", "a man", "a man"]
+    rows = [questions.made_questions([CROWD, others], np.random.default_rng(i), unseen=True) for i in range(8)]
+    asked = [row for each in rows for row in each if row[1] == "is there"]
+    assert {answer for *_, answer in asked} == {"yes", "no"}
+    for at, _, question, answer in asked:  # every yes has its no, of the other photograph
+        assert (1 - at, "is there", question, {"yes": "no", "no": "yes"}[answer]) in asked
+        assert (question == "is a bench here?") <= ((at == 1) == (answer == "yes"))
+    seen = {q for each in (questions.made_questions([CROWD, others], np.random.default_rng(i)) for i in range(30))
+            for _, _, q, _ in each}  # fmt: skip
+    assert not seen & {row[2] for each in rows for row in each}  # wordings apart
+
+
+def test_a_swapped_word_is_of_the_same_kind():
+    rng = np.random.default_rng(0)
+    changed = {questions.swapped("Two dogs run past a red car .", rng) for _ in range(40)}
+    for text in changed:
+        words, own = text.split(), "two dogs run past a red car".split()
+        (at,) = (i for i, word in enumerate(words) if word != own[i])
+        assert own[at] in ("two", "red", "car") and any({own[at], words[at]} <= set(kind) for kind in questions.SWAPS)
+    assert len({text.split()[0] for text in changed}) > 1 and questions.swapped("hello there", rng) is None
+
+
+def test_clips_move_as_they_say():
+    ground = [(Image.new("RGB", (50, 40), "white"), "a wall")]
+    sprites = [(Image.new("RGBA", (20, 20), "red"), "apple"), (Image.new("RGBA", (20, 20), "blue"), "ball")]
+    kinds, rng = set(), np.random.default_rng(4)
+    for _ in range(60):
+        frames, facts = moving.clip(rng, ground, sprites)
+        assert frames.shape == (moving.FRAMES, moving.SIZE, moving.SIZE, 3) and frames.dtype == np.uint8
+        kinds.add(facts["kind"])
+        red = (frames[..., 0] > 200) & (frames[..., 2] < 60)
+        blue = (frames[..., 2] > 200) & (frames[..., 0] < 60)
+        shown = {"apple": red, "ball": blue}
+        if facts["kind"] in ("move", "cross"):
+            for noun, way in zip(facts["nouns"], facts["ways"], strict=True):
+                first, last = (np.argwhere(shown[noun][i]).mean(0) for i in (0, -1))
+                down, right = last - first
+                assert {"right": right, "left": -right, "down": down, "up": -down}[way] > 50
+                assert all(noun in caption and moving.FROM[way] in caption for caption in facts["captions"])
+                assert all(answer in (way, noun) for question, answer in facts["questions"] if noun in question)
+        if facts["kind"] in ("appear", "vanish"):
+            there = shown[facts["nouns"][0]].any((1, 2))
+            assert (there[0], there[-1]) == ((False, True) if facts["kind"] == "appear" else (True, False))
+    assert kinds == {"move", "cross", "appear", "vanish", "pan", "zoom"}
+    gradient = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3))
+    frames, facts = moving.panned(np.random.default_rng(0), Image.fromarray(gradient.copy()), "a wall")
+    brighter = float(frames[-1].mean()) - float(frames[0].mean())  # the right side is brighter
+    assert {"right": brighter > 20, "left": brighter < -20}.get(facts["ways"][0], abs(brighter) < 20)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sounds
-import whisper_tiny
 from parity import close, unit_gain, worst_cosine
 
 import beyondvl as bvl
 import published
 from beyondvl.tasks import fallback, windows
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+import whisper_tiny
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")

@@ -82,7 +82,8 @@ class Heads(nn.Module):
 class Data:
     def __init__(self, work: Path, views: int):
         self.items = json.loads((work / "items.json").read_text())
-        self.features = np.load(work / "features.npy", mmap_mode="r")[:views]
+        path = work / "features.npy"
+        self.features = np.load(path, mmap_mode="r")[:views] if path.exists() else None
         tower = open_checkpoint(work / "tower")
         self.fc = torch.from_numpy(tower.read("_fc.weight", (1000, 1280)))
         self.fc_bias = torch.from_numpy(tower.read("_fc.bias", (1000,)))

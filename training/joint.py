@@ -1,0 +1,270 @@
+"""Step 5 of the recipe: the Q-Former, the C-Former, the decoder and the ears, over the tower of step 3.
+
+    python training/joint.py --data shared/data --work training/work --seed 0
+
+First the decoder learns words alone: captions without pictures, out of the row that stands for an input's embedding.
+Then every step takes a batch of each lesson (lessons.py): captions of photographs, drawings, sounds and clips; questions
+about them, which the Q-Former reads; narrations of clips with sounds; whether a text fits a photograph; and sounds
+contrasted with what they mean. Heads and tower of step 3 stay as they are.
+
+Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lessons import HEARD, Lessons
+from torch import Tensor, nn
+from torch.nn import functional as F
+from twin import BeyondVL
+from words import PAD, minilm
+
+FIXED = ("vision_head", "text_projection", "logit_scale")
+WEIGHTS = {"captions": 1.0, "drawings": 0.2, "questions": 0.7, "sounds": 0.4, "asked": 0.3, "heard": 0.6, "classes": 0.3,
+           "clips": 0.4, "moved": 0.4, "match": 0.4, "silent": 0.3, "fused": 0.1}  # fmt: skip
+
+
+def configuration(vocabulary: list[int], queries: int, layers: tuple[int, int, int], inner: int) -> dict[str, Any]:
+    """config.json of the model."""
+    text = json.loads((minilm() / "config.json").read_text())
+    kept = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+            "layer_norm_eps", "vocab_size", "max_position_embeddings", "type_vocab_size")  # fmt: skip
+    former = {
+        f"{name}_config": {"num_hidden_layers": count, "intermediate_size": inner}
+        for name, count in zip(("qformer", "cformer", "decoder"), layers, strict=True)
+    }
+    former["decoder_config"] |= {"max_position_embeddings": 64, "token_ids": vocabulary}
+    return {
+        "model_type": "beyond_vl",
+        "architectures": ["BeyondVLForConditionalGeneration"],
+        "hidden_size": 384, "num_query_tokens": queries, "num_attention_heads": 6, "head_size": 1536, "num_frames": 8,
+        "audio_pooling": 4, **former,
+        "text_config": {name: text[name] for name in kept},
+        "vision_config": {"model_type": "efficientnet_lite", "variant": "efficientnet-lite2", "image_size": 260,
+                          "num_labels": 1000},
+        "audio_config": {"model_type": "whisper", "d_model": 384, "encoder_attention_heads": 6, "encoder_layers": 4,
+                         "encoder_ffn_dim": 1536, "decoder_layers": 4, "decoder_attention_heads": 6,
+                         "max_source_positions": 500, "num_mel_bins": 80},
+    }  # fmt: skip
+
+
+class Learner:
+    """The model and what is made of each batch."""
+
+    def __init__(self, model: BeyondVL, lessons: Lessons, dropout: float = 0.3, smoothing: float = 0.1):
+        self.model, self.lessons, self.dropout, self.smoothing = model, lessons, dropout, smoothing
+        self.kinds = lessons.read.vectors([lines[0] for lines in HEARD.values()])
+
+    # inputs to rows
+
+    @torch.no_grad()
+    def embedded(self, means: Tensor, classes: Tensor) -> Tensor:
+        """Unit embeddings of pictures, in training with a little noise."""
+        head = self.model.vision_head
+        training = head.training
+        head.eval()
+        embeds = head(means[:, None], classes.softmax(-1))
+        head.train(training)
+        return F.normalize(embeds + 0.02 * torch.randn_like(embeds), dim=-1) if training else embeds
+
+    def pictures(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Embeddings and rows of pictures."""
+        rows = self.model.image_rows.project(batch["states"], self.dropout)
+        return self.embedded(batch["means"], batch["classes"]), self.model.placed(rows, batch["classes"].softmax(-1))
+
+    def clips(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Embeddings and rows of clips; the cells were normed before they were averaged."""
+        rows, model = self.model.image_rows, self.model
+        embeds = self.embedded(batch["means"].flatten(0, 1), batch["classes"].flatten(0, 1))
+        embeds = F.normalize(embeds.unflatten(0, batch["means"].shape[:2]).mean(1), dim=-1)
+        cells = F.dropout(batch["cells"] * rows.norm.weight + rows.norm.bias, 0.1, model.training)
+        return embeds, model.video_rows.join(rows.projection(cells).flatten(1, 2))
+
+    def sounds(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings, rows, mask and uninstructed queries of sounds."""
+        mask = batch["heard_mask"]
+        embeds, rows = self.model.audio(batch["heard"], mask, 0.1)
+        queries, more = self.model.drawn("audio", rows, mask)
+        return F.normalize((embeds + more).float(), dim=-1), rows, mask, queries
+
+    def stream(self, seen: dict[str, tuple], texts: list[str] | None = None) -> tuple[Tensor, Tensor]:
+        """The C-Former's stream over inputs (embeddings, rows, mask or None) and texts."""
+        text: tuple = ()
+        if texts is not None:
+            states, mask = self.lessons.read.batch(texts)
+            text = (self.model.text_rows.project(states), mask)
+        drawn = {}
+        for name, (embeds, rows, mask) in seen.items():
+            queries = self.model.qformer(name, rows, mask, *text)
+            drawn[name] = torch.cat([embeds.detach()[:, None].to(queries.dtype), queries], 1)
+        return self.model.cformer(drawn, *text)
+
+    def said(self, stream: tuple[Tensor, Tensor], texts: list[str]) -> Tensor:
+        """How unlikely the texts are, a token; several of each item of the stream where there are more texts."""
+        ids = self.lessons.vocabulary.batch([self.lessons.vocabulary.ids(text) for text in texts])
+        model, target = self.model.decoder, ids[:, 1:]
+        kept = target != PAD
+        hidden = model.hidden(ids[:, :-1], *stream)[kept]
+        return F.cross_entropy(
+            F.linear(hidden, model.embed_tokens.weight).float(), target[kept], label_smoothing=self.smoothing
+        )
+
+    # lessons
+
+    def captions(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        stream = self.stream({"image": (*self.pictures(batch), None)})
+        losses = {"captions": self.said(stream, batch["texts"])}
+        fused = F.normalize(self.model.fused_projection(stream[0][:, 0]).float(), dim=-1)
+        each = len(batch["texts"]) // len(fused)
+        vectors = self.lessons.read.vectors(batch["texts"][::each])
+        meant = (vectors @ vectors.T / 0.05).softmax(1)
+        return losses | {"fused": -(meant * (20 * fused @ vectors.T).log_softmax(1)).sum(1).mean()}
+
+    def drawings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"drawings": self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
+
+    def questions(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        stream = self.stream({"image": (*self.pictures(batch), None)}, batch["questions"])
+        return {"questions": self.said(stream, batch["texts"])}
+
+    def heard(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Sounds: contrast with what they mean, captions, answers."""
+        embeds, rows, mask, queries = self.sounds(batch)
+        vectors = self.lessons.read.vectors(batch["meant"])
+        texts = F.normalize(self.model.text_projection(vectors), dim=-1).detach()
+        scores = 20 * embeds @ texts.T
+        meant = (vectors @ vectors.T / 0.03).softmax(1)
+        contrast = -0.5 * (
+            (meant * scores.log_softmax(1)).sum(1).mean() + (meant * scores.T.log_softmax(1)).sum(1).mean()
+        )
+        real = batch["kinds"] >= 0
+        kinds = F.normalize(self.model.text_projection(self.kinds), dim=-1).detach()
+        classes = F.cross_entropy(20 * embeds[real] @ kinds.T, batch["kinds"][real])
+        drawn = {"audio": torch.cat([embeds.detach()[:, None].to(queries.dtype), queries], 1)}
+        losses = {"heard": contrast, "classes": classes, "sounds": self.said(self.model.cformer(drawn), batch["texts"])}
+        asked = self.stream({"audio": (embeds, rows, mask)}, batch["questions"])
+        return losses | {"asked": self.said(asked, batch["answers"])}
+
+    def moved(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Clips: captions, of the last with their sounds, and answers."""
+        embeds, rows = self.clips(batch)
+        narrated = len(batch["heard"])
+        begun = len(rows) - narrated
+        losses = []
+        if begun:
+            losses.append(
+                self.said(self.stream({"video": (embeds[:begun], rows[:begun], None)}), batch["texts"][:begun])
+            )
+        if narrated:
+            sound, heard, mask, _ = self.sounds(batch)
+            both = {"video": (embeds[begun:], rows[begun:], None), "audio": (sound, heard, mask)}
+            losses.append(self.said(self.stream(both), batch["texts"][begun:]))
+        asked = self.stream({"video": (embeds, rows, None)}, batch["questions"])
+        return {"clips": torch.stack(losses).mean(), "moved": self.said(asked, batch["answers"])}
+
+    def matched(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        stream, _ = self.stream({"image": (*self.pictures(batch), None)}, batch["questions"])
+        return {"match": F.cross_entropy(self.model.matching_head(stream[:, 0]).float(), batch["fits"])}
+
+    def silent(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Words alone, out of a noised sentence vector in the place of a picture's embedding, as the text tower of
+        step 3 projects it."""
+        with torch.no_grad():
+            embeds = F.normalize(self.model.text_projection(batch["vectors"]), dim=-1)
+            embeds = F.normalize(embeds + 0.03 * torch.randn_like(embeds), dim=-1)
+        return {"silent": self.said(self.model.cformer({"image": embeds[:, None]}), batch["texts"])}
+
+
+def near_photographs(model: BeyondVL, lessons: Lessons, count: int = 30) -> np.ndarray:
+    """Of each photograph those (n, count) whose captions come nearest to it, but say another thing."""
+    photographs = lessons.photographs
+    with torch.no_grad():
+        model.eval()
+        embeds = model.vision_head(
+            torch.from_numpy(np.array(photographs.means[0]))[:, None],
+            torch.from_numpy(np.array(photographs.classes[0])).float().softmax(-1),
+        )
+        vectors = lessons.read.vectors([words[0] for words in lessons.plain])
+        scores = embeds @ F.normalize(model.text_projection(vectors), dim=-1).T
+        scores[vectors @ vectors.T > 0.8] = -2
+        return scores.topk(count, 1).indices.numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fold", type=int, help="sounds of this fold are left out")
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--alone", type=int, default=300, help="steps on words alone, before")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--queries", type=int, default=16)
+    parser.add_argument("--layers", type=int, nargs=3, default=(2, 2, 3))
+    parser.add_argument("--inner", type=int, default=1536)
+    parser.add_argument("--keep", type=int, default=200)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    lessons = Lessons(options.data, options.work, options.seed, options.fold)
+    values = configuration(lessons.vocabulary.token_ids, options.queries, tuple(options.layers), options.inner)
+    model = BeyondVL(values)
+    fixed = torch.load(options.work / f"contrast-{options.seed}-averaged.pt", weights_only=True)
+    model.load_state_dict({n: v for n, v in fixed.items() if n.startswith(FIXED)}, strict=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(FIXED))
+    learner = Learner(model, lessons)
+    lessons.near = near_photographs(model, lessons)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters", flush=True)
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    total = options.alone + options.steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total, pct_start=0.1)
+    path, first = options.work / f"joint-{options.seed}{'' if options.fold is None else f'-fold{options.fold}'}.pt", 0
+    if path.exists():
+        saved = torch.load(path, weights_only=False)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        first = saved["step"]
+    model.train()
+    start, sums = time.time(), {}
+    for step in range(first, total):
+        rng = np.random.default_rng([options.seed, step])
+        plan = [(learner.silent, lessons.silent_batch(rng, 256 if step < options.alone else 48))]
+        if step >= options.alone:
+            plan += [
+                (learner.captions, lessons.caption_batch(rng, 56, 4)),
+                (learner.questions, lessons.question_batch(rng, 40, 40)),
+                (learner.drawings, lessons.drawing_batch(rng, 24)),
+                (learner.heard, lessons.sound_batch(rng, 24, 32)),
+                (learner.moved, lessons.clip_batch(rng, 24, 10)),
+                (learner.matched, lessons.match_batch(rng, 64)),
+            ]
+        for lesson, batch in plan:
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = lesson(batch)
+            sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
+            for name, loss in losses.items():
+                sums.setdefault(name, []).append(loss.item())
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}/{total}", {n: round(float(np.mean(v)), 3) for n, v in sums.items()},
+                  f"{(time.time() - start) / (step + 1 - first):.2f} s a step", flush=True)  # fmt: skip
+            sums = {}
+        if (step + 1) % options.keep == 0 or step + 1 == total:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": values,
+                        "schedule": schedule.state_dict(), "step": step + 1}, path)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

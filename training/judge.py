@@ -1,0 +1,203 @@
+"""Step 7 of the recipe: what a checkpoint is worth, as users run it.
+
+    python training/judge.py --data shared/data --work training/work --model FOLDER --part choose [--only captions ...]
+
+Everything is chosen on the part "choose"; "report" is run once, at the end. Each figure is printed with its n and a
+bootstrap interval of 95 %. The pictures are those of no training: photographs of the official dev set, rooms split by
+name, clips made of those photographs and of held-out drawings, captions spoken in voices of no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hearing
+import moving
+import numpy as np
+from lessons import HEARD
+from metrics import bleu, cider, interval, recalls
+from PIL import Image
+from questions import KINDS, made_questions, swapped
+from splits import Archive, daquar, esc10, flickr8k
+from words import answer_text, plain
+
+import beyondvl as bvl
+
+SENTENCES = [lines[0] for lines in HEARD.values()]
+
+
+class Judge:
+    def __init__(self, data: Path, work: Path, model: bvl.PreTrainedModel, part: str):
+        self.data, self.work, self.model, self.part = data, work, model, part
+        with Archive(data / "flickr8k.tar") as archive:
+            photographs = flickr8k(archive)[part]
+            self.captions = photographs.words
+            pictures = [Image.open(io.BytesIO(archive.read(file))).convert("RGB") for file in photographs.files]
+        self.pictures = pictures
+        self.photos = model.encode_image(pictures)
+
+    def show(self, name: str, right: np.ndarray, scale: float = 100.0) -> None:
+        """A mean with its n and interval."""
+        right = np.asarray(right, np.float64)
+        low, high = interval(len(right), lambda at: float(right[at].mean()))
+        print(
+            f"{name}: {scale * right.mean():.1f} [{scale * low:.1f}, {scale * high:.1f}], n = {len(right)}", flush=True
+        )
+
+    def retrieval(self) -> None:
+        """Photographs and captions, by cosine, and by cosine and match together."""
+        texts = [caption for words in self.captions for caption in words]
+        owners = np.repeat(np.arange(len(self.captions)), 5)
+        words = self.model.encode([{"text": t} for t in texts], normalize_embeddings=True)
+        scores = self.photos.embeds[:, 0] @ words.T
+        for way, row in recalls(scores, owners).items():
+            print(way, {name: round(value, 1) for name, value in row.items()}, f"n = {len(scores)}, {len(texts)}")
+        right: dict[float, list[bool]] = {}
+        for photo in range(len(scores)):
+            few = np.argsort(-scores[photo])[:20]
+            matched = self.model.match(self.photos[photo], [texts[i] for i in few])
+            for share in (0.0, 0.05, 0.1, 0.2, 0.4):
+                best = few[np.argmax(scores[photo, few] + share * matched)]
+                right.setdefault(share, []).append(owners[best] == photo)
+        for share, hits in right.items():
+            self.show(f"picture -> text R@1, cosine + {share} match", hits)
+
+    def written(self) -> None:
+        for beams in (1, 3):
+            captions = self.model.caption(self.photos, num_beams=beams, max_new_tokens=24)
+            scores = cider(captions, self.captions)
+            low, high = interval(len(captions), lambda at, s=scores: float(s[at].mean()))
+            grams = " ".join(f"{100 * b:.1f}" for b in bleu(captions, self.captions))
+            print(f"captions, {beams} beams: BLEU-1 to 4 {grams}, CIDEr {scores.mean():.3f} [{low:.3f}, {high:.3f}], "
+                  f"n = {len(captions)}", flush=True)  # fmt: skip
+            print("  ", captions[:6])
+
+    def rooms(self) -> None:
+        """DAQUAR, answers of a single word."""
+        with Archive(self.data / "daquar.tar") as archive:
+            part = daquar(archive)[self.part]
+            pictures = [Image.open(io.BytesIO(archive.read(file))).convert("RGB") for file in part.files]
+        photos, right, given = self.model.encode_image(pictures), [], []
+        for at, pairs in enumerate(part.words):
+            single = [(plain(q) + "?", answer_text(a)) for q, a in pairs if "," not in a]
+            answers = self.model.answer(photos[at], [q for q, _ in single], max_new_tokens=8) if single else []
+            right += [mine == a for mine, (_, a) in zip(answers, single, strict=True)]
+            given += answers
+        self.show("DAQUAR, single answers", right)
+
+    def made(self) -> None:
+        """Made questions, in wordings of no training, beside the commonest answer."""
+        rows = made_questions(self.captions, np.random.default_rng(1), unseen=True)
+        for kind in KINDS:
+            asked = [(at, q, a) for at, k, q, a in rows if k == kind]
+            answers = [self.model.answer(self.photos[at], [q], max_new_tokens=8)[0] for at, q, _ in asked]
+            right = [mine == a for mine, (*_, a) in zip(answers, asked, strict=True)]
+            common = max(np.unique([a for *_, a in asked], return_counts=True)[1]) / len(asked)
+            self.show(f"made questions, {kind} (commonest answer {100 * common:.1f})", right)
+
+    def matching(self) -> None:
+        """Areas under the curve: own captions against random ones, against near ones, against one word swapped."""
+        rng = np.random.default_rng(2)
+        own = [plain(words[0]) for words in self.captions]
+        count = len(own)
+        words = self.model.encode([{"text": t} for t in own], normalize_embeddings=True)
+        scores = self.photos.embeds[:, 0] @ words.T
+        scores[words @ words.T > 0.8] = -2
+        fits = self.model.match(self.photos, own)
+        random = self.model.match(self.photos, [own[(i + 1 + rng.integers(count - 1)) % count] for i in range(count)])
+        near = self.model.match(self.photos, [own[np.argsort(-scores[i])[rng.integers(1, 10)]] for i in range(count)])
+        swaps = [(i, other) for i in range(count) if (other := swapped(own[i], rng))]
+        wrong = self.model.match(self.photos[[i for i, _ in swaps]], [other for _, other in swaps])
+        for name, negative in (("random", random), ("near", near), ("one word swapped", wrong)):
+            area = (fits[:, None] > negative[None]).mean() + 0.5 * (fits[:, None] == negative[None]).mean()
+            print(f"matching, AUC against {name} texts: {area:.3f}, n = {count} and {len(negative)}", flush=True)
+
+    def heard(self) -> None:
+        """Spoken captions find their photographs; real sounds are named."""
+        sounds = [(samples, facts) for samples, facts in hearing.speech(self.data, self.part, range(1))]
+        spoken = self.model.encode([{"audio": (s, hearing.RATE)} for s, _ in sounds], normalize_embeddings=True)
+        texts = self.model.encode([{"text": f["text"]} for _, f in sounds], normalize_embeddings=True)
+        owners = np.array([f["photograph"] for _, f in sounds])
+        for name, rows in (("spoken", spoken), ("written", texts)):
+            ranks = ((rows @ self.photos.embeds[:, 0].T) > (rows * self.photos.embeds[owners, 0]).sum(1)[:, None]).sum(
+                1
+            )
+            self.show(f"{name} captions find their photograph, R@10", ranks < 10)
+            self.show(f"{name} captions find their photograph, R@1", ranks < 1)
+        said = [
+            self.model.answer(self.model.encode_audio((s, hearing.RATE)), "what does the voice say?")[0]
+            for s, _ in sounds[:5]
+        ]
+        print("  ", list(zip(said, [f["text"] for _, f in sounds[:5]], strict=True)))
+
+    def real(self, fold: int) -> None:
+        """Real sounds of a fold, by the ten sentences."""
+        texts = self.model.encode([{"text": s} for s in SENTENCES], normalize_embeddings=True)
+        with Archive(self.data / "esc10.tar") as archive:
+            part = esc10(archive)[fold]
+            clips = [hearing.soundfile.read(io.BytesIO(archive.read(f)), dtype="float32") for f in part.files]
+        rows = self.model.encode([{"audio": clip} for clip in clips], normalize_embeddings=True)
+        best = (rows @ texts.T).argmax(1)
+        self.show(
+            f"real sounds, fold {fold}", [list(HEARD)[b] == name for b, name in zip(best, part.words, strict=True)]
+        )
+
+    def clips(self, count: int = 300) -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
+        items = json.loads((self.work / "items.json").read_text())
+        sprites = moving.drawings(items, held_out=True)
+        for at in range(count):
+            rng = np.random.default_rng([at, 99, len(self.part)])
+            chosen = rng.integers(len(self.pictures))
+            some = [sprites[i] for i in rng.integers(len(sprites), size=6)]
+            opened = [(Image.open(self.work / "pictures" / item["picture"]), noun) for item, noun in some]
+            words = plain(self.captions[chosen][0])
+            if len({noun for _, noun in opened}) > 1:
+                yield moving.clip(rng, [(self.pictures[chosen], words)], opened)
+
+    def moved(self) -> None:
+        """Clips: what moves and which way, both in the caption; questions."""
+        both, asked = [], []
+        for frames, facts in self.clips():
+            clip = self.model.encode_video(frames)
+            if facts["kind"] in ("move", "cross"):
+                caption = self.model.caption(clip)[0]
+                told = [noun in caption and moving.FROM[way] in caption
+                        for noun, way in zip(facts["nouns"], facts["ways"], strict=True)]  # fmt: skip
+                both.append(all(told))
+                if len(both) <= 5:
+                    print("  ", caption, "|", facts["captions"][0])
+            questions = [(q, a) for q, a in facts["questions"] if "which way" in q]
+            if questions:
+                answers = self.model.answer(clip, [q for q, _ in questions])
+                asked += [mine == a for mine, (_, a) in zip(answers, questions, strict=True)]
+        self.show("clips: all that moves and which way, in the caption", both)
+        self.show("clips: which way, asked", asked)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--part", choices=("choose", "report"), default="choose")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--fold", type=int, default=1)
+    options = parser.parse_args()
+    model = bvl.AutoModel.from_pretrained(options.model, dtype=options.dtype)
+    judge = Judge(options.data, options.work, model, options.part)
+    figures: dict[str, Callable[[], None]] = {
+        "retrieval": judge.retrieval, "captions": judge.written, "rooms": judge.rooms, "made": judge.made,
+        "matching": judge.matching, "heard": judge.heard, "real": lambda: judge.real(options.fold), "clips": judge.moved,
+    }  # fmt: skip
+    for name in options.only or figures:
+        figures[name]()
+
+
+if __name__ == "__main__":
+    main()

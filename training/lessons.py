@@ -1,0 +1,229 @@
+"""What the formers and the decoder learn from: batches of pictures, clips, sounds and words, out of what the steps before
+wrote. A batch is a dictionary of tensors and lists; joint.py says what is made of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from questions import made_questions, swapped
+from splits import Archive, daquar, flickr8k
+from words import Read, Vocabulary, answer_text, captions, class_names, plain
+
+HEARD = {
+    "dog bark": ["a dog is barking", "a dog barks", "the barking of a dog"],
+    "rain": ["rain is falling", "it is raining", "the sound of rain"],
+    "sea waves": ["waves are breaking on the shore", "the sea is roaring", "the sound of sea waves"],
+    "baby cry": ["a baby is crying", "a baby cries", "the crying of a baby"],
+    "clock tick": ["a clock is ticking", "a clock ticks", "the ticking of a clock"],
+    "person sneeze": ["somebody is sneezing", "a person sneezes", "the sound of a sneeze"],
+    "helicopter": ["a helicopter is flying", "a helicopter flies by", "the sound of a helicopter"],
+    "chainsaw": ["a chainsaw is running", "somebody is sawing with a chainsaw", "the sound of a chainsaw"],
+    "rooster": ["a rooster is crowing", "a rooster crows", "the crowing of a rooster"],
+    "fire crackling": ["a fire is crackling", "a fire burns and crackles", "the crackling of a fire"],
+}
+VOICE = ["what does the voice say?", "what is said?", "what do they say?"]
+SOUND = ["what do you hear?", "what is that sound?", "what is making the sound?"]
+NARRATED = ["{} while {}", "{} and {}"]
+
+
+class Pictures:
+    """States [views, n, 81, 1280], class scores and mean rows of one set."""
+
+    def __init__(self, folder: Path, name: str):
+        self.states, self.classes, self.means = (
+            np.load(folder / f"{name}{part}.npy", mmap_mode="r") for part in ("", "-classes", "-mean")
+        )
+
+    def take(self, at: Sequence[int], views: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Those pictures, a view of each."""
+        places = list(zip(views, at, strict=True))
+        return {
+            name: torch.from_numpy(np.stack([array[place] for place in places])).float()
+            for name, array in (("states", self.states), ("classes", self.classes), ("means", self.means))
+        }
+
+
+class Clips:
+    """Cells [n, 8, 9, 1280], class scores and mean rows of frames, and what is said of each clip."""
+
+    def __init__(self, folder: Path, name: str):
+        self.cells, self.classes, self.means = (
+            np.load(folder / f"{name}{part}.npy", mmap_mode="r") for part in ("", "-classes", "-mean")
+        )
+        self.facts = json.loads((folder / f"{name}.json").read_text())
+
+    def take(self, at: Sequence[int]) -> dict[str, torch.Tensor]:
+        at = np.asarray(at)
+        return {
+            name: torch.from_numpy(np.array(array[at])).float()
+            for name, array in (("cells", self.cells), ("classes", self.classes), ("means", self.means))
+        }
+
+
+class Sounds:
+    """Rows of sounds one after another, and what is known of each."""
+
+    def __init__(self, folder: Path, name: str):
+        self.rows, self.facts = (
+            np.load(folder / f"{name}.npy", mmap_mode="r"),
+            json.loads((folder / f"{name}.json").read_text()),
+        )
+
+    def take(self, at: Sequence[int]) -> dict[str, torch.Tensor]:
+        """States (B, n, columns), filled up, and their mask."""
+        parts = [self.rows[f["first"] : f["first"] + f["rows"]] for f in (self.facts[i] for i in at)]
+        length = max(map(len, parts))
+        out = np.zeros((len(parts), length, self.rows.shape[1]), np.float32)
+        mask = np.zeros((len(parts), length), bool)
+        for i, part in enumerate(parts):
+            out[i, : len(part)], mask[i, : len(part)] = part, True
+        return {"heard": torch.from_numpy(out), "heard_mask": torch.from_numpy(mask)}
+
+
+class Lessons:
+    """Every set of the training part. `without` leaves sets out: "flickr8k", "daquar" (whose terms are research)."""
+
+    def __init__(self, data: Path, work: Path, seed: int = 0, fold: int | None = None):
+        states, rng = work / "states", np.random.default_rng(seed)
+        self.vocabulary = Vocabulary.of(data, work / "vocabulary.json")
+        with Archive(data / "flickr8k.tar") as archive:
+            self.captions = flickr8k(archive)["train"].words
+        with Archive(data / "daquar.tar") as archive:
+            rooms = daquar(archive)["train"].words
+        self.photographs, self.rooms = Pictures(states, "flickr8k-train"), Pictures(states, "daquar-train")
+        self.drawings, self.clips = Pictures(states, "drawings"), Clips(states, "clips-train")
+        self.speech, self.real = Sounds(work, "speech-train"), Sounds(work, "esc10")
+        self.real_at = [i for i, f in enumerate(self.real.facts) if f["fold"] != fold]
+        self.plain = [[plain(c) for c in words] for words in self.captions]
+        self.sided = [[" left" in c or " right" in c for c in words] for words in self.plain]
+        items = json.loads((work / "items.json").read_text())
+        self.drawn = [
+            (i, plain(caption))
+            for i, item in enumerate(items)
+            if item["part"] == "train"
+            for caption in item["captions"][:1]
+            if plain(caption)
+        ]
+        self.room_questions = [
+            (i, plain(question) + "?", answer_text(answer))
+            for i, pairs in enumerate(rooms)
+            for question, answer in pairs
+        ]
+        self.made = made_questions(self.captions, rng)
+        self.swaps = {
+            (i, c): other
+            for i, words in enumerate(self.plain)
+            for c in rng.choice(len(words), 2, replace=False)
+            if (other := swapped(words[c], rng))
+        }
+        questions = {q for _, q, _ in self.room_questions} | {q for _, _, q, _ in self.made}
+        questions |= {q for f in self.clips.facts for q, _ in f["questions"]} | set(VOICE) | set(SOUND)
+        names = [f"a photo of a {plain(name)}" for name in class_names()]
+        self.silent = (
+            captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()]
+        )
+        heard = [line for lines in HEARD.values() for line in lines]
+        texts = [c for words in self.plain for c in words] + [*self.swaps.values(), *sorted(questions), *heard]
+        self.read = Read.of(texts + names, work / "read")
+        self.silent_vectors = Read.vectors_of(self.silent, work / "silent.npy")
+        self.near: np.ndarray | None = None  # of each photograph, others whose captions might be its own
+
+    def caption_batch(self, rng: np.random.Generator, count: int, each: int) -> dict[str, Any]:
+        """Photographs with `each` captions of each."""
+        at = rng.integers(0, len(self.captions), count)
+        views = rng.integers(0, len(self.photographs.states), count)
+        chosen = []
+        for i, view in zip(at, views, strict=True):
+            kept = [c for c in range(5) if not (view % 2 and self.sided[i][c])] or list(range(5))
+            chosen += [self.plain[i][c] for c in rng.choice(kept, each, replace=len(kept) < each)]
+        return self.photographs.take(at, views) | {"texts": chosen}
+
+    def drawing_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        chosen = [self.drawn[i] for i in rng.integers(0, len(self.drawn), count)]
+        views = rng.integers(0, len(self.drawings.states), count)
+        return self.drawings.take([i for i, _ in chosen], views) | {"texts": [text for _, text in chosen]}
+
+    def question_batch(self, rng: np.random.Generator, rooms: int, made: int) -> dict[str, Any]:
+        """Questions about rooms, never mirrored where they say a side, and about photographs."""
+        asked = [self.room_questions[i] for i in rng.integers(0, len(self.room_questions), rooms)]
+        views = [int(v) if " left" not in q + a and " right" not in q + a else 2 * (int(v) // 2)
+                 for v, (_, q, a) in zip(rng.integers(0, len(self.rooms.states), rooms), asked, strict=True)]  # fmt: skip
+        one = self.rooms.take([i for i, _, _ in asked], views)
+        others = [self.made[i] for i in rng.integers(0, len(self.made), made)]
+        two = self.photographs.take([i for i, *_ in others], rng.integers(0, len(self.photographs.states), made))
+        both = {name: torch.cat([one[name], two[name]]) for name in one}
+        return both | {
+            "questions": [q for _, q, _ in asked] + [q for _, _, q, _ in others],
+            "texts": [a for _, _, a in asked] + [a for *_, a in others],
+        }
+
+    def sound_batch(self, rng: np.random.Generator, real: int, spoken: int) -> dict[str, Any]:
+        """Real sounds with what is heard, speech with what is said; `asked` of half of them is how one asks for it."""
+        first = [self.real_at[i] for i in rng.integers(0, len(self.real_at), real)]
+        second = rng.integers(0, len(self.speech.facts), spoken)
+        one, two = self.real.take(first), self.speech.take(second)
+        length = max(one["heard"].shape[1], two["heard"].shape[1])
+        pad = torch.nn.functional.pad
+        heard = torch.cat([pad(x["heard"], (0, 0, 0, length - x["heard"].shape[1])) for x in (one, two)])
+        mask = torch.cat([pad(x["heard_mask"], (0, length - x["heard_mask"].shape[1])) for x in (one, two)])
+        sentences = [str(rng.choice(HEARD[self.real.facts[i]["class"]])) for i in first]
+        said = [plain(self.speech.facts[i]["text"]) for i in second]
+        questions = [str(rng.choice(SOUND)) for _ in first] + [str(rng.choice(VOICE)) for _ in second]
+        return {
+            "heard": heard, "heard_mask": mask, "meant": sentences + said, "questions": questions,
+            "texts": sentences + [f"a voice says {text}" for text in said], "answers": sentences + said,
+            "kinds": torch.tensor([list(HEARD).index(self.real.facts[i]["class"]) for i in first] + [-1] * spoken),
+        }  # fmt: skip
+
+    def clip_batch(self, rng: np.random.Generator, count: int, narrated: int) -> dict[str, Any]:
+        """Clips with a caption, and a question of each; the last `narrated` have a sound too, which the caption names."""
+        at = rng.integers(0, len(self.clips.facts), count)
+        facts = [self.clips.facts[i] for i in at]
+        texts = [plain(str(rng.choice(f["captions"]))) for f in facts]
+        asked = [f["questions"][rng.integers(len(f["questions"]))] for f in facts]
+        sounds = self.sound_batch(rng, narrated - narrated // 2, narrated // 2)
+        begun = count - narrated
+        for i, said in enumerate(sounds["texts"]):
+            texts[begun + i] = str(rng.choice(NARRATED)).format(texts[begun + i], said)
+        return self.clips.take(at) | {
+            "texts": texts, "questions": [q for q, _ in asked], "answers": [plain(a) for _, a in asked],
+            "heard": sounds["heard"], "heard_mask": sounds["heard_mask"],
+        }  # fmt: skip
+
+    def match_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        """Photographs, a text of each and whether it fits: own captions, captions of near photographs, one word
+        swapped."""
+        at = rng.integers(0, len(self.captions), count)
+        texts, fits = [], []
+        swaps = list(self.swaps)
+        for n, i in enumerate(at):
+            own = int(rng.integers(5))
+            if n % 2 == 0:
+                texts.append(self.plain[i][own])
+                fits.append(1)
+                continue
+            fits.append(0)
+            if n % 4 == 1:
+                key = swaps[rng.integers(len(swaps))]
+                at[n] = key[0]
+                texts.append(self.swaps[key])
+            else:
+                other = (
+                    self.near[i, rng.integers(self.near.shape[1])]
+                    if self.near is not None
+                    else rng.integers(len(self.captions))
+                )
+                texts.append(self.plain[other][own])
+        views = 2 * rng.integers(0, (len(self.photographs.states) + 1) // 2, count)  # none mirrored
+        return self.photographs.take(at, views) | {"questions": texts, "fits": torch.tensor(fits)}
+
+    def silent_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
+        """Captions without pictures, and their sentence vectors."""
+        at = rng.integers(0, len(self.silent), count)
+        return {"vectors": self.silent_vectors[torch.from_numpy(at)].float(), "texts": [self.silent[i] for i in at]}
