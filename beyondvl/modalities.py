@@ -12,17 +12,19 @@ __all__ = ["AUDIO", "IMAGE", "INPUTS", "MODALITIES", "TEXT", "VIDEO", "Modality"
 
 class Modality(Spec):
     """What a modality is called: as an item and in outputs ("image"), as a tower ("vision"), and its inputs; `main` of
-    them tell that it is there, the rest go with them. `floats`: those that are no whole numbers."""
+    them tell that it is there, the rest go with them, some `by_name` alone. `floats`: those that are no whole
+    numbers."""
 
     name: str
     tower: str
     main: tuple[str, ...]
     rest: tuple[str, ...] = ()
     floats: tuple[str, ...] = ()
+    by_name: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return self.main + self.rest
+        return self.main + self.rest + self.by_name
 
 
 TEXT = Modality("text", "text", ("input_ids",), ("attention_mask", "token_type_ids"))
@@ -32,8 +34,9 @@ AUDIO = Modality(
     "audio",
     "audio",
     ("input_features", "input_values"),
-    ("is_longer", "feature_attention_mask"),
+    ("is_longer",),
     ("input_features", "input_values"),
+    ("feature_attention_mask",),
 )
 MODALITIES = (TEXT, IMAGE, VIDEO, AUDIO)
 INPUTS = tuple(name for modality in MODALITIES for name in modality.inputs)

@@ -55,6 +55,16 @@ def embedded(model: Contrast, seen: tuple[torch.Tensor, torch.Tensor]) -> torch.
 
 
 @torch.no_grad()
+def everything(model: Contrast, seen: Seen, rng: np.random.Generator) -> torch.Tensor:
+    """Embeddings of a view of every photograph: each caption is contrasted with them all."""
+    at = np.arange(seen.means.shape[1])
+    model.eval()
+    whole = embedded(model, seen.take(rng.integers(0, len(seen.means), len(at)), at))
+    model.train()
+    return whole
+
+
+@torch.no_grad()
 def evaluated(model: Contrast, choose: Photographs, seen: Seen, drawings: Drawings, drawn: Seen) -> str:
     model.eval()
     whole = embedded(model, seen.take(np.zeros(len(choose), int), np.arange(len(choose))))
@@ -129,8 +139,11 @@ def main() -> None:
             loss = (
                 -0.5 * ((meant @ train.means.T / options.temperature).softmax(1) * scores.log_softmax(1)).sum(1).mean()
             )
-            back = (meant @ meant.T / options.temperature).softmax(1)
-            loss = loss - 0.5 * (back * scores[:, mine].T.log_softmax(1)).sum(1).mean()
+            others = everything(model, photographs, rng)
+            others[mine] = seen
+            back = (meant @ train.means.T / options.temperature).softmax(1)
+            scores = scale * texts[mine] @ others.T
+            loss = loss - 0.5 * (back * scores.log_softmax(1)).sum(1).mean()
             some = rng.choice(drawings.parts["train"], options.drawn, replace=False)
             raw = drawings.sentences[[rng.choice(drawings.variants[i]) for i in some]]
             main_captions = drawings.sentences[[drawings.variants[i][0] for i in some]]

@@ -3,9 +3,9 @@
     python training/joint.py --data shared/data --work training/work --seed 0
 
 First the decoder learns words alone: captions without pictures, out of the row that stands for an input's embedding.
-Then every step takes a batch of each lesson (lessons.py): captions of photographs, drawings, sounds and clips; questions
-about them, which the Q-Former reads; narrations of clips with sounds; whether a text fits a photograph; and sounds
-contrasted with what they mean. Heads and tower of step 3 stay as they are.
+Then every step takes captions of photographs, and every other one the rest (lessons.py): captions of drawings, sounds and
+clips; questions about all of them, which the Q-Former reads; narrations of clips with sounds; whether a text fits a
+photograph; and sounds contrasted with what they mean. Heads and tower of step 3 stay as they are.
 
 Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on.
 """
@@ -84,7 +84,7 @@ class Learner:
         rows, model = self.model.image_rows, self.model
         embeds = self.embedded(batch["means"].flatten(0, 1), batch["classes"].flatten(0, 1))
         embeds = F.normalize(embeds.unflatten(0, batch["means"].shape[:2]).mean(1), dim=-1)
-        cells = F.dropout(batch["cells"] * rows.norm.weight + rows.norm.bias, 0.1, model.training)
+        cells = batch["cells"] * rows.norm.weight + rows.norm.bias
         return embeds, model.video_rows.join(rows.projection(cells).flatten(1, 2))
 
     def sounds(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -239,14 +239,18 @@ def main() -> None:
         rng = np.random.default_rng([options.seed, step])
         plan = [(learner.silent, lessons.silent_batch(rng, 256 if step < options.alone else 48))]
         if step >= options.alone:
-            plan += [
-                (learner.captions, lessons.caption_batch(rng, 56, 4)),
-                (learner.questions, lessons.question_batch(rng, 40, 40)),
-                (learner.drawings, lessons.drawing_batch(rng, 24)),
-                (learner.heard, lessons.sound_batch(rng, 24, 32)),
-                (learner.moved, lessons.clip_batch(rng, 24, 10)),
-                (learner.matched, lessons.match_batch(rng, 64)),
-            ]
+            plan += [(learner.captions, lessons.caption_batch(rng, 56, 4))]
+            if step % 2:
+                plan += [
+                    (learner.questions, lessons.question_batch(rng, 40, 40)),
+                    (learner.matched, lessons.match_batch(rng, 64)),
+                ]
+            else:
+                plan += [
+                    (learner.drawings, lessons.drawing_batch(rng, 24)),
+                    (learner.heard, lessons.sound_batch(rng, 24, 32)),
+                    (learner.moved, lessons.clip_batch(rng, 24, 10)),
+                ]
         for lesson, batch in plan:
             with torch.autocast("cpu", torch.bfloat16):
                 losses = lesson(batch)

@@ -164,7 +164,11 @@ class Rows(nn.Module):
             self.layer_norm = nn.LayerNorm(size)
 
     def project(self, states: Tensor, dropout: float = 0.0) -> Tensor:
-        return self.projection(F.dropout(self.norm(states), dropout, self.training))
+        """(B, n, D); in training whole columns of an item are left out."""
+        x = self.norm(states)
+        if self.training and dropout:
+            x = x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), dropout)
+        return self.projection(x)
 
     def join(self, rows: Tensor) -> Tensor:
         return self.layer_norm(rows + self.position.weight[: rows.shape[1]])
