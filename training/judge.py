@@ -124,9 +124,8 @@ class Judge:
         texts = self.model.encode([{"text": f["text"]} for _, f in sounds], normalize_embeddings=True)
         owners = np.array([f["photograph"] for _, f in sounds])
         for name, rows in (("spoken", spoken), ("written", texts)):
-            ranks = ((rows @ self.photos.embeds[:, 0].T) > (rows * self.photos.embeds[owners, 0]).sum(1)[:, None]).sum(
-                1
-            )
+            scores = rows @ self.photos.embeds[:, 0].T
+            ranks = (scores > scores[np.arange(len(rows)), owners][:, None]).sum(1)
             self.show(f"{name} captions find their photograph, R@10", ranks < 10)
             self.show(f"{name} captions find their photograph, R@1", ranks < 1)
         said = [
