@@ -213,6 +213,7 @@ def test_words_about_everything(model):
     assert (len(clip), len(sounds), clip.modality, sounds.modality) == (1, 2, "video", "audio")
     assert model.caption(clip, max_new_tokens=4) == [model.caption(CLIP, max_new_tokens=4)]
     assert model.caption(sounds, max_new_tokens=4) == [model.caption(s, max_new_tokens=4) for s in SOUNDS]
+    assert model.answer(sounds, "w9", max_new_tokens=4)[0] == model.answer(SOUNDS[0], "w9", max_new_tokens=4)
     begun = model.caption(photo[1], prompt="w30 w55", max_new_tokens=3, num_beams=2)
     assert begun[0].startswith("w30 w55")
     with pytest.raises(ValueError, match="w77"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.model import check_neutral
-from ..outputs import ModelOutput, check_count, from_numpy, kind_of
-from ..processing.items import clip_of, content_of, is_sound_and_rate, modality_of
+from ..outputs import ModelOutput, from_numpy, kind_of
+from ..processing.items import content_of, is_sound_and_rate, modality_of
 from .base import EncodedImages, text_inputs
 from .drawing import SEEN, DrawingModel, Texts
 from .matching import MatchingModel
-from .writing import AnswersMixin, CaptioningModel, one_each
+from .writing import AnswersMixin, CaptioningModel
 
 __all__ = ["AnyModalityModel"]
 
@@ -108,11 +108,13 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
         sizes = {len(each) for each in seen} | ({len(text["input_ids"])} if text else set())
         count = max(sizes)
         if sizes <= {1, count}:
-            wanted = ["last_hidden_state", "unit_embeds", "match_logits", "context"]
+            wanted = ["last_hidden_state", "unit_embeds", "match_logits"]
+            if decoder_input_ids is not None:
+                wanted.append("context")
             if text is not None and len(text["input_ids"]) < count:
                 text = {name: np.repeat(array, count, 0) for name, array in text.items()}
             fused = self.fuse(seen, text, count, wanted)
-            contexts = fused.pop("context")
+            contexts = fused.pop("context", None)
             names = {"last_hidden_state": "fused_hidden_state", "unit_embeds": "fused_embeds"}
             arrays |= {names.get(name, name): array for name, array in fused.items()}
             if decoder_input_ids is not None:
@@ -178,24 +180,8 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
             return self.encode_audio([content_of(item, AUDIO.name) for item in items])
         return super()._encoded([content_of(item, IMAGE.name) for item in items], pixel_values)
 
-    def match(self, images: Any, texts: str | list[str], batch_size: int = 32) -> np.ndarray:
-        """Probability (n,) float32 that each text fits its picture, clip or sound; one may serve all texts.
-
-        Texts are cut at the model's length, as `encode` does.
-        """
-        check_count("batch_size", batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise ValueError("texts: the list is empty, expected at least one text")
-        seen, scores = self._encoded(images, None), []
-        most = self.tower(TEXT.tower).max_positions
-        for start in range(0, len(texts), batch_size):
-            text = self.texts(texts[start : start + batch_size], most)
-            count = len(text["input_ids"])
-            part = seen if len(seen) == 1 else seen[start : start + batch_size]
-            logits = self.fuse((part, *part.beside), text, count, ["match_logits"])["match_logits"]
-            scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
-        return np.concatenate(scores)
+    def _match_logits(self, seen: EncodedImages, text: Texts) -> np.ndarray:
+        return self.fuse((seen, *seen.beside), text, len(text["input_ids"]), ["match_logits"])["match_logits"]
 
     def _prompted(
         self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any, **others: Any
@@ -238,23 +224,25 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
         """
         others = {"clips": pixel_values_videos, "features": input_features, "mask": feature_attention_mask}
         prompted = self._prompted(pixel_values, input_ids, attention_mask, images, **others)
-        return from_numpy(self._token_ids[self._generated(*prompted, settings)], kind_of(input_ids, pixel_values))
+        return from_numpy(self._generated(*prompted, settings), kind_of(input_ids, pixel_values))
 
     def stream(
         self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None, *, images: Any = None,
         **settings: Any,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """As `generate`, giving the tokens (B,) of each step as they come; greedy or sampled, no beams."""
-        prompted = self._prompted(pixel_values, input_ids, attention_mask, images)
-        return (self._token_ids[ids] for ids in self._streamed(*prompted, settings))
+        return self._streamed(*self._prompted(pixel_values, input_ids, attention_mask, images), settings)
 
-    def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
-        """Captions of pictures, clips or sounds, a string for one. A prompt is continued, and part of the caption."""
-        single = not isinstance(images, list | tuple | EncodedImages) or is_sound_and_rate(images)
-        single = single and not isinstance(prompt, list | tuple)
-        one_each(settings)
-        encoded = self._encoded(images, None)
-        prompts = [prompt] * len(encoded) if prompt is None or isinstance(prompt, str) else list(prompt)
+    def _generated(self, *prompted: Any) -> np.ndarray:
+        return self._token_ids[super()._generated(*prompted)]
+
+    def _streamed(self, *prompted: Any) -> Iterator[np.ndarray]:
+        return (self._token_ids[ids] for ids in super()._streamed(*prompted))
+
+    def _continued(
+        self, encoded: EncodedImages, prompts: list[str], settings: dict[str, Any], only_new: bool = False
+    ) -> list[str]:
+        """What prompts become, which the decoder reads where other models' text side does."""
         if len(encoded) not in (1, len(prompts)):
             raise ValueError(f"prompt: found {len(prompts)} prompts and {len(encoded)} pictures, expected as many")
         begun = [self._begun(words) for words in prompts]
@@ -262,19 +250,18 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
         for length in dict.fromkeys(map(len, begun)):  # those of one length together: none depends on its neighbours
             at = [i for i, ids in enumerate(begun) if len(ids) == length]
             part = encoded[[0] * len(at)] if len(encoded) == 1 else encoded[at]
-            ids = np.array([begun[i] for i in at], np.int64)
-            prompted = self._prompted(None, None, None, part, prompt=ids)
-            for i, text in zip(at, self._decoded(self._token_ids[self._generated(*prompted, settings)]), strict=True):
+            prompted = self._prompted(None, None, None, part, prompt=np.array([begun[i] for i in at], np.int64))
+            for i, text in zip(at, self._decoded(self._generated(*prompted, settings)), strict=True):
                 texts[i] = text
-        return texts[0] if single else texts
+        return texts
 
     def narrate(self, clip: Any, **settings: Any) -> str:
         """What happens in a clip, by its pictures and its sound (see `encode_clip`)."""
         return self.caption(self.encode_clip(clip), **settings)[0]
 
-    def _begun(self, prompt: str | None) -> list[int]:
+    def _begun(self, prompt: str) -> list[int]:
         """The decoder's ids of a prompt after its first token. ValueError for a word it cannot write."""
-        ids = [] if prompt is None else self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         order = {int(token): at for at, token in enumerate(self._token_ids)}
         if unknown := [token for token in ids if token not in order]:
             raise ValueError(f"prompt: found {self.tokenizer.decode(unknown[:1])!r}, which the decoder does not write")
@@ -282,14 +269,9 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
 
     def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
         text = self.texts(questions, self.tower(TEXT.tower).max_positions)
-        prompted = self._prompted(None, text["input_ids"], text["attention_mask"], encoded)
-        return self._decoded(self._token_ids[self._generated(*prompted, settings)])
+        return self._decoded(self.generate(images=encoded, **text, **settings))
 
     # embeddings
-
-    def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
-        for i in indices:
-            yield [i], self._encode_frames(self.clip_pixels(*clip_of(items, i))).embeds[:, 0]
 
     def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
         if tower == AUDIO.tower:

@@ -15,9 +15,9 @@ from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.tower import prepared
 from ..processing.audio import load_audio
 from ..processing.items import as_clips, clip_of
-from ..processing.video import load_video
 from ..similarity import unit_rows
-from .base import EncodedImages, TaskModel
+from .base import EncodedImages
+from .clips import ClipsModel
 
 __all__ = ["SEEN", "DrawingModel", "Rows", "Texts"]
 
@@ -26,7 +26,7 @@ Texts = dict[str, np.ndarray]
 Rows = tuple[np.ndarray, np.ndarray]  # (B, L, hidden_size), mask (B, L)
 
 
-class DrawingModel(TaskModel):
+class DrawingModel(ClipsModel):
     """A Q-Former over pictures, clips and sounds, which may read an instruction."""
 
     @property
@@ -116,17 +116,9 @@ class DrawingModel(TaskModel):
             clips = as_clips(videos)
             if not clips:
                 raise ValueError("videos: the list is empty, expected at least one clip")
-            pixel_values_videos = np.concatenate([self.clip_pixels(*clip_of(clips, i)) for i in range(len(clips))])
+            sampled = [clip_of(clips, i) for i in range(len(clips))]
+            pixel_values_videos = np.concatenate([self.clip_pixels(video, **sampling) for video, sampling in sampled])
         return self._encode_frames(pixel_values_videos)
-
-    def clip_pixels(self, video: Any, sampling: dict[str, Any] | None = None) -> np.ndarray:
-        """pixel_values_videos (1, num_frames, 3, H, W) of a clip, its frames sampled evenly between `start` and
-        `end`."""
-        if unknown := set(sampling or {}) - {"start", "end"}:
-            raise ValueError(f"found {', '.join(unknown)}, expected start and end alone: this model takes "
-                             f"{self.num_frames} frames of a clip")  # fmt: skip
-        frames = load_video(video, num_frames=self.num_frames, **sampling or {})
-        return self.image_processor(list(frames))["pixel_values"][None]
 
     def encode_audio(
         self, audio: Any = None, *, input_features: Any = None, feature_attention_mask: Any = None

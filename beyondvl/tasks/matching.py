@@ -62,14 +62,19 @@ class MatchingModel(TaskModel):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("texts: the list is empty, expected at least one text")
-        contexts = self._encoded(images, None).source(len(texts), "match")["contexts"]
-        scores, most = [], self.tower("text").program.info()["max_positions"]
+        seen = self._encoded(images, None)
+        seen.source(len(texts), "match")  # one, or as many
+        scores, most = [], self.tower("text").max_positions
         for start in range(0, len(texts), batch_size):
-            inputs: dict[str, Any] = self.texts(texts[start : start + batch_size], most)
-            inputs["contexts"] = contexts[start : start + batch_size]
-            logits = self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
+            part = seen if len(seen) == 1 else seen[start : start + batch_size]
+            logits = self._match_logits(part, self.texts(texts[start : start + batch_size], most))
             scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
         return np.concatenate(scores)
+
+    def _match_logits(self, seen: EncodedImages, text: dict[str, np.ndarray]) -> np.ndarray:
+        """(n, 2) of texts and their pictures, or one picture: "does not match" and "matches"."""
+        inputs = text | seen.source(len(text["input_ids"]), "match")
+        return self.tower("text").run(inputs, ["itm_score"], self.num_threads)["itm_score"]
 
     def rerank(self, query: Any, candidates: Any, top_k: int = 10, shortlist: int = 32) -> list[dict[str, float]]:
         """The best candidates for a query: a shortlist by embeddings, then matching on it alone.

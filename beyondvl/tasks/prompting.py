@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,13 @@ import numpy as np
 from ..models.model import check_neutral
 from ..models.tower import prepared
 from ..outputs import Features, ModelOutput, from_numpy, kind_of
-from ..processing.items import clip_of
-from ..processing.video import load_video
-from .base import TaskModel, text_inputs
+from .base import text_inputs
+from .clips import ClipsModel
 
 __all__ = ["ClipPromptingModel"]
 
 
-class ClipPromptingModel(TaskModel):
+class ClipPromptingModel(ClipsModel):
     """Compares clips with texts, each text's embedding shifted by what its prompt draws from the clip (Ni et al.,
     2022)."""
 
@@ -88,17 +86,3 @@ class ClipPromptingModel(TaskModel):
                 last_hidden_state=from_numpy(state, kind), pooler_output=from_numpy(pooled, kind)
             )
         return output
-
-    def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
-        for i in indices:
-            video, sampling = clip_of(items, i)
-            yield [i], self.get_video_features(self.clip_pixels(video, **sampling))
-
-    def clip_pixels(self, video: Any, **sampling: Any) -> np.ndarray:
-        """pixel_values (1, num_frames, 3, H, W) of a clip (see `load_video`), its frames sampled evenly between `start`
-        and `end`."""
-        if set(sampling) - {"start", "end"}:
-            raise ValueError(f"found {', '.join(sampling)}, expected start and end alone: this model takes "
-                             f"{self.num_frames} frames of a clip")  # fmt: skip
-        frames = load_video(video, num_frames=self.num_frames, **sampling)
-        return self.image_processor(list(frames))["pixel_values"][None]

@@ -10,6 +10,7 @@ import numpy as np
 from ..generation import Decoder, Prompt, stream
 from ..models.model import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
+from ..processing.items import is_sound_and_rate
 from .base import EncodedImages, TaskModel, text_inputs
 
 __all__ = ["AnsweringModel", "CaptioningModel"]
@@ -28,6 +29,11 @@ def one_each(settings: dict[str, Any]) -> None:
     if settings.get("num_return_sequences", 1) not in (1, None):
         count = settings["num_return_sequences"]
         raise ValueError(f"num_return_sequences: found {count}, expected 1 here; `generate` returns several")
+
+
+def one_item(images: Any) -> bool:
+    """Whether it is a picture, clip or sound by itself: then one string is returned, and no list."""
+    return not isinstance(images, list | tuple | EncodedImages) or is_sound_and_rate(images)
 
 
 class CaptioningModel(TaskModel):
@@ -104,7 +110,7 @@ class CaptioningModel(TaskModel):
     def caption(self, images: Any, prompt: str | list[str] | None = None, **settings: Any) -> str | list[str]:
         """Captions of pictures, a string for one picture. A prompt is continued, and is part of the caption; a language
         model with an encoder (Flan-T5) reads it and answers."""
-        single = not isinstance(images, list | tuple | EncodedImages) and not isinstance(prompt, list | tuple)
+        single = one_item(images) and not isinstance(prompt, list | tuple)
         one_each(settings)
         encoded = self._encoded(images, None)
         if prompt is None:
@@ -151,7 +157,7 @@ class AnswersMixin:
         one_each(settings)
         encoded = self._encoded(images, None)
         listed = list(questions) if isinstance(questions, list | tuple) else [questions] * len(encoded)
-        single = isinstance(questions, str) and not isinstance(images, list | tuple | EncodedImages)
+        single = isinstance(questions, str) and one_item(images)
         texts = self._answers(encoded, listed, settings)
         return texts[0] if single else texts
 
