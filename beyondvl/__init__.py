@@ -57,6 +57,7 @@ _LAZY = {
     "NoSoundError": "errors",
     "PreTrainedModel": "models.model",
     "Processor": "processing.processor",
+    "Said": "tasks.confidence",
     "Tokenizer": "processing.text",
     "SentenceTransformer": "models.auto",
     "VideoError": "errors",

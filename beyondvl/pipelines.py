@@ -21,6 +21,7 @@ from .processing.items import as_clips, is_file, is_sound_and_rate
 from .processing.text import Tokenizer
 from .tasks.base import EncodedImages
 from .tasks.classifying import ClassifyingModel
+from .tasks.confidence import Said
 from .tasks.matching import MatchingModel
 from .tasks.prompting import ClipPromptingModel
 from .tasks.transcribing import TranscribingModel
@@ -281,8 +282,9 @@ class ImageTextToText(Pipeline):
         batch_size: int | None = None,
         **settings: Any,
     ) -> Any:
-        """One list of {"input_text" (where a text is given), "generated_text"} for a picture, or a list of such lists
-        for a list of pictures; with a list of texts, one of them for each picture, or all of them for a single one.
+        """One list of {"input_text" (where a text is given), "generated_text", "score" (where the model says how sure
+        it is)} for a picture, or a list of such lists for a list of pictures; with a list of texts, one of them for
+        each picture, or all of them for a single one.
 
         `settings`, or `generate_kwargs`, are those of GenerationSettings: max_new_tokens, num_beams, do_sample, ...;
         `batch_size` pictures are run at once.
@@ -299,7 +301,7 @@ class ImageTextToText(Pipeline):
         if isinstance(self.model, AnsweringModel) and text is None:
             raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
         answers = self._generate(encoded, None if text is None else texts, settings)
-        results = [[self._result(question, answer)] for question, answer in zip(texts, answers, strict=True)]
+        results = [[self._result(q, a) | _score(a)] for q, a in zip(texts, answers, strict=True)]
         return results[0] if single and len(results) == 1 else results
 
     def _generate(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
@@ -309,6 +311,11 @@ class ImageTextToText(Pipeline):
 
     def _result(self, question: str | None, answer: str) -> dict[str, str]:
         return {"generated_text": answer} if question is None else {"input_text": question, "generated_text": answer}
+
+
+def _score(text: str) -> dict[str, float]:
+    """Of a text that carries how sure its model is."""
+    return {"score": text.confidence} if isinstance(text, Said) else {}
 
 
 class ImageToText(ImageTextToText):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +29,7 @@ CONFIG = {
     "num_frames": 3,
     "head_size": 33,
     "audio_pooling": 5,
+    "video_rows_config": {"num_hidden_layers": 1, "intermediate_size": 30},
     "qformer_config": {"num_hidden_layers": 2, "intermediate_size": 80},
     "cformer_config": {"num_hidden_layers": 1, "intermediate_size": 70},
     "decoder_config": {"num_hidden_layers": 2, "intermediate_size": 64, "token_ids": VOCABULARY,
@@ -91,7 +94,7 @@ def pair(request, tmp_path_factory):
 @torch.no_grad()
 def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray) -> dict[str, np.ndarray]:
     """What the twin makes of the states that the model's own towers give."""
-    out, drawn, text, seen = {}, {}, (), {}
+    out, drawn, text, whole, seen = {}, {}, (), (), {}
 
     def states(name, **arrays):
         slots = ["last_hidden_state", *(["logits"] if "logits" in model.tower(name).outputs else [])]
@@ -103,6 +106,7 @@ def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray
         rows = states("text", input_ids=given["input_ids"], attention_mask=given["attention_mask"])[0]
         out["text_embeds"], rows = other.text(rows, mask)
         text = (rows, mask)
+        whole = (*text, out["text_embeds"])
     if "pixel_values" in given:
         embeds, rows, _ = other.image(*states("vision", pixel_values=given["pixel_values"]))
         seen["image"] = (embeds, rows, None)
@@ -127,10 +131,12 @@ def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray
         drawn[name] = torch.cat([embeds[:, None], queries], 1)
         out[f"{name}_embeds"] = embeds
         out[f"{name}_query_embeds"] = torch.nn.functional.normalize(other.query_projection(queries), dim=-1)
-    stream, mask = other.cformer(drawn, *text)
+    stream, mask = other.cformer(drawn, *whole)
     first = stream[:, 0]
     out["fused_embeds"] = torch.nn.functional.normalize(other.fused_projection(first), dim=-1)
     out["match_logits"] = other.matching_head(first)
+    if text and seen:
+        out["match_logits"] = other.matched(first, [embeds for embeds, *_ in seen.values()], out["text_embeds"])
     out["logits"] = other.decoder(torch.from_numpy(decoder_ids), stream, mask)
     out["fused_hidden_state"] = stream * mask[..., None]
     return {name: array.numpy() for name, array in out.items()}
@@ -220,6 +226,68 @@ def test_words_about_everything(model):
         model.caption(photo[1], prompt="w77")
     with pytest.raises(ValueError, match="audio and image"):
         model.caption([PICTURES[0], SOUNDS[0]])
+
+
+def confident(model, tmp_path, least: float) -> bvl.PreTrainedModel:
+    """The same weights with a confidence that grows with the cosine alone."""
+    section = {"caption": [0.0, 0.0, 5.0, -1.0], "answer": [0.5, 0.25, 1.0], "name": [1.0, 2.0], "least": least,
+               "names": ["w30", "w31", "w40"]}  # fmt: skip
+    folder = shutil.copytree(model.folder, tmp_path / f"least-{least}")
+    config = json.loads((folder / "config.json").read_text()) | {"confidence": section}
+    (folder / "config.json").write_text(json.dumps(config))
+    return bvl.AutoModel.from_pretrained(folder)
+
+
+def test_words_carry_a_confidence(model, tmp_path):
+    """Without a section the geometric mean of the tokens' probabilities, by the logits of the same call."""
+    pixels = model.image_processor(PICTURES)["pixel_values"]
+    captions = model.caption(PICTURES, max_new_tokens=6)
+    ids = model.generate(pixel_values=pixels, max_new_tokens=6)
+    own = np.array([[VOCABULARY.index(i) for i in row] for row in ids.tolist()])
+    logits = model(pixel_values=pixels, decoder_input_ids=own[:, :-1]).logits.astype(np.float64)
+    chances = np.log(np.exp(logits) / np.exp(logits).sum(2, keepdims=True))
+    logs = np.take_along_axis(chances, own[:, 1:, None], 2)[:, :, 0]
+    for caption, row, line in zip(captions, logs, own[:, 1:].tolist(), strict=True):
+        length = line.index(2) + 1 if 2 in line else len(line)
+        assert caption.confidence == pytest.approx(np.exp(row[:length].mean()), 1e-4)
+    assert pickle.loads(pickle.dumps(captions[0])).confidence == captions[0].confidence
+    sure = confident(model, tmp_path, 0.0)
+    for picture, caption in zip(PICTURES, sure.caption(PICTURES, max_new_tokens=6), strict=True):
+        cosine = sure.similarity(*sure.encode([picture, {"text": caption}])[:, None])[0, 0]
+        assert caption.confidence == pytest.approx(1 / (1 + np.exp(1 - 5 * cosine)), 1e-4)
+    answer = sure.answer(PICTURES[0], "w9", max_new_tokens=5)
+    text = sure.texts("w9")
+    ids = sure.generate(**text, pixel_values=pixels[:1], max_new_tokens=5)[0].tolist()
+    line = [VOCABULARY.index(i) for i in ids]
+    logits = sure(**text, pixel_values=pixels[:1], decoder_input_ids=[line[:-1]]).logits[0].astype(np.float64)
+    row = np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(len(line) - 1), line[1:]]
+    row = row[: line[1:].index(2) + 1 if 2 in line[1:] else None]
+    assert answer.confidence == pytest.approx(1 / (1 + np.exp(-(0.5 * row.mean() + 0.25 * row.min() + 1))), 1e-4)
+
+
+def test_an_unsure_caption_gives_way_to_a_name(model, tmp_path):
+    unsure = confident(model, tmp_path, 1.0)
+    captions = unsure.caption(PICTURES, max_new_tokens=6)
+    names = ["w30", "w31", "w40"]
+    rows = unsure.encode([{"text": f"a photo of {name}"} for name in names], normalize_embeddings=True)
+    seen = unsure.encode(PICTURES, normalize_embeddings=True)
+    scores = np.exp(np.float32(unsure.logit_scale) * seen @ rows.T)
+    shares = scores / scores.sum(1, keepdims=True)
+    for caption, share in zip(captions, shares, strict=True):
+        assert caption == f"probably {names[share.argmax()]}"
+        assert caption.confidence == pytest.approx(1 / (1 + np.exp(-(np.log(share.max()) + 2))), 1e-4)
+    assert not unsure.caption(PICTURES, prompt="w30", max_new_tokens=3)[0].startswith("probably")  # begun as asked
+    assert not unsure.caption(SOUNDS[0], max_new_tokens=3).startswith("probably")
+    results = bvl.pipeline("image-text-to-text", unsure)(PICTURES[0])
+    assert results == [{"generated_text": captions[0], "score": captions[0].confidence}]
+
+
+def test_a_confidence_that_makes_no_sense_is_refused(model, tmp_path):
+    bad = confident(model, tmp_path, 0.5)
+    path = Path(bad.folder) / "config.json"
+    path.write_text(path.read_text().replace("[1.0, 2.0]", "[1.0]"))
+    with pytest.raises(bvl.ConfigError, match=r"confidence: name: found \[1.0\], expected 2 numbers"):
+        bvl.AutoModel.from_pretrained(bad.folder).caption(PICTURES[0])
 
 
 def test_narrates_a_clip_with_its_sound(model):

@@ -4,8 +4,8 @@
 
 The text tower is frozen, so each batch of photographs is contrasted with a caption of every photograph of the training
 part; targets are soft (what a photograph's captions mean, by the sentence encoder, shares the mass). Drawings, their
-captions, the names of ImageNet's classes and features that the classifier's rows point to are contrasted beside them, as
-for the first default (train.py). The tower's last two stages are tuned at a tenth of the rate, batch norms as they were,
+captions, the names of ImageNet's classes and features that the classifier's rows point to are contrasted beside them
+(drawings.py). The tower's last two stages are tuned at a tenth of the rate, batch norms as they were,
 held by a divergence from the published tower's class scores. Weights are averaged over the last quarter.
 
 Writes WORK/contrast-SEED.pt after each epoch, from where a run that was stopped goes on.
@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawings import Drawings, sentence_vectors, soft_loss, synthetic
 from metrics import recalls
 from splits import Archive, flickr8k
 from torch import nn
 from torch.nn import functional as F
-from train import Data as Drawings
-from train import sentence_vectors, soft_loss, synthetic
 from twin import LiteTop, VisionHead
 
 from beyondvl.weights import open_checkpoint
@@ -84,6 +83,34 @@ class Contrast(nn.Module):
     def read(self, vectors: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.text_projection(vectors), dim=-1)
 
+    def scale(self) -> torch.Tensor:
+        return self.logit_scale.exp().clamp(max=60)
+
+    def drawn(self, seen: torch.Tensor, drawings: Drawings, at: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Drawings against what they are called."""
+        return soft_loss(seen, self.read(drawings.any_words(at, rng)), drawings.captions(at), self.scale())
+
+    def named(
+        self, drawings: Drawings, usual: torch.Tensor, rng: np.random.Generator, count: int = 192
+    ) -> torch.Tensor:
+        """Features of some classes against their names."""
+        classes = torch.from_numpy(rng.integers(0, 1000, count))
+        features, probabilities = synthetic(drawings, usual, classes)
+        seen = self.vision_head(features[:, None], probabilities)
+        names = drawings.class_sentences[rng.integers(2), classes]
+        return soft_loss(seen, self.read(names), drawings.class_sentences[0, classes], self.scale())
+
+
+def shown(scores: torch.Tensor, drawn: torch.Tensor) -> str:
+    """Recalls of photographs (scores of five captions each) and of drawings."""
+    rows = {"photographs": recalls(scores.numpy(), np.repeat(np.arange(len(scores)), 5))}
+    rows["drawings"] = recalls(drawn.numpy(), np.arange(len(drawn)))
+    return ", ".join(
+        f"{name} {way} {' / '.join(f'{v:.1f}' for v in row.values())}"
+        for name, line in rows.items()
+        for way, row in line.items()
+    )
+
 
 def anchored(logits: torch.Tensor, published: torch.Tensor) -> torch.Tensor:
     """How far class scores went from the published tower's."""
@@ -109,25 +136,17 @@ def picked(maps: np.ndarray, view: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluated(model: Contrast, photographs: Photographs, drawings: Drawings, maps: np.ndarray) -> dict:
-    """Recalls on photographs and R@1 on the drawings of the validation part."""
+def evaluated(model: Contrast, photographs: Photographs, drawings: Drawings, maps: np.ndarray) -> str:
+    """Recalls on photographs, and on the drawings of the validation part."""
     model.eval()
-    seen = torch.cat(
-        [model.seen(np.array(photographs.maps[0, s : s + 100]))[0] for s in range(0, len(photographs), 100)]
-    )
-    scores = seen @ model.read(photographs.vectors.flatten(0, 1)).T
-    result = recalls(scores.numpy(), np.repeat(np.arange(len(photographs)), 5))
-    kept = {}
-    for i in drawings.parts["validation"]:
-        kept.setdefault(drawings.items[i]["captions"][0], i)
-    at = np.array(sorted(kept.values()))
+    parts = [photographs.maps[0, s : s + 100] for s in range(0, len(photographs), 100)]
+    scores = torch.cat([model.seen(np.array(part))[0] for part in parts])
+    scores = scores @ model.read(photographs.vectors.flatten(0, 1)).T
+    at = drawings.validation
     seen = torch.cat([model.seen(np.array(maps[0][at[s : s + 100]]))[0] for s in range(0, len(at), 100)])
-    texts = model.read(drawings.sentences[[drawings.variants[i][0] for i in at]])
-    result["drawings"] = recalls((seen @ texts.T).numpy(), np.arange(len(at)))
+    drawn = seen @ model.read(drawings.captions(at)).T
     model.train()
-    return {way: " / ".join(f"{value:.1f}" for value in row.values()) for way, row in
-            ((way, row) for way, row in result.items() if way != "drawings")} | {
-        "drawings": {way: f"{row['R@1']:.1f}" for way, row in result["drawings"].items()}}  # fmt: skip
+    return shown(scores, drawn)
 
 
 def main() -> None:
@@ -143,12 +162,13 @@ def main() -> None:
     parser.add_argument("--anchor", type=float, default=0.25)
     parser.add_argument("--dropout", type=float, default=0.65)
     parser.add_argument("--temperature", type=float, default=0.03)
+    parser.add_argument("--drawings", type=float, default=0.4)
     parser.add_argument("--classes", type=float, default=0.15)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     work = options.work
     photographs, choose = (Photographs(options.data, work, part) for part in ("train", "choose"))
-    drawings, maps = Drawings(work, 1), np.load(work / "drawings.npy", mmap_mode="r")
+    drawings, maps = Drawings(work), np.load(work / "drawings.npy", mmap_mode="r")
     tower = open_checkpoint(work / "tower")
     state = {name: torch.from_numpy(tower.read(name, tower.entries[name].shape)) for name in tower.names()}
     model = Contrast(state, drawings.class_sentences[1], 1536, options.dropout)
@@ -182,34 +202,25 @@ def main() -> None:
             at = np.sort(order[step * options.batch : (step + 1) * options.batch])
             view = rng.integers(0, len(photographs.maps), len(at))
             chosen = photographs.draw(at, view, rng)
-            drawn = np.sort(rng.choice(drawings.parts["train"], options.drawn, replace=False))
+            drawn = np.sort(rng.choice(drawings.train, options.drawn, replace=False))
             drawn_view = rng.integers(0, len(maps), len(drawn))
             both = np.concatenate([picked(photographs.maps, view, at), picked(maps, drawn_view, drawn)])
             embeds, logits = model.seen(both)
             before = np.concatenate([picked(kept[0], view, at), picked(kept[1], drawn_view, drawn)])
-            scale = model.logit_scale.exp().clamp(max=60)
             mine = torch.from_numpy(at)
             texts = model.read(photographs.vectors[torch.arange(len(photographs)), torch.from_numpy(chosen)])
             seen, meant = embeds[: len(at)], photographs.means[mine]
-            scores = scale * seen @ texts.T
+            scores = model.scale() * seen @ texts.T
             to_texts = (meant @ photographs.means.T / options.temperature).softmax(1)
             to_pictures = (meant @ meant.T / options.temperature).softmax(1)
             contrast = -0.5 * (
                 (to_texts * scores.log_softmax(1)).sum(1).mean()
                 + (to_pictures * scores[:, mine].T.log_softmax(1)).sum(1).mean()
             )
-            raw = drawings.sentences[[rng.choice(drawings.variants[i]) for i in drawn]]
-            main_captions = drawings.sentences[[drawings.variants[i][0] for i in drawn]]
-            target = (main_captions @ main_captions.T / 0.05).softmax(1)
-            drawing = soft_loss(embeds[len(at) :], model.read(raw), target, scale)
-            classes = torch.from_numpy(rng.integers(0, 1000, 192))
-            made = synthetic(drawings, usual.mean(0), usual.std(0), classes)
-            named = model.vision_head(made[:, None], drawings.probabilities(made))
-            names = drawings.class_sentences[rng.integers(2), classes]
-            alike = drawings.class_sentences[0, classes]
-            naming = soft_loss(named, model.read(names), (alike @ alike.T / 0.05).softmax(1), scale)
+            drawing = model.drawn(embeds[len(at) :], drawings, drawn, rng)
+            naming = model.named(drawings, usual, rng)
             far = anchored(logits, torch.from_numpy(before).float())
-            loss = contrast + 0.4 * drawing + options.classes * naming + options.anchor * far
+            loss = contrast + options.drawings * drawing + options.classes * naming + options.anchor * far
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(heads, 5.0)

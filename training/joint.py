@@ -24,14 +24,16 @@ from lessons import HEARD, Lessons
 from torch import Tensor, nn
 from torch.nn import functional as F
 from twin import BeyondVL
-from words import PAD, minilm
+from words import PAD, minilm, plain
 
 FIXED = ("vision_head", "text_projection", "logit_scale")
 WEIGHTS = {"captions": 1.0, "drawings": 0.2, "questions": 0.7, "sounds": 0.4, "asked": 0.3, "heard": 0.6, "classes": 0.3,
-           "clips": 0.4, "moved": 0.4, "match": 0.4, "silent": 0.3, "fused": 0.1}  # fmt: skip
+           "clips": 0.5, "moved": 0.5, "match": 0.6, "silent": 0.3, "fused": 0.1}  # fmt: skip
 
 
-def configuration(vocabulary: list[int], queries: int, layers: tuple[int, int, int], inner: int) -> dict[str, Any]:
+def configuration(
+    vocabulary: list[int], queries: int, layers: tuple[int, int, int], inner: int, head_size: int
+) -> dict[str, Any]:
     """config.json of the model."""
     text = json.loads((minilm() / "config.json").read_text())
     kept = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
@@ -40,11 +42,12 @@ def configuration(vocabulary: list[int], queries: int, layers: tuple[int, int, i
         f"{name}_config": {"num_hidden_layers": count, "intermediate_size": inner}
         for name, count in zip(("qformer", "cformer", "decoder"), layers, strict=True)
     }
+    former["video_rows_config"] = {"num_hidden_layers": 1, "intermediate_size": 384}
     former["decoder_config"] |= {"max_position_embeddings": 64, "token_ids": vocabulary}
     return {
         "model_type": "beyond_vl",
         "architectures": ["BeyondVLForConditionalGeneration"],
-        "hidden_size": 384, "num_query_tokens": queries, "num_attention_heads": 6, "head_size": 1536, "num_frames": 8,
+        "hidden_size": 384, "num_query_tokens": queries, "num_attention_heads": 6, "head_size": head_size, "num_frames": 8,
         "audio_pooling": 4, **former,
         "text_config": {name: text[name] for name in kept},
         "vision_config": {"model_type": "efficientnet_lite", "variant": "efficientnet-lite2", "image_size": 260,
@@ -60,7 +63,11 @@ class Learner:
 
     def __init__(self, model: BeyondVL, lessons: Lessons, dropout: float = 0.3, smoothing: float = 0.1):
         self.model, self.lessons, self.dropout, self.smoothing = model, lessons, dropout, smoothing
-        self.kinds = lessons.read.vectors([lines[0] for lines in HEARD.values()])
+        self.kinds = self.meant([lines[0] for lines in HEARD.values()])
+        # all that a sound may mean: each is contrasted with the whole of it
+        sentences = list(dict.fromkeys([plain(f["text"]) for f in lessons.speech.facts]))
+        sentences += [line for lines in HEARD.values() for line in lines]
+        self.sentences, self.sentences_meant = lessons.read.vectors(sentences), self.meant(sentences)
 
     # inputs to rows
 
@@ -96,15 +103,22 @@ class Learner:
 
     def stream(self, seen: dict[str, tuple], texts: list[str] | None = None) -> tuple[Tensor, Tensor]:
         """The C-Former's stream over inputs (embeddings, rows, mask or None) and texts."""
-        text: tuple = ()
+        text, whole = (), ()
         if texts is not None:
             states, mask = self.lessons.read.batch(texts)
             text = (self.model.text_rows.project(states), mask)
+            whole = (*text, self.meant(texts))
         drawn = {}
         for name, (embeds, rows, mask) in seen.items():
             queries = self.model.qformer(name, rows, mask, *text)
-            drawn[name] = torch.cat([embeds.detach()[:, None].to(queries.dtype), queries], 1)
-        return self.model.cformer(drawn, *text)
+            embeds = embeds.detach().repeat_interleave(len(queries) // len(embeds), 0)
+            drawn[name] = torch.cat([embeds[:, None].to(queries.dtype), queries], 1)
+        return self.model.cformer(drawn, *whole)
+
+    @torch.no_grad()
+    def meant(self, texts: list[str]) -> Tensor:
+        """Unit embeddings of texts."""
+        return F.normalize(self.model.text_projection(self.lessons.read.vectors(texts)).float(), dim=-1)
 
     def said(self, stream: tuple[Tensor, Tensor], texts: list[str]) -> Tensor:
         """How unlikely the texts are, a token; several of each item of the stream where there are more texts."""
@@ -138,15 +152,15 @@ class Learner:
         """Sounds: contrast with what they mean, captions, answers."""
         embeds, rows, mask, queries = self.sounds(batch)
         vectors = self.lessons.read.vectors(batch["meant"])
-        texts = F.normalize(self.model.text_projection(vectors), dim=-1).detach()
-        scores = 20 * embeds @ texts.T
-        meant = (vectors @ vectors.T / 0.03).softmax(1)
+        among = (vectors @ self.sentences.T / 0.03).softmax(1)
+        scores = 20 * embeds @ self.meant(batch["meant"]).T
+        back = (vectors @ vectors.T / 0.03).softmax(1)
         contrast = -0.5 * (
-            (meant * scores.log_softmax(1)).sum(1).mean() + (meant * scores.T.log_softmax(1)).sum(1).mean()
+            (among * (25 * embeds @ self.sentences_meant.T).log_softmax(1)).sum(1).mean()
+            + (back * scores.T.log_softmax(1)).sum(1).mean()
         )
         real = batch["kinds"] >= 0
-        kinds = F.normalize(self.model.text_projection(self.kinds), dim=-1).detach()
-        classes = F.cross_entropy(20 * embeds[real] @ kinds.T, batch["kinds"][real])
+        classes = F.cross_entropy(20 * embeds[real] @ self.kinds.T, batch["kinds"][real])
         drawn = {"audio": torch.cat([embeds.detach()[:, None].to(queries.dtype), queries], 1)}
         losses = {"heard": contrast, "classes": classes, "sounds": self.said(self.model.cformer(drawn), batch["texts"])}
         asked = self.stream({"audio": (embeds, rows, mask)}, batch["questions"])
@@ -170,8 +184,16 @@ class Learner:
         return {"clips": torch.stack(losses).mean(), "moved": self.said(asked, batch["answers"])}
 
     def matched(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        stream, _ = self.stream({"image": (*self.pictures(batch), None)}, batch["questions"])
-        return {"match": F.cross_entropy(self.model.matching_head(stream[:, 0]).float(), batch["fits"])}
+        """Which of a photograph's texts, of which the first is its own, fit: each by itself, and among each other."""
+        embeds, rows = self.pictures(batch)
+        texts = batch["questions"]
+        stream, _ = self.stream({"image": (embeds, rows, None)}, texts)
+        each = len(texts) // len(embeds)
+        logits = self.model.matched(stream[:, 0], [embeds.repeat_interleave(each, 0)], self.meant(texts))
+        fits = (torch.arange(len(texts)) % each == 0).long()
+        alone = F.cross_entropy(logits, fits, torch.tensor([1.0, each - 1.0]))
+        among = F.cross_entropy((logits[:, 1] - logits[:, 0]).view(-1, each), torch.zeros(len(embeds)).long())
+        return {"match": 0.5 * (alone + among)}
 
     def silent(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Words alone, out of a noised sentence vector in the place of a picture's embedding, as the text tower of
@@ -208,14 +230,17 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--queries", type=int, default=16)
     parser.add_argument("--layers", type=int, nargs=3, default=(2, 2, 3))
-    parser.add_argument("--inner", type=int, default=1536)
+    parser.add_argument("--inner", type=int, default=1024)
     parser.add_argument("--keep", type=int, default=200)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     lessons = Lessons(options.data, options.work, options.seed, options.fold)
-    values = configuration(lessons.vocabulary.token_ids, options.queries, tuple(options.layers), options.inner)
+    fixed = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
+    head_size = len(fixed["vision_head.fc1.bias"])
+    values = configuration(
+        lessons.vocabulary.token_ids, options.queries, tuple(options.layers), options.inner, head_size
+    )
     model = BeyondVL(values)
-    fixed = torch.load(options.work / f"contrast-{options.seed}-averaged.pt", weights_only=True)
     model.load_state_dict({n: v for n, v in fixed.items() if n.startswith(FIXED)}, strict=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FIXED))
@@ -243,7 +268,7 @@ def main() -> None:
             if step % 2:
                 plan += [
                     (learner.questions, lessons.question_batch(rng, 40, 40)),
-                    (learner.matched, lessons.match_batch(rng, 64)),
+                    (learner.matched, lessons.match_batch(rng, 24)),
                 ]
             else:
                 plan += [

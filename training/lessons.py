@@ -119,9 +119,10 @@ class Lessons:
         self.swaps = {
             (i, c): other
             for i, words in enumerate(self.plain)
-            for c in rng.choice(len(words), 2, replace=False)
+            for c in range(len(words))
             if (other := swapped(words[c], rng))
         }
+        self.swappable = list(self.swaps)
         questions = {q for _, q, _ in self.room_questions} | {q for _, _, q, _ in self.made}
         questions |= {q for f in self.clips.facts for q, _ in f["questions"]} | set(VOICE) | set(SOUND)
         names = [f"a photo of a {plain(name)}" for name in class_names()]
@@ -132,7 +133,7 @@ class Lessons:
         texts = [c for words in self.plain for c in words] + [*self.swaps.values(), *sorted(questions), *heard]
         self.read = Read.of(texts + names, work / "read")
         self.silent_vectors = Read.vectors_of(self.silent, work / "silent.npy")
-        self.near: np.ndarray | None = None  # of each photograph, others whose captions might be its own
+        self.near = np.zeros((0, 0), int)  # of each photograph, others whose captions might be its own
 
     def caption_batch(self, rng: np.random.Generator, count: int, each: int) -> dict[str, Any]:
         """Photographs with `each` captions of each."""
@@ -197,31 +198,14 @@ class Lessons:
         }  # fmt: skip
 
     def match_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
-        """Photographs, a text of each and whether it fits: own captions, captions of near photographs, one word
-        swapped."""
-        at = rng.integers(0, len(self.captions), count)
-        texts, fits = [], []
-        swaps = list(self.swaps)
-        for n, i in enumerate(at):
-            own = int(rng.integers(5))
-            if n % 2 == 0:
-                texts.append(self.plain[i][own])
-                fits.append(1)
-                continue
-            fits.append(0)
-            if n % 4 == 1:
-                key = swaps[rng.integers(len(swaps))]
-                at[n] = key[0]
-                texts.append(self.swaps[key])
-            else:
-                other = (
-                    self.near[i, rng.integers(self.near.shape[1])]
-                    if self.near is not None
-                    else rng.integers(len(self.captions))
-                )
-                texts.append(self.plain[other][own])
+        """Photographs, and four texts of each: its own, that with one word swapped, and two of near photographs."""
+        chosen = [self.swappable[i] for i in rng.integers(0, len(self.swappable), count)]
+        texts = []
+        for photo, own in chosen:
+            near = rng.choice(self.near[photo], 2, replace=False)
+            texts += [self.plain[photo][own], self.swaps[photo, own], *(self.plain[i][rng.integers(5)] for i in near)]
         views = 2 * rng.integers(0, (len(self.photographs.states) + 1) // 2, count)  # none mirrored
-        return self.photographs.take(at, views) | {"questions": texts, "fits": torch.tensor(fits)}
+        return self.photographs.take([photo for photo, _ in chosen], views) | {"questions": texts}
 
     def silent_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """Captions without pictures, and their sentence vectors."""

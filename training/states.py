@@ -21,10 +21,8 @@ from typing import Any
 
 import moving
 import numpy as np
-from features import view
 from PIL import Image
-from splits import Archive, daquar, flickr8k
-from views import seen
+from views import drawn, photographs
 
 import beyondvl as bvl
 
@@ -96,6 +94,27 @@ class Writer:
         np.save(self.folder / f"{name}-mean.npy", means)  # the last to be there
 
 
+def clips(
+    work: Path, part: str, content: list[bytes], captions: list[list[str]], items: list[dict[str, Any]]
+) -> Callable[[int], tuple[np.ndarray, dict[str, Any]]]:
+    """Makes the clips of a part out of its photographs, and drawings."""
+    words = [lines[0].lower().rstrip(" .") for lines in captions]
+    sprites = moving.drawings(items, held_out=part != "train")
+
+    def clip(at: int) -> tuple[np.ndarray, dict[str, Any]]:
+        rng = np.random.default_rng([at, len(part)])
+        chosen = rng.integers(len(content))
+        some = [sprites[i] for i in rng.integers(len(sprites), size=4)]
+        nouns = {noun: item for item, noun in some}
+        while len(nouns) < 2:
+            item, noun = sprites[rng.integers(len(sprites))]
+            nouns[noun] = item
+        opened = [(Image.open(work / "pictures" / item["picture"]), noun) for noun, item in nouns.items()]
+        return moving.clip(rng, [(Image.open(io.BytesIO(content[chosen])), words[chosen])], opened)
+
+    return clip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -106,36 +125,12 @@ def main() -> None:
     writer = Writer(options.work / "states", bvl.AutoModel.from_pretrained(options.tower))
     items = json.loads((options.work / "items.json").read_text())
     paths = [options.work / "pictures" / item["picture"] for item in items]
-    for name, parts in (("daquar", daquar), ("flickr8k", flickr8k)):
-        with Archive(options.data / f"{name}.tar") as archive:
-            for part, what in parts(archive).items():
-                content = [archive.read(file) for file in what.files]
-
-                def pixels(at: int, view: int, content: list[bytes] = content) -> np.ndarray:
-                    return seen(Image.open(io.BytesIO(content[at])), view, np.random.default_rng([view, at]))
-
-                views = options.views if part == "train" else 1
-                writer.pictures(f"{name}-{part}", pixels, len(what), views)
-                if name != "flickr8k":
-                    continue
-                words = [captions[0].lower().rstrip(" .") for captions in what.words]
-                sprites = moving.drawings(items, held_out=part != "train")
-
-                def clip(at: int, part=part, content=content, words=words, sprites=sprites):
-                    rng = np.random.default_rng([at, len(part)])
-                    chosen = rng.integers(len(content))
-                    photographs = [(Image.open(io.BytesIO(content[chosen])), words[chosen])]
-                    some = [sprites[i] for i in rng.integers(len(sprites), size=4)]
-                    nouns = {noun: item for item, noun in some}
-                    while len(nouns) < 2:
-                        item, noun = sprites[rng.integers(len(sprites))]
-                        nouns[noun] = item
-                    opened = [(Image.open(options.work / "pictures" / i["picture"]), n) for n, i in nouns.items()]
-                    return moving.clip(rng, photographs, opened)
-
-                writer.clips(f"clips-{part}", clip, CLIPS[part])
+    for name, part, what, content, pixels in photographs(options.data):
+        writer.pictures(f"{name}-{part}", pixels, len(what), options.views if part == "train" else 1)
+        if name == "flickr8k":
+            writer.clips(f"clips-{part}", clips(options.work, part, content, what.words, items), CLIPS[part])
     numbers = (0, 8)
-    writer.pictures("drawings", lambda at, v: (view(paths[at], numbers[v]) - 127) / 128, len(paths), len(numbers))
+    writer.pictures("drawings", lambda at, v: drawn(paths[at], numbers[v]), len(paths), len(numbers))
 
 
 if __name__ == "__main__":

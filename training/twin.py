@@ -146,13 +146,25 @@ class Block(nn.Module):
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))))
 
 
+def alike(block: Block) -> None:
+    """Rows that are alike attend to each other from the start: where embeddings of several inputs are to be compared,
+    and where one thing is in several frames."""
+    with torch.no_grad():
+        block.self_attn.k_proj.weight.copy_(block.self_attn.q_proj.weight)
+
+
 class Rows(nn.Module):
     """What a tower gives (B, n, columns) as the rows (B, n, D) that queries draw from, or that formers read: normed and
-    projected; `places`: of those, each row adds the embedding of its place and is normed again. `labels`: one more row
-    for class probabilities."""
+    projected; `places`: of those, each row adds the embedding of its place; `layers`, of the sizes of a Stack: the rows
+    attend to each other; `joined`: they are normed last. `labels`: one more row for class probabilities."""
 
-    def __init__(self, size: int, columns: int, places: int = 0, labels: int = 0, joined: bool = True):
+    def __init__(
+        self, size: int, columns: int, places: int = 0, labels: int = 0, joined: bool = True, layers: tuple = (0, 1, 1),
+        dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
+        count, heads, inner = layers
+        self.layers = nn.ModuleList(Block(size, heads, inner, False, dropout) for _ in range(count))
         if columns:
             self.norm, self.projection = nn.LayerNorm(columns), nn.Linear(columns, size)
         if labels:
@@ -171,7 +183,10 @@ class Rows(nn.Module):
         return self.projection(x)
 
     def join(self, rows: Tensor) -> Tensor:
-        return self.layer_norm(rows + self.position.weight[: rows.shape[1]])
+        x = rows + self.position.weight[: rows.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.layer_norm(x)
 
 
 class Stack(nn.Module):
@@ -215,20 +230,24 @@ class QFormer(Stack):
 
 
 class CFormer(Stack):
-    """One stream of a class token, what the queries drew from each input, and the text."""
+    """One stream of a class token, each input's embedding and what the queries drew from it, and the text."""
 
     def __init__(self, size: int, layers: int, heads: int, inner: int, dropout: float):
         super().__init__(size, layers, heads, inner, False, dropout)
         self.class_token = nn.Parameter(torch.randn(size) * 0.02)
         self.token_type = nn.Parameter(torch.randn(TEXT + 1, size) * 0.02)
+        alike(self.layers[0])
 
-    def forward(self, drawn: dict[str, Tensor], text: Tensor | None = None, text_mask: Tensor | None = None):
+    def forward(
+        self, drawn: dict[str, Tensor], text: Tensor | None = None, text_mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The stream (B, 1 + n, D) and its mask (B, 1 + n)."""
         parts = [drawn[name] + self.token_type[MODALITIES.index(name)] for name in MODALITIES if name in drawn]
         masks = [torch.ones(part.shape[:2], dtype=torch.bool) for part in parts]
         if text is not None:
-            parts.append(text + self.token_type[TEXT])
-            masks.append(text_mask)
+            parts.append(torch.cat([text_embeds[:, None].to(text.dtype), text], 1) + self.token_type[TEXT])
+            masks.append(F.pad(text_mask, (1, 0), value=True))
         lead = (self.class_token + self.token_type[0]).expand(len(parts[0]), 1, -1)
         mask = torch.cat([torch.ones(len(lead), 1, dtype=torch.bool), *masks], 1)
         return super().forward(torch.cat([lead, *parts], 1), mask), mask
@@ -291,15 +310,18 @@ class BeyondVL(nn.Module):
         order, self.cell = family.cells(places)
         self.register_buffer("order", torch.tensor(order), persistent=False)
         former = {
-            name: (size, len(layers), family.heads(config), layers[0].ffn.fc1.out_features)
-            for name in ("qformer", "cformer", "decoder")
+            name: (size, len(layers), family.heads(config), layers[0].ffn.fc1.out_features if layers else 1)
+            for name in ("image_rows", "video_rows", "qformer", "cformer", "decoder")
             for layers in [family.blocks(config, name, cross=False)]
         }
         self.vision_head = VisionHead(size, columns["vision"], family.head_size(config), labels, 0.5)
         self.text_projection = nn.Linear(columns["text"], size)
         self.text_rows = Rows(size, columns["text"], joined=False)
-        self.image_rows = Rows(size, columns["vision"], places + bool(labels), labels)
-        self.video_rows = Rows(size, 0, family.num_frames(config) * places // self.cell)
+        own = {name: {"layers": former[name][1:], "dropout": dropout} for name in ("image_rows", "video_rows")}
+        self.image_rows = Rows(size, columns["vision"], places + bool(labels), labels, **own["image_rows"])
+        self.video_rows = Rows(size, 0, family.num_frames(config) * places // self.cell, **own["video_rows"])
+        for block in self.video_rows.layers:
+            alike(block)
         self.audio_rows = Rows(size, columns["audio"] * (len(towers["audio"].layers) + 1))
         self.audio_head = nn.Linear(size, size)
         self.qformer = QFormer(queries, *former["qformer"], dropout)
@@ -343,3 +365,9 @@ class BeyondVL(nn.Module):
         """What the queries drew (B, K, D), and what that adds to the embedding (B, D)."""
         queries = self.qformer(modality, rows, *args)
         return queries, self.query_projection(queries).mean(1)
+
+    def matched(self, fused: Tensor, embeds: list[Tensor], text_embeds: Tensor) -> Tensor:
+        """Whether inputs of some embeddings (B, D) and a text match (B, 2), by the class token (B, D) of the stream."""
+        cosines = torch.stack([(each * text_embeds).sum(1) for each in embeds]).mean(0)
+        logits = self.matching_head(fused).float()
+        return torch.stack([logits[:, 0], logits[:, 1] + self.logit_scale.exp() * cosines], 1)

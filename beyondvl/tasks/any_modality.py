@@ -13,6 +13,7 @@ from ..models.model import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.items import content_of, is_sound_and_rate, modality_of
 from .base import EncodedImages, text_inputs
+from .confidence import ConfidentMixin, Said
 from .drawing import SEEN, DrawingModel, Texts
 from .matching import MatchingModel
 from .writing import AnswersMixin, CaptioningModel
@@ -20,9 +21,10 @@ from .writing import AnswersMixin, CaptioningModel
 __all__ = ["AnyModalityModel"]
 
 
-class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningModel):
+class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel, CaptioningModel):
     """Takes any subset of a text, a picture, a clip and a sound. A Q-Former draws from each of them what the text asks
-    for, a C-Former fuses what it drew and the text in one stream, a decoder writes about that stream.
+    for, a C-Former fuses what it drew and the text in one stream, a decoder writes about that stream. Captions and
+    answers carry their `confidence` (see Said).
 
     Wherever pictures are expected, clips and sounds may stand: files by their extension, or what `encode_video`,
     `encode_audio` and `encode_clip` returned.
@@ -44,11 +46,12 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
         self, seen: tuple[EncodedImages, ...], text: Texts | None, count: int, wanted: list[str]
     ) -> dict[str, Any]:
         """Runs the Q-Former over each input and the C-Former over what it drew and the text: `count` texts, or items
-        without one. Each input's part of the stream is its embedding, then its queries."""
-        instruction = self._read(text)
+        without one. Each input's part of the stream is its embedding, then its queries; the text's its embedding, then
+        its rows. Whether they match begins with their scaled cosine, to which the C-Former adds."""
+        instruction = None if text is None else self._read(text)
         stem = self.tower("cformer").encoder.stem
         parts, masks, types = [], [np.ones((count, 1), np.int64)], [0]
-        embeds = {}
+        embeds, cosines = {}, []
         for each in sorted(seen, key=lambda each: SEEN.index(each.modality)):
             drawn = self._drawn(each, count, instruction, ["last_hidden_state", "query_embeds"])
             embeds[each.modality] = drawn["query_embeds"][:, : self._queries]
@@ -56,17 +59,20 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
             parts += [lead, drawn["last_hidden_state"][:, : self._queries]]
             types += [stem.inputs.index(each.modality)] * (self._queries + 1)
             masks.append(np.ones((count, self._queries + 1), np.int64))
-        if instruction:
-            rows, mask = instruction
-            parts.append(rows)
-            masks.append(mask)
-            types += [stem.inputs.index(TEXT.name)] * rows.shape[1]
+            if instruction is not None:
+                cosines.append((lead[:, 0] * instruction.embeds).sum(1))
+        if instruction is not None:
+            parts += [instruction.embeds[:, None], instruction.rows]
+            masks += [np.ones((count, 1), np.int64), instruction.mask]
+            types += [stem.inputs.index(TEXT.name)] * (1 + instruction.rows.shape[1])
         inputs = {
             "features": np.concatenate(parts, 1),
             "attention_mask": np.concatenate(masks, 1),
             "token_type_ids": np.tile(types, (count, 1)),
         }
         outputs = self.tower("cformer").run(inputs, wanted, self.num_threads)
+        if cosines and "match_logits" in outputs:
+            outputs["match_logits"][:, 1] += np.float32(self.logit_scale) * np.mean(cosines, 0)
         return outputs | {f"{name}_query_embeds": array for name, array in embeds.items()}
 
     # the calls
@@ -90,8 +96,9 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
         `logits_per_image` (pictures, texts), `logits_per_video`, `logits_per_audio`, and of one of these alone
         `logits_per_text`. Where the numbers of items fit (as many of each, or one): `image_query_embeds` (B, queries,
         D) and the like of unit norm, `fused_embeds` (B, D) of unit norm, `fused_hidden_state` (B, 1 + n, hidden_size):
-        a class token, then of each input its embedding and its queries, then the text; `match_logits` (B, 2), "does
-        not match" and "matches". With decoder_input_ids (B, L; ids of the decoder) also `logits` (B, L, vocabulary).
+        a class token, then of each input its embedding and its queries, then the text's embedding and its rows;
+        `match_logits` (B, 2), "does not match" and "matches". With decoder_input_ids (B, L; ids of the decoder) also
+        `logits` (B, L, vocabulary).
 
         Raises ValueError naming the input, what was found and what was expected.
         """
@@ -241,21 +248,31 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
 
     def _continued(
         self, encoded: EncodedImages, prompts: list[str], settings: dict[str, Any], only_new: bool = False
-    ) -> list[str]:
+    ) -> list[Said]:
         """What prompts become, which the decoder reads where other models' text side does."""
         if len(encoded) not in (1, len(prompts)):
             raise ValueError(f"prompt: found {len(prompts)} prompts and {len(encoded)} pictures, expected as many")
         begun = [self._begun(words) for words in prompts]
-        texts = [""] * len(prompts)
+        texts = [Said("", 0.0)] * len(prompts)
         for length in dict.fromkeys(map(len, begun)):  # those of one length together: none depends on its neighbours
             at = [i for i, ids in enumerate(begun) if len(ids) == length]
             part = encoded[[0] * len(at)] if len(encoded) == 1 else encoded[at]
             prompted = self._prompted(None, None, None, part, prompt=np.array([begun[i] for i in at], np.int64))
-            for i, text in zip(at, self._decoded(self._generated(*prompted, settings)), strict=True):
+            for i, text in zip(at, self._captions_said(*self._written(prompted, settings), part, False), strict=True):
                 texts[i] = text
         return texts
 
-    def narrate(self, clip: Any, **settings: Any) -> str:
+    def _captions(self, encoded: EncodedImages, settings: dict[str, Any]) -> list[Said]:
+        written = self._written(self._prompted(None, None, None, encoded), settings)
+        return self._captions_said(*written, encoded, True)
+
+    def _written(self, prompted: Any, settings: dict[str, Any]) -> tuple[list[str], np.ndarray]:
+        """What the decoder writes, and how likely (see `_chances`)."""
+        source, prompt, mask = prompted
+        ids = super()._generated(source, prompt, mask, settings)
+        return self._decoded(self._token_ids[ids]), self._chances(ids, prompt.shape[1], source["contexts"])
+
+    def narrate(self, clip: Any, **settings: Any) -> Said:
         """What happens in a clip, by its pictures and its sound (see `encode_clip`)."""
         return self.caption(self.encode_clip(clip), **settings)[0]
 
@@ -267,9 +284,10 @@ class AnyModalityModel(AnswersMixin, DrawingModel, MatchingModel, CaptioningMode
             raise ValueError(f"prompt: found {self.tokenizer.decode(unknown[:1])!r}, which the decoder does not write")
         return [self.tokens["bos_token_id"], *(order[token] for token in ids)]
 
-    def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[str]:
+    def _answers(self, encoded: EncodedImages, questions: list[str], settings: dict[str, Any]) -> list[Said]:
         text = self.texts(questions, self.tower(TEXT.tower).max_positions)
-        return self._decoded(self.generate(images=encoded, **text, **settings))
+        prompted = self._prompted(None, text["input_ids"], text.get("attention_mask"), encoded)
+        return self._answers_said(*self._written(prompted, settings))
 
     # embeddings
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,18 @@ from ..similarity import unit_rows
 from .base import EncodedImages
 from .clips import ClipsModel
 
-__all__ = ["SEEN", "DrawingModel", "Rows", "Texts"]
+__all__ = ["SEEN", "DrawingModel", "Read", "Texts"]
 
 SEEN = (IMAGE.name, VIDEO.name, AUDIO.name)  # what queries draw from, in the order of their tokens
 Texts = dict[str, np.ndarray]
-Rows = tuple[np.ndarray, np.ndarray]  # (B, L, hidden_size), mask (B, L)
+
+
+class Read(NamedTuple):
+    """Texts after their tower, as formers read them."""
+
+    rows: np.ndarray  # (B, L, hidden_size)
+    mask: np.ndarray  # (B, L)
+    embeds: np.ndarray  # (B, hidden_size) of unit norm
 
 
 class DrawingModel(ClipsModel):
@@ -32,11 +39,11 @@ class DrawingModel(ClipsModel):
     @property
     def num_frames(self) -> int:
         """Frames of a clip."""
-        return self.config.integer("num_frames", 8, 1, 256)
+        return self.family.processing.kind.num_frames(self.config)
 
     @cached_property
     def _queries(self) -> int:
-        return self.config.integer("num_query_tokens", 16, 1, 1 << 12)
+        return (self.tower("qformer").encoder.stem.type.shape[0] - 1) // len(SEEN)
 
     def _map_rows(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Of pictures the rows (B, n, hidden_size) that queries draw from, unit embeddings (B, D), and how many of the
@@ -168,28 +175,28 @@ class DrawingModel(ClipsModel):
         seen = EncodedImages(tuple(self._rows_of(IMAGE.name, inputs, ["context"])["context"]))
         instruction = None
         if text is not None:
-            read, mask = self._read(self.texts(text, self.tower(TEXT.tower).max_positions))
-            instruction = np.repeat(read, places + 1, 0), np.repeat(mask, places + 1, 0)
+            read = self._read(self.texts(text, self.tower(TEXT.tower).max_positions))
+            instruction = Read(*(np.repeat(array, places + 1, 0) for array in read))
         drawn = self._drawn(seen, places + 1, instruction, ["last_hidden_state"])["last_hidden_state"]
         moved = np.linalg.norm(drawn[:-1, : self._queries] - drawn[-1:, : self._queries], axis=2).T
         side = int(places**0.5)  # a class token, where the tower has one, lies before the map
         moved = moved[:, places - side * side :]
         return (moved / np.maximum(moved.sum(1, keepdims=True), 1e-12)).reshape(-1, side, side).astype(np.float32)
 
-    def _read(self, text: Texts | None) -> Rows | None:
-        """A text's rows and mask."""
-        if text is None:
-            return None
-        rows = self.tower(TEXT.tower).run(dict(text), ["rows"], self.num_threads)["rows"]
-        return rows, text.get("attention_mask", np.ones(rows.shape[:2], np.int64))
+    def _read(self, text: Texts) -> Read:
+        outputs = self.tower(TEXT.tower).run(dict(text), ["rows", "unit_embeds"], self.num_threads)
+        rows = outputs["rows"]
+        return Read(rows, text.get("attention_mask", np.ones(rows.shape[:2], np.int64)), outputs["unit_embeds"])
 
     def _drawn(
-        self, seen: EncodedImages, count: int, instruction: Rows | None, wanted: list[str]
+        self, seen: EncodedImages, count: int, instruction: Read | None, wanted: list[str]
     ) -> dict[str, np.ndarray]:
         """What the Q-Former makes of `count` instructions about items, or of items alone: rows are the queries, then
         the instruction."""
         first, queries = SEEN.index(seen.modality) * self._queries, self._queries
-        rows, mask = instruction or (np.zeros((count, 0, self._width), np.float32), np.ones((count, 0), np.int64))
+        rows, mask = np.zeros((count, 0, self._width), np.float32), np.ones((count, 0), np.int64)
+        if instruction is not None:
+            rows, mask = instruction.rows, instruction.mask
         length = rows.shape[1]
         types = np.r_[first : first + queries, np.full(length, len(SEEN) * queries)]
         inputs: dict[str, Any] = {

@@ -114,12 +114,15 @@ class CaptioningModel(TaskModel):
         one_each(settings)
         encoded = self._encoded(images, None)
         if prompt is None:
-            texts = self._decoded(self.generate(images=encoded, **settings))
+            texts = self._captions(encoded, settings)
         else:
             texts = self._continued(
                 encoded, [prompt] * len(encoded) if isinstance(prompt, str) else list(prompt), settings
             )
         return texts[0] if single else texts
+
+    def _captions(self, encoded: EncodedImages, settings: dict[str, Any]) -> list[str]:
+        return self._decoded(self.generate(images=encoded, **settings))
 
     def _continued(
         self, encoded: EncodedImages, prompts: list[str], settings: dict[str, Any], only_new: bool = False
