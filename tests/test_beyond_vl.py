@@ -14,6 +14,7 @@ import pytest
 import beyondvl as bvl
 import models
 from beyondvl import _C
+from beyondvl.weights import save_safetensors
 
 torch = pytest.importorskip("torch", reason="the twin needs torch: pip install 'beyondvl[test]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
@@ -176,6 +177,46 @@ def test_rows_are_bitwise_alone_and_masked_rows_change_nothing(pair):
         np.testing.assert_array_equal(whole[name], changed[name], name)
     threads = type(model).from_pretrained(model.folder, num_threads=1)(**given, decoder_input_ids=ids)
     np.testing.assert_array_equal(whole.logits, threads.logits)
+
+
+def test_twenty_steps_over_swapped_towers(tmp_path):
+    """Another family's towers, formers of this one: training on a batch lowers its loss, leaves the towers as they were,
+    and the core says of the checkpoint what the twin says."""
+    weights = models.tensors(SWAPPED)
+    model = bvl.AutoModel.from_pretrained(models.write(tmp_path / "before", SWAPPED))
+    pixels = np.random.default_rng(1).normal(size=(8, 3, 36, 36)).astype(np.float32)
+    states = model.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state"])["last_hidden_state"]
+    torch.manual_seed(0)
+    other = twin.BeyondVL(SWAPPED, dropout=0.0).eval()  # the head drops parts in training
+    own = {name: torch.from_numpy(array.copy()) for name, array in weights.items() if name in other.state_dict()}
+    other.load_state_dict({name: array.reshape(other.state_dict()[name].shape) for name, array in own.items()})
+    ids = torch.from_numpy(np.random.default_rng(2).integers(3, len(VOCABULARY), (8, 6)))
+
+    def logits() -> torch.Tensor:
+        embeds, rows, _ = other.image(torch.from_numpy(states), None)
+        stream, mask = other.cformer({"image": torch.cat([embeds[:, None], other.drawn("image", rows)[0]], 1)})
+        return other.decoder(ids[:, :-1], stream, mask)
+
+    optimizer, losses = torch.optim.Adam(other.parameters(), 2e-3), []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(logits().flatten(0, 1), ids[:, 1:].flatten())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    trained = {name: tensor.numpy() for name, tensor in other.state_dict().items()}
+    folder = shutil.copytree(tmp_path / "before", tmp_path / "after")
+    save_safetensors(folder / "model.safetensors", weights | trained)
+    after = bvl.AutoModel.from_pretrained(folder)
+    np.testing.assert_array_equal(
+        after.run_tower("vision", {"pixel_values": pixels}, ["last_hidden_state"])["last_hidden_state"], states
+    )
+    found = after(pixel_values=pixels, decoder_input_ids=ids[:, :-1].numpy()).logits
+    with torch.no_grad():
+        expected = logits().numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    assert np.ptp(expected, axis=0).max() > 1e-2  # pictures differ
 
 
 @pytest.fixture(scope="module")

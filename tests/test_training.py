@@ -175,3 +175,26 @@ def test_clips_move_as_they_say():
     frames, facts = moving.panned(np.random.default_rng(0), Image.fromarray(gradient.copy()), "a wall")
     brighter = float(frames[-1].mean()) - float(frames[0].mean())  # the right side is brighter
     assert {"right": brighter > 20, "left": brighter < -20}.get(facts["ways"][0], abs(brighter) < 20)
+
+
+def test_confidences_are_fitted_and_held_out():
+    """A regression whose weights are known is found again, and what it says of others is calibrated."""
+    pytest.importorskip("torch", reason="the tools of training need torch: pip install 'beyondvl[training]'")
+    calibrate, metrics = tool("calibrate"), tool("metrics")
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20_000, 2))
+    right = rng.random(20_000) < 1 / (1 + np.exp(-(features @ [1.5, -0.5] + 0.7)))
+    np.testing.assert_allclose(calibrate.fit(features, right, 0.0), [1.5, -0.5, 0.7], atol=0.08)
+    assert metrics.calibration_error(calibrate.held_out(features, right), right) < 0.02
+    assert metrics.calibration_error(1 - calibrate.held_out(features, right), right) > 0.3
+
+
+def test_names_have_their_articles():
+    pytest.importorskip("torch", reason="the tools of training need torch: pip install 'beyondvl[training]'")
+    calibrate = tool("calibrate")
+    names = calibrate.names()
+    assert {"a dog", "an apple", "an airplane", "coins", "a cup of coffee"} <= set(names)
+    assert len(names) == len(set(names)) > 800
+    assert calibrate.subject_right("Two dogs run on the beach", {"dog"})
+    assert not calibrate.subject_right("a man with a dog", {"dog"})  # what it names first counts
+    assert not calibrate.subject_right("running fast", {"running"})

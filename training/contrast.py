@@ -88,7 +88,8 @@ class Contrast(nn.Module):
 
     def drawn(self, seen: torch.Tensor, drawings: Drawings, at: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Drawings against what they are called."""
-        return soft_loss(seen, self.read(drawings.any_words(at, rng)), drawings.captions(at), self.scale())
+        texts = yielding(self.read(drawings.any_words(at, rng)))
+        return soft_loss(seen, texts, drawings.captions(at), self.scale().detach())
 
     def named(
         self, drawings: Drawings, usual: torch.Tensor, rng: np.random.Generator, count: int = 192
@@ -98,7 +99,13 @@ class Contrast(nn.Module):
         features, probabilities = synthetic(drawings, usual, classes)
         seen = self.vision_head(features[:, None], probabilities)
         names = drawings.class_sentences[rng.integers(2), classes]
-        return soft_loss(seen, self.read(names), drawings.class_sentences[0, classes], self.scale())
+        texts = yielding(self.read(names))
+        return soft_loss(seen, texts, drawings.class_sentences[0, classes], self.scale().detach())
+
+
+def yielding(texts: torch.Tensor, share: float = 0.2) -> torch.Tensor:
+    """Of texts beside photographs a share of the gradient alone: how texts are read, photographs teach."""
+    return share * texts + (1 - share) * texts.detach()
 
 
 def shown(scores: torch.Tensor, drawn: torch.Tensor) -> str:

@@ -7,7 +7,8 @@ Then every step takes captions of photographs, and every other one the rest (les
 clips; questions about all of them, which the Q-Former reads; narrations of clips with sounds; whether a text fits a
 photograph; and sounds contrasted with what they mean. Heads and tower of step 3 stay as they are.
 
-Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on.
+Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on. --only takes some lessons alone,
+at every step; --twin trains the same without what it is to be compared with (ablate.py); both go into the file's name.
 """
 
 from __future__ import annotations
@@ -59,10 +60,14 @@ def configuration(
 
 
 class Learner:
-    """The model and what is made of each batch."""
+    """The model and what is made of each batch. A `twin` goes without something: of "instruction" the Q-Former never
+    sees any, of "pictures" all are blank, of "shuffled" each is another one of the batch."""
 
-    def __init__(self, model: BeyondVL, lessons: Lessons, dropout: float = 0.3, smoothing: float = 0.1):
+    def __init__(
+        self, model: BeyondVL, lessons: Lessons, twin: str | None = None, dropout: float = 0.3, smoothing: float = 0.1
+    ):  # fmt: skip
         self.model, self.lessons, self.dropout, self.smoothing = model, lessons, dropout, smoothing
+        self.twin = twin
         self.kinds = self.meant([lines[0] for lines in HEARD.values()])
         # all that a sound may mean: each is contrasted with the whole of it
         sentences = list(dict.fromkeys([plain(f["text"]) for f in lessons.speech.facts]))
@@ -83,6 +88,10 @@ class Learner:
 
     def pictures(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embeddings and rows of pictures."""
+        if self.twin == "pictures":
+            batch = {name: torch.zeros_like(batch[name]) for name in ("states", "classes", "means")}
+        if self.twin == "shuffled":
+            batch = {name: batch[name].roll(1, 0) for name in ("states", "classes", "means")}
         rows = self.model.image_rows.project(batch["states"], self.dropout)
         return self.embedded(batch["means"], batch["classes"]), self.model.placed(rows, batch["classes"].softmax(-1))
 
@@ -110,8 +119,9 @@ class Learner:
             whole = (*text, self.meant(texts))
         drawn = {}
         for name, (embeds, rows, mask) in seen.items():
-            queries = self.model.qformer(name, rows, mask, *text)
-            embeds = embeds.detach().repeat_interleave(len(queries) // len(embeds), 0)
+            queries = self.model.qformer(name, rows, mask, *(() if self.twin == "instruction" else text))
+            count = len(queries) if texts is None else len(texts)
+            embeds, queries = (x.repeat_interleave(count // len(x), 0) for x in (embeds.detach(), queries))
             drawn[name] = torch.cat([embeds[:, None].to(queries.dtype), queries], 1)
         return self.model.cformer(drawn, *whole)
 
@@ -219,6 +229,24 @@ def near_photographs(model: BeyondVL, lessons: Lessons, count: int = 30) -> np.n
         return scores.topk(count, 1).indices.numpy()
 
 
+def plan(learner: Learner, rng: np.random.Generator, step: int, alone: int, only: list[str] | None) -> list[tuple]:
+    """The lessons of a step and their batches."""
+    lessons = learner.lessons
+    if step < alone:
+        return [(learner.silent, lessons.silent_batch(rng, 256))]
+    made = {
+        "silent": lambda: (learner.silent, lessons.silent_batch(rng, 48)),
+        "captions": lambda: (learner.captions, lessons.caption_batch(rng, 56, 4)),
+        "questions": lambda: (learner.questions, lessons.question_batch(rng, 40, 40)),
+        "match": lambda: (learner.matched, lessons.match_batch(rng, 24)),
+        "drawings": lambda: (learner.drawings, lessons.drawing_batch(rng, 24)),
+        "sounds": lambda: (learner.heard, lessons.sound_batch(rng, 24, 32)),
+        "clips": lambda: (learner.moved, lessons.clip_batch(rng, 24, 10)),
+    }
+    turn = ["silent", "captions", *(["questions", "match"] if step % 2 else ["drawings", "sounds", "clips"])]
+    return [made[name]() for name in only or turn]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -232,6 +260,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs=3, default=(2, 2, 3))
     parser.add_argument("--inner", type=int, default=1024)
     parser.add_argument("--keep", type=int, default=200)
+    parser.add_argument("--only", nargs="+", help="lessons, by their names in `plan`")
+    parser.add_argument("--twin", choices=("instruction", "pictures", "shuffled"))
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     lessons = Lessons(options.data, options.work, options.seed, options.fold)
@@ -244,14 +274,16 @@ def main() -> None:
     model.load_state_dict({n: v for n, v in fixed.items() if n.startswith(FIXED)}, strict=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FIXED))
-    learner = Learner(model, lessons)
+    learner = Learner(model, lessons, options.twin)
     lessons.near = near_photographs(model, lessons)
     trained = [p for p in model.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
     total = options.alone + options.steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total, pct_start=0.1)
-    path, first = options.work / f"joint-{options.seed}{'' if options.fold is None else f'-fold{options.fold}'}.pt", 0
+    tags = [str(options.seed), *(options.only or []), *([f"without-{options.twin}"] if options.twin else [])]
+    tags += [] if options.fold is None else [f"fold{options.fold}"]
+    path, first = options.work / f"joint-{'-'.join(tags)}.pt", 0
     if path.exists():
         saved = torch.load(path, weights_only=False)
         model.load_state_dict(saved["model"])
@@ -262,21 +294,7 @@ def main() -> None:
     start, sums = time.time(), {}
     for step in range(first, total):
         rng = np.random.default_rng([options.seed, step])
-        plan = [(learner.silent, lessons.silent_batch(rng, 256 if step < options.alone else 48))]
-        if step >= options.alone:
-            plan += [(learner.captions, lessons.caption_batch(rng, 56, 4))]
-            if step % 2:
-                plan += [
-                    (learner.questions, lessons.question_batch(rng, 40, 40)),
-                    (learner.matched, lessons.match_batch(rng, 24)),
-                ]
-            else:
-                plan += [
-                    (learner.drawings, lessons.drawing_batch(rng, 24)),
-                    (learner.heard, lessons.sound_batch(rng, 24, 32)),
-                    (learner.moved, lessons.clip_batch(rng, 24, 10)),
-                ]
-        for lesson, batch in plan:
+        for lesson, batch in plan(learner, rng, step, options.alone, options.only):
             with torch.autocast("cpu", torch.bfloat16):
                 losses = lesson(batch)
             sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()

@@ -19,15 +19,18 @@ from typing import Any
 import hearing
 import moving
 import numpy as np
+from calibrate import NOUNS, singular
 from lessons import HEARD
-from metrics import bleu, cider, interval, recalls
+from metrics import bleu, calibration_error, cider, interval, recalls, tokens
 from PIL import Image
 from questions import KINDS, made_questions, swapped
 from splits import Archive, daquar, esc10, flickr8k
 from words import answer_text, plain
 
 import beyondvl as bvl
+from data import on_white, one_per_caption
 
+SHARES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # of matching's log odds in what ranks again
 SENTENCES = [lines[0] for lines in HEARD.values()]
 
 
@@ -57,15 +60,21 @@ class Judge:
         scores = self.photos.embeds[:, 0] @ words.T
         for way, row in recalls(scores, owners).items():
             print(way, {name: round(value, 1) for name, value in row.items()}, f"n = {len(scores)}, {len(texts)}")
-        right: dict[float, list[bool]] = {}
-        for photo in range(len(scores)):
-            few = np.argsort(-scores[photo])[:20]
-            matched = self.model.match(self.photos[photo], [texts[i] for i in few])
-            for share in (0.0, 0.05, 0.1, 0.2, 0.4):
-                best = few[np.argmax(scores[photo, few] + share * matched)]
-                right.setdefault(share, []).append(owners[best] == photo)
+        right: dict[float, np.ndarray] = {}
+        for photo in range(len(scores)):  # each photograph's captions, and the photographs of its first caption
+            few, first = np.argsort(-scores[photo])[:20], 5 * photo
+            others = np.argsort(-scores[:, first])[:20]
+            odds = [log_odds(self.model.match(self.photos[photo], [texts[i] for i in few])),
+                    log_odds(self.model.match(self.photos[others], [texts[first]] * 20))]  # fmt: skip
+            for share in SHARES:
+                hits = right.setdefault(share, np.zeros((len(scores), 2)))
+                hits[photo, 0] = owners[few[np.argmax(scores[photo, few] + share * odds[0])]] == photo
+                hits[photo, 1] = others[np.argmax(scores[others, first] + share * odds[1])] == photo
         for share, hits in right.items():
-            self.show(f"picture -> text R@1, cosine + {share} match", hits)
+            self.show(f"picture -> text R@1, cosine + {share} x match's log odds", hits[:, 0])
+            self.show(f"text -> picture R@1, cosine + {share} x match's log odds", hits[:, 1])
+            if share:
+                self.show("   both ways, gained", (hits - right[0.0]).mean(1))
 
     def written(self) -> None:
         for beams in (1, 3):
@@ -134,6 +143,42 @@ class Judge:
         ]
         print("  ", list(zip(said, [f["text"] for _, f in sounds[:5]], strict=True)))
 
+    def strange(self, root: Path) -> None:
+        """Out of domain: whether captions hold a noun of what is shown. The 18 photographs of photographs.json, by their
+        sentences too, and the 320 stamps of tuxpaint with the most colours, on white; all lie somewhere under `root`."""
+        rows = json.loads(Path(__file__).with_name("photographs.json").read_text())
+        found = {path.name: path for path in root.rglob("*") if path.name in rows}
+        names = sorted(found)
+        seen = self.model.encode_image([str(found[name]) for name in names])
+        texts = self.model.encode([{"text": rows[name]["sentence"]} for name in names], normalize_embeddings=True)
+        best = (seen.embeds[:, 0] @ texts.T).argmax(1)
+        captions = self.model.caption(seen)
+        for name, at, caption in zip(names, best, captions, strict=True):
+            print(f"   {name:<22} {rows[names[at]]['sentence']:<36} {caption} ({caption.confidence:.2f})")
+        self.show("photographs, their own sentence first of all", best == np.arange(len(names)))
+        held = [set(tokens(c)) & set(rows[n]["nouns"]) != set() for n, c in zip(names, captions, strict=True)]
+        self.show("photographs, a right noun in the caption", held)
+        stamps = sorted(((colours(path), path) for path in root.rglob("stamps/**/*.png")
+                         if path.with_suffix(".txt").exists()), key=lambda row: row[0])[-320:]  # fmt: skip
+        words = [path.with_suffix(".txt").read_text(errors="replace").split("\n")[0] for _, path in stamps]
+        captions = self.model.caption([on_white(Image.open(path), 260) for _, path in stamps])
+        held = [bool((set(singular(tokens(c))) & NOUNS) & set(singular(tokens(w))))
+                for c, w in zip(captions, words, strict=True)]  # fmt: skip
+        self.show("photographic stamps, a right noun in the caption", held)
+        sure = np.array([caption.confidence for caption in captions])
+        print(f"   calibration error of captions: {calibration_error(sure, np.array(held)):.3f}")
+        print("  ", list(zip(captions[:12], words[:12], strict=True)))
+
+    def drawn(self) -> None:
+        """The drawings of the validation part (of the test part, for the report), one of each caption."""
+        items = json.loads((self.work / "items.json").read_text())
+        at = one_per_caption(items, "validation" if self.part == "choose" else "test")
+        pictures = [on_white(Image.open(self.work / "pictures" / items[i]["picture"]), 260) for i in at]
+        texts = self.model.encode([{"text": items[i]["captions"][0]} for i in at], normalize_embeddings=True)
+        scores = self.model.encode(pictures, normalize_embeddings=True) @ texts.T
+        for way, row in recalls(scores, np.arange(len(at))).items():
+            print("drawings", way, {name: round(value, 1) for name, value in row.items()}, f"n = {len(at)}")
+
     def real(self, fold: int) -> None:
         """Real sounds of a fold, by the ten sentences."""
         texts = self.model.encode([{"text": s} for s in SENTENCES], normalize_embeddings=True)
@@ -178,6 +223,17 @@ class Judge:
         self.show("clips: which way, asked", asked)
 
 
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    p = np.clip(probabilities.astype(np.float64), 1e-9, 1 - 1e-9)
+    return np.log(p / (1 - p))
+
+
+def colours(path: Path) -> int:
+    """How many a picture has, of six bits each, where it is opaque."""
+    pixels = np.asarray(Image.open(path).convert("RGBA"))
+    return len(np.unique((pixels[pixels[..., 3] > 250][:, :3].astype(np.int64) // 4) @ np.array([65536, 256, 1])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -187,12 +243,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--fold", type=int, default=1)
+    parser.add_argument("--pictures", type=Path, help="a folder of scikit-image's, matplotlib's, tuxpaint's pictures")
     options = parser.parse_args()
     model = bvl.AutoModel.from_pretrained(options.model, dtype=options.dtype)
     judge = Judge(options.data, options.work, model, options.part)
     figures: dict[str, Callable[[], None]] = {
         "retrieval": judge.retrieval, "captions": judge.written, "rooms": judge.rooms, "made": judge.made,
         "matching": judge.matching, "heard": judge.heard, "real": lambda: judge.real(options.fold), "clips": judge.moved,
+        "drawings": judge.drawn, "strange": lambda: judge.strange(options.pictures),
     }  # fmt: skip
     for name in options.only or figures:
         figures[name]()

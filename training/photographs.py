@@ -16,7 +16,8 @@ import beyondvl as bvl
 
 
 def main() -> None:
-    sentences = json.loads(Path(__file__).with_name("photographs.json").read_text())
+    rows = json.loads(Path(__file__).with_name("photographs.json").read_text())
+    sentences = {name: row["sentence"] for name, row in rows.items()}
     found = {p.name: p for folder in sys.argv[1:] for p in Path(folder).rglob("*") if p.name in sentences}
     names = sorted(found)
     model = bvl.AutoModel.from_pretrained("beyond-vl-model")

@@ -36,19 +36,21 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
     return {name: checkpoint.read(name, entry.shape) for name, entry in entries.items()}
 
 
-def towers(work: Path, contrast: dict[str, torch.Tensor] | None, share: float) -> dict[str, np.ndarray]:
-    """The three towers; of the picture tower's tuned stages `share` of what the tuning changed."""
-    vision = read_all(work / "tower")
-    if contrast is not None:
-        top = LiteTop({name: torch.from_numpy(array) for name, array in vision.items()})
-        top.load_state_dict({n[4:]: v for n, v in contrast.items() if n.startswith("top.")})
-        for name, value in top.state().items():
-            vision[name] = vision[name] + np.float32(share) * (value.numpy() - vision[name])
+def picture_tower(work: Path, heads: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The published tower with the stages that were tuned."""
+    tensors = read_all(work / "tower")
+    top = LiteTop({name: torch.from_numpy(array) for name, array in tensors.items()})
+    top.load_state_dict({n[4:]: v for n, v in heads.items() if n.startswith("top.")})
+    return tensors | {name: value.numpy() for name, value in top.state().items()}
+
+
+def towers(work: Path, heads: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The three towers."""
     text = {n: a for n, a in read_all(minilm()).items() if not n.startswith("pooler.")}
     ears = {n: a for n, a in read_all(work / "ears").items() if n.startswith("model.encoder.")}
     place = "model.encoder.embed_positions.weight"
     ears[place] = ears[place][:POSITIONS]
-    parts = {"vision_model.": vision, "text_model.": text, "audio_model.": ears}
+    parts = {"vision_model.": picture_tower(work, heads), "text_model.": text, "audio_model.": ears}
     return {prefix + name: array for prefix, tensors in parts.items() for name, array in tensors.items()}
 
 
@@ -79,12 +81,10 @@ def write_folder(folder: Path, tensors: dict[str, np.ndarray], config: dict, flo
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
-def write_tower(work: Path, contrast: dict[str, torch.Tensor], share: float, folder: Path) -> None:
+def write_tower(work: Path, heads: dict[str, torch.Tensor], folder: Path) -> None:
     """The tuned picture tower alone, for states.py."""
-    prefix = "vision_model."
-    tensors = {n.removeprefix(prefix): a for n, a in towers(work, contrast, share).items() if n.startswith(prefix)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(folder / "model.safetensors", tensors)
+    save_safetensors(folder / "model.safetensors", picture_tower(work, heads))
     shutil.copyfile(work / "tower" / "config.json", folder / "config.json")
 
 
@@ -92,17 +92,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=1.0, help="of the tuning, the rest is the published tower")
     parser.add_argument("--tower", type=Path, help="write the tuned picture tower alone there, before step 4")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--float32", action="store_true")
     options = parser.parse_args()
-    contrast = torch.load(options.work / f"contrast-{options.seed}-averaged.pt", weights_only=True)
+    heads = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
     if options.tower:
-        write_tower(options.work, contrast, options.share, options.tower)
+        write_tower(options.work, heads, options.tower)
     if options.write:
         trained = torch.load(options.work / f"joint-{options.seed}.pt", weights_only=False)
-        tensors = towers(options.work, contrast, options.share)
+        tensors = towers(options.work, heads)
         tensors |= {name: value.numpy() for name, value in trained["model"].items()}
         write_folder(options.write, tensors, trained["config"], options.float32)
 
