@@ -87,8 +87,8 @@ class Contrast(nn.Module):
         return self.logit_scale.exp().clamp(max=60)
 
     def drawn(self, seen: torch.Tensor, drawings: Drawings, at: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Drawings against what they are called."""
-        texts = yielding(self.read(drawings.any_words(at, rng)))
+        """Drawings against what they are called; how texts are read, photographs alone teach."""
+        texts = self.read(drawings.any_words(at, rng)).detach()
         return soft_loss(seen, texts, drawings.captions(at), self.scale().detach())
 
     def named(
@@ -99,13 +99,8 @@ class Contrast(nn.Module):
         features, probabilities = synthetic(drawings, usual, classes)
         seen = self.vision_head(features[:, None], probabilities)
         names = drawings.class_sentences[rng.integers(2), classes]
-        texts = yielding(self.read(names))
+        texts = self.read(names).detach()
         return soft_loss(seen, texts, drawings.class_sentences[0, classes], self.scale().detach())
-
-
-def yielding(texts: torch.Tensor, share: float = 0.2) -> torch.Tensor:
-    """Of texts beside photographs a share of the gradient alone: how texts are read, photographs teach."""
-    return share * texts + (1 - share) * texts.detach()
 
 
 def shown(scores: torch.Tensor, drawn: torch.Tensor) -> str:
