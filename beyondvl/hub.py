@@ -14,6 +14,7 @@ from .folder import KNOWN, Folder
 __all__ = ["DEFAULT_MODEL", "WEIGHTS", "open_folder", "resolve"]
 
 DEFAULT_MODEL = "beyond-vl-model"
+SHIPPED = {DEFAULT_MODEL: "default"}  # what the package holds, by name
 FILES = (*KNOWN, "packed.json")
 SAFETENSORS = [
     "model.safetensors",
@@ -54,8 +55,8 @@ def open_folder(name: str | os.PathLike, options: dict[str, Any], weights: bool 
     return Folder(resolve(name, subfolder=within, weights=weights, **hub_options(options))).within(within)
 
 
-def default_folder() -> Path:
-    return Path(__file__).parent / "default"
+def shipped_folder(name: str) -> Path:
+    return Path(__file__).parent / SHIPPED[name]
 
 
 def resolve(
@@ -82,8 +83,8 @@ def resolve(
     text = os.fspath(name)
     if text and Path(text).is_dir():
         return Path(text)
-    if text == DEFAULT_MODEL:
-        return default_folder()
+    if text in SHIPPED:
+        return shipped_folder(text)
     text = text.removeprefix("hf-hub:")
     parts = text.split("/")
     if len(parts) > 2 or not all(parts) or Path(text).exists() or text.startswith((".", "~")):

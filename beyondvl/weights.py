@@ -134,6 +134,12 @@ class Checkpoint:
             raise CheckpointError(f"{other.source}: {twice[0]} is in {self.source} too")
         return Checkpoint({**self.entries, **other.entries}, self.source)
 
+    def over(self, base: Checkpoint) -> Checkpoint:
+        """With the tensors of another one that it has not; what is there in both is its own, scales included."""
+        own = self.entries.keys()
+        kept = {n: e for n, e in base.entries.items() if not own & {n, n.removesuffix("_scale")}}
+        return Checkpoint({**kept, **self.entries}, self.source)
+
     def scale_name(self, name: str) -> str | None:
         for candidate in (f"{name}_scale", re.sub(r"\.weight$", ".SCB", name)):
             if candidate != name and candidate in self.entries:

@@ -1,6 +1,6 @@
 """Customer service: a customer's photograph and questions; answers, and a person where the model is not sure.
 
-    python examples/customer_service.py [PHOTOGRAPH QUESTION ...]
+python examples/customer_service.py [PHOTOGRAPH QUESTION ...]
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import beyondvl as bvl
 
 PHOTOGRAPHS = Path(__file__).parent / "photos"
-QUESTIONS = ["what is in the picture?", "is there a cup in the picture?", "what color is the table?", "how many cups are there?"]
+QUESTIONS = ["is there a cup in the picture?", "what color is the table?", "how many cups are there?"]
 SURE = 0.5  # below that a person answers
 
 

@@ -1,6 +1,6 @@
 """Narration: what a clip shows and what is heard in it, from its pictures and its sound.
 
-    python examples/narration.py [CLIP ...]      files with pictures, and sound where they have it
+python examples/narration.py [CLIP ...]      files with pictures, and sound where they have it
 """
 
 import sys

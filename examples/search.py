@@ -1,6 +1,6 @@
 """Search by any modality: a text, a picture or a spoken query finds pictures, all by one space of embeddings.
 
-    python examples/search.py [QUERY ...]        a query is a text, or a file of a picture, a clip or a sound
+python examples/search.py [QUERY ...]        a query is a text, or a file of a picture, a clip or a sound
 """
 
 import sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import pytest
 
 import beyondvl as bvl
 import pictures
+from beyondvl.weights import save_safetensors
 
 DEFAULT = Path(bvl.__file__).parent / "default"
 HERE = Path(__file__).parent
@@ -150,6 +152,28 @@ def test_text_it_cannot_read_warns(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode("a plain sentence")
+
+
+def test_weights_over_those_of_the_shipped_model(model, tmp_path):
+    """A folder may hold what it changes alone; the rest is the shipped model's, which its config names."""
+    config = model.config.to_dict() | {"base_model_name_or_path": "beyond-vl-model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(DEFAULT / name, tmp_path)
+    with pytest.raises(bvl.CheckpointError, match="no weights"):
+        bvl.AutoModel.from_pretrained(tmp_path)
+    bias = np.linspace(-1, 1, 384, dtype=np.float32)
+    save_safetensors(tmp_path / "model.safetensors", {"text_projection.bias": bias})
+    other = bvl.AutoModel.from_pretrained(tmp_path, strict=True)
+    texts = ["a cup of coffee", "two dogs"]
+    rows, before = other.encode(texts), model.encode(texts)
+    assert np.abs(rows - before).max() > 0.01
+    np.testing.assert_array_equal(other.encode(pictures.photo(80, 60)), model.encode(pictures.photo(80, 60)))
+    other.save_packed(tmp_path / "packed")
+    np.testing.assert_array_equal(bvl.AutoModel.from_pretrained(tmp_path / "packed").encode(texts), rows)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": "somebody/else"}))
+    with pytest.raises(bvl.CheckpointError, match="is missing"):
+        bvl.AutoModel.from_pretrained(tmp_path)
 
 
 def test_pipelines(model):

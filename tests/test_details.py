@@ -107,7 +107,7 @@ def test_open_clip_folders(tmp_path):
     config = {"model_cfg": OPEN_CLIP["model_cfg"] | {"text_cfg": text}, "preprocess_cfg": {"resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text('{"architecture": "vit_base"}')
-    shutil.copy(bvl.hub.default_folder() / "tokenizer.json", folder)
+    shutil.copy(bvl.hub.shipped_folder("beyond-vl-model") / "tokenizer.json", folder)
     processor = bvl.AutoProcessor.from_pretrained(folder)
     inputs = processor(images=pictures.photo(), return_tensors="np")
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
@@ -117,7 +117,7 @@ def test_open_clip_folders(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*mostly unknown")
 def test_tokenizer_settings_beside_a_tokenizer_json(tmp_path):
     """do_lower_case beside a lower-casing tokenizer.json was ignored."""
-    shutil.copy(bvl.hub.default_folder() / "tokenizer.json", tmp_path)
+    shutil.copy(bvl.hub.shipped_folder("beyond-vl-model") / "tokenizer.json", tmp_path)
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     cased = bvl.AutoTokenizer.from_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_tokenizer_settings_beside_a_tokenizer_json(tmp_path):
 
 def test_sentence_encoders_cut_where_sentence_transformers_cuts(tmp_path, default):
     folder = models.write(tmp_path / "m", {**BERT, "vocab_size": 30522, "max_position_embeddings": 64})
-    shutil.copy(bvl.hub.default_folder() / "tokenizer.json", folder)
+    shutil.copy(bvl.hub.shipped_folder("beyond-vl-model") / "tokenizer.json", folder)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 10}')
     model = bvl.AutoModel.from_pretrained(folder)
     long, cut = "one two three " * 30, "one two three one two three one two"

@@ -31,7 +31,7 @@ PICTURES = {"image_processor_type": "CLIPImageProcessor"}
 
 def default_without(folder, *names):
     """The default model's folder without some of its files."""
-    shutil.copytree(hub.default_folder(), folder)
+    shutil.copytree(hub.shipped_folder("beyond-vl-model"), folder)
     for name in names:
         (folder / name).unlink()
     return folder

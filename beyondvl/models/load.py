@@ -16,6 +16,7 @@ from ..config import Config
 from ..errors import CheckpointError, ConfigError, MissingWeightError
 from ..families.registry import Family, Head
 from ..folder import Folder
+from ..hub import SHIPPED, shipped_folder
 from ..modalities import of_tower
 from ..outputs import check_device
 from ..sentences import Sentences
@@ -111,9 +112,9 @@ def load_towers(
         encoders = cls.encoders(config)
     except ConfigError as error:
         with contextlib.suppress(CheckpointError):
-            error = ConfigError(f"{error}{_advice(open_checkpoint(folder.path, family.weight_files), config, cls)}")
+            error = ConfigError(f"{error}{_advice(_stored(folder, family, config), config, cls)}")
         raise error from None
-    stored = open_checkpoint(folder.path, family.weight_files)
+    stored = _stored(folder, family, config)
     checkpoint = _named(stored, cls)
     if sentences:
         checkpoint = sentences.joined(checkpoint)
@@ -136,6 +137,14 @@ def load_towers(
         _C.trim()  # the widened tensors of the checkpoint leave holes as large as the packed weights
     _report_surplus(checkpoint, reader, config, cls, strict)
     return towers, scales
+
+
+def _stored(folder: Folder, family: Family, config: Config) -> Checkpoint:
+    """The weights of a folder, over those of the model that its config.json names as `base_model_name_or_path` (peft's
+    name) where the package holds that one."""
+    stored = open_checkpoint(folder.path, family.weight_files)
+    base = config.get("base_model_name_or_path")
+    return stored.over(open_checkpoint(shipped_folder(base))) if base in SHIPPED else stored
 
 
 def _check_sizes(cls: ModelClass, towers: dict[str, Tower]) -> None:
