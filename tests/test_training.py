@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "training"))  # its tools import each other by name
 PLACES = [ROOT.parent / "shared" / "data", ROOT.parent.parent / "shared" / "data"]
 CAPTIONS = [
     "a dog runs through the snow",
