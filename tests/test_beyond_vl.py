@@ -416,6 +416,17 @@ def test_a_text_beside_one_picture_and_sizes_that_do_not_fit(model):
         model(**text, pixel_values=pixels, decoder_input_ids=[[1]])
 
 
+def test_hidden_states_of_a_text(model):
+    text = model.texts(["w1 w2", "w3"])
+    outputs = model(**text, output_hidden_states=True).text_model_output
+    assert [state.shape for state in outputs.hidden_states] == [(2, 4, 40)] * 3
+    np.testing.assert_array_equal(outputs.hidden_states[-1], outputs.last_hidden_state)
+    with pytest.raises(ValueError, match="layers of the vision tower differ"):
+        model(pixel_values=model.image_processor(PICTURES)["pixel_values"], output_hidden_states=True)
+    with pytest.raises(ValueError, match="output_hidden_states: found 3"):
+        model(**text, output_hidden_states=3)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -12,7 +12,7 @@ from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.model import check_neutral
 from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.items import content_of, is_sound_and_rate, modality_of
-from .base import EncodedImages, text_inputs
+from .base import STATES, EncodedImages, text_inputs
 from .confidence import ConfidentMixin, Said
 from .drawing import SEEN, DrawingModel, Texts
 from .matching import MatchingModel
@@ -88,6 +88,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         token_type_ids: Any = None,
         decoder_input_ids: Any = None,
         decoder_attention_mask: Any = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Any subset of a text, pictures, clips and sounds.
@@ -98,7 +99,8 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         D) and the like of unit norm, `fused_embeds` (B, D) of unit norm, `fused_hidden_state` (B, 1 + n, hidden_size):
         a class token, then of each input its embedding and its queries, then the text's embedding and its rows;
         `match_logits` (B, 2), "does not match" and "matches". With decoder_input_ids (B, L; ids of the decoder) also
-        `logits` (B, L, vocabulary).
+        `logits` (B, L, vocabulary). With `output_hidden_states=True` the text's and the pictures' towers run once more
+        for `text_model_output` and `vision_model_output`, which hold their `hidden_states` as in PreTrainedModel.
 
         Raises ValueError naming the input, what was found and what was expected.
         """
@@ -111,7 +113,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         if not seen and text is None:
             raise ValueError("found no input, expected some of input_ids, pixel_values, pixel_values_videos, "
                              "input_features")  # fmt: skip
-        arrays = self._compared(seen, text)
+        arrays, states = self._compared(seen, text), self._tower_outputs(text, pixel_values, output_hidden_states)
         sizes = {len(each) for each in seen} | ({len(text["input_ids"])} if text else set())
         count = max(sizes)
         if sizes <= {1, count}:
@@ -131,7 +133,26 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
             raise ValueError(
                 f"decoder_input_ids: given beside inputs of {sorted(sizes)} items, expected as many of each"
             )
-        return ModelOutput({name: from_numpy(np.ascontiguousarray(array), kind) for name, array in arrays.items()})
+        output = {name: from_numpy(np.ascontiguousarray(array), kind) for name, array in arrays.items()}
+        return ModelOutput(output | states)
+
+    def _tower_outputs(self, text: Texts | None, pixels: Any, wanted: bool | None) -> dict[str, ModelOutput]:
+        """What the towers of a text and of pictures make of them, where hidden states are asked for."""
+        inputs = {TEXT.tower: text, IMAGE.tower: None if pixels is None else {"pixel_values": pixels}}
+        there = {name: side for name, side in inputs.items() if side is not None}
+        names = {name: self._states(name, wanted) for name in there}
+        if not wanted:
+            return {}
+        kept = {name: [slot for slot in STATES if slot in self.tower(name).outputs] for name in there}
+        outputs = {name: self.run_tower(name, side, kept[name] + names[name]) for name, side in there.items()}
+        kind = kind_of(pixels, *(text or {}).values())
+        return {
+            f"{name}_model_output": ModelOutput(
+                {slot: from_numpy(arrays[slot], kind) for slot in kept[name]},
+                hidden_states=tuple(from_numpy(arrays[slot], kind) for slot in names[name]),
+            )
+            for name, arrays in outputs.items()
+        }
 
     def _seen(self, pixels: Any, clips: Any, features: Any, mask: Any) -> tuple[EncodedImages, ...]:
         """What there is beside the text, each after its tower."""
