@@ -5,8 +5,8 @@
 contrast.py tunes the tower with heads that see each picture a few times; these heads start anew and see many: features
 of all views of photographs and drawings are computed once. The tower is the mean of the weights of --towers, which all
 began as the published one (Wortsman et al., 2022), or that one where none is named, to compare with. Losses are those of
-contrast.py; weights are averaged over the last third. Writes WORK/heads-SEED.pt: the tower's tuned stages and these
-heads.
+contrast.py; weights are averaged over the last third. With --teachers, heads of several seeds, half of what is learned is
+their mean similarity (Hinton et al., 2015). Writes WORK/heads-SEED.pt: the tower's tuned stages and these heads.
 """
 
 from __future__ import annotations
@@ -72,22 +72,27 @@ def towards(scores: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
     return -0.5 * (alike.softmax(1) * scores.log_softmax(1)).sum(1).mean()
 
 
+def compared(model: Contrast, features: tuple[torch.Tensor, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
+    """Scaled cosines (n, m) of pictures and sentence vectors."""
+    return model.scale() * embedded(model, features) @ model.read(vectors).T
+
+
 def told_apart(
-    model: Contrast,
-    train: Photographs,
-    seen: Seen,
-    at: np.ndarray,
-    rng: np.random.Generator,
-    options: argparse.Namespace,
-) -> torch.Tensor:
+    model: Contrast, teachers: list[Contrast], train: Photographs, seen: Seen, at: np.ndarray, rng: np.random.Generator,
+    temperature: float,
+) -> torch.Tensor:  # fmt: skip
     """Photographs of a batch against a caption of every photograph, and their captions against them."""
     view, mine = rng.integers(0, len(train.maps), len(at)), torch.from_numpy(at)
     captions = torch.from_numpy(train.draw(at, view, rng))
-    embeds = embedded(model, seen.take(view, at))
-    texts = model.read(train.vectors[torch.arange(len(train)), captions])
-    alike = train.means[mine] @ train.means.T / options.temperature
-    scores = model.scale() * embeds @ texts.T
-    return towards(scores, alike) + towards(scores[:, mine].T, alike[:, mine])
+    features, vectors = seen.take(view, at), train.vectors[torch.arange(len(train)), captions]
+    scores = compared(model, features, vectors)
+    alike = train.means[mine] @ train.means.T / temperature
+    loss = towards(scores, alike) + towards(scores[:, mine].T, alike[:, mine])
+    if not teachers:
+        return loss
+    with torch.no_grad():
+        taught = torch.stack([compared(teacher, features, vectors) for teacher in teachers]).mean(0)
+    return 0.5 * (loss + towards(scores, taught) + towards(scores[:, mine].T, taught[:, mine].T))
 
 
 @torch.no_grad()
@@ -118,6 +123,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.03)
     parser.add_argument("--drawings", type=float, default=0.4)
     parser.add_argument("--classes", type=float, default=0.15)
+    parser.add_argument("--teachers", nargs="*", default=[], help="files of this step in WORK")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -128,6 +134,11 @@ def main() -> None:
     state = {name: torch.from_numpy(tower.read(name, tower.entries[name].shape)) for name in tower.names()}
     model = Contrast(state, drawings.class_sentences[1], options.inner, options.dropout)
     model.top.load_state_dict(mean_tower(work, options.towers, model.top.state_dict(), options.share))
+    teachers = []
+    for name in options.teachers:
+        saved = torch.load(work / name, weights_only=True)
+        teachers.append(Contrast(state, drawings.class_sentences[1], len(saved["vision_head.fc1.bias"]), 0.0).eval())
+        teachers[-1].load_state_dict(saved)
     photographs, chosen, drawn = (
         Seen(model.top, array, work / f"{tag}-{name}.pt")
         for name, array in (("train", train.maps), ("choose", choose.maps), ("drawings", maps))
@@ -143,7 +154,7 @@ def main() -> None:
         order = rng.permutation(len(train))
         for step in range(per_epoch):
             at = order[step * options.batch : (step + 1) * options.batch]
-            loss = told_apart(model, train, photographs, at, rng, options)
+            loss = told_apart(model, teachers, train, photographs, at, rng, options.temperature)
             some = rng.choice(drawings.train, options.drawn, replace=False)
             embeds = embedded(model, drawn.take(rng.integers(0, len(maps), len(some)), some))
             loss = loss + options.drawings * model.drawn(embeds, drawings, some, rng)
