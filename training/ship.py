@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower", type=Path, help="write the tuned picture tower alone there, before step 4")
+    parser.add_argument("--joint", help="a file of joint.py in WORK, where it is not that of the seed")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--float32", action="store_true")
     options = parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     if options.tower:
         write_tower(options.work, heads, options.tower)
     if options.write:
-        trained = torch.load(options.work / f"joint-{options.seed}.pt", weights_only=False)
+        trained = torch.load(options.work / (options.joint or f"joint-{options.seed}.pt"), weights_only=False)
         tensors = towers(options.work, heads)
         tensors |= {name: value.numpy() for name, value in trained["model"].items()}
         write_folder(options.write, tensors, trained["config"], options.float32)
