@@ -101,7 +101,7 @@ class Learner:
         embeds = self.embedded(batch["means"].flatten(0, 1), batch["classes"].flatten(0, 1))
         embeds = F.normalize(embeds.unflatten(0, batch["means"].shape[:2]).mean(1), dim=-1)
         cells = batch["cells"] * rows.norm.weight + rows.norm.bias
-        return embeds, model.video_rows.join(rows.projection(cells).flatten(1, 2))
+        return embeds, model.moving(rows.projection(cells))
 
     def sounds(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings, rows, mask and uninstructed queries of sounds."""

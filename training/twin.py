@@ -153,6 +153,18 @@ def alike(block: Block) -> None:
         block.self_attn.k_proj.weight.copy_(block.self_attn.q_proj.weight)
 
 
+def spread(position: nn.Embedding, sizes: tuple[int, ...], gain: float = 0.3) -> None:
+    """Places along axes: at first each is the sum of a vector for every axis, so that those of one time, line or column
+    are alike."""
+    if math.prod(sizes) > position.num_embeddings:
+        return
+    with torch.no_grad():
+        grid = torch.zeros(*sizes, position.embedding_dim)
+        for axis, size in enumerate(sizes):
+            grid += torch.randn(size, *[1] * (len(sizes) - 1 - axis), position.embedding_dim) * gain
+        position.weight[: math.prod(sizes)] = grid.flatten(0, -2)
+
+
 class Rows(nn.Module):
     """What a tower gives (B, n, columns) as the rows (B, n, D) that queries draw from, or that formers read: normed and
     projected; `places`: of those, each row adds the embedding of its place; `layers`, of the sizes of a Stack: the rows
@@ -319,7 +331,11 @@ class BeyondVL(nn.Module):
         self.text_rows = Rows(size, columns["text"], joined=False)
         own = {name: {"layers": former[name][1:], "dropout": dropout} for name in ("image_rows", "video_rows")}
         self.image_rows = Rows(size, columns["vision"], places + bool(labels), labels, **own["image_rows"])
-        self.video_rows = Rows(size, 0, family.num_frames(config) * places // self.cell, **own["video_rows"])
+        frames = family.num_frames(config)
+        self.video_rows = Rows(size, 0, (frames + 1) * places // self.cell, **own["video_rows"])
+        side, grid = math.isqrt(places), math.isqrt(places // self.cell)
+        spread(self.image_rows.position, (side, side))
+        spread(self.video_rows.position, (frames + 1, grid, grid))
         for block in self.video_rows.layers:
             alike(block)
         self.audio_rows = Rows(size, columns["audio"] * (len(towers["audio"].layers) + 1))
@@ -352,8 +368,18 @@ class BeyondVL(nn.Module):
         return self.image_rows.join(rows)
 
     def video(self, rows: Tensor) -> Tensor:
-        """Rows (B, frames * cells, D) to draw from, of the rows (B, frames, places, D) of the frames."""
-        return self.video_rows.join(rows[:, :, self.order].unflatten(2, (-1, self.cell)).mean(3).flatten(1, 2))
+        """Rows (B, (1 + frames) * cells, D) to draw from, of the rows (B, frames, places, D) of the frames."""
+        return self.moving(rows[:, :, self.order].unflatten(2, (-1, self.cell)).mean(3))
+
+    def moving(self, cells: Tensor) -> Tensor:
+        """Rows of cells (B, frames, cells, D): what is there all the time, and how each frame departs from it, in units
+        of how far they depart in all: where something moves, they do so more than elsewhere."""
+        cells = cells.float()
+        scene = cells.mean(1, keepdim=True)
+        departures = cells - scene
+        strength, least = (x.norm(dim=3, keepdim=True).mean((1, 2), keepdim=True) for x in (departures, scene))
+        departures = departures * (0.5 * math.sqrt(cells.shape[3]) / (strength + 0.05 * least))
+        return self.video_rows.join(torch.cat([scene, departures], 1).flatten(1, 2))
 
     def audio(self, states: Tensor, mask: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Embeddings (B, D), not normalised, and rows (B, n, D) to draw from, of states (B, n, columns)."""

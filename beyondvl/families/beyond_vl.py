@@ -237,7 +237,7 @@ def image_rows(config: Config) -> Encoder:
 
 def video_rows(config: Config) -> Encoder:
     order, count = cells(places(tower(config, "vision")))
-    return placed_rows(config, "video_rows", num_frames(config) * (len(order) // count))
+    return placed_rows(config, "video_rows", (1 + num_frames(config)) * (len(order) // count))
 
 
 def audio_rows(config: Config) -> Encoder | None:

@@ -33,6 +33,16 @@ class Read(NamedTuple):
     embeds: np.ndarray  # (B, hidden_size) of unit norm
 
 
+def moving(cells: np.ndarray) -> np.ndarray:
+    """Rows (B, (1 + frames) * cells, D) of a clip's cells (B, frames, cells, D): what is there all the time, and how
+    each frame departs from it, in units of how far they depart in all: where something moves, they do so more."""
+    scene = cells.mean(1, keepdims=True)
+    departures = cells - scene
+    strength, least = (np.linalg.norm(x, axis=3).mean((1, 2))[:, None, None, None] for x in (departures, scene))
+    unit = np.float32(0.5 * cells.shape[3] ** 0.5) / (strength + np.float32(0.05) * least)
+    return np.concatenate([scene, departures * unit], 1).reshape(len(cells), -1, cells.shape[3])
+
+
 class DrawingModel(ClipsModel):
     """A Q-Former over pictures, clips and sounds, which may read an instruction."""
 
@@ -79,7 +89,7 @@ class DrawingModel(ClipsModel):
             )
         flat = array.reshape(-1, *array.shape[2:])
         seen = self.run_tower(IMAGE.tower, {"pixel_values": flat}, ["unit_embeds", "grid"])
-        rows = {"features": seen["grid"].reshape(len(array), -1, self._width)}
+        rows = {"features": moving(seen["grid"].reshape(len(array), self.num_frames, -1, self._width))}
         embeds = unit_rows(seen["unit_embeds"].reshape(len(array), self.num_frames, -1).mean(1))
         contexts = self._rows_of(VIDEO.name, rows, ["context"])["context"]
         return EncodedImages(tuple(contexts), embeds[:, None], owner=self.identity, modality=VIDEO.name)
