@@ -2,10 +2,11 @@
 
     python training/calibrate.py --data shared/data --work training/work --model FOLDER
 
-Runs the checkpoint over the part "choose" and the drawings of the validation part, and writes the section "confidence" of
-its config.json: logistic weights (Platt, 1999) of captions, answers and names (names.txt), and the least confidence with
-which a caption is said. A caption is right where the first thing it names is in the words of the picture; a name where it
-is; an answer where it is the one expected. Prints calibration errors over ten held-out tenths.
+Runs the checkpoint over the part "choose" of photographs and rooms and the drawings of the validation part, and writes the
+section "confidence" of its config.json: logistic weights (Platt, 1999) of captions, answers and names (names.txt), and the
+least confidence with which a caption is said. A caption is right where the first thing it names is in the words of the
+picture, of a room in its questions and answers; a name where it is; an answer where it is the one expected. Prints
+calibration errors over ten held-out tenths.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def held_out(features: np.ndarray, right: np.ndarray, parts: int = 10) -> np.nda
 
 class Calibration:
     def __init__(self, data: Path, work: Path, model: bvl.PreTrainedModel):
-        self.data, self.model = data, model
+        self.model = model
         with Archive(data / "flickr8k.tar") as archive:
             part = flickr8k(archive)["choose"]
             pictures = [Image.open(io.BytesIO(archive.read(file))) for file in part.files]
@@ -92,13 +93,17 @@ class Calibration:
         items = [drawings.items[i] for i in drawings.validation]
         drawn = [on_white(Image.open(work / "pictures" / item["picture"]), SIZE) for item in items]
         self.drawn = model.encode_image(drawn)
-        self.known = [set(singular(tokens(" ".join(lines)))) for lines in self.captions]
-        self.known += [set(singular(tokens(" ".join(i["captions"] + i["keywords"])))) for i in items]
+        with Archive(data / "daquar.tar") as archive:
+            self.asked = daquar(archive)["choose"]
+            self.rooms = model.encode_image([Image.open(io.BytesIO(archive.read(file))) for file in self.asked.files])
+        words = [*self.captions, *(i["captions"] + i["keywords"] for i in items)]
+        words += [[text for pair in pairs for text in pair] for pairs in self.asked.words]
+        self.known = [set(singular(tokens(" ".join(lines)))) for lines in words]
 
     def written(self) -> tuple[np.ndarray, np.ndarray]:
         """Features (n, 3) of captions, and whether they are right."""
         features, texts = [], []
-        for seen in (self.photos, self.drawn):
+        for seen in (self.photos, self.drawn, self.rooms):
             said, chances = self.model._written(self.model._prompted(None, None, None, seen), {})
             cosines = (self.model._unit_texts(said) * seen.embeds[:, 0]).sum(1, keepdims=True)
             features.append(np.concatenate([chances, cosines], 1))
@@ -110,7 +115,7 @@ class Calibration:
         """Log shares (n, 1) of the likeliest names, and whether they are right."""
         listed = names()
         rows = self.model._unit_texts([f"a photo of {name}" for name in listed])
-        embeds = np.concatenate([self.photos.embeds[:, 0], self.drawn.embeds[:, 0]])
+        embeds = np.concatenate([seen.embeds[:, 0] for seen in (self.photos, self.drawn, self.rooms)])
         scores = self.model.logit_scale * embeds @ rows.T
         shares = scores - np.log(np.exp(scores).sum(1, keepdims=True))
         best = shares.argmax(1)
@@ -120,10 +125,11 @@ class Calibration:
     def answered(self) -> tuple[np.ndarray, np.ndarray]:
         """Features (n, 2) of answers, and whether they are right: about rooms, and made questions."""
         features, right = [], []
-        with Archive(self.data / "daquar.tar") as archive:
-            part = daquar(archive)["choose"]
-            rooms = self.model.encode_image([Image.open(io.BytesIO(archive.read(file))) for file in part.files])
-        asked = [(rooms[i], plain(q) + "?", answer_text(a)) for i, pairs in enumerate(part.words) for q, a in pairs]
+        asked = [
+            (self.rooms[i], plain(q) + "?", answer_text(a))
+            for i, pairs in enumerate(self.asked.words)
+            for q, a in pairs
+        ]
         made = made_questions(self.captions, np.random.default_rng(3), unseen=True)
         asked += [(self.photos[i], question, answer) for i, _, question, answer in made]
         for seen, question, expected in asked:

@@ -161,7 +161,7 @@ class Judge:
         stamps = sorted(((colours(path), path) for path in root.rglob("stamps/**/*.png")
                          if path.with_suffix(".txt").exists()), key=lambda row: row[0])[-320:]  # fmt: skip
         words = [path.with_suffix(".txt").read_text(errors="replace").split("\n")[0] for _, path in stamps]
-        captions = self.model.caption([on_white(Image.open(path), 260) for _, path in stamps])
+        captions = self.model.caption([on_white(Image.open(path).convert("RGBA"), 260) for _, path in stamps])
         held = [bool((set(singular(tokens(c))) & NOUNS) & set(singular(tokens(w))))
                 for c, w in zip(captions, words, strict=True)]  # fmt: skip
         self.show("photographic stamps, a right noun in the caption", held)

@@ -5,6 +5,7 @@ wrote. A batch is a dictionary of tensors and lists; joint.py says what is made 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,10 @@ class Lessons:
         self.real_at = [i for i, f in enumerate(self.real.facts) if f["fold"] != fold]
         self.plain = [[plain(c) for c in words] for words in self.captions]
         self.sided = [[" left" in c or " right" in c for c in words] for words in self.plain]
-        items = json.loads((work / "items.json").read_text())
-        self.drawn = [
-            (i, plain(caption))
-            for i, item in enumerate(items)
-            if item["part"] == "train"
-            for caption in item["captions"][:1]
-            if plain(caption)
-        ]
+        self.silent = (
+            captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()]
+        )
+        self.drawn = self.drawings_by_words(json.loads((work / "items.json").read_text()))
         self.room_questions = [
             (i, plain(question) + "?", answer_text(answer))
             for i, pairs in enumerate(rooms)
@@ -126,14 +123,27 @@ class Lessons:
         questions = {q for _, q, _ in self.room_questions} | {q for _, _, q, _ in self.made}
         questions |= {q for f in self.clips.facts for q, _ in f["questions"]} | set(VOICE) | set(SOUND)
         names = [f"a photo of a {plain(name)}" for name in class_names()]
-        self.silent = (
-            captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()]
-        )
         heard = [line for lines in HEARD.values() for line in lines]
         texts = [c for words in self.plain for c in words] + [*self.swaps.values(), *sorted(questions), *heard]
         self.read = Read.of(texts + names, work / "read")
         self.silent_vectors = Read.vectors_of(self.silent, work / "silent.npy")
         self.near = np.zeros((0, 0), int)  # of each photograph, others whose captions might be its own
+
+    def drawings_by_words(self, items: list[dict[str, Any]]) -> list[tuple[int, str]]:
+        """Drawings of the training part with a caption of words that people use of pictures: file names are no
+        captions."""
+        said = Counter(
+            word for text in [*self.silent, *(t for words in self.plain for t in words)] for word in text.split()
+        )
+        return [
+            (i, text)
+            for i, item in enumerate(items)
+            if item["part"] == "train"
+            for text in [
+                next((t for t in map(plain, item["captions"]) if t and all(said[w] > 4 for w in t.split())), "")
+            ]
+            if text
+        ]
 
     def caption_batch(self, rng: np.random.Generator, count: int, each: int) -> dict[str, Any]:
         """Photographs with `each` captions of each."""
