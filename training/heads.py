@@ -7,6 +7,10 @@ of all views of photographs and drawings are computed once. The tower is the mea
 began as the published one (Wortsman et al., 2022), or that one where none is named, to compare with. Losses are those of
 contrast.py; weights are averaged over the last third. With --teachers, heads of several seeds, half of what is learned is
 their mean similarity (Hinton et al., 2015). Writes WORK/heads-SEED.pt: the tower's tuned stages and these heads.
+
+A head ranks the photographs that it was trained on twice as well as others: formers that learned from such embeddings
+would trust them too much. So --folds trains heads on the other photographs, in the space of the finished ones' texts, and
+writes WORK/embeds-train.npy [views, n, SIZE]: every photograph as if it had never been seen.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contrast import Contrast, Photographs, shown
+from contrast import SIZE, Contrast, Photographs, shown
 from drawings import Drawings
 from torch import nn
 from twin import LiteTop
@@ -77,16 +81,34 @@ def compared(model: Contrast, features: tuple[torch.Tensor, torch.Tensor], vecto
     return model.scale() * embedded(model, features) @ model.read(vectors).T
 
 
+class Sets:
+    """What is learned from, and what is chosen on, with the features of a tower."""
+
+    def __init__(self, data: Path, work: Path, top: LiteTop, tag: str):
+        self.train, self.choose = (Photographs(data, work, part) for part in ("train", "choose"))
+        self.drawings, maps = Drawings(work), np.load(work / "drawings.npy", mmap_mode="r")
+        self.photographs, self.chosen, self.drawn = (
+            Seen(top, array, work / f"{tag}-{name}.pt")
+            for name, array in (("train", self.train.maps), ("choose", self.choose.maps), ("drawings", maps))
+        )
+        self.usual = self.photographs.means[0, :512].float()
+
+
 def told_apart(
-    model: Contrast, teachers: list[Contrast], train: Photographs, seen: Seen, at: np.ndarray, rng: np.random.Generator,
+    model: Contrast, teachers: list[Contrast], sets: Sets, among: np.ndarray, at: np.ndarray, rng: np.random.Generator,
     temperature: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Photographs of a batch against a caption of every photograph, and their captions against them."""
-    view, mine = rng.integers(0, len(train.maps), len(at)), torch.from_numpy(at)
-    captions = torch.from_numpy(train.draw(at, view, rng))
-    features, vectors = seen.take(view, at), train.vectors[torch.arange(len(train)), captions]
+    """Photographs of a batch, `at` of those that are learned from, against a caption of each of these, and back."""
+    train, mine = sets.train, torch.from_numpy(at)
+    view = rng.integers(0, len(train.maps), len(at))
+    captions = train.draw(among[at], view, rng)[among]
+    features = sets.photographs.take(view, among[at])
+    vectors, means = (
+        train.vectors[torch.from_numpy(among), torch.from_numpy(captions)],
+        train.means[torch.from_numpy(among)],
+    )
     scores = compared(model, features, vectors)
-    alike = train.means[mine] @ train.means.T / temperature
+    alike = means[mine] @ means.T / temperature
     loss = towards(scores, alike) + towards(scores[:, mine].T, alike[:, mine])
     if not teachers:
         return loss
@@ -96,14 +118,59 @@ def told_apart(
 
 
 @torch.no_grad()
-def evaluated(model: Contrast, choose: Photographs, seen: Seen, drawings: Drawings, drawn: Seen) -> str:
+def evaluated(model: Contrast, sets: Sets) -> str:
     model.eval()
-    whole = embedded(model, seen.take(np.zeros(len(choose), int), np.arange(len(choose))))
-    scores = whole @ model.read(choose.vectors.flatten(0, 1)).T
-    at = drawings.validation
-    whole = embedded(model, drawn.take(np.zeros(len(at), int), at))
+    whole = embedded(model, sets.chosen.take(np.zeros(len(sets.choose), int), np.arange(len(sets.choose))))
+    scores = whole @ model.read(sets.choose.vectors.flatten(0, 1)).T
+    at = sets.drawings.validation
+    whole = embedded(model, sets.drawn.take(np.zeros(len(at), int), at))
     model.train()
-    return shown(scores, whole @ model.read(drawings.captions(at)).T)
+    return shown(scores, whole @ model.read(sets.drawings.captions(at)).T)
+
+
+def fit(
+    model: Contrast, parts: list[nn.Parameter], teachers: list[Contrast], sets: Sets, among: np.ndarray,
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Trains some of the parameters on some of the photographs, and on the drawings."""
+    optimizer = torch.optim.AdamW(parts, lr=options.lr, weight_decay=options.decay, betas=(0.9, 0.98))
+    sums, count, per_epoch = [torch.zeros_like(part) for part in parts], 0, len(among) // options.batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.epochs * per_epoch, pct_start=0.15)
+    drawings, views = sets.drawings, len(sets.drawn.means)
+    for epoch in range(options.epochs):
+        rng = np.random.default_rng([options.seed, epoch])
+        order = rng.permutation(len(among))
+        for step in range(per_epoch):
+            at = order[step * options.batch : (step + 1) * options.batch]
+            loss = told_apart(model, teachers, sets, among, at, rng, options.temperature)
+            some = rng.choice(drawings.train, options.drawn, replace=False)
+            embeds = embedded(model, sets.drawn.take(rng.integers(0, views, len(some)), some))
+            loss = loss + options.drawings * model.drawn(embeds, drawings, some, rng)
+            loss = loss + options.classes * model.named(drawings, sets.usual, rng)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parts, 5.0)
+            optimizer.step()
+            schedule.step()
+            if 3 * epoch >= 2 * options.epochs:
+                for total, part in zip(sums, parts, strict=True):
+                    total += part.detach()
+                count += 1
+        if epoch % 10 == 9 or epoch + 1 == options.epochs:
+            print(f"epoch {epoch + 1}", evaluated(model, sets), flush=True)
+    with torch.no_grad():
+        for total, part in zip(sums, parts, strict=True):
+            part.copy_(total / count)
+    print("averaged", evaluated(model, sets), flush=True)
+
+
+@torch.no_grad()
+def embeddings(model: Contrast, seen: Seen, at: np.ndarray) -> np.ndarray:
+    """(views, n, SIZE) float16 of photographs."""
+    model.eval()
+    views = [embedded(model, seen.take(np.full(len(at), view), at)) for view in range(len(seen.means))]
+    model.train()
+    return torch.stack(views).half().numpy()
 
 
 def main() -> None:
@@ -124,56 +191,36 @@ def main() -> None:
     parser.add_argument("--drawings", type=float, default=0.4)
     parser.add_argument("--classes", type=float, default=0.15)
     parser.add_argument("--teachers", nargs="*", default=[], help="files of this step in WORK")
+    parser.add_argument("--folds", type=int, default=0, help="of photographs, each embedded by a head of the others")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     work, tag = options.work, "-".join(["seen", *(name.split("-")[1] for name in options.towers)])
-    train, choose = (Photographs(options.data, work, part) for part in ("train", "choose"))
-    drawings, maps = Drawings(work), np.load(work / "drawings.npy", mmap_mode="r")
     tower = open_checkpoint(work / "tower")
     state = {name: torch.from_numpy(tower.read(name, tower.entries[name].shape)) for name in tower.names()}
-    model = Contrast(state, drawings.class_sentences[1], options.inner, options.dropout)
+    names = torch.from_numpy(np.load(work / "classes.npy"))[1]
+    model = Contrast(state, names, options.inner, options.dropout)
     model.top.load_state_dict(mean_tower(work, options.towers, model.top.state_dict(), options.share))
     teachers = []
     for name in options.teachers:
         saved = torch.load(work / name, weights_only=True)
-        teachers.append(Contrast(state, drawings.class_sentences[1], len(saved["vision_head.fc1.bias"]), 0.0).eval())
+        teachers.append(Contrast(state, names, len(saved["vision_head.fc1.bias"]), 0.0).eval())
         teachers[-1].load_state_dict(saved)
-    photographs, chosen, drawn = (
-        Seen(model.top, array, work / f"{tag}-{name}.pt")
-        for name, array in (("train", train.maps), ("choose", choose.maps), ("drawings", maps))
-    )
-    usual = photographs.means[0, :512].float()
+    sets = Sets(options.data, work, model.top, tag)
+    every = np.arange(len(sets.train))
+    if options.folds:
+        taught = torch.load(work / f"heads-{options.seed}.pt", weights_only=True)
+        out = np.zeros((len(sets.photographs.means), len(every), SIZE), np.float16)
+        for fold in range(options.folds):
+            model = Contrast(state, names, options.inner, options.dropout)
+            model.load_state_dict(taught | {n: v for n, v in model.state_dict().items() if n.startswith("vision_head")})
+            left = every[every % options.folds == fold]
+            fit(model, [*model.vision_head.parameters()], [], sets, np.setdiff1d(every, left), options)
+            out[:, left] = embeddings(model, sets.photographs, left)
+        np.save(work / "embeds-train.npy", out)
+        return
     heads = [*model.vision_head.parameters(), *model.text_projection.parameters(), model.logit_scale]
-    optimizer = torch.optim.AdamW(heads, lr=options.lr, weight_decay=options.decay, betas=(0.9, 0.98))
-    sums, count = [torch.zeros_like(part) for part in heads], 0
-    per_epoch = len(train) // options.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.epochs * per_epoch, pct_start=0.15)
-    for epoch in range(options.epochs):
-        rng = np.random.default_rng([options.seed, epoch])
-        order = rng.permutation(len(train))
-        for step in range(per_epoch):
-            at = order[step * options.batch : (step + 1) * options.batch]
-            loss = told_apart(model, teachers, train, photographs, at, rng, options.temperature)
-            some = rng.choice(drawings.train, options.drawn, replace=False)
-            embeds = embedded(model, drawn.take(rng.integers(0, len(maps), len(some)), some))
-            loss = loss + options.drawings * model.drawn(embeds, drawings, some, rng)
-            loss = loss + options.classes * model.named(drawings, usual, rng)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(heads, 5.0)
-            optimizer.step()
-            schedule.step()
-            if 3 * epoch >= 2 * options.epochs:
-                for total, part in zip(sums, heads, strict=True):
-                    total += part.detach()
-                count += 1
-        if epoch % 10 == 9 or epoch + 1 == options.epochs:
-            print(f"epoch {epoch + 1}", evaluated(model, choose, chosen, drawings, drawn), flush=True)
-    with torch.no_grad():
-        for total, part in zip(sums, heads, strict=True):
-            part.copy_(total / count)
-    print("averaged", evaluated(model, choose, chosen, drawings, drawn), flush=True)
+    fit(model, heads, teachers, sets, every, options)
     if options.write:
         torch.save(model.state_dict(), work / f"heads-{options.seed}.pt")
 

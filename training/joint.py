@@ -77,23 +77,25 @@ class Learner:
     # inputs to rows
 
     @torch.no_grad()
-    def embedded(self, means: Tensor, classes: Tensor) -> Tensor:
-        """Unit embeddings of pictures, in training with a little noise."""
+    def embedded(self, means: Tensor, classes: Tensor, known: Tensor | None = None) -> Tensor:
+        """Unit embeddings of pictures, of the last ones as they are known, in training with a little noise."""
         head = self.model.vision_head
         training = head.training
         head.eval()
         embeds = head(means[:, None], classes.softmax(-1))
         head.train(training)
+        if known is not None:
+            embeds = torch.cat([embeds[: len(embeds) - len(known)], known])
         return F.normalize(embeds + 0.02 * torch.randn_like(embeds), dim=-1) if training else embeds
 
     def pictures(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embeddings and rows of pictures."""
+        states, classes = batch["states"], batch["classes"]
+        embeds = self.embedded(batch["means"], classes, batch.get("embeds"))
         if self.twin == "pictures":
-            batch = {name: torch.zeros_like(batch[name]) for name in ("states", "classes", "means")}
-        if self.twin == "shuffled":
-            batch = {name: batch[name].roll(1, 0) for name in ("states", "classes", "means")}
-        rows = self.model.image_rows.project(batch["states"], self.dropout)
-        return self.embedded(batch["means"], batch["classes"]), self.model.placed(rows, batch["classes"].softmax(-1))
+            embeds, states, classes = (torch.zeros_like(x) for x in (embeds, states, classes))
+        rows = self.model.placed(self.model.image_rows.project(states, self.dropout), classes.softmax(-1))
+        return (embeds.roll(1, 0), rows.roll(1, 0)) if self.twin == "shuffled" else (embeds, rows)
 
     def clips(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embeddings and rows of clips; the cells were normed before they were averaged."""
@@ -216,13 +218,9 @@ class Learner:
 
 def near_photographs(model: BeyondVL, lessons: Lessons, count: int = 30) -> np.ndarray:
     """Of each photograph those (n, count) whose captions come nearest to it, but say another thing."""
-    photographs = lessons.photographs
     with torch.no_grad():
         model.eval()
-        embeds = model.vision_head(
-            torch.from_numpy(np.array(photographs.means[0]))[:, None],
-            torch.from_numpy(np.array(photographs.classes[0])).float().softmax(-1),
-        )
+        embeds = torch.from_numpy(lessons.photographs.arrays["embeds"][0]).float()
         vectors = lessons.read.vectors([words[0] for words in lessons.plain])
         scores = embeds @ F.normalize(model.text_projection(vectors), dim=-1).T
         scores[vectors @ vectors.T > 0.8] = -2

@@ -34,19 +34,27 @@ NARRATED = ["{} while {}", "{} and {}"]
 
 
 class Pictures:
-    """States [views, n, 81, 1280], class scores and mean rows of one set."""
+    """States [views, n, 81, 1280], class scores and mean rows of one set; `embeds` [views, n, 384] where they are not to
+    be made of these."""
 
-    def __init__(self, folder: Path, name: str):
-        self.states, self.classes, self.means = (
-            np.load(folder / f"{name}{part}.npy", mmap_mode="r") for part in ("", "-classes", "-mean")
-        )
+    def __init__(self, folder: Path, name: str, embeds: Path | None = None):
+        self.arrays = {
+            what: np.load(folder / f"{name}{part}.npy", mmap_mode="r")
+            for what, part in (("states", ""), ("classes", "-classes"), ("means", "-mean"))
+        }
+        if embeds is not None:
+            self.arrays["embeds"] = np.load(embeds)
+
+    @property
+    def views(self) -> int:
+        return len(self.arrays["states"])
 
     def take(self, at: Sequence[int], views: Sequence[int]) -> dict[str, torch.Tensor]:
         """Those pictures, a view of each."""
         places = list(zip(views, at, strict=True))
         return {
             name: torch.from_numpy(np.stack([array[place] for place in places])).float()
-            for name, array in (("states", self.states), ("classes", self.classes), ("means", self.means))
+            for name, array in self.arrays.items()
         }
 
 
@@ -97,7 +105,8 @@ class Lessons:
             self.captions = flickr8k(archive)["train"].words
         with Archive(data / "daquar.tar") as archive:
             rooms = daquar(archive)["train"].words
-        self.photographs, self.rooms = Pictures(states, "flickr8k-train"), Pictures(states, "daquar-train")
+        self.photographs = Pictures(states, "flickr8k-train", work / "embeds-train.npy")
+        self.rooms = Pictures(states, "daquar-train")
         self.drawings, self.clips = Pictures(states, "drawings"), Clips(states, "clips-train")
         self.speech, self.real = Sounds(work, "speech-train"), Sounds(work, "esc10")
         self.real_at = [i for i, f in enumerate(self.real.facts) if f["fold"] != fold]
@@ -148,7 +157,7 @@ class Lessons:
     def caption_batch(self, rng: np.random.Generator, count: int, each: int) -> dict[str, Any]:
         """Photographs with `each` captions of each."""
         at = rng.integers(0, len(self.captions), count)
-        views = rng.integers(0, len(self.photographs.states), count)
+        views = rng.integers(0, self.photographs.views, count)
         chosen = []
         for i, view in zip(at, views, strict=True):
             kept = [c for c in range(5) if not (view % 2 and self.sided[i][c])] or list(range(5))
@@ -157,19 +166,20 @@ class Lessons:
 
     def drawing_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         chosen = [self.drawn[i] for i in rng.integers(0, len(self.drawn), count)]
-        views = rng.integers(0, len(self.drawings.states), count)
+        views = rng.integers(0, self.drawings.views, count)
         return self.drawings.take([i for i, _ in chosen], views) | {"texts": [text for _, text in chosen]}
 
     def question_batch(self, rng: np.random.Generator, rooms: int, made: int) -> dict[str, Any]:
         """Questions about rooms, never mirrored where they say a side, and about photographs."""
         asked = [self.room_questions[i] for i in rng.integers(0, len(self.room_questions), rooms)]
         views = [int(v) if " left" not in q + a and " right" not in q + a else 2 * (int(v) // 2)
-                 for v, (_, q, a) in zip(rng.integers(0, len(self.rooms.states), rooms), asked, strict=True)]  # fmt: skip
+                 for v, (_, q, a) in zip(rng.integers(0, self.rooms.views, rooms), asked, strict=True)]  # fmt: skip
         one = self.rooms.take([i for i, _, _ in asked], views)
         others = [self.made[i] for i in rng.integers(0, len(self.made), made)]
-        two = self.photographs.take([i for i, *_ in others], rng.integers(0, len(self.photographs.states), made))
+        two = self.photographs.take([i for i, *_ in others], rng.integers(0, self.photographs.views, made))
         both = {name: torch.cat([one[name], two[name]]) for name in one}
         return both | {
+            "embeds": two["embeds"],
             "questions": [q for _, q, _ in asked] + [q for _, _, q, _ in others],
             "texts": [a for _, _, a in asked] + [a for *_, a in others],
         }
@@ -214,7 +224,7 @@ class Lessons:
         for photo, own in chosen:
             near = rng.choice(self.near[photo], 2, replace=False)
             texts += [self.plain[photo][own], self.swaps[photo, own], *(self.plain[i][rng.integers(5)] for i in near)]
-        views = 2 * rng.integers(0, (len(self.photographs.states) + 1) // 2, count)  # none mirrored
+        views = 2 * rng.integers(0, (self.photographs.views + 1) // 2, count)  # none mirrored
         return self.photographs.take([photo for photo, _ in chosen], views) | {"questions": texts}
 
     def silent_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
