@@ -11,7 +11,7 @@ from typing import Any
 
 from .folder import KNOWN, Folder
 
-__all__ = ["DEFAULT_MODEL", "WEIGHTS", "open_folder", "resolve"]
+__all__ = ["DEFAULT_MODEL", "SHIPPED", "WEIGHTS", "open_folder", "resolve", "shipped_folder"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 SHIPPED = {DEFAULT_MODEL: "default"}  # what the package holds, by name

@@ -385,17 +385,21 @@ class PreTrainedModel(EncodeMixin):
             if embeds is not None:
                 output[f"{modality.name}_embeds"] = from_numpy(embeds, kind)
         for modality, arrays in sides.items():
-            states: dict[str, Any] = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
-            if self._pools_projected:
-                states["pooler_output"] = from_numpy(arrays["embeds"], kind)
-            if with_states:
-                names = self.tower(modality.tower).states
-                states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in names)
+            states = self._states_of(modality.tower, arrays, kind, with_states)
             if len(self.towers) > 1:
-                output[f"{modality.tower}_model_output"] = ModelOutput(states)
+                output[f"{modality.tower}_model_output"] = states
             else:
                 output.update(states)
         return output
+
+    def _states_of(self, tower: str, arrays: dict[str, np.ndarray], kind: str, with_states: bool) -> ModelOutput:
+        """The output of a tower by itself: its last state, what it pools, and the states of its layers."""
+        states: dict[str, Any] = {name: from_numpy(arrays[name], kind) for name in STATES if name in arrays}
+        if self._pools_projected:
+            states["pooler_output"] = from_numpy(arrays["embeds"], kind)
+        if with_states:
+            states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in self.tower(tower).states)
+        return ModelOutput(states)
 
     def _logits_of(self, seen: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scaled cosines (n, texts) and (texts, n) of unit embeddings; the latter may have a scale of their own."""

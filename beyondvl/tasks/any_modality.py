@@ -14,7 +14,7 @@ from ..outputs import ModelOutput, from_numpy, kind_of
 from ..processing.items import content_of, is_sound_and_rate, modality_of
 from .base import STATES, EncodedImages, text_inputs
 from .confidence import ConfidentMixin, Said
-from .drawing import SEEN, DrawingModel, Texts
+from .drawing import SEEN, DrawingModel, Read, Texts
 from .matching import MatchingModel
 from .writing import AnswersMixin, CaptioningModel
 
@@ -43,12 +43,11 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     # the formers
 
     def fuse(
-        self, seen: tuple[EncodedImages, ...], text: Texts | None, count: int, wanted: list[str]
+        self, seen: tuple[EncodedImages, ...], instruction: Read | None, count: int, wanted: list[str]
     ) -> dict[str, Any]:
         """Runs the Q-Former over each input and the C-Former over what it drew and the text: `count` texts, or items
         without one. Each input's part of the stream is its embedding, then its queries; the text's its embedding, then
         its rows. Whether they match begins with their scaled cosine, to which the C-Former adds."""
-        instruction = None if text is None else self._read(text)
         stem = self.tower("cformer").encoder.stem
         parts, masks, types = [], [np.ones((count, 1), np.int64)], [0]
         embeds, cosines = {}, []
@@ -113,16 +112,18 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         if not seen and text is None:
             raise ValueError("found no input, expected some of input_ids, pixel_values, pixel_values_videos, "
                              "input_features")  # fmt: skip
-        arrays, states = self._compared(seen, text), self._tower_outputs(text, pixel_values, output_hidden_states)
+        states = self._tower_outputs(text, pixel_values, output_hidden_states)
+        read = None if text is None else self._read(text)
+        arrays = self._compared(seen, read)
         sizes = {len(each) for each in seen} | ({len(text["input_ids"])} if text else set())
         count = max(sizes)
         if sizes <= {1, count}:
             wanted = ["last_hidden_state", "unit_embeds", "match_logits"]
             if decoder_input_ids is not None:
                 wanted.append("context")
-            if text is not None and len(text["input_ids"]) < count:
-                text = {name: np.repeat(array, count, 0) for name, array in text.items()}
-            fused = self.fuse(seen, text, count, wanted)
+            if read is not None and len(read.rows) < count:
+                read = read.repeated(count)
+            fused = self.fuse(seen, read, count, wanted)
             contexts = fused.pop("context", None)
             names = {"last_hidden_state": "fused_hidden_state", "unit_embeds": "fused_embeds"}
             arrays |= {names.get(name, name): array for name, array in fused.items()}
@@ -146,13 +147,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         kept = {name: [slot for slot in STATES if slot in self.tower(name).outputs] for name in there}
         outputs = {name: self.run_tower(name, side, kept[name] + names[name]) for name, side in there.items()}
         kind = kind_of(pixels, *(text or {}).values())
-        return {
-            f"{name}_model_output": ModelOutput(
-                {slot: from_numpy(arrays[slot], kind) for slot in kept[name]},
-                hidden_states=tuple(from_numpy(arrays[slot], kind) for slot in names[name]),
-            )
-            for name, arrays in outputs.items()
-        }
+        return {f"{name}_model_output": self._states_of(name, arrays, kind, True) for name, arrays in outputs.items()}
 
     def _seen(self, pixels: Any, clips: Any, features: Any, mask: Any) -> tuple[EncodedImages, ...]:
         """What there is beside the text, each after its tower."""
@@ -165,17 +160,16 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
             seen.append(self._encode_features(features, mask))
         return tuple(seen)
 
-    def _compared(self, seen: tuple[EncodedImages, ...], text: Texts | None) -> dict[str, np.ndarray]:
+    def _compared(self, seen: tuple[EncodedImages, ...], text: Read | None) -> dict[str, np.ndarray]:
         """Embeddings, and the cosines of each input with the text."""
         arrays: dict[str, np.ndarray] = {}
         if text is not None:
-            embeds = self.tower(TEXT.tower).run(dict(text), ["unit_embeds"], self.num_threads)["unit_embeds"]
             for each in seen:
-                logits, transposed = self._logits_of(each.embeds[:, 0], embeds)
+                logits, transposed = self._logits_of(each.embeds[:, 0], text.embeds)
                 arrays[f"logits_per_{each.modality}"] = logits
                 if len(seen) == 1:
                     arrays["logits_per_text"] = transposed
-            arrays["text_embeds"] = embeds
+            arrays["text_embeds"] = text.embeds
         return arrays | {f"{each.modality}_embeds": each.embeds[:, 0] for each in seen}
 
     def get_video_features(self, pixel_values_videos: Any, **kwargs: Any) -> Any:
@@ -209,7 +203,8 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         return super()._encoded([content_of(item, IMAGE.name) for item in items], pixel_values)
 
     def _match_logits(self, seen: EncodedImages, text: Texts) -> np.ndarray:
-        return self.fuse((seen, *seen.beside), text, len(text["input_ids"]), ["match_logits"])["match_logits"]
+        everything = (seen, *seen.beside)
+        return self.fuse(everything, self._read(text), len(text["input_ids"]), ["match_logits"])["match_logits"]
 
     def _prompted(
         self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any, **others: Any
@@ -224,7 +219,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         if not seen and text is None:
             raise ValueError("found no input, expected some of input_ids, pixel_values, images and the like")
         count = len(text["input_ids"]) if text else len(seen[0])
-        contexts = self.fuse(seen, text, count, ["context"])["context"]
+        contexts = self.fuse(seen, None if text is None else self._read(text), count, ["context"])["context"]
         prompt = others.get("prompt")
         if prompt is None:
             prompt = np.full((count, 1), self.tokens["bos_token_id"], np.int64)

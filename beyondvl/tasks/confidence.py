@@ -42,6 +42,12 @@ class Said(str):
         return str(self), self.confidence
 
 
+def logistic(features: np.ndarray, weights: Any) -> np.ndarray:
+    """Chances (B,) of features (B, n) by n weights and a bias."""
+    *weights, bias = weights
+    return 1 / (1 + np.exp(-(features @ np.array(weights) + bias)))
+
+
 class ConfidentMixin(TaskModel):
     """Of a model whose texts have embeddings beside those of what they are about."""
 
@@ -83,20 +89,24 @@ class ConfidentMixin(TaskModel):
         """Confidences (B,) of features (B, n) of a kind."""
         if self._sureness is None:
             return np.exp(features[:, 0])
-        *weights, bias = self._sureness[kind]
-        return 1 / (1 + np.exp(-(features @ np.array(weights) + bias)))
+        return logistic(features, self._sureness[kind])
 
     def _answers_said(self, texts: list[str], chances: np.ndarray) -> list[Said]:
         return [Said(text, float(sure)) for text, sure in zip(texts, self._sure("answer", chances), strict=True)]
 
+    def _with_cosines(self, texts: list[str], chances: np.ndarray, about: EncodedImages) -> np.ndarray:
+        """`chances` (B, 2) of captions, and the cosine of each with what it is about (B, 3)."""
+        rows = self._unit_texts([text or "nothing" for text in texts])
+        return np.concatenate([chances, (rows * about.embeds[:, 0]).sum(1, keepdims=True)], 1)
+
     def _captions_said(self, texts: list[str], chances: np.ndarray, about: EncodedImages, replace: bool) -> list[Said]:
         """Captions with their confidences; with `replace` those of pictures that are not sure enough give way to a
         name, where that is surer."""
-        if self._sureness is None:
-            return [Said(text, float(sure)) for text, sure in zip(texts, self._sure("caption", chances), strict=True)]
-        cosines = (self._unit_texts([text or "nothing" for text in texts]) * about.embeds[:, 0]).sum(1, keepdims=True)
-        sure = self._sure("caption", np.concatenate([chances, cosines], 1))
+        features = chances if self._sureness is None else self._with_cosines(texts, chances, about)
+        sure = self._sure("caption", features)
         said = [Said(text, float(one)) for text, one in zip(texts, sure, strict=True)]
+        if self._sureness is None:
+            return said
         unsure = np.flatnonzero(sure < self._sureness["least"])
         if replace and about.modality == IMAGE.name and self._sureness["names"] and len(unsure):
             for i, name in zip(unsure, self._named(about.embeds[unsure, 0]), strict=True):
@@ -109,12 +119,19 @@ class ConfidentMixin(TaskModel):
 
     @cached_property
     def _name_embeds(self) -> np.ndarray:
-        return self._unit_texts([f"a photo of {name}" for name in self._sureness["names"]])
+        return self._embed_names(self._sureness["names"])
+
+    def _embed_names(self, names: list[str]) -> np.ndarray:
+        return self._unit_texts([f"a photo of {name}" for name in names])
+
+    def _likeliest(self, embeds: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of pictures' embeddings (n, D) the likeliest of names' (m, D), and the log of its share (n, 1)."""
+        chances = log_softmax(np.float32(self.logit_scale) * (embeds @ names.T))
+        best = chances.argmax(1)
+        return best, np.take_along_axis(chances, best[:, None], 1)
 
     def _named(self, embeds: np.ndarray) -> list[Said]:
         """The likeliest name of each of some pictures' embeddings (n, D)."""
-        chances = log_softmax(np.float32(self.logit_scale) * (embeds @ self._name_embeds.T))
-        best = chances.argmax(1)
-        sure = self._sure("name", np.take_along_axis(chances, best[:, None], 1))
-        names = self._sureness["names"]
+        best, shares = self._likeliest(embeds, self._name_embeds)
+        sure, names = self._sure("name", shares), self._sureness["names"]
         return [Said(f"probably {names[i]}", float(s)) for i, s in zip(best, sure, strict=True)]

@@ -32,6 +32,10 @@ class Read(NamedTuple):
     mask: np.ndarray  # (B, L)
     embeds: np.ndarray  # (B, hidden_size) of unit norm
 
+    def repeated(self, times: int) -> Read:
+        """Each text so many times."""
+        return Read(*(np.repeat(array, times, 0) for array in self))
+
 
 def moving(cells: np.ndarray) -> np.ndarray:
     """Rows (B, (1 + frames) * cells, D) of a clip's cells (B, frames, cells, D): what is there all the time, and how
@@ -186,7 +190,7 @@ class DrawingModel(ClipsModel):
         instruction = None
         if text is not None:
             read = self._read(self.texts(text, self.tower(TEXT.tower).max_positions))
-            instruction = Read(*(np.repeat(array, places + 1, 0) for array in read))
+            instruction = read.repeated(places + 1)
         drawn = self._drawn(seen, places + 1, instruction, ["last_hidden_state"])["last_hidden_state"]
         moved = np.linalg.norm(drawn[:-1, : self._queries] - drawn[-1:, : self._queries], axis=2).T
         side = int(places**0.5)  # a class token, where the tower has one, lies before the map
