@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from joint import Learner
-from lessons import Lessons, Pictures
+from lessons import Pictures
 from metrics import interval
 from questions import made_questions
 from splits import Archive, daquar, flickr8k
 from twin import BeyondVL
-from words import BEGIN, END, Read, answer_text, plain
+from words import BEGIN, END, Read, Vocabulary, room_questions
 
 
 class Asked:
@@ -37,7 +38,7 @@ def asked(data: Path, work: Path, part: str) -> list[Asked]:
         rooms = daquar(archive)[part].words
     with Archive(data / "flickr8k.tar") as archive:
         captions = flickr8k(archive)[part].words
-    pairs = [(i, plain(q) + "?", answer_text(a)) for i, some in enumerate(rooms) for q, a in some if "," not in a]
+    pairs = room_questions(rooms, single=True)
     made = [(i, q, a) for i, _, q, a in made_questions(captions, np.random.default_rng(1), unseen=True)]
     return [Asked(work, f"daquar-{part}", pairs), Asked(work, f"flickr8k-{part}", made)]
 
@@ -68,15 +69,13 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     options = parser.parse_args()
     sets, first = asked(options.data, options.work, options.part), None
-    lessons = Lessons(options.data, options.work)
-    lessons.read = Read([q for each in sets for q in each.questions] + list(lessons.read.places)[:1])
+    read = Read([question for each in sets for question in each.questions])
+    lessons = SimpleNamespace(vocabulary=Vocabulary.of(options.data, options.work / "vocabulary.json"), read=read)
     for file in options.files:
         saved = torch.load(options.work / file, weights_only=False)
         model = BeyondVL(saved["config"]).eval()
         model.load_state_dict(saved["model"])
-        learner = Learner.__new__(Learner)
-        learner.model, learner.lessons, learner.dropout = model, lessons, 0.0
-        learner.twin = file.partition("without-")[2].removesuffix(".pt") or None
+        learner = Learner(model, lessons, file.partition("without-")[2].removesuffix(".pt") or None)
         right = [np.array(answers(learner, each)) == np.array(each.answers) for each in sets]
         first = first or right
         for name, mine, other in zip(("DAQUAR", "made questions"), right, first, strict=True):

@@ -23,9 +23,10 @@ from metrics import calibration_error, tokens
 from PIL import Image
 from questions import ANIMALS, PEOPLE, PLACES, THINGS, made_questions
 from splits import Archive, daquar, flickr8k
-from words import answer_text, plain
+from words import room_questions
 
 import beyondvl as bvl
+from beyondvl.tasks.confidence import logistic
 from data import on_white
 
 SIZE = 260
@@ -69,15 +70,11 @@ def fit(features: np.ndarray, right: np.ndarray, hold: float = 1e-2) -> np.ndarr
     return weights
 
 
-def sureness(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-(features @ weights[:-1] + weights[-1])))
-
-
 def held_out(features: np.ndarray, right: np.ndarray, parts: int = 10) -> np.ndarray:
     """Confidences of each tenth by weights that the others gave."""
     fold, out = np.random.default_rng(0).integers(parts, size=len(right)), np.zeros(len(right))
     for i in range(parts):
-        out[fold == i] = sureness(features[fold == i], fit(features[fold != i], right[fold != i]))
+        out[fold == i] = logistic(features[fold == i], fit(features[fold != i], right[fold != i]))
     return out
 
 
@@ -105,8 +102,7 @@ class Calibration:
         features, texts = [], []
         for seen in (self.photos, self.drawn, self.rooms):
             said, chances = self.model._written(self.model._prompted(None, None, None, seen), {})
-            cosines = (self.model._unit_texts(said) * seen.embeds[:, 0]).sum(1, keepdims=True)
-            features.append(np.concatenate([chances, cosines], 1))
+            features.append(self.model._with_cosines(said, chances, seen))
             texts += said
         right = [subject_right(text, known) for text, known in zip(texts, self.known, strict=True)]
         return np.concatenate(features), np.array(right)
@@ -114,22 +110,15 @@ class Calibration:
     def named(self) -> tuple[np.ndarray, np.ndarray]:
         """Log shares (n, 1) of the likeliest names, and whether they are right."""
         listed = names()
-        rows = self.model._unit_texts([f"a photo of {name}" for name in listed])
         embeds = np.concatenate([seen.embeds[:, 0] for seen in (self.photos, self.drawn, self.rooms)])
-        scores = self.model.logit_scale * embeds @ rows.T
-        shares = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        best = shares.argmax(1)
+        best, shares = self.model._likeliest(embeds, self.model._embed_names(listed))
         right = [subject_right(listed[b], known) for b, known in zip(best, self.known, strict=True)]
-        return shares.max(1, keepdims=True), np.array(right)
+        return shares, np.array(right)
 
     def answered(self) -> tuple[np.ndarray, np.ndarray]:
         """Features (n, 2) of answers, and whether they are right: about rooms, and made questions."""
         features, right = [], []
-        asked = [
-            (self.rooms[i], plain(q) + "?", answer_text(a))
-            for i, pairs in enumerate(self.asked.words)
-            for q, a in pairs
-        ]
+        asked = [(self.rooms[i], question, answer) for i, question, answer in room_questions(self.asked.words)]
         made = made_questions(self.captions, np.random.default_rng(3), unseen=True)
         asked += [(self.photos[i], question, answer) for i, _, question, answer in made]
         for seen, question, expected in asked:

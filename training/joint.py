@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,18 @@ class Learner:
     ):  # fmt: skip
         self.model, self.lessons, self.dropout, self.smoothing = model, lessons, dropout, smoothing
         self.twin = twin
-        self.kinds = self.meant([lines[0] for lines in HEARD.values()])
-        # all that a sound may mean: each is contrasted with the whole of it
-        sentences = list(dict.fromkeys([plain(f["text"]) for f in lessons.speech.facts]))
-        sentences += [line for lines in HEARD.values() for line in lines]
-        self.sentences, self.sentences_meant = lessons.read.vectors(sentences), self.meant(sentences)
+
+    @cached_property
+    def kinds(self) -> Tensor:
+        """Unit embeddings of what real sounds are."""
+        return self.meant([lines[0] for lines in HEARD.values()])
+
+    @cached_property
+    def sentences(self) -> tuple[Tensor, Tensor]:
+        """Sentence vectors and unit embeddings of all that a sound may mean: each is contrasted with the whole of it."""
+        texts = list(dict.fromkeys([plain(f["text"]) for f in self.lessons.speech.facts]))
+        texts += [line for lines in HEARD.values() for line in lines]
+        return self.lessons.read.vectors(texts), self.meant(texts)
 
     # inputs to rows
 
@@ -164,11 +172,12 @@ class Learner:
         """Sounds: contrast with what they mean, captions, answers."""
         embeds, rows, mask, queries = self.sounds(batch)
         vectors = self.lessons.read.vectors(batch["meant"])
-        among = (vectors @ self.sentences.T / 0.03).softmax(1)
+        known, known_meant = self.sentences
+        among = (vectors @ known.T / 0.03).softmax(1)
         scores = 20 * embeds @ self.meant(batch["meant"]).T
         back = (vectors @ vectors.T / 0.03).softmax(1)
         contrast = -0.5 * (
-            (among * (25 * embeds @ self.sentences_meant.T).log_softmax(1)).sum(1).mean()
+            (among * (25 * embeds @ known_meant.T).log_softmax(1)).sum(1).mean()
             + (back * scores.T.log_softmax(1)).sum(1).mean()
         )
         real = batch["kinds"] >= 0

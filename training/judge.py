@@ -25,7 +25,7 @@ from metrics import bleu, calibration_error, cider, interval, recalls, tokens
 from PIL import Image
 from questions import KINDS, made_questions, swapped
 from splits import Archive, daquar, esc10, flickr8k
-from words import answer_text, plain
+from words import plain, room_questions
 
 import beyondvl as bvl
 from data import on_white, one_per_caption
@@ -93,7 +93,7 @@ class Judge:
             pictures = [Image.open(io.BytesIO(archive.read(file))).convert("RGB") for file in part.files]
         photos, right, given = self.model.encode_image(pictures), [], []
         for at, pairs in enumerate(part.words):
-            single = [(plain(q) + "?", answer_text(a)) for q, a in pairs if "," not in a]
+            single = [(q, a) for _, q, a in room_questions([pairs], single=True)]
             answers = self.model.answer(photos[at], [q for q, _ in single], max_new_tokens=8) if single else []
             right += [mine == a for mine, (_, a) in zip(answers, single, strict=True)]
             given += answers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from questions import made_questions, swapped
 from splits import Archive, daquar, flickr8k
-from words import Read, Vocabulary, answer_text, captions, class_names, plain
+from words import Read, Vocabulary, captions, class_names, plain, room_questions
 
 HEARD = {
     "dog bark": ["a dog is barking", "a dog barks", "the barking of a dog"],
@@ -116,11 +116,7 @@ class Lessons:
             captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()]
         )
         self.drawn = self.drawings_by_words(json.loads((work / "items.json").read_text()))
-        self.room_questions = [
-            (i, plain(question) + "?", answer_text(answer))
-            for i, pairs in enumerate(rooms)
-            for question, answer in pairs
-        ]
+        self.room_questions = room_questions(rooms)
         self.made = made_questions(self.captions, rng)
         self.swaps = {
             (i, c): other

@@ -21,20 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawings import Drawings, soft_loss, synthetic
 from torch import nn
 from torch.nn import functional as F
-from words import class_names, minilm
+from words import minilm
 
-import beyondvl as bvl
 from beyondvl.weights import open_checkpoint, save_safetensors
 from data import one_per_caption, ranks_metrics
 
 WIDTH = 384
-
-
-def sentence_vectors(texts: list[str]) -> torch.Tensor:
-    model = bvl.AutoModel.from_pretrained(minilm())
-    return torch.from_numpy(model.encode([{"text": t} for t in texts], batch_size=64, normalize_embeddings=True))
 
 
 class Heads(nn.Module):
@@ -64,51 +59,12 @@ class Heads(nn.Module):
         return F.normalize(self.text(vectors), dim=-1)
 
 
-class Data:
+class Data(Drawings):
+    """With the features of features.py."""
+
     def __init__(self, work: Path, views: int):
-        self.items = json.loads((work / "items.json").read_text())
-        path = work / "features.npy"
-        self.features = np.load(path, mmap_mode="r")[:views] if path.exists() else None
-        tower = open_checkpoint(work / "tower")
-        self.fc = torch.from_numpy(tower.read("_fc.weight", (1000, 1280)))
-        self.fc_bias = torch.from_numpy(tower.read("_fc.bias", (1000,)))
-        texts, self.variants = [], []
-        for item in self.items:
-            keywords = item["keywords"][:6]
-            forms = list(dict.fromkeys(item["captions"]))
-            forms += [", ".join([forms[0], *keywords[:3]])] if keywords else []
-            forms += [f"a picture of {forms[0]}", f"{forms[0]} clip art", *keywords[:2]]
-            self.variants.append(list(range(len(texts), len(texts) + len(forms))))
-            texts += forms
-        cache = work / "sentences.npy"
-        if not cache.exists():
-            np.save(cache, sentence_vectors(texts).numpy())
-        self.sentences = torch.from_numpy(np.load(cache))
-        names = class_names()
-        templates = ["{}", "a photo of a {}"]
-        cache = work / "classes.npy"
-        if not cache.exists():
-            np.save(cache, np.stack([sentence_vectors([t.format(n) for n in names]).numpy() for t in templates]))
-        self.class_sentences = torch.from_numpy(np.load(cache))
-        self.parts = {
-            p: [i for i, item in enumerate(self.items) if item["part"] == p] for p in ("train", "validation", "test")
-        }
-
-    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
-        return (features @ self.fc.T + self.fc_bias).softmax(-1)
-
-
-def soft_loss(a: torch.Tensor, b: torch.Tensor, target: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    logits = scale * a @ b.T
-    return -0.5 * ((target * logits.log_softmax(1)).sum(1).mean() + (target.T * logits.T.log_softmax(1)).sum(1).mean())
-
-
-def synthetic(data: Data, mean: torch.Tensor, spread: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Features a class's classifier weights point to: the average feature, noise, and a push along the weights."""
-    push = torch.rand(len(classes), 1) * 12 + 4
-    direction = F.normalize(data.fc[classes].clamp(min=0), dim=-1)
-    noise = torch.randn(len(classes), 1280) * spread * 0.7
-    return (mean + noise + push * direction * 0.8).clamp(0, 6)
+        super().__init__(work)
+        self.features = np.load(work / "features.npy", mmap_mode="r")[:views]
 
 
 @torch.no_grad()
@@ -125,10 +81,10 @@ def scores(heads: Heads, data: Data, part: str) -> np.ndarray:
 def train(data: Data, options: argparse.Namespace) -> Heads:
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    index = data.parts["train"]
+    index = data.train
     features = torch.from_numpy(data.features[:, index].astype(np.float32))  # [views, n, 1280]
     probabilities = torch.stack([data.probabilities(v) for v in features])
-    mean, spread = features[0].mean(0), features[0].std(0)
+    usual = features[0]
     heads = Heads(options.inner, data.class_sentences[1] * options.class_gain, options.dropout, options.drop)
     decayed = [p for n, p in heads.named_parameters() if p.ndim > 1 and n != "classes"]
     rest = [p for n, p in heads.named_parameters() if p.ndim <= 1 or n == "classes"]
@@ -145,16 +101,14 @@ def train(data: Data, options: argparse.Namespace) -> Heads:
         raw = data.sentences[chosen]
         main = data.sentences[[data.variants[index[r]][0] for r in rows]]
         x, p = features[views, rows], probabilities[views, rows]
-        target = ((main @ main.T) / 0.05).softmax(1)
         texts = heads.sentence(raw)
         scale = heads.scale.exp().clamp(max=50)
-        loss = soft_loss(heads.picture(x, p), texts, target, scale)
+        loss = soft_loss(heads.picture(x, p), texts, main, scale)
         classes = torch.from_numpy(rng.integers(0, 1000, options.batch // 2))
-        fake = synthetic(data, mean, spread, classes)
+        fake, chances = synthetic(data, usual, classes)
         names = data.class_sentences[rng.integers(2), classes]
-        target = ((data.class_sentences[0, classes] @ data.class_sentences[0, classes].T) / 0.05).softmax(1)
         loss = loss + options.classes * soft_loss(
-            heads.picture(fake, data.probabilities(fake)), heads.sentence(names), target, scale
+            heads.picture(fake, chances), heads.sentence(names), data.class_sentences[0, classes], scale
         )
         loss = loss + options.hold * ((heads.text.weight - identity) ** 2).sum() / WIDTH
         loss = (

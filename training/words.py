@@ -52,6 +52,16 @@ def answer_text(answer: str) -> str:
     return plain(answer.replace("_", " ").replace(",", " and "))
 
 
+def room_questions(rooms: Sequence[Sequence[tuple[str, str]]], single: bool = False) -> list[tuple[int, str, str]]:
+    """(room, question, answer) of DAQUAR's pairs as they are written here; `single`: those with one answer alone."""
+    return [
+        (i, plain(question) + "?", answer_text(answer))
+        for i, pairs in enumerate(rooms)
+        for question, answer in pairs
+        if not (single and "," in answer)
+    ]
+
+
 def captions(data: Path, name: str) -> list[str]:
     """Captions without pictures: "coco-val2017" or "audiocaps"."""
     with gzip.open(data / f"{name}-captions.txt.gz", "rt") as file:
