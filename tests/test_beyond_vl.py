@@ -14,6 +14,7 @@ import pytest
 import beyondvl as bvl
 import models
 from beyondvl import _C
+from beyondvl.processing.motion import GRID, columns, motion
 from beyondvl.weights import save_safetensors
 
 torch = pytest.importorskip("torch", reason="the twin needs torch: pip install 'beyondvl[test]'")
@@ -115,7 +116,8 @@ def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray
         clips = given["pixel_values_videos"]
         embeds, _, rows = other.image(*states("vision", pixel_values=clips.reshape(-1, *clips.shape[2:])))
         embeds = torch.nn.functional.normalize(embeds.unflatten(0, clips.shape[:2]).mean(1), dim=-1)
-        seen["video"] = (embeds, other.video(rows.unflatten(0, clips.shape[:2])), None)
+        rows, ways = other.video(rows.unflatten(0, clips.shape[:2]))
+        seen["video"] = (embeds, rows, None, ways)
     if "input_features" in given:
         features, there = given["input_features"], torch.from_numpy(given["feature_attention_mask"]).bool()
         there = there.unflatten(1, (-1, 10)).any(2)
@@ -127,9 +129,9 @@ def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray
         embeds, rows = other.audio(rows, there)
         embeds = torch.nn.functional.normalize(embeds + other.drawn("audio", rows, there)[1], dim=-1)
         seen["audio"] = (embeds, rows, there)
-    for name, (embeds, rows, mask) in seen.items():
+    for name, (embeds, rows, mask, *ways) in seen.items():
         queries, _ = other.drawn(name, rows, mask, *text)
-        drawn[name] = torch.cat([embeds[:, None], queries], 1)
+        drawn[name] = torch.cat([embeds[:, None], queries, *ways], 1)
         out[f"{name}_embeds"] = embeds
         out[f"{name}_query_embeds"] = torch.nn.functional.normalize(other.query_projection(queries), dim=-1)
     stream, mask = other.cformer(drawn, *whole)
@@ -332,6 +334,24 @@ def test_a_confidence_that_makes_no_sense_is_refused(model, tmp_path):
     path.write_text(path.read_text().replace("[1.0, 2.0]", "[1.0]"))
     with pytest.raises(bvl.ConfigError, match=r"confidence: name: found \[1.0\], expected 2 numbers"):
         bvl.AutoModel.from_pretrained(bad.folder).caption(PICTURES[0])
+
+
+@pytest.mark.parametrize("way", [(0, 1), (0, -1), (1, 0), (-1, 0)])
+def test_which_way_things_move_is_in_the_numbers_of_a_clip(way):
+    """What goes over a still scene makes departures like those of the frame before, one cell on."""
+    rng = np.random.default_rng(3)
+    cells = np.tile(rng.normal(size=(1, 1, GRID * GRID, 20)).astype(np.float32), (1, 3, 1, 1))
+    thing, place = rng.normal(size=20).astype(np.float32), np.array([1, 1]) - np.array(way)
+    for frame in range(3):
+        cells[0, frame, place[0] * GRID + place[1]] += thing
+        place += way
+    numbers = motion(cells)
+    assert numbers.shape == (1, columns(3, GRID * GRID, 20))
+    width = 2 * GRID - 1
+    after_one = numbers[0, 20 + 3 * GRID * GRID :].reshape(2, width, width)[0]
+    assert np.unravel_index(after_one.argmax(), after_one.shape) == (GRID - 1 + way[0], GRID - 1 + way[1])
+    still = motion(np.repeat(cells[:, :1], 3, 1))
+    assert np.isfinite(still).all() and np.abs(still[0, 20 + 3 * GRID * GRID :]).max() < 1e-3
 
 
 def test_narrates_a_clip_with_its_sound(model):

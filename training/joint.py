@@ -105,13 +105,13 @@ class Learner:
         rows = self.model.placed(self.model.image_rows.project(states, self.dropout), classes.softmax(-1))
         return (embeds.roll(1, 0), rows.roll(1, 0)) if self.twin == "shuffled" else (embeds, rows)
 
-    def clips(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Embeddings and rows of clips; the cells were normed before they were averaged."""
+    def clips(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings and rows of clips, and how things move; the cells were normed before they were averaged."""
         rows, model = self.model.image_rows, self.model
         embeds = self.embedded(batch["means"].flatten(0, 1), batch["classes"].flatten(0, 1))
         embeds = F.normalize(embeds.unflatten(0, batch["means"].shape[:2]).mean(1), dim=-1)
-        cells = batch["cells"] * rows.norm.weight + rows.norm.bias
-        return embeds, model.moving(rows.projection(cells))
+        cells = rows.projection(batch["cells"] * rows.norm.weight + rows.norm.bias)
+        return embeds, model.moving(cells), model.motion(cells)
 
     def sounds(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings, rows, mask and uninstructed queries of sounds."""
@@ -121,18 +121,18 @@ class Learner:
         return F.normalize((embeds + more).float(), dim=-1), rows, mask, queries
 
     def stream(self, seen: dict[str, tuple], texts: list[str] | None = None) -> tuple[Tensor, Tensor]:
-        """The C-Former's stream over inputs (embeddings, rows, mask or None) and texts."""
+        """The C-Former's stream over inputs (embeddings, rows, mask or None, of clips how things move) and texts."""
         text, whole = (), ()
         if texts is not None:
             states, mask = self.lessons.read.batch(texts)
             text = (self.model.text_rows.project(states), mask)
             whole = (*text, self.meant(texts))
         drawn = {}
-        for name, (embeds, rows, mask) in seen.items():
+        for name, (embeds, rows, mask, *ways) in seen.items():
             queries = self.model.qformer(name, rows, mask, *(() if self.twin == "instruction" else text))
             count = len(queries) if texts is None else len(texts)
-            embeds, queries = (x.repeat_interleave(count // len(x), 0) for x in (embeds.detach(), queries))
-            drawn[name] = torch.cat([embeds[:, None].to(queries.dtype), queries], 1)
+            parts = [x.repeat_interleave(count // len(x), 0) for x in (embeds.detach()[:, None], queries, *ways)]
+            drawn[name] = torch.cat([part.to(queries.dtype) for part in parts], 1)
         return self.model.cformer(drawn, *whole)
 
     @torch.no_grad()
@@ -189,19 +189,18 @@ class Learner:
 
     def moved(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Clips: captions, of the last with their sounds, and answers."""
-        embeds, rows = self.clips(batch)
+        embeds, rows, ways = self.clips(batch)
         narrated = len(batch["heard"])
         begun = len(rows) - narrated
         losses = []
         if begun:
-            losses.append(
-                self.said(self.stream({"video": (embeds[:begun], rows[:begun], None)}), batch["texts"][:begun])
-            )
+            seen = (embeds[:begun], rows[:begun], None, ways[:begun])
+            losses.append(self.said(self.stream({"video": seen}), batch["texts"][:begun]))
         if narrated:
             sound, heard, mask, _ = self.sounds(batch)
-            both = {"video": (embeds[begun:], rows[begun:], None), "audio": (sound, heard, mask)}
+            both = {"video": (embeds[begun:], rows[begun:], None, ways[begun:]), "audio": (sound, heard, mask)}
             losses.append(self.said(self.stream(both), batch["texts"][begun:]))
-        asked = self.stream({"video": (embeds, rows, None)}, batch["questions"])
+        asked = self.stream({"video": (embeds, rows, None, ways)}, batch["questions"])
         return {"clips": torch.stack(losses).mean(), "moved": self.said(asked, batch["answers"])}
 
     def matched(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from beyondvl.config import Config
 from beyondvl.families import beyond_vl as family
 from beyondvl.families.efficientnet_lite import EPS, lite_encoder
+from beyondvl.processing.motion import GRID, LAGS, columns, shifts
 
 FROZEN = 15  # blocks of the picture tower that no training touches
 
@@ -201,6 +202,36 @@ class Rows(nn.Module):
         return self.layer_norm(x)
 
 
+class Motion(nn.Module):
+    """How things move in a clip: cells (B, frames, cells, D) to a row (B, 1, D); see beyondvl/processing/motion.py."""
+
+    def __init__(self, frames: int, cells: int, size: int):
+        super().__init__()
+        count = columns(frames, cells, size)
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(count), nn.Linear(count, size), nn.Linear(size, size)
+        self.register_buffer("shifts", torch.from_numpy(shifts()), persistent=False)
+
+    def features(self, cells: Tensor) -> Tensor:
+        """(B, columns) in numbers of about 1."""
+        departures = cells - cells.mean(1, keepdim=True)
+        norms = departures.norm(dim=3).flatten(1)
+        shares = norms / (norms.mean(1, keepdim=True) + 1e-6)
+        what = ((3 * shares).softmax(1)[:, None] @ cells.flatten(1, 2))[:, 0]
+        what = what - what.mean(1, keepdim=True)
+        parts = [what / (what.std(1, correction=0, keepdim=True) + 1e-6), 2 * (shares - 1)]
+        if cells.shape[2] == GRID * GRID:
+            whole = (norms * norms).sum(1, keepdim=True) / cells.shape[1] + 1e-6
+            for lag in (lag for lag in LAGS if lag < cells.shape[1]):
+                alike = (departures[:, :-lag] @ departures[:, lag:].transpose(2, 3)).mean(1).flatten(1)
+                parts.append(4 * (alike @ self.shifts) / whole)
+        return torch.cat(parts, 1)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            features = self.features(cells.float())
+        return self.fc2(F.gelu(self.fc1(self.norm(features))))[:, None]
+
+
 class Stack(nn.Module):
     """Blocks and the norm after them."""
 
@@ -317,7 +348,7 @@ class BeyondVL(nn.Module):
         config = Config(values)
         size, queries = family.sizes(config)
         towers = {name: family.tower(config, name) for name in ("text", "vision", "audio")}
-        columns = {name: family.width(encoder) for name, encoder in towers.items()}
+        widths = {name: family.width(encoder) for name, encoder in towers.items()}
         places, labels = family.places(towers["vision"]), family.classes(towers["vision"])
         order, self.cell = family.cells(places)
         self.register_buffer("order", torch.tensor(order), persistent=False)
@@ -326,11 +357,11 @@ class BeyondVL(nn.Module):
             for name in ("image_rows", "video_rows", "qformer", "cformer", "decoder")
             for layers in [family.blocks(config, name, cross=False)]
         }
-        self.vision_head = VisionHead(size, columns["vision"], family.head_size(config), labels, 0.5)
-        self.text_projection = nn.Linear(columns["text"], size)
-        self.text_rows = Rows(size, columns["text"], joined=False)
+        self.vision_head = VisionHead(size, widths["vision"], family.head_size(config), labels, 0.5)
+        self.text_projection = nn.Linear(widths["text"], size)
+        self.text_rows = Rows(size, widths["text"], joined=False)
         own = {name: {"layers": former[name][1:], "dropout": dropout} for name in ("image_rows", "video_rows")}
-        self.image_rows = Rows(size, columns["vision"], places + bool(labels), labels, **own["image_rows"])
+        self.image_rows = Rows(size, widths["vision"], places + bool(labels), labels, **own["image_rows"])
         frames = family.num_frames(config)
         self.video_rows = Rows(size, 0, (frames + 1) * places // self.cell, **own["video_rows"])
         side, grid = math.isqrt(places), math.isqrt(places // self.cell)
@@ -338,7 +369,8 @@ class BeyondVL(nn.Module):
         spread(self.video_rows.position, (frames + 1, grid, grid))
         for block in self.video_rows.layers:
             alike(block)
-        self.audio_rows = Rows(size, columns["audio"] * (len(towers["audio"].layers) + 1))
+        self.motion = Motion(frames, places // self.cell, size)
+        self.audio_rows = Rows(size, widths["audio"] * (len(towers["audio"].layers) + 1))
         self.audio_head = nn.Linear(size, size)
         self.qformer = QFormer(queries, *former["qformer"], dropout)
         self.cformer = CFormer(*former["cformer"], dropout)
@@ -367,9 +399,11 @@ class BeyondVL(nn.Module):
             rows = torch.cat([rows, named[:, None]], 1)
         return self.image_rows.join(rows)
 
-    def video(self, rows: Tensor) -> Tensor:
-        """Rows (B, (1 + frames) * cells, D) to draw from, of the rows (B, frames, places, D) of the frames."""
-        return self.moving(rows[:, :, self.order].unflatten(2, (-1, self.cell)).mean(3))
+    def video(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B, (1 + frames) * cells, D) to draw from, and one (B, 1, D) of how things move, of the rows (B, frames,
+        places, D) of the frames."""
+        cells = rows[:, :, self.order].unflatten(2, (-1, self.cell)).mean(3)
+        return self.moving(cells), self.motion(cells)
 
     def moving(self, cells: Tensor) -> Tensor:
         """Rows of cells (B, frames, cells, D): what is there all the time, and how each frame departs from it, in units

@@ -5,8 +5,9 @@ Towers of other families, their keys under "text_model.", "vision_model.", "audi
     text    the mean of its rows, projected
 A Q-Former (Li et al., 2023; Dai et al., 2023): learned queries of each modality, and the rows of an instruction,
 attend to each other and draw from the rows of an input. A C-Former (one stream, as Singh et al., 2022): a class token,
-of each input its embedding and what was drawn, of the text its embedding and its rows. A decoder attends to that stream
-and writes. All blocks of these are pre-norm; their parameters are named as in transformers' BART. Recipe: training/.
+of each input its embedding and what was drawn, of a clip how things move, of the text its embedding and its rows. A
+decoder attends to that stream and writes. All blocks of these are pre-norm; their parameters are named as in
+transformers' BART. Recipe: training/.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from ..config import Config
 from ..errors import ConfigError
 from ..outputs import BatchFeature
+from ..processing.motion import GRID
+from ..processing.motion import columns as motion_columns
 from ..spec import (
     Block,
     CFormer,
@@ -48,7 +51,6 @@ from .whisper import WhisperFeatureExtractor
 EPS = 1e-5
 DRAWN = ("image", "video", "audio")  # what queries draw from, in the order of their tokens and types
 TOWERS = {"text": "bert", "vision": "efficientnet_lite", "audio": "whisper"}  # of a section that names no model_type
-GRID = 3  # cells along a side of what a clip keeps of a frame
 
 
 def sizes(config: Config) -> tuple[int, int]:
@@ -240,6 +242,23 @@ def video_rows(config: Config) -> Encoder:
     return placed_rows(config, "video_rows", (1 + num_frames(config)) * (len(order) // count))
 
 
+def motion(config: Config) -> Encoder:
+    """A clip's row of how things move in it."""
+    order, count = cells(places(tower(config, "vision")))
+    size = sizes(config)[0]
+    columns = motion_columns(num_frames(config), len(order) // count, size)
+    return Encoder(
+        hidden_size=columns,
+        stem=JoinStem(),
+        layers=(),
+        steps=(
+            Step("normed_features", "hidden", norm("motion.norm", columns, EPS)),
+            Step("motion_hidden", "normed_features", Project(linear("motion.fc1", size, columns), "gelu")),
+            Step("rows", "motion_hidden", Project(linear("motion.fc2", size, size))),
+        ),
+    )
+
+
 def audio_rows(config: Config) -> Encoder | None:
     """A sound's rows of all its tower's layers side by side, and its embedding."""
     if not config.get("audio_config"):
@@ -398,6 +417,7 @@ FAMILY = Family(
                 "audio": audio,
                 "image_rows": image_rows,
                 "video_rows": video_rows,
+                "motion": motion,
                 "audio_rows": audio_rows,
                 "qformer": qformer,
                 "cformer": cformer,

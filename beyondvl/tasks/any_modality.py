@@ -46,18 +46,24 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         self, seen: tuple[EncodedImages, ...], instruction: Read | None, count: int, wanted: list[str]
     ) -> dict[str, Any]:
         """Runs the Q-Former over each input and the C-Former over what it drew and the text: `count` texts, or items
-        without one. Each input's part of the stream is its embedding, then its queries; the text's its embedding, then
-        its rows. Whether they match begins with their scaled cosine, to which the C-Former adds."""
+        without one. Each input's part of the stream is its embedding, its queries, and what else it has to be read; the
+        text's its embedding, then its rows. Whether they match begins with their scaled cosine, to which the C-Former
+        adds."""
         stem = self.tower("cformer").encoder.stem
         parts, masks, types = [], [np.ones((count, 1), np.int64)], [0]
         embeds, cosines = {}, []
         for each in sorted(seen, key=lambda each: SEEN.index(each.modality)):
             drawn = self._drawn(each, count, instruction, ["last_hidden_state", "query_embeds"])
             embeds[each.modality] = drawn["query_embeds"][:, : self._queries]
-            lead = each.embeds if len(each) == count else np.repeat(each.embeds, count, 0)
-            parts += [lead, drawn["last_hidden_state"][:, : self._queries]]
-            types += [stem.inputs.index(each.modality)] * (self._queries + 1)
-            masks.append(np.ones((count, self._queries + 1), np.int64))
+            lead, rows = (
+                array if array is None or len(each) == count else np.repeat(array, count, 0)
+                for array in (each.embeds, each.rows)
+            )
+            own = [lead, drawn["last_hidden_state"][:, : self._queries], *([] if rows is None else [rows])]
+            length = sum(part.shape[1] for part in own)
+            parts += own
+            types += [stem.inputs.index(each.modality)] * length
+            masks.append(np.ones((count, length), np.int64))
             if instruction is not None:
                 cosines.append((lead[:, 0] * instruction.embeds).sum(1))
         if instruction is not None:
@@ -96,10 +102,11 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         `logits_per_image` (pictures, texts), `logits_per_video`, `logits_per_audio`, and of one of these alone
         `logits_per_text`. Where the numbers of items fit (as many of each, or one): `image_query_embeds` (B, queries,
         D) and the like of unit norm, `fused_embeds` (B, D) of unit norm, `fused_hidden_state` (B, 1 + n, hidden_size):
-        a class token, then of each input its embedding and its queries, then the text's embedding and its rows;
-        `match_logits` (B, 2), "does not match" and "matches". With decoder_input_ids (B, L; ids of the decoder) also
-        `logits` (B, L, vocabulary). With `output_hidden_states=True` the text's and the pictures' towers run once more
-        for `text_model_output` and `vision_model_output`, which hold their `hidden_states` as in PreTrainedModel.
+        a class token, then of each input its embedding and its queries (and of a clip a row of how things move), then
+        the text's embedding and its rows; `match_logits` (B, 2), "does not match" and "matches". With decoder_input_ids
+        (B, L; ids of the decoder) also `logits` (B, L, vocabulary). With `output_hidden_states=True` the text's and the
+        pictures' towers run once more for `text_model_output` and `vision_model_output`, which hold their
+        `hidden_states` as in PreTrainedModel.
 
         Raises ValueError naming the input, what was found and what was expected.
         """

@@ -32,9 +32,10 @@ class EncodedImages(Sequence):
     `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
     `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
     has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
-    Of clips, each is `frames` contexts. `owner` is the `identity` of the model that encoded them: such alone read
-    them. Made of features that were kept, they have none. A model of more than pictures may encode clips and sounds so:
-    `modality` says which, `beside` holds what else belongs to each item (the sound of a clip).
+    `rows` (n, k, hidden_size) are read by what fuses them, as they are. Of clips, each is `frames` contexts. `owner` is
+    the `identity` of the model that encoded them: such alone read them. Made of features that were kept, they have
+    none. A model of more than pictures may encode clips and sounds so: `modality` says which, `beside` holds what else
+    belongs to each item (the sound of a clip).
     """
 
     contexts: tuple[Any, ...] = ()
@@ -44,22 +45,23 @@ class EncodedImages(Sequence):
     owner: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
     modality: str = "image"
     beside: tuple[EncodedImages, ...] = ()
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.contexts) // self.frames if self.features is None else len(self.features)
 
     def __getitem__(self, index: Any) -> EncodedImages:
         at = np.atleast_1d(np.arange(len(self))[index])
-        arrays = (None if array is None else array[at] for array in (self.embeds, self.features))
+        embeds, features, rows = (None if a is None else a[at] for a in (self.embeds, self.features, self.rows))
         places = (at[:, None] * self.frames + np.arange(self.frames)).reshape(-1)
         contexts = tuple(self.contexts[i] for i in places) if self.contexts else ()
         beside = tuple(other[at] for other in self.beside)
-        return EncodedImages(contexts, *arrays, self.frames, self.owner, self.modality, beside)
+        return EncodedImages(contexts, embeds, features, self.frames, self.owner, self.modality, beside, rows)
 
     @property
     def nbytes(self) -> int:
         """Memory of what is kept."""
-        arrays = sum(array.nbytes for array in (self.embeds, self.features) if array is not None)
+        arrays = sum(array.nbytes for array in (self.embeds, self.features, self.rows) if array is not None)
         return arrays + sum(context.nbytes for context in self.contexts) + sum(other.nbytes for other in self.beside)
 
     def source(self, count: int, what: str) -> dict[str, Any]:

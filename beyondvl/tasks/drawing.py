@@ -15,6 +15,7 @@ from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.tower import prepared
 from ..processing.audio import load_audio
 from ..processing.items import as_clips, clip_of
+from ..processing.motion import motion, moving
 from ..similarity import unit_rows
 from .base import EncodedImages
 from .clips import ClipsModel
@@ -35,16 +36,6 @@ class Read(NamedTuple):
     def repeated(self, times: int) -> Read:
         """Each text so many times."""
         return Read(*(np.repeat(array, times, 0) for array in self))
-
-
-def moving(cells: np.ndarray) -> np.ndarray:
-    """Rows (B, (1 + frames) * cells, D) of a clip's cells (B, frames, cells, D): what is there all the time, and how
-    each frame departs from it, in units of how far they depart in all: where something moves, they do so more."""
-    scene = cells.mean(1, keepdims=True)
-    departures = cells - scene
-    strength, least = (np.linalg.norm(x, axis=3).mean((1, 2))[:, None, None, None] for x in (departures, scene))
-    unit = np.float32(0.5 * cells.shape[3] ** 0.5) / (strength + np.float32(0.05) * least)
-    return np.concatenate([scene, departures * unit], 1).reshape(len(cells), -1, cells.shape[3])
 
 
 class DrawingModel(ClipsModel):
@@ -93,10 +84,11 @@ class DrawingModel(ClipsModel):
             )
         flat = array.reshape(-1, *array.shape[2:])
         seen = self.run_tower(IMAGE.tower, {"pixel_values": flat}, ["unit_embeds", "grid"])
-        rows = {"features": moving(seen["grid"].reshape(len(array), self.num_frames, -1, self._width))}
+        cells = seen["grid"].reshape(len(array), self.num_frames, -1, self._width)
         embeds = unit_rows(seen["unit_embeds"].reshape(len(array), self.num_frames, -1).mean(1))
-        contexts = self._rows_of(VIDEO.name, rows, ["context"])["context"]
-        return EncodedImages(tuple(contexts), embeds[:, None], owner=self.identity, modality=VIDEO.name)
+        contexts = self._rows_of(VIDEO.name, {"features": moving(cells)}, ["context"])["context"]
+        ways = self.tower("motion").run({"features": motion(cells)[:, None]}, ["rows"], self.num_threads)["rows"]
+        return EncodedImages(tuple(contexts), embeds[:, None], owner=self.identity, modality=VIDEO.name, rows=ways)
 
     def _encode_features(self, features: Any, mask: Any) -> EncodedImages:
         """Sounds of log-mel features (B, mels, frames), of which `mask` (B, frames) says what is sound."""
