@@ -179,17 +179,38 @@ class Judge:
         for way, row in recalls(scores, np.arange(len(at))).items():
             print("drawings", way, {name: round(value, 1) for name, value in row.items()}, f"n = {len(at)}")
 
-    def real(self, fold: int) -> None:
-        """Real sounds of a fold, by the ten sentences."""
-        texts = self.model.encode([{"text": s} for s in SENTENCES], normalize_embeddings=True)
+    def sounds(self, fold: int) -> tuple[list[tuple[np.ndarray, int]], list[str]]:
+        """The real sounds of a fold with their rates, and what they are."""
         with Archive(self.data / "esc10.tar") as archive:
             part = esc10(archive)[fold]
-            clips = [hearing.soundfile.read(io.BytesIO(archive.read(f)), dtype="float32") for f in part.files]
-        rows = self.model.encode([{"audio": clip} for clip in clips], normalize_embeddings=True)
+            read = [hearing.soundfile.read(io.BytesIO(archive.read(f)), dtype="float32") for f in part.files]
+        return read, list(part.words)
+
+    def real(self, fold: int) -> None:
+        """Real sounds of a fold, by the ten sentences."""
+        sounds, names = self.sounds(fold)
+        texts = self.model.encode([{"text": s} for s in SENTENCES], normalize_embeddings=True)
+        rows = self.model.encode([{"audio": sound} for sound in sounds], normalize_embeddings=True)
         best = (rows @ texts.T).argmax(1)
-        self.show(
-            f"real sounds, fold {fold}", [list(HEARD)[b] == name for b, name in zip(best, part.words, strict=True)]
-        )
+        self.show(f"real sounds, fold {fold}", [list(HEARD)[b] == name for b, name in zip(best, names, strict=True)])
+
+    def narrated(self, fold: int) -> None:
+        """Clips with a real sound of a fold, which they do not foretell: whether what is heard is said."""
+        sounds, names = self.sounds(fold)
+        rng, ways = np.random.default_rng(fold), ("with its sound", "by its pictures alone", "with another sound")
+        told: dict[str, list[bool]] = {way: [] for way in ways}
+        for frames, _ in self.clips(len(sounds)):
+            own = rng.integers(len(sounds))
+            other = rng.choice([i for i, name in enumerate(names) if name != names[own]])
+            for way, at in zip(ways, (own, None, other), strict=True):
+                clip = {"video": frames} | ({} if at is None else {"audio": sounds[at]})
+                expected = names[own if at is None else at]
+                said = self.model.narrate(clip)
+                told[way].append(any(line in said for line in HEARD[expected]))
+                if len(told[way]) <= 3:
+                    print("  ", way, expected, "|", said)
+        for way, right in told.items():
+            self.show(f"narrations that say what is heard, {way}, fold {fold}", right)
 
     def clips(self, count: int = 300) -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
         items = json.loads((self.work / "items.json").read_text())
@@ -249,8 +270,8 @@ def main() -> None:
     judge = Judge(options.data, options.work, model, options.part)
     figures: dict[str, Callable[[], None]] = {
         "retrieval": judge.retrieval, "captions": judge.written, "rooms": judge.rooms, "made": judge.made,
-        "matching": judge.matching, "heard": judge.heard, "real": lambda: judge.real(options.fold), "clips": judge.moved,
-        "drawings": judge.drawn, "strange": lambda: judge.strange(options.pictures),
+        "matching": judge.matching, "heard": judge.heard, "real": lambda: judge.real(options.fold),
+        "narrated": lambda: judge.narrated(options.fold), "clips": judge.moved, "drawings": judge.drawn, "strange": lambda: judge.strange(options.pictures),
     }  # fmt: skip
     for name in options.only or figures:
         figures[name]()

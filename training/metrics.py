@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-__all__ = ["bleu", "calibration_error", "cider", "interval", "recalls", "tokens"]
+__all__ = ["Cider", "bleu", "calibration_error", "cider", "interval", "recalls", "tokens"]
 
 ORDER, SIGMA = 4, 6.0
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
@@ -26,7 +26,7 @@ def tokens(caption: str) -> list[str]:
     return WORD.findall(caption.lower())
 
 
-def ngrams(words: Sequence[str], order: int = ORDER) -> Counter[tuple[str, ...]]:
+def ngrams(words: Sequence[Hashable], order: int = ORDER) -> Counter[tuple[Hashable, ...]]:
     """How often each run of up to `order` words comes."""
     return Counter(tuple(words[at : at + n]) for n in range(1, order + 1) for at in range(len(words) - n + 1))
 
@@ -53,33 +53,39 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]], order: in
     return scores
 
 
-def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr of each caption (n,); their mean is the score. References of all of them say how rare a run of words is."""
-    documents: Counter[tuple[str, ...]] = Counter()
-    for others in references:
-        documents.update({gram for other in others for gram in ngrams(tokens(other))})
-    scale = math.log(len(references))
+class Cider:
+    """How alike captions and references are, all of them words or ids; the references say how rare a run of them is."""
 
-    def vector(caption: str) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        parts: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDER)]
-        words = tokens(caption)
+    def __init__(self, references: Sequence[Sequence[Sequence[Hashable]]]):
+        self.documents: Counter[tuple[Hashable, ...]] = Counter()
+        for others in references:
+            self.documents.update({gram for other in others for gram in ngrams(other)})
+        self.scale = math.log(len(references))
+        self.references = [[self.vector(other) for other in others] for others in references]
+
+    def vector(self, words: Sequence[Hashable]) -> tuple[list[dict[tuple[Hashable, ...], float]], list[float], int]:
+        parts: list[dict[tuple[Hashable, ...], float]] = [{} for _ in range(ORDER)]
         for gram, count in ngrams(words).items():
-            parts[len(gram) - 1][gram] = count * (scale - math.log(max(1, documents[gram])))
+            parts[len(gram) - 1][gram] = count * (self.scale - math.log(max(1, self.documents[gram])))
         norms = [math.sqrt(sum(value**2 for value in part.values())) for part in parts]
         return parts, norms, max(0, len(words) - 1)
 
-    scores = []
-    for caption, others in zip(captions, references, strict=True):
-        parts, norms, length = vector(caption)
+    def score(self, words: Sequence[Hashable], at: int) -> float:
+        """CIDEr of a caption beside the references of one item."""
+        parts, norms, length = self.vector(words)
         total = 0.0
-        for other in others:
-            theirs, their_norms, their_length = vector(other)
+        for theirs, their_norms, their_length in self.references[at]:
             penalty = math.exp(-((length - their_length) ** 2) / (2 * SIGMA**2))
             for part, norm, their, their_norm in zip(parts, norms, theirs, their_norms, strict=True):
                 dot = sum(min(value, their.get(gram, 0.0)) * their.get(gram, 0.0) for gram, value in part.items())
                 total += penalty * (dot / (norm * their_norm) if norm and their_norm else dot)
-        scores.append(10 * total / ORDER / len(others))
-    return np.array(scores)
+        return 10 * total / ORDER / len(self.references[at])
+
+
+def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """CIDEr of each caption (n,); their mean is the score. References of all of them say how rare a run of words is."""
+    whole = Cider([[tokens(other) for other in others] for others in references])
+    return np.array([whole.score(tokens(caption), at) for at, caption in enumerate(captions)])
 
 
 def recalls(scores: np.ndarray, owners: np.ndarray, at: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, float]]:
