@@ -199,3 +199,18 @@ def test_names_have_their_articles():
     assert calibrate.subject_right("Two dogs run on the beach", {"dog"})
     assert not calibrate.subject_right("a man with a dog", {"dog"})  # what it names first counts
     assert not calibrate.subject_right("running fast", {"running"})
+
+
+def test_questions_are_asked_evenly():
+    """Kinds by their shares, rare answers oftener than they are; those that judge are of the commonest answer by half at
+    most."""
+    rows = [(at, "animal", "q", answer) for at, answer in enumerate(["dog"] * 16 + ["cat"] * 4)]
+    rows += [(at, "how many", "q", "two") for at in range(9)]
+    chances = questions.chances(rows)
+    shares = [questions.SHARES[kind] for kind in ("animal", "how many")]
+    assert chances.sum() == pytest.approx(1)
+    assert chances[:20].sum() / chances[20:].sum() == pytest.approx(shares[0] / shares[1])
+    assert chances[:16].sum() / chances[16:20].sum() == pytest.approx(2)
+    even = questions.balanced(rows[:20], np.random.default_rng(0))
+    assert [row[3] for row in even].count("dog") == 4 == [row[3] for row in even].count("cat")
+    assert questions.balanced(even, np.random.default_rng(1)) == even

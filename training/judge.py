@@ -23,7 +23,7 @@ from calibrate import NOUNS, singular
 from lessons import HEARD
 from metrics import bleu, calibration_error, cider, interval, recalls, tokens
 from PIL import Image
-from questions import KINDS, made_questions, swapped
+from questions import KINDS, balanced, made_questions, swapped
 from splits import Archive, daquar, esc10, flickr8k
 from words import plain, room_questions
 
@@ -103,8 +103,8 @@ class Judge:
         """Made questions, in wordings of no training, beside the commonest answer."""
         rows = made_questions(self.captions, np.random.default_rng(1), unseen=True)
         for kind in KINDS:
-            asked = [(at, q, a) for at, k, q, a in rows if k == kind]
-            answers = [self.model.answer(self.photos[at], [q], max_new_tokens=8)[0] for at, q, _ in asked]
+            asked = balanced([row for row in rows if row[1] == kind], np.random.default_rng(1))
+            answers = [self.model.answer(self.photos[at], [q], max_new_tokens=8)[0] for at, _, q, _ in asked]
             right = [mine == a for mine, (*_, a) in zip(answers, asked, strict=True)]
             common = max(np.unique([a for *_, a in asked], return_counts=True)[1]) / len(asked)
             self.show(f"made questions, {kind} (commonest answer {100 * common:.1f})", right)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from questions import made_questions, swapped
+from questions import chances, made_questions, swapped
 from splits import Archive, daquar, flickr8k
 from words import Read, Vocabulary, captions, class_names, plain, room_questions
 
@@ -118,6 +118,7 @@ class Lessons:
         self.drawn = self.drawings_by_words(json.loads((work / "items.json").read_text()))
         self.room_questions = room_questions(rooms)
         self.made = made_questions(self.captions, rng)
+        self.made_chances = chances(self.made)
         self.swaps = {
             (i, c): other
             for i, words in enumerate(self.plain)
@@ -171,7 +172,7 @@ class Lessons:
         views = [int(v) if " left" not in q + a and " right" not in q + a else 2 * (int(v) // 2)
                  for v, (_, q, a) in zip(rng.integers(0, self.rooms.views, rooms), asked, strict=True)]  # fmt: skip
         one = self.rooms.take([i for i, _, _ in asked], views)
-        others = [self.made[i] for i in rng.integers(0, len(self.made), made)]
+        others = [self.made[i] for i in rng.choice(len(self.made), made, p=self.made_chances)]
         two = self.photographs.take([i for i, *_ in others], rng.integers(0, self.photographs.views, made))
         both = {name: torch.cat([one[name], two[name]]) for name in one}
         return both | {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from metrics import tokens
 
-__all__ = ["KINDS", "UNSEEN", "WORDINGS", "answers", "made_questions", "swapped"]
+__all__ = ["KINDS", "UNSEEN", "WORDINGS", "answers", "balanced", "chances", "made_questions", "swapped"]
 
 COLOURS = "red blue green yellow white black brown orange pink purple gray grey blond tan".split()
 NUMBERS = {"one": "one", "two": "two", "three": "three", "four": "four", "five": "five", "2": "two", "3": "three"}
@@ -30,19 +30,48 @@ PLACES = {
 THINGS = (
     "dog cat horse bird ball bike bicycle boat car truck bus tree fence wall bench chair table hat helmet camera guitar "
     "skateboard surfboard snowboard swing slide rope stick toy frisbee tent umbrella sign bridge rock building crowd "
-    "man woman boy girl baby water snow beach grass motorcycle kayak tunnel stage sunglasses jacket pool mountain"
+    "man woman boy girl baby water snow beach grass motorcycle kayak tunnel stage sunglasses jacket pool mountain shirt dress "
+    "bag basketball football soccer net pole ladder fire fountain waterfall river lake ocean road street sidewalk hill cliff "
+    "mud sand leaf flower plant log fish goat cow sheep bicycle scooter train store restaurant city kitchen bed couch book "
+    "cup bottle food cake door window floor dirt sky sun race game ramp rail trampoline wheel flag costume mask"
 ).split()
 NOT_DOING = "wearing during morning evening building clothing something nothing string ring spring king thing being having".split()
 WORDINGS = {
-    "is there": ["is there a {} in the picture?", "can you see a {}?", "does the picture show a {}?", "is a {} here?"],
-    "how many": ["how many {} are there?", "how many {} are in the picture?", "what is the number of {}?"],
-    "colour": ["what colour is the {}?", "what color is the {}?", "which colour does the {} have?", "the {} is of what color?"],
-    "doing": ["what is the {} doing?", "what does the {} do?", "what is the {} up to?", "what activity is the {} busy with?"],
-    "animal": ["what animal is this?", "which animal is in the picture?", "what kind of animal do you see?"],
-    "where": ["where is this?", "where was the picture taken?", "what place is this?", "in what surroundings is this?"],
+    "is there": [
+        "is there a {} in the picture?", "can you see a {}?", "does the picture show a {}?", "is there a {}?",
+        "do you see a {}?", "is a {} in this photo?", "a {}, is there one?", "does this show a {}?", "is a {} here?",
+    ],
+    "how many": [
+        "how many {} are there?", "how many {} are in the picture?", "how many {} do you see?", "count the {}",
+        "how many {} can be seen?", "what is the number of {}?",
+    ],
+    "colour": [
+        "what colour is the {}?", "what color is the {}?", "which colour does the {} have?", "what is the color of the {}?",
+        "the color of the {}?", "the {} is of what color?",
+    ],
+    "doing": [
+        "what is the {} doing?", "what does the {} do?", "what is the {} up to?", "what is going on with the {}?",
+        "what is the {} busy doing?", "what activity is the {} busy with?",
+    ],
+    "animal": [
+        "what animal is this?", "which animal is in the picture?", "which animal is it?", "what animal can you see?",
+        "what kind of animal do you see?",
+    ],
+    "where": [
+        "where is this?", "where was the picture taken?", "what place is this?", "where are they?", "what is the place?",
+        "in what surroundings is this?",
+    ],
 }  # fmt: skip
 UNSEEN = {kind: wordings[-1] for kind, wordings in WORDINGS.items()}
 KINDS = tuple(WORDINGS)
+SHARES = {
+    "is there": 0.35,
+    "colour": 0.18,
+    "doing": 0.16,
+    "where": 0.12,
+    "how many": 0.11,
+    "animal": 0.08,
+}  # of training
 
 
 def common(words: Counter[str], least: int = 2) -> str | None:
@@ -116,6 +145,25 @@ def made_questions(
                 rows.append((at, "is there", words("is there", thing), "yes"))
                 rows.append((other, "is there", words("is there", thing), "no"))
     return rows
+
+
+def chances(rows: Sequence[tuple[int, str, str, str]]) -> np.ndarray:
+    """How often each question is to be asked in training (n,), sum 1: kinds by their shares, of each kind rare answers
+    oftener than there are."""
+    counts = Counter((kind, answer) for _, kind, _, answer in rows)
+    weights = np.array([counts[kind, answer] ** -0.5 for _, kind, _, answer in rows])
+    kinds = np.array([kind for _, kind, *_ in rows])
+    for kind, share in SHARES.items():
+        weights[kinds == kind] *= share / max(weights[kinds == kind].sum(), 1e-9)
+    return weights / weights.sum()
+
+
+def balanced(rows: Sequence[tuple[int, str, str, str]], rng: np.random.Generator) -> list[tuple[int, str, str, str]]:
+    """Questions of one kind, of the commonest answer no more than of all the others."""
+    answer, count = Counter(row[3] for row in rows).most_common(1)[0]
+    common = [at for at, row in enumerate(rows) if row[3] == answer]
+    left = set(rng.permutation(common)[: max(0, 2 * count - len(rows))].tolist())
+    return [row for at, row in enumerate(rows) if at not in left]
 
 
 ACTIONS = "running walking sitting standing jumping playing riding swimming climbing sleeping eating dancing".split()
