@@ -273,8 +273,11 @@ class EncodeMixin(EmbeddingOptions):
             sounds = [content_of(items[i], AUDIO.name) for i in batch]
             if bare := [i for i, sound in zip(batch, sounds, strict=True) if is_bare(sound)]:
                 raise ValueError(f"item {bare[0]}: sampling_rate: not given, expected (array, rate)")
-            inputs = self.feature_extractor(sounds, return_tensors="np")
-            yield batch, self._embed(AUDIO.tower, {name: inputs[name] for name in inputs})
+            yield batch, self._embed_sounds(sounds)
+
+    def _embed_sounds(self, sounds: list[Any]) -> np.ndarray:
+        inputs = self.feature_extractor(sounds, return_tensors="np")
+        return self._embed(AUDIO.tower, {name: inputs[name] for name in inputs})
 
     def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
         name = self._embedding(tower)

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _C
 
-__all__ = ["BatchFeature", "Features", "ModelOutput", "from_numpy", "is_torch", "kind_of", "to_numpy"]
+__all__ = ["BatchFeature", "Features", "ModelOutput", "features_of", "from_numpy", "is_torch", "kind_of", "to_numpy"]
 
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -128,6 +128,15 @@ class Features(np.ndarray):
 
     def _repr_html_(self) -> str:
         return f"<table>{_html_row('features', self.view(np.ndarray))}</table>"
+
+
+def features_of(embeds: np.ndarray, kind: str) -> Any:
+    """Embeddings [B, D] as Features, or as a torch tensor that also answers to `.pooler_output`."""
+    if kind != "pt":
+        return embeds.view(Features)
+    rows = from_numpy(embeds, kind)
+    rows.pooler_output = rows.detach()  # the same memory
+    return rows
 
 
 def device_and_dtype(device: Any, dtype: Any) -> tuple[Any, str | None]:

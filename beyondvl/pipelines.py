@@ -19,13 +19,14 @@ from .models.model import PreTrainedModel
 from .outputs import check_count, check_device
 from .processing.items import as_clips, is_file, is_sound_and_rate
 from .processing.text import Tokenizer
+from .tasks.any_modality import AnyModalityModel
 from .tasks.base import EncodedImages
 from .tasks.classifying import ClassifyingModel
 from .tasks.confidence import Said
 from .tasks.matching import MatchingModel
 from .tasks.prompting import ClipPromptingModel
 from .tasks.transcribing import TranscribingModel
-from .tasks.writing import AnsweringModel, CaptioningModel
+from .tasks.writing import AnsweringModel, CaptioningModel, one_item
 
 __all__ = [
     "TASKS",
@@ -85,7 +86,7 @@ def _picture(image: Any) -> Any:
 
 def _pictures(images: Any) -> Any:
     """The same of one or a list."""
-    return [_picture(image) for image in images] if isinstance(images, list | tuple) else _picture(images)
+    return _picture(images) if one_item(images) else [_picture(image) for image in images]
 
 
 class Pipeline:
@@ -270,7 +271,9 @@ class ImageFeatureExtraction(Pipeline):
 class ImageTextToText(Pipeline):
     """What a picture shows, or the answer to a question about it: `read(image, text="how many?")`.
 
-    A captioning model continues the text, which may be left out; an answering model answers it.
+    A captioning model continues the text, which may be left out; an answering model answers it; one that does both
+    takes a text that ends in a question mark for a question. Of a model of clips and sounds, these may stand for
+    pictures.
     """
 
     def __call__(
@@ -291,21 +294,26 @@ class ImageTextToText(Pipeline):
         """
         if not isinstance(self.model, AnsweringModel | CaptioningModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one that writes text")
-        single = not isinstance(images, list | tuple)
+        single = one_item(images)
         if not single and not images:
             return []
         texts = [text] if text is None or isinstance(text, str) else list(text)
         settings = settings | (generate_kwargs or {})
         encoded = self.model.encode_image(_pictures(images), batch_size=self._batch_size(batch_size))
         texts = texts * len(encoded) if len(texts) == 1 else texts
-        if isinstance(self.model, AnsweringModel) and text is None:
+        if text is None and self._asks():
             raise ValueError(f"text: not given, expected a question: {type(self.model).__name__} answers")
         answers = self._generate(encoded, None if text is None else texts, settings)
         results = [[self._result(q, a) | _score(a)] for q, a in zip(texts, answers, strict=True)]
         return results[0] if single and len(results) == 1 else results
 
+    def _asks(self) -> bool:
+        """Whether every text is a question."""
+        return isinstance(self.model, AnsweringModel)
+
     def _generate(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
-        if isinstance(self.model, AnsweringModel):
+        both = isinstance(self.model, AnyModalityModel) and texts and all(t.rstrip().endswith("?") for t in texts)
+        if self._asks() or both:
             return self.model.answer(encoded, texts, **settings)
         return self.model.caption(encoded, texts, **settings)
 
@@ -337,10 +345,8 @@ class VisualQuestionAnswering(ImageTextToText):
         (see `answer`), and gives what it writes after it."""
         return super().__call__(image, question, **settings)
 
-    def _generate(self, encoded: EncodedImages, texts: list[str] | None, settings: dict[str, Any]) -> list[str]:
-        if texts is not None and hasattr(self.model, "answer"):
-            return self.model.answer(encoded, texts, **settings)
-        return super()._generate(encoded, texts, settings)
+    def _asks(self) -> bool:
+        return hasattr(self.model, "answer")
 
     def _result(self, question: str | None, answer: str) -> dict[str, str]:
         return {"answer": answer}
@@ -355,11 +361,12 @@ class ImageTextMatching(Pipeline):
         if not isinstance(self.model, MatchingModel):
             raise ValueError(f"model: found {type(self.model).__name__}, expected one with a matching head")
         texts = [text] if isinstance(text, str) else list(text)
-        if isinstance(images, list | tuple) and not images:
+        single = one_item(images)
+        if not single and not images:
             return []
         encoded = self.model.encode_image(_pictures(images))
         results = [Scores.ranked(self.model.match(encoded[i], texts), texts) for i in range(len(encoded))]
-        return results if isinstance(images, list | tuple) else results[0]
+        return results[0] if single else results
 
 
 class AudioClassification(Pipeline):

@@ -354,6 +354,83 @@ def test_which_way_things_move_is_in_the_numbers_of_a_clip(way):
     assert np.isfinite(still).all() and np.abs(still[0, 20 + 3 * GRID * GRID :]).max() < 1e-3
 
 
+def test_what_a_processor_makes_goes_into_every_call(model):
+    """generate(**inputs) and stream(**inputs) of any subset, in the caller's kind of array; one of an input serves many
+    of another."""
+    processor = model.processor
+    made = processor(text=["w1 w2"], images=PICTURES[:3], audio=[SOUNDS[0]], return_tensors="pt", padding=True)
+    assert "token_type_ids" in made and set(made) <= {*processor.model_input_names, "pixel_values_videos"}
+    ids = model.generate(**made, max_new_tokens=4)
+    assert ids.dtype == torch.int64 and len(ids) == 3
+    steps = [torch.from_numpy(step) for step in model.stream(**made, max_new_tokens=4)]
+    streamed = torch.stack(steps, 1)
+    assert torch.equal(ids[:, 1 : 1 + streamed.shape[1]], streamed)
+    single = [model.generate(**processor(text=["w1 w2"], images=[picture], audio=[SOUNDS[0]], return_tensors="np"),
+                             max_new_tokens=4) for picture in PICTURES[:3]]  # fmt: skip
+    for row, other in zip(ids.numpy(), single, strict=True):
+        np.testing.assert_array_equal(row[: other.shape[1]], other[0])
+    clips = processor(videos=[CLIP], return_tensors="pt")
+    assert model.generate(**clips, max_new_tokens=3).dtype == torch.int64
+    assert len(list(model.stream(**clips, max_new_tokens=3))) >= 1
+    with pytest.raises(ValueError, match=r"\[2, 3\] items"):
+        model.generate(images=PICTURES[:3], **processor(text=["w1", "w2"], padding=True, return_tensors="np"))
+    pair = processor(text=["w1 w2"], return_tensors="np")
+    types = np.ones_like(pair["token_type_ids"])
+    moved = model(**pair | {"token_type_ids": types}).text_embeds - model(**pair).text_embeds
+    assert np.abs(moved).max() > 1e-4
+    assert processor(audio=SOUNDS[0], padding=True, return_attention_mask=True)["feature_attention_mask"]
+    with pytest.raises(ValueError, match="truncation"):
+        processor(audio=SOUNDS[0], truncation=True)
+
+
+def test_options_of_encode_are_of_encode_alone(model):
+    """Captions, confidences and what ranks again are the same whatever `encode` is told."""
+    texts = ["w1 w2", "w3"]
+    rows, said = model.rerank(PICTURES[0], texts), model.caption(PICTURES[0], max_new_tokens=3)
+    with model.truncate_embeddings(8):
+        assert model.rerank(PICTURES[0], texts) == rows and model.rerank("w1", PICTURES[:2])
+        again = model.caption(PICTURES[0], max_new_tokens=3)
+    assert again == said and again.confidence == said.confidence
+
+
+def test_sounds_of_several_lengths_are_those_of_each_alone(model):
+    long = (np.tile(SOUNDS[0][0], 5), SOUNDS[0][1])
+    together = model.encode_audio([long, SOUNDS[1], SOUNDS[0]])
+    for at, sound in enumerate((long, SOUNDS[1], SOUNDS[0])):
+        np.testing.assert_array_equal(together.embeds[at], model.encode_audio(sound).embeds[0])
+    rows = model.encode([{"audio": sound} for sound in (long, SOUNDS[1], SOUNDS[0])])
+    np.testing.assert_array_equal(rows, together.embeds[:, 0])
+
+
+def test_pipelines_take_clips_and_sounds(model):
+    write = bvl.pipeline("image-text-to-text", model=model)
+    (said,) = write(SOUNDS[0], max_new_tokens=3)
+    assert said["generated_text"] == model.caption(SOUNDS[0], max_new_tokens=3)
+    (said,) = write(PICTURES[0], text="w1?", max_new_tokens=3)
+    assert said["generated_text"] == model.answer(PICTURES[0], "w1?", max_new_tokens=3)
+    with pytest.raises(ValueError, match="expected a question"):
+        bvl.pipeline("visual-question-answering", model=model)(PICTURES[0])
+
+
+def test_the_sound_of_a_clip_is_that_of_its_part(model, monkeypatch):
+    """Of a file between start and end; of an animated picture, and of a file without a sound, there is none."""
+    from beyondvl.tasks import drawing
+
+    whole = np.arange(64_000, dtype=np.float32)
+    monkeypatch.setattr(drawing, "load_audio", lambda source, rate: whole)
+    samples, rate = model._sound_of("some.mp4", 1.0, 2.5)
+    assert rate == 16_000 and (samples[0], samples[-1], len(samples)) == (16_000, 39_999, 24_000)
+    assert len(model._sound_of(b"\x1aE\xdf\xa3", None, None)[0]) == len(whole)
+    assert model._sound_of("some.mp4", 9.0, None) is None
+    assert model._sound_of("some.gif", None, None) is None and model._sound_of(CLIP, None, None) is None
+
+    def silent(source, rate):
+        raise bvl.NoSoundError("holds no sound")
+
+    monkeypatch.setattr(drawing, "load_audio", silent)
+    assert model._sound_of("some.mp4", None, None) is None
+
+
 def test_narrates_a_clip_with_its_sound(model):
     silent, both = model.encode_clip(CLIP), model.encode_clip({"video": CLIP, "audio": SOUNDS[0]})
     assert (len(silent.beside), len(both.beside), len(both[0].beside)) == (0, 1, 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..outputs import BatchFeature
+from ..outputs import BatchFeature, check_allowed
 from ..processing.motion import GRID
 from ..processing.motion import columns as motion_columns
 from ..spec import (
@@ -368,11 +368,19 @@ def compared(encoder: Encoder, left_out: tuple[str, ...]) -> Encoder:
     return replace(encoder, steps=tuple(step for step in encoder.steps if step.dst not in left_out))
 
 
+# options of a sound's extractor at values that change nothing here
+ACCEPTED = {
+    "padding": (None, True, "longest"), "truncation": (None, False), "max_length": (None,),
+    "do_normalize": (None, False), "pad_to_multiple_of": (None,), "return_attention_mask": (None, True),
+}  # fmt: skip
+
+
 class BeyondVLFeatureExtractor(WhisperFeatureExtractor):
     """`input_features` (B, mels, frames) of sounds of any length at 16 kHz, filled up with silence to whole windows of
     `chunk_length` seconds, and `feature_attention_mask` (B, frames), 0 where it was."""
 
     defaults: ClassVar[dict[str, Any]] = WhisperFeatureExtractor.defaults | {"chunk_length": 10}
+    other_names = ("feature_attention_mask",)
 
     def __call__(
         self,
@@ -380,8 +388,14 @@ class BeyondVLFeatureExtractor(WhisperFeatureExtractor):
         sampling_rate: int | None = None,
         return_tensors: str | None = None,
         device: str | None = "cpu",
+        **options: Any,
     ) -> BatchFeature:
-        """`raw_speech`: one sound or a list. Raises AudioError, ValueError."""
+        """`raw_speech`: one sound or a list, never cut: of transformers' options `padding` and the like are accepted
+        where they ask for that. Raises AudioError, ValueError, TypeError."""
+        for name, value in options.items():
+            if name not in ACCEPTED:
+                raise TypeError(f"unexpected arguments: {name}; known: {', '.join(sorted(ACCEPTED))}")
+            check_allowed(name, value, ACCEPTED[name])
         inputs = super().__call__(
             raw_speech, truncation=False, pad_to_multiple_of=self.n_samples, padding="longest",
             sampling_rate=sampling_rate, return_attention_mask=True, return_tensors=return_tensors, device=device,

@@ -20,11 +20,11 @@ from ..modalities import INPUTS, MODALITIES, TEXT, of_tower, positional
 from ..outputs import (
     CPU,
     Device,
-    Features,
     ModelOutput,
     check_allowed,
     check_device,
     device_and_dtype,
+    features_of,
     from_numpy,
     kind_of,
     thread_count,
@@ -279,14 +279,11 @@ class PreTrainedModel(EncodeMixin):
         output = next((name for name in names if name in self.tower(tower).outputs), None)
         if output is None:
             raise ValueError(f"{type(self).__name__} makes no embeddings, expected a model that does")
-        torch = kind_of(*inputs.values()) == "pt"
-        arrays = self.run_tower(tower, inputs, [output] if torch else [output, "last_hidden_state"])
-        if torch:
-            features = from_numpy(arrays[output], "pt")
-            features.pooler_output = features.detach()  # the same memory
-            return features
-        features = arrays[output].view(Features)
-        features.last_hidden_state = arrays["last_hidden_state"]
+        kind = kind_of(*inputs.values())
+        arrays = self.run_tower(tower, inputs, [output] if kind == "pt" else [output, "last_hidden_state"])
+        features = features_of(arrays[output], kind)
+        if kind != "pt":
+            features.last_hidden_state = arrays["last_hidden_state"]
         return features
 
     def get_text_features(

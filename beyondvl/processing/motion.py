@@ -46,7 +46,7 @@ def motion(cells: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(departures, axis=3).reshape(batch, -1)
     shares = norms / (norms.mean(1, keepdims=True) + np.float32(1e-6))
     weights = np.exp(3 * (shares - shares.max(1, keepdims=True)))
-    what = (weights[:, None] @ cells.reshape(batch, -1, size))[:, 0]
+    what = (weights[:, None] / weights.sum(1)[:, None, None] @ cells.reshape(batch, -1, size))[:, 0]
     what -= what.mean(1, keepdims=True)
     parts = [what / (what.std(1, keepdims=True) + np.float32(1e-6)), 2 * (shares - 1)]
     if count == GRID * GRID:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.model import check_neutral
-from ..outputs import ModelOutput, from_numpy, kind_of
+from ..outputs import ModelOutput, features_of, from_numpy, kind_of
 from ..processing.items import content_of, is_sound_and_rate, modality_of
 from .base import STATES, EncodedImages, text_inputs
 from .confidence import ConfidentMixin, Said
@@ -19,6 +19,15 @@ from .matching import MatchingModel
 from .writing import AnswersMixin, CaptioningModel
 
 __all__ = ["AnyModalityModel"]
+
+
+def counts(seen: tuple[EncodedImages, ...], text: Texts | None) -> set[int]:
+    """How many there are of each input. ValueError where there is none."""
+    sizes = {len(each) for each in seen} | ({len(text["input_ids"])} if text else set())
+    if not sizes:
+        raise ValueError("found no input, expected some of input_ids, pixel_values, pixel_values_videos, "
+                         "input_features, images")  # fmt: skip
+    return sizes
 
 
 class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel, CaptioningModel):
@@ -39,6 +48,11 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     def _token_ids(self) -> np.ndarray:
         """The tokenizer's id of each of the decoder's."""
         return np.array(self.head.vocabulary(self.config), np.int64)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """The decoder's id of each of the tokenizer's that it writes."""
+        return {int(token): at for at, token in enumerate(self._token_ids)}
 
     # the formers
 
@@ -113,16 +127,11 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         check_neutral(kwargs)
         kind = kind_of(input_ids, pixel_values, pixel_values_videos, input_features)
         seen = self._seen(pixel_values, pixel_values_videos, input_features, feature_attention_mask)
-        text = None
-        if input_ids is not None:
-            text = text_inputs(input_ids, attention_mask)
-        if not seen and text is None:
-            raise ValueError("found no input, expected some of input_ids, pixel_values, pixel_values_videos, "
-                             "input_features")  # fmt: skip
-        states = self._tower_outputs(text, pixel_values, output_hidden_states)
+        text = None if input_ids is None else text_inputs(input_ids, attention_mask, token_type_ids)
+        sizes = counts(seen, text)
+        states = self._tower_outputs(text, pixel_values, kind, output_hidden_states)
         read = None if text is None else self._read(text)
         arrays = self._compared(seen, read)
-        sizes = {len(each) for each in seen} | ({len(text["input_ids"])} if text else set())
         count = max(sizes)
         if sizes <= {1, count}:
             wanted = ["last_hidden_state", "unit_embeds", "match_logits"]
@@ -144,7 +153,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         output = {name: from_numpy(np.ascontiguousarray(array), kind) for name, array in arrays.items()}
         return ModelOutput(output | states)
 
-    def _tower_outputs(self, text: Texts | None, pixels: Any, wanted: bool | None) -> dict[str, ModelOutput]:
+    def _tower_outputs(self, text: Texts | None, pixels: Any, kind: str, wanted: bool | None) -> dict[str, ModelOutput]:
         """What the towers of a text and of pictures make of them, where hidden states are asked for."""
         inputs = {TEXT.tower: text, IMAGE.tower: None if pixels is None else {"pixel_values": pixels}}
         there = {name: side for name, side in inputs.items() if side is not None}
@@ -153,7 +162,6 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
             return {}
         kept = {name: [slot for slot in STATES if slot in self.tower(name).outputs] for name in there}
         outputs = {name: self.run_tower(name, side, kept[name] + names[name]) for name, side in there.items()}
-        kind = kind_of(pixels, *(text or {}).values())
         return {f"{name}_model_output": self._states_of(name, arrays, kind, True) for name, arrays in outputs.items()}
 
     def _seen(self, pixels: Any, clips: Any, features: Any, mask: Any) -> tuple[EncodedImages, ...]:
@@ -182,20 +190,24 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     def get_video_features(self, pixel_values_videos: Any, **kwargs: Any) -> Any:
         """Unit embeddings (B, D) of clips (B, num_frames, 3, H, W)."""
         check_neutral(kwargs)
-        return from_numpy(self._encode_frames(pixel_values_videos).embeds[:, 0], kind_of(pixel_values_videos))
+        return features_of(self._encode_frames(pixel_values_videos).embeds[:, 0], kind_of(pixel_values_videos))
 
     def get_audio_features(self, input_features: Any, feature_attention_mask: Any = None, **kwargs: Any) -> Any:
         """Unit embeddings (B, D) of sounds."""
         check_neutral(kwargs)
         embeds = self._encode_features(input_features, feature_attention_mask).embeds[:, 0]
-        return from_numpy(embeds, kind_of(input_features))
+        return features_of(embeds, kind_of(input_features))
 
     # words
 
-    def _encoded(self, images: Any, pixel_values: Any) -> EncodedImages:
-        """As every task model, where clips and sounds may stand too: of one kind at a time."""
-        if images is None or isinstance(images, EncodedImages):
-            return super()._encoded(images, pixel_values)
+    def encode_image(self, images: Any = None, *, pixel_values: Any = None, batch_size: int = 8) -> EncodedImages:
+        """Pictures after their tower (as `load_image` takes them; one or a list), or pixel_values. Clips and sounds may
+        stand in their place, items of one kind at a time: see `encode_video` and `encode_audio`.
+
+        Raises ImageError, VideoError, AudioError naming the place of an item that cannot be read; ValueError.
+        """
+        if images is None or pixel_values is not None:
+            return super().encode_image(images, pixel_values=pixel_values, batch_size=batch_size)
         several = isinstance(images, list | tuple) and not is_sound_and_rate(images)
         items = list(images) if several else [images]
         kinds = [modality_of(item, SEEN, at) for at, item in enumerate(items)]
@@ -204,10 +216,10 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
                 f"images: found {' and '.join(sorted(set(kinds)))} in one list, expected items of one kind"
             )
         if kinds and kinds[0] == VIDEO.name:
-            return self.encode_video(items)
+            return self.encode_video(items, batch_size=batch_size)
         if kinds and kinds[0] == AUDIO.name:
             return self.encode_audio([content_of(item, AUDIO.name) for item in items])
-        return super()._encoded([content_of(item, IMAGE.name) for item in items], pixel_values)
+        return super().encode_image([content_of(item, IMAGE.name) for item in items], batch_size=batch_size)
 
     def _match_logits(self, seen: EncodedImages, text: Texts) -> np.ndarray:
         everything = (seen, *seen.beside)
@@ -217,16 +229,21 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         self, pixel_values: Any, input_ids: Any, attention_mask: Any, images: Any, **others: Any
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
         """What to write about, and what the decoder goes on from: its first token, or the tokens of a prompt."""
-        extra = self._seen(None, others.get("clips"), others.get("features"), others.get("mask"))
+        sides = ("pixel_values_videos", "input_features", "feature_attention_mask")
+        extra = self._seen(None, *(others.get(name) for name in sides))
         seen: tuple[EncodedImages, ...] = extra
         if images is not None or pixel_values is not None:
             encoded = self._encoded(images, pixel_values)
             seen = (encoded, *encoded.beside, *extra)
-        text = None if input_ids is None else text_inputs(input_ids, attention_mask)
-        if not seen and text is None:
-            raise ValueError("found no input, expected some of input_ids, pixel_values, images and the like")
-        count = len(text["input_ids"]) if text else len(seen[0])
-        contexts = self.fuse(seen, None if text is None else self._read(text), count, ["context"])["context"]
+        text = None if input_ids is None else text_inputs(input_ids, attention_mask, others.get("token_type_ids"))
+        sizes = counts(seen, text)
+        count = max(sizes)
+        if not sizes <= {1, count}:
+            raise ValueError(f"found inputs of {sorted(sizes)} items, expected as many of each, or one")
+        read = None if text is None else self._read(text)
+        if read is not None and len(read.rows) < count:
+            read = read.repeated(count)
+        contexts = self.fuse(seen, read, count, ["context"])["context"]
         prompt = others.get("prompt")
         if prompt is None:
             prompt = np.full((count, 1), self.tokens["bos_token_id"], np.int64)
@@ -241,27 +258,36 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         pixel_values_videos: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
+        token_type_ids: Any = None,
         images: Any = None,
         **settings: Any,
     ) -> Any:
         """Token ids (B, length) int64 of the text's tokenizer: the first token, then what the decoder wrote.
 
         Args:
-            input_ids, attention_mask: what is asked (B, L), or nothing: a caption; one picture may serve all questions.
+            input_ids, attention_mask, token_type_ids: what is asked (B, L), or nothing: a caption; one picture may
+                serve all questions, and one question all pictures.
             pixel_values: (B, 3, H, W); or `images`: pictures, or what encode_image and the like returned.
             pixel_values_videos, input_features, feature_attention_mask: clips and sounds, as a processor makes them.
             settings: see GenerationSettings; ids in them, and what a logits_processor sees, are the decoder's own.
         """
-        others = {"clips": pixel_values_videos, "features": input_features, "mask": feature_attention_mask}
-        prompted = self._prompted(pixel_values, input_ids, attention_mask, images, **others)
-        return from_numpy(self._generated(*prompted, settings), kind_of(input_ids, pixel_values))
+        prompted = self._prompted(
+            pixel_values, input_ids, attention_mask, images, pixel_values_videos=pixel_values_videos,
+            input_features=input_features, feature_attention_mask=feature_attention_mask, token_type_ids=token_type_ids,
+        )  # fmt: skip
+        kind = kind_of(input_ids, pixel_values, pixel_values_videos, input_features)
+        return from_numpy(self._generated(*prompted, settings), kind)
 
     def stream(
         self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None, *, images: Any = None,
-        **settings: Any,
+        **inputs_and_settings: Any,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """As `generate`, giving the tokens (B,) of each step as they come; greedy or sampled, no beams."""
-        return self._streamed(*self._prompted(pixel_values, input_ids, attention_mask, images), settings)
+        names = ("pixel_values_videos", "input_features", "feature_attention_mask", "token_type_ids")
+        others = {name: inputs_and_settings.pop(name, None) for name in names}
+        return self._streamed(
+            *self._prompted(pixel_values, input_ids, attention_mask, images, **others), inputs_and_settings
+        )
 
     def _generated(self, *prompted: Any) -> np.ndarray:
         return self._token_ids[super()._generated(*prompted)]
@@ -293,7 +319,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         """What the decoder writes, and how likely (see `_chances`)."""
         source, prompt, mask = prompted
         ids = super()._generated(source, prompt, mask, settings)
-        return self._decoded(self._token_ids[ids]), self._chances(ids, prompt.shape[1], source["contexts"])
+        return self._decoded(self._token_ids[ids]), self._chances(ids, prompt.shape[1], source["contexts"], settings)
 
     def narrate(self, clip: Any, **settings: Any) -> Said:
         """What happens in a clip, by its pictures and its sound (see `encode_clip`)."""
@@ -302,7 +328,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     def _begun(self, prompt: str) -> list[int]:
         """The decoder's ids of a prompt after its first token. ValueError for a word it cannot write."""
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        order = {int(token): at for at, token in enumerate(self._token_ids)}
+        order = self._places
         if unknown := [token for token in ids if token not in order]:
             raise ValueError(f"prompt: found {self.tokenizer.decode(unknown[:1])!r}, which the decoder does not write")
         return [self.tokens["bos_token_id"], *(order[token] for token in ids)]
@@ -311,10 +337,3 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
         text = self.texts(questions, self.tower(TEXT.tower).max_positions)
         prompted = self._prompted(None, text["input_ids"], text.get("attention_mask"), encoded)
         return self._answers_said(*self._written(prompted, settings))
-
-    # embeddings
-
-    def _embed(self, tower: str, inputs: dict[str, np.ndarray], num_threads: int | None = None) -> np.ndarray:
-        if tower == AUDIO.tower:
-            return self._encode_features(inputs["input_features"], inputs.get("feature_attention_mask")).embeds[:, 0]
-        return super()._embed(tower, inputs, num_threads)

@@ -7,7 +7,7 @@ every method of these models takes it in place of `pixel_values`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..models.model import PreTrainedModel
 from ..models.tower import prepared
 from ..outputs import ModelOutput, check_count, from_numpy
 
-__all__ = ["STATES", "EncodedImages", "TaskModel", "require_pairs", "text_inputs", "with_pooled"]
+__all__ = ["STATES", "EncodedImages", "TaskModel", "joined", "require_pairs", "text_inputs", "with_pooled"]
 
 
 STATES = ["last_hidden_state", "pooler_output"]
@@ -27,15 +27,15 @@ STATES = ["last_hidden_state", "pooler_output"]
 
 @dataclass(frozen=True)
 class EncodedImages(Sequence):
-    """Pictures after the vision tower: immutable, and good for any number of questions.
+    """Pictures after the vision tower: immutable, and good for any number of questions. Indexing gives EncodedImages.
 
-    `contexts` holds the keys and values of each picture; where the text side takes features in place of words instead,
-    `features` (n, queries, hidden_size) holds them. `embeds` (n, queries, D) are unit-norm embeddings where the model
-    has such: one a picture, or one for each query token. Indexing gives EncodedImages again.
-    `rows` (n, k, hidden_size) are read by what fuses them, as they are. Of clips, each is `frames` contexts. `owner` is
-    the `identity` of the model that encoded them: such alone read them. Made of features that were kept, they have
-    none. A model of more than pictures may encode clips and sounds so: `modality` says which, `beside` holds what else
-    belongs to each item (the sound of a clip).
+    `contexts` holds the keys and values of each picture, `frames` of them where an item is a clip of a picture model;
+    where the text side takes features in place of words instead, `features` (n, queries, hidden_size) holds them.
+    `embeds` (n, queries, D) are unit-norm embeddings where the model has such: one a picture, or one for each query
+    token. `owner` is the `identity` of the model that encoded them: no other model reads them. Made of features that
+    were kept, they have none. A model of more than pictures encodes clips and sounds so too: `modality` says which,
+    `rows` (n, k, hidden_size) are what a fusion reads beside what queries draw, `beside` holds what else belongs to
+    each item (the sound of a clip).
     """
 
     contexts: tuple[Any, ...] = ()
@@ -77,6 +77,15 @@ class EncodedImages(Sequence):
         return {"contexts": list(chosen.contexts)}
 
 
+def joined(parts: list[EncodedImages]) -> EncodedImages:
+    """Items of several encodings of one kind, in their order."""
+    arrays = {
+        name: None if getattr(parts[0], name) is None else np.concatenate([getattr(part, name) for part in parts])
+        for name in ("embeds", "features", "rows")
+    }
+    return replace(parts[0], contexts=tuple(c for part in parts for c in part.contexts), **arrays)
+
+
 class TaskModel(PreTrainedModel):
     """What the models below share."""
 
@@ -100,11 +109,7 @@ class TaskModel(PreTrainedModel):
         encoded = [self._encode_pixels(batch) for batch in batches]
         if not encoded:
             raise ValueError("images: the list is empty, expected at least one picture")
-        arrays = (
-            None if getattr(encoded[0], name) is None else np.concatenate([getattr(f, name) for f in encoded])
-            for name in ("embeds", "features")
-        )
-        return EncodedImages(tuple(c for f in encoded for c in f.contexts), *arrays, encoded[0].frames, self.identity)
+        return replace(joined(encoded), owner=self.identity)
 
     def _items(self, images: Any) -> list[Any]:
         return list(images) if isinstance(images, list | tuple) else [images]
@@ -164,14 +169,15 @@ class TaskModel(PreTrainedModel):
         return GenerationSettings(**{name: self.tokens[name] for name in ("eos_token_id", "pad_token_id")})
 
 
-def text_inputs(input_ids: Any, attention_mask: Any) -> dict[str, np.ndarray]:
-    """Ids (B, L) and a mask of their shape, where there is one. ValueError where they do not fit."""
+def text_inputs(input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> dict[str, np.ndarray]:
+    """Ids (B, L), a mask and types of their shape, where there are such. ValueError where they do not fit."""
     if input_ids is None:
         raise ValueError("input_ids: not given, expected (B, L) integers")
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
     arrays = {name: prepared(name, value) for name, value in inputs.items() if value is not None}
-    if (shape := arrays.get("attention_mask", arrays["input_ids"]).shape) != arrays["input_ids"].shape:
-        raise ValueError(f"attention_mask: found shape {shape}, expected {arrays['input_ids'].shape}")
+    for name, array in arrays.items():
+        if array.shape != arrays["input_ids"].shape:
+            raise ValueError(f"{name}: found shape {array.shape}, expected {arrays['input_ids'].shape}")
     return arrays
 
 

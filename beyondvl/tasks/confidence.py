@@ -20,8 +20,9 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..generation import log_softmax
-from ..modalities import IMAGE, TEXT
-from .base import EncodedImages, TaskModel
+from ..modalities import IMAGE
+from .base import EncodedImages
+from .matching import MatchingModel
 
 __all__ = ["ConfidentMixin", "Said"]
 
@@ -48,29 +49,30 @@ def logistic(features: np.ndarray, weights: Any) -> np.ndarray:
     return 1 / (1 + np.exp(-(features @ np.array(weights) + bias)))
 
 
-class ConfidentMixin(TaskModel):
+class ConfidentMixin(MatchingModel):
     """Of a model whose texts have embeddings beside those of what they are about."""
 
     @cached_property
     def _sureness(self) -> dict[str, Any] | None:
         """The section "confidence", checked."""
-        section = self.config.get("confidence")
-        if section is None:
+        if self.config.get("confidence") is None:
             return None
+        section = self.config.section("confidence")
         lengths = {"caption": 4, "answer": 3, "name": 2}
         for name, count in lengths.items():
             values = section.get(name)
             numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-            if not numbers or len(values) != count:
-                raise ConfigError(f"confidence: {name}: found {values!r}, expected {count} numbers")
+            if not numbers or len(values) != count or not np.isfinite(values).all():
+                raise ConfigError(f"confidence: {name}: found {values!r:.100}, expected {count} numbers")
         names = section.get("names", [])
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise ConfigError("confidence: names: expected a list of words")
-        return dict(section) | {"names": names, "least": float(section.get("least", 0.0))}
+        return section.to_dict() | {"names": names, "least": section.number("least", 0.0, 0.0, 1.0)}
 
-    def _chances(self, ids: np.ndarray, start: int, contexts: list[Any]) -> np.ndarray:
-        """Mean and least log p (B, 2) of the tokens that the decoder wrote after the first `start` of ids (B, L), the
-        end of the text among them."""
+    def _chances(self, ids: np.ndarray, start: int, contexts: list[Any], settings: dict[str, Any]) -> np.ndarray:
+        """Mean and least log p (B, 2) of the tokens that the decoder wrote with these settings after the first `start`
+        of ids (B, L), the end of the text among them."""
+        chosen = self.generation_settings.updated(settings)
         rows = np.zeros((len(ids), 2), np.float32)
         for first in range(0, len(ids), BATCH):
             part = ids[first : first + BATCH]
@@ -79,8 +81,10 @@ class ConfidentMixin(TaskModel):
             chances = log_softmax(logits.reshape(-1, logits.shape[2])).reshape(logits.shape)
             target = part[:, start:]
             chances = np.take_along_axis(chances, target[:, :, None], 2)[:, :, 0]
-            ended = np.isin(target, self.generation_settings.ends)
-            there = ended.cumsum(1) - ended == 0  # up to the end of the text, and that itself
+            ended = np.isin(target, chosen.ends)
+            # up to the end of the text, and that itself; what stopped otherwise is filled up
+            there = (ended.cumsum(1) - ended == 0) & (ended | (target != chosen.pad_token_id))
+            there[:, 0] = True
             rows[first : first + BATCH, 0] = (chances * there).sum(1) / there.sum(1)
             rows[first : first + BATCH, 1] = np.where(there, chances, 0).min(1)
         return rows
@@ -112,10 +116,6 @@ class ConfidentMixin(TaskModel):
             for i, name in zip(unsure, self._named(about.embeds[unsure, 0]), strict=True):
                 said[i] = max(said[i], name, key=lambda one: one.confidence)
         return said
-
-    def _unit_texts(self, texts: list[str]) -> np.ndarray:
-        """Unit embeddings (n, D) of texts."""
-        return self.encode([{TEXT.name: text} for text in texts], normalize_embeddings=True)
 
     @cached_property
     def _name_embeds(self) -> np.ndarray:

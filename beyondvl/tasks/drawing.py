@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,16 +13,18 @@ import numpy as np
 from ..errors import NoSoundError
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.tower import prepared
+from ..outputs import check_count
 from ..processing.audio import load_audio
-from ..processing.items import as_clips, clip_of
+from ..processing.items import as_clips, clip_of, is_sound_and_rate, modality_of
 from ..processing.motion import motion, moving
 from ..similarity import unit_rows
-from .base import EncodedImages
+from .base import EncodedImages, joined
 from .clips import ClipsModel
 
 __all__ = ["SEEN", "DrawingModel", "Read", "Texts"]
 
 SEEN = (IMAGE.name, VIDEO.name, AUDIO.name)  # what queries draw from, in the order of their tokens
+WINDOWS = 16  # of sounds that are worked on at once
 Texts = dict[str, np.ndarray]
 
 
@@ -36,6 +38,11 @@ class Read(NamedTuple):
     def repeated(self, times: int) -> Read:
         """Each text so many times."""
         return Read(*(np.repeat(array, times, 0) for array in self))
+
+
+def batches(items: Any, size: int) -> Iterator[Any]:
+    """Slices of a list or an array, of so many each."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class DrawingModel(ClipsModel):
@@ -100,17 +107,15 @@ class DrawingModel(ClipsModel):
                 f"input_features: found shape {array.shape}, expected (B, {mels}, a multiple of {window} frames)"
             )
         batch, count = len(array), array.shape[2] // window
-        there = np.ones((batch, count * window), bool) if mask is None else prepared("attention_mask", mask) != 0
+        there = np.ones((batch, count * window), bool)
+        if mask is not None:
+            there = prepared("feature_attention_mask", mask) != 0
         if there.shape != (batch, count * window):
             raise ValueError(f"feature_attention_mask: found shape {there.shape}, expected {(batch, count * window)}")
         windows = array.reshape(batch, mels, count, window).transpose(0, 2, 1, 3).reshape(-1, mels, window)
         kept = there.reshape(-1, window).any(1)
         kept[::count] = True  # the first window of each sound, be it empty
-        states = tower.run(
-            {"input_features": np.ascontiguousarray(windows[kept])}, list(tower.states), self.num_threads
-        )
-        rows = np.concatenate(list(states.values()), 2)
-        rows = rows.reshape(len(rows), -1, pooling, rows.shape[2]).mean(2)
+        rows = np.concatenate([self._heard(windows[at], pooling) for at in batches(np.flatnonzero(kept), WINDOWS)])
         all_rows = np.zeros((batch * count, *rows.shape[1:]), np.float32)
         all_rows[kept] = rows
         places = all_rows.shape[1] * count
@@ -122,25 +127,54 @@ class DrawingModel(ClipsModel):
         embeds = unit_rows(made["embeds"] + self._drawn(sounds, batch, None, ["embeds"])["embeds"])
         return EncodedImages(sounds.contexts, embeds[:, None], None, 1, self.identity, AUDIO.name)
 
-    def encode_video(self, videos: Any = None, *, pixel_values_videos: Any = None) -> EncodedImages:
+    def _heard(self, windows: np.ndarray, pooling: int) -> np.ndarray:
+        """Rows (n, rows, columns) of windows (n, mels, frames): the states of all layers side by side, pooled."""
+        tower = self.tower(AUDIO.tower)
+        states = tower.run({"input_features": np.ascontiguousarray(windows)}, list(tower.states), self.num_threads)
+        rows = np.concatenate(list(states.values()), 2)
+        return rows.reshape(len(rows), -1, pooling, rows.shape[2]).mean(2)
+
+    def encode_video(
+        self, videos: Any = None, *, pixel_values_videos: Any = None, batch_size: int = 8
+    ) -> EncodedImages:
         """Clips (see `load_video`; one or a list) after the picture tower, `num_frames` frames of each. A clip may be
         {"video": x, "start": seconds, "end": seconds}. Raises VideoError naming the file."""
-        if pixel_values_videos is None:
-            clips = as_clips(videos)
-            if not clips:
-                raise ValueError("videos: the list is empty, expected at least one clip")
-            sampled = [clip_of(clips, i) for i in range(len(clips))]
-            pixel_values_videos = np.concatenate([self.clip_pixels(video, **sampling) for video, sampling in sampled])
-        return self._encode_frames(pixel_values_videos)
+        check_count("batch_size", batch_size)
+        if pixel_values_videos is not None:
+            return self._encode_frames(pixel_values_videos)
+        clips = as_clips(videos)
+        if not clips:
+            raise ValueError("videos: the list is empty, expected at least one clip")
+        sampled = [clip_of(clips, i) for i in range(len(clips))]
+        return joined([
+            self._encode_frames(np.concatenate([self.clip_pixels(video, **sampling) for video, sampling in part]))
+            for part in batches(sampled, batch_size)
+        ])  # fmt: skip
 
     def encode_audio(
         self, audio: Any = None, *, input_features: Any = None, feature_attention_mask: Any = None
     ) -> EncodedImages:
-        """Sounds (see `load_audio`; one or a list) after the sound tower, window by window. Raises AudioError."""
-        if input_features is None:
-            made = self.feature_extractor(audio, return_tensors="np")
-            input_features, feature_attention_mask = made["input_features"], made["feature_attention_mask"]
-        return self._encode_features(input_features, feature_attention_mask)
+        """Sounds (see `load_audio`; one or a list) after the sound tower, window by window; those of one length
+        together, so that a long one costs the others nothing. Raises AudioError."""
+        if input_features is not None:
+            return self._encode_features(input_features, feature_attention_mask)
+        several = isinstance(audio, list | tuple) and not is_sound_and_rate(audio)
+        made = [self.feature_extractor([sound], return_tensors="np") for sound in (audio if several else [audio])]
+        if not made:
+            raise ValueError("audio: the list is empty, expected at least one sound")
+        lengths = np.array([each["input_features"].shape[2] for each in made])
+        order, parts = np.argsort(lengths, kind="stable"), []
+        window = self.tower(AUDIO.tower).program.info()["image"][1]
+        for length in np.unique(lengths):
+            for at in batches(order[lengths[order] == length], max(1, WINDOWS * window // int(length))):
+                pair = (
+                    np.concatenate([made[i][name] for i in at]) for name in ("input_features", "feature_attention_mask")
+                )
+                parts.append(self._encode_features(*pair))
+        return joined(parts)[np.argsort(order)]
+
+    def _embed_sounds(self, sounds: list[Any]) -> np.ndarray:
+        return self.encode_audio(sounds).embeds[:, 0]
 
     def encode_clip(self, video: Any) -> EncodedImages:
         """A clip with its pictures and its sound, where it has one: a file, or what `encode_video` takes, to which
@@ -148,11 +182,23 @@ class DrawingModel(ClipsModel):
         clip = dict(video) if isinstance(video, dict) else {"video": video}
         sound = clip.pop("audio", None)
         pictures = self.encode_video([clip])
-        if sound is None and isinstance(clip.get("video"), str | os.PathLike | bytes):
-            rate = self.feature_extractor.sampling_rate
-            with contextlib.suppress(NoSoundError):
-                sound = load_audio(clip["video"], rate), rate
+        if sound is None and self.supports(AUDIO.name):
+            sound = self._sound_of(clip["video"], clip.get("start"), clip.get("end"))
         return pictures if sound is None else replace(pictures, beside=(self.encode_audio([sound]),))
+
+    def _sound_of(self, source: Any, start: float | None, end: float | None) -> tuple[np.ndarray, int] | None:
+        """The sound of a file of a clip between two times, and its rate; None where it has none there."""
+        if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+            return None
+        if modality_of(source, SEEN) != VIDEO.name:  # an animated picture
+            return None
+        rate = self.feature_extractor.sampling_rate
+        try:
+            samples = load_audio(source, rate)
+        except NoSoundError:
+            return None
+        first, last = (None if time is None else round(time * rate) for time in (start, end))
+        return (samples[first:last], rate) if len(samples[first:last]) else None
 
     def attend(self, images: Any, texts: str | list[str] | None = None) -> np.ndarray:
         """Where each query looked: (n, queries, height, width) float32 over the map of the picture tower, sum 1 each:

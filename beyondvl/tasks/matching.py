@@ -71,6 +71,14 @@ class MatchingModel(TaskModel):
             scores.append(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
         return np.concatenate(scores)
 
+    def _unit_texts(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
+        """Unit embeddings (n, D) of texts, whatever options `encode` has."""
+        tower, rows = self.tower("text"), []
+        for start in range(0, len(texts), batch_size):
+            inputs = self.texts(texts[start : start + batch_size], tower.max_positions)
+            rows.append(tower.run(inputs, ["unit_embeds"], self.num_threads)["unit_embeds"])
+        return np.concatenate(rows)
+
     def _match_logits(self, seen: EncodedImages, text: dict[str, np.ndarray]) -> np.ndarray:
         """(n, 2) of texts and their pictures, or one picture: "does not match" and "matches"."""
         inputs = text | seen.source(len(text["input_ids"]), "match")
@@ -92,16 +100,14 @@ class MatchingModel(TaskModel):
         check_count("shortlist", shortlist)
         if isinstance(query, str) and modality_of(query) == "text":
             pictures = self._encoded(candidates, None)
-            text = self.encode({"text": query}, normalize_embeddings=True)
-            cosines = (pictures.embeds @ text).max(1)
+            cosines = (pictures.embeds @ self._unit_texts([query])[0]).max(1)
             few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
             scores = self.match(pictures[few], [query] * len(few))
         else:
             picture = self._encoded(query, None)
             if len(picture) != 1:
                 raise ValueError(f"query: found {len(picture)} pictures, expected one, or a text")
-            embeds = self.encode([{"text": text} for text in candidates], normalize_embeddings=True)
-            cosines = (embeds @ picture.embeds[0].T).max(1)
+            cosines = (self._unit_texts(list(candidates)) @ picture.embeds[0].T).max(1)
             few = np.argsort(-cosines, kind="stable")[: max(top_k, shortlist)]
             scores = self.match(picture, [candidates[i] for i in few])
         order = np.argsort(-scores, kind="stable")[:top_k]
