@@ -99,7 +99,7 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FIXED))
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps, pct_start=0.1)
     start, worths = time.time(), []
     for step in range(options.steps):

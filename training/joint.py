@@ -61,8 +61,8 @@ def configuration(
 
 
 class Learner:
-    """The model and what is made of each batch. A `twin` goes without something: of "instruction" the Q-Former never
-    sees any, of "pictures" all are blank, of "shuffled" each is another one of the batch."""
+    """The model and what is made of each batch. A `twin` goes without something: without "instruction" the Q-Former
+    never sees any, without "pictures" all are blank, and "shuffled" shows each question the picture of another."""
 
     def __init__(
         self, model: BeyondVL, lessons: Lessons, twin: str | None = None, dropout: float = 0.3, smoothing: float = 0.1
@@ -284,11 +284,11 @@ def main() -> None:
     lessons.near = near_photographs(model, lessons)
     trained = [p for p in model.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters", flush=True)
-    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))  # 0.85 at the top
     total = options.alone + options.steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total, pct_start=0.1)
-    tags = [str(options.seed), *(options.only or []), *([f"without-{options.twin}"] if options.twin else [])]
-    tags += [] if options.fold is None else [f"fold{options.fold}"]
+    tags = [str(options.seed), *([] if options.fold is None else [f"fold{options.fold}"]), *(options.only or [])]
+    tags += [f"without-{options.twin}"] if options.twin else []
     path, first = options.work / f"joint-{'-'.join(tags)}.pt", 0
     if path.exists():
         saved = torch.load(path, weights_only=False)
@@ -296,10 +296,13 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
+        if saved["total"] != total:
+            raise SystemExit(f"{path}: begun for {saved['total']} steps, expected {total}: name as many, or remove it")
     model.train()
     start, sums = time.time(), {}
     for step in range(first, total):
         rng = np.random.default_rng([options.seed, step])
+        torch.manual_seed(options.seed << 20 | step)
         for lesson, batch in plan(learner, rng, step, options.alone, options.only):
             with torch.autocast("cpu", torch.bfloat16):
                 losses = lesson(batch)
@@ -316,7 +319,7 @@ def main() -> None:
             sums = {}
         if (step + 1) % options.keep == 0 or step + 1 == total:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": values,
-                        "schedule": schedule.state_dict(), "step": step + 1}, path)  # fmt: skip
+                        "schedule": schedule.state_dict(), "step": step + 1, "total": total}, path)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ where it is no, so that the words alone foretell nothing.
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,13 +27,16 @@ PLACES = {
     "city": "city", "road": "road", "sand": "sand",
 }  # fmt: skip
 THINGS = (
-    "dog cat horse bird ball bike bicycle boat car truck bus tree fence wall bench chair table hat helmet camera guitar "
+    "dog cat horse bird ball bicycle boat car truck bus tree fence wall bench chair table hat helmet camera guitar "
     "skateboard surfboard snowboard swing slide rope stick toy frisbee tent umbrella sign bridge rock building crowd "
     "man woman boy girl baby water snow beach grass motorcycle kayak tunnel stage sunglasses jacket pool mountain shirt dress "
     "bag basketball football soccer net pole ladder fire fountain waterfall river lake ocean road street sidewalk hill cliff "
-    "mud sand leaf flower plant log fish goat cow sheep bicycle scooter train store restaurant city kitchen bed couch book "
+    "mud sand leaf flower plant log fish goat cow sheep scooter train store restaurant city kitchen bed couch book "
     "cup bottle food cake door window floor dirt sky sun race game ramp rail trampoline wheel flag costume mask"
 ).split()
+KNOWN = frozenset(THINGS)
+SEVERAL = {"men": "man", "women": "woman", "leaves": "leaf", "bike": "bicycle", "bikes": "bicycle"}
+PLURALS = ("s", "men", "ren", "people")
 NOT_DOING = "wearing during morning evening building clothing something nothing string ring spring king thing being having".split()
 WORDINGS = {
     "is there": [
@@ -82,7 +84,8 @@ def common(words: Counter[str], least: int = 2) -> str | None:
     return ranked[0][0]
 
 
-def after(word: str, following: str) -> bool:
+def after(following: str) -> bool:
+    """Whether a word that follows a colour may be what has it."""
     return following not in COLOURS and following not in ("and", "or", "is", "are", "in", "on") and len(following) > 2
 
 
@@ -93,12 +96,12 @@ def answers(captions: Sequence[str]) -> list[tuple[str, str, str]]:
     colours: dict[str, Counter[str]] = {}
     numbers: dict[str, Counter[str]] = {}
     doing: dict[str, Counter[str]] = {}
-    for line in words:
-        for first, second in itertools.pairwise(line):
-            if first in COLOURS and after(first, second):
-                colours.setdefault(second, Counter())[{"grey": "gray"}.get(first, first)] += 1
-            if first in NUMBERS and second.endswith(("s", "men", "ren", "people")):
-                numbers.setdefault(second, Counter())[NUMBERS[first]] += 1
+    for line in words:  # each caption says a thing once, however often it has the word
+        pairs = set(itertools.pairwise(line))
+        for about, colour in {(b, {"grey": "gray"}.get(a, a)) for a, b in pairs if a in COLOURS and after(b)}:
+            colours.setdefault(about, Counter())[colour] += 1
+        for about, number in {(b, NUMBERS[a]) for a, b in pairs if a in NUMBERS and b.endswith(PLURALS)}:
+            numbers.setdefault(about, Counter())[number] += 1
         verbs = [w for w in line if w.endswith("ing") and w not in NOT_DOING and len(w) > 4]
         who = [w for w in line if w in PEOPLE]
         if verbs and who:
@@ -111,17 +114,23 @@ def answers(captions: Sequence[str]) -> list[tuple[str, str, str]]:
     animals = Counter(
         next(a for a in ANIMALS if {a, f"{a}s"} & s) for s in sets if any({a, f"{a}s"} & s for a in ANIMALS)
     )
-    places = Counter(PLACES[p] for s in sets for p in PLACES if p in s)
+    places = Counter(place for s in sets for place in {PLACES[p] for p in PLACES if p in s})
     for kind, counts in (("animal", animals), ("where", places)):
         if answer := common(counts, 3 if kind == "animal" else 2):
             found.append((kind, "", answer))
     return found
 
 
+def singular(word: str) -> str:
+    """Of one of THINGS, in any number; other words as they are."""
+    if word in KNOWN:
+        return word
+    return next((one for one in (SEVERAL.get(word), word[:-1], word[:-2], word[:-3] + "y") if one in KNOWN), word)
+
+
 def shows(captions: Sequence[str]) -> tuple[set[str], set[str]]:
     """Things that two captions name, and those that any names, in any number."""
-    sets = [{re.sub(r"(?<=[^s])s$", "", w) for w in tokens(caption)} for caption in captions]
-    counts = Counter(thing for s in sets for thing in THINGS if thing in s)
+    counts = Counter(thing for caption in captions for thing in {singular(w) for w in tokens(caption)} & KNOWN)
     return {thing for thing, count in counts.items() if count > 1}, set(counts)
 
 
@@ -167,6 +176,8 @@ def balanced(rows: Sequence[tuple[int, str, str, str]], rng: np.random.Generator
 
 
 ACTIONS = "running walking sitting standing jumping playing riding swimming climbing sleeping eating dancing".split()
+SAME = {"gray": ("grey",), "grey": ("gray",), "street": ("road",), "road": ("street",), "hill": ("mountain",),
+        "mountain": ("hill",), "lake": ("water",), "ocean": ("water",), "river": ("water",)}  # fmt: skip
 SWAPS = (COLOURS, ["one", "two", "three", "four", "five"], THINGS, ACTIONS)
 
 
@@ -178,5 +189,5 @@ def swapped(caption: str, rng: np.random.Generator) -> str | None:
     if not places:
         return None
     at, kind = places[rng.integers(len(places))]
-    others = [word for word in kind if word not in words]
+    others = [word for word in kind if word not in words and word not in SAME.get(words[at], ())]
     return " ".join([*words[:at], str(rng.choice(others)), *words[at + 1 :]])
