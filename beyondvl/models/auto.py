@@ -34,7 +34,7 @@ def model_class(name: str, family: Family | None = None) -> type[PreTrainedModel
     if not spec.head:
         return tower_class(spec)
     base = task_model(spec.head.task)
-    return public_class(spec, base, f"{name} of transformers. {base.__doc__}")
+    return public_class(spec, base, f"{name}. {base.__doc__}")
 
 
 class AutoConfig:

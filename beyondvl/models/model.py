@@ -423,7 +423,7 @@ class PreTrainedModel(EncodeMixin):
 
 def tower_class(spec: ModelClass) -> type[PreTrainedModel]:
     """The public class of towers alone."""
-    doc = f"{spec.name} of transformers: a {spec.family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
+    doc = f"{spec.name}: a {spec.family.model_type} checkpoint's {' and '.join(spec.towers)} tower."
     return public_class(spec, PreTrainedModel, doc)
 
 
