@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from beyondvl.processing.motion import GRID, columns, motion
 from beyondvl.weights import save_safetensors
 
 torch = pytest.importorskip("torch", reason="the twin needs torch: pip install 'beyondvl[test]'")
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-import twin  # noqa: E402
+from beyond_vl_twin import expected, twin, twin_of  # noqa: E402
 
 VOCABULARY = [0, 101, 102, 7, 9, 30, 31, 40, 55, 56, 57, 58]
 CONFIG = {
@@ -86,63 +84,7 @@ def pair(request, tmp_path_factory):
     """The model and its twin over the same weights."""
     config = CONFIG if request.param == "own towers" else SWAPPED
     folder = models.write(tmp_path_factory.mktemp("beyond_vl"), config)
-    weights = {n: torch.from_numpy(a.copy()) for n, a in models.tensors(config).items()}
-    other = twin.BeyondVL(config, dropout=0.0).eval()
-    own = {name: array for name, array in weights.items() if not name.startswith(("text_m", "vision_m", "audio_m"))}
-    other.load_state_dict({name: array.reshape(other.state_dict()[name].shape) for name, array in own.items()})
-    return bvl.AutoModel.from_pretrained(folder), other
-
-
-@torch.no_grad()
-def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """What the twin makes of the states that the model's own towers give."""
-    out, drawn, text, whole, seen = {}, {}, (), (), {}
-
-    def states(name, **arrays):
-        slots = ["last_hidden_state", *(["logits"] if "logits" in model.tower(name).outputs else [])]
-        arrays = model.run_tower(name, arrays, slots)
-        return [torch.from_numpy(arrays[slot]) if slot in arrays else None for slot in ("last_hidden_state", "logits")]
-
-    if "input_ids" in given:
-        mask = torch.from_numpy(given["attention_mask"]).bool()
-        rows = states("text", input_ids=given["input_ids"], attention_mask=given["attention_mask"])[0]
-        out["text_embeds"], rows = other.text(rows, mask)
-        text = (rows, mask)
-        whole = (*text, out["text_embeds"])
-    if "pixel_values" in given:
-        embeds, rows, _ = other.image(*states("vision", pixel_values=given["pixel_values"]))
-        seen["image"] = (embeds, rows, None)
-    if "pixel_values_videos" in given:
-        clips = given["pixel_values_videos"]
-        embeds, _, rows = other.image(*states("vision", pixel_values=clips.reshape(-1, *clips.shape[2:])))
-        embeds = torch.nn.functional.normalize(embeds.unflatten(0, clips.shape[:2]).mean(1), dim=-1)
-        rows, ways = other.video(rows.unflatten(0, clips.shape[:2]))
-        seen["video"] = (embeds, rows, None, ways)
-    if "input_features" in given:
-        features, there = given["input_features"], torch.from_numpy(given["feature_attention_mask"]).bool()
-        there = there.unflatten(1, (-1, 10)).any(2)
-        windows = features.reshape(len(features), 12, -1, 100).transpose(0, 2, 1, 3).reshape(-1, 12, 100)
-        tower = model.tower("audio")
-        layers = tower.run({"input_features": np.ascontiguousarray(windows)}, list(tower.states), 1)
-        rows = torch.from_numpy(np.concatenate(list(layers.values()), 2))
-        rows = rows.unflatten(1, (-1, 5)).mean(2).unflatten(0, (len(features), -1)).flatten(1, 2)
-        embeds, rows = other.audio(rows, there)
-        embeds = torch.nn.functional.normalize(embeds + other.drawn("audio", rows, there)[1], dim=-1)
-        seen["audio"] = (embeds, rows, there)
-    for name, (embeds, rows, mask, *ways) in seen.items():
-        queries, _ = other.drawn(name, rows, mask, *text)
-        drawn[name] = torch.cat([embeds[:, None], queries, *ways], 1)
-        out[f"{name}_embeds"] = embeds
-        out[f"{name}_query_embeds"] = torch.nn.functional.normalize(other.query_projection(queries), dim=-1)
-    stream, mask = other.cformer(drawn, *whole)
-    first = stream[:, 0]
-    out["fused_embeds"] = torch.nn.functional.normalize(other.fused_projection(first), dim=-1)
-    out["match_logits"] = other.matching_head(first)
-    if text and seen:
-        out["match_logits"] = other.matched(first, [embeds for embeds, *_ in seen.values()], out["text_embeds"])
-    out["logits"] = other.decoder(torch.from_numpy(decoder_ids), stream, mask)
-    out["fused_hidden_state"] = stream * mask[..., None]
-    return {name: array.numpy() for name, array in out.items()}
+    return bvl.AutoModel.from_pretrained(folder), twin_of(config, models.tensors(config))
 
 
 @pytest.mark.parametrize("sides", [SIDES, ("image",), ("audio", "text"), ("text",), ("video", "image")], ids=" ".join)
