@@ -68,7 +68,8 @@ def expected(model, other, given: dict[str, np.ndarray], decoder_ids: np.ndarray
         seen["audio"] = (embeds, rows, there)
     for name, (embeds, rows, mask, *ways) in seen.items():
         queries, _ = other.drawn(name, rows, mask, *text)
-        drawn[name] = torch.cat([embeds[:, None], queries, *ways], 1)
+        agreement = [other.agreement(embeds, out["text_embeds"])] if text else []
+        drawn[name] = torch.cat([embeds[:, None], queries, *ways, *agreement], 1)
         out[f"{name}_embeds"] = embeds
         out[f"{name}_query_embeds"] = torch.nn.functional.normalize(other.query_projection(queries), dim=-1)
     stream, mask = other.cformer(drawn, *whole)

@@ -169,7 +169,7 @@ def model(tmp_path_factory):
     tokenizers = pytest.importorskip("tokenizers")
     folder = models.write(tmp_path_factory.mktemp("beyond_vl"), CONFIG)
     weights = models.tensors(CONFIG)
-    weights["decoder.embed_tokens.weight"][2] *= 0.2  # a text that ends late
+    weights["decoder.embed_tokens.weight"][:3] *= 0.2  # words, and a text that ends late
     save_safetensors(folder / "model.safetensors", weights)
     words = {"[PAD]": 0, "[CLS]": 101, "[SEP]": 102, "[UNK]": 100}
     words |= {f"w{i}": i for i in range(120) if i not in words.values()}

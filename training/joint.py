@@ -3,12 +3,13 @@
     python training/joint.py --data shared/data --work training/work --seed 0
 
 First the decoder learns words alone: captions without pictures, out of the row that stands for an input's embedding.
-Then every step takes captions of photographs, and every other one the rest (lessons.py): captions of drawings, sounds and
-clips; questions about all of them, which the Q-Former reads; narrations of clips with sounds; whether a text fits a
-photograph; and sounds contrasted with what they mean. Heads and tower of step 3 stay as they are.
+Then every step takes captions of photographs and questions, which the Q-Former reads, and every other one the rest
+(lessons.py): captions of drawings, sounds and clips; narrations of clips with sounds; whether a text fits a photograph;
+and sounds contrasted with what they mean. Heads and tower of step 3 stay as they are.
 
-Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on. --only takes some lessons alone,
-at every step; --twin trains the same without what it is to be compared with (ablate.py); both go into the file's name.
+Writes WORK/joint-SEED.pt every --keep steps, from where a run that was stopped goes on. --begin takes the weights of
+another run, also of one that lacked a part. --only takes some lessons alone, at every step; --twin trains the same
+without what it is to be compared with (ablate.py); both go into the file's name.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class Learner:
             queries = self.model.qformer(name, rows, mask, *(() if self.twin == "instruction" else text))
             count = len(queries) if texts is None else len(texts)
             parts = [x.repeat_interleave(count // len(x), 0) for x in (embeds.detach()[:, None], queries, *ways)]
+            if texts is not None:
+                parts.append(self.model.agreement(parts[0][:, 0], whole[-1]))
             drawn[name] = torch.cat([part.to(queries.dtype) for part in parts], 1)
         return self.model.cformer(drawn, *whole)
 
@@ -249,7 +252,7 @@ def plan(learner: Learner, rng: np.random.Generator, step: int, alone: int, only
         "sounds": lambda: (learner.heard, lessons.sound_batch(rng, 24, 32)),
         "clips": lambda: (learner.moved, lessons.clip_batch(rng, 24, 10)),
     }
-    turn = ["silent", "captions", *(["questions", "match"] if step % 2 else ["drawings", "sounds", "clips"])]
+    turn = ["captions", "questions", *(["silent", "match"] if step % 2 else ["drawings", "sounds", "clips"])]
     return [made[name]() for name in only or turn]
 
 
@@ -267,6 +270,7 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=1024)
     parser.add_argument("--keep", type=int, default=200)
     parser.add_argument("--only", nargs="+", help="lessons, by their names in `plan`")
+    parser.add_argument("--begin", help="a file of this step in WORK to begin with; what it lacks begins anew")
     parser.add_argument("--twin", choices=("instruction", "pictures", "shuffled"))
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -282,6 +286,8 @@ def main() -> None:
         parameter.requires_grad_(not name.startswith(FIXED))
     learner = Learner(model, lessons, options.twin)
     lessons.near = near_photographs(model, lessons)
+    if options.begin:
+        model.load_state_dict(torch.load(options.work / options.begin, weights_only=False)["model"], strict=False)
     trained = [p for p in model.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))  # 0.85 at the top

@@ -232,6 +232,21 @@ class Motion(nn.Module):
         return self.fc2(F.gelu(self.fc1(self.norm(features))))[:, None]
 
 
+class Agreement(nn.Module):
+    """How inputs agree with texts, of unit embeddings (B, D) of both: a row (B, 1, D). At first every hidden number is
+    about their cosine."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(size, size), nn.Linear(size, size)
+        with torch.no_grad():
+            self.fc1.weight += torch.randn(size, 1) / size**0.5
+
+    def forward(self, embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        product = embeds * text_embeds * embeds.shape[1]
+        return self.fc2(F.gelu(self.fc1(product)))[:, None]
+
+
 class Stack(nn.Module):
     """Blocks and the norm after them."""
 
@@ -370,6 +385,7 @@ class BeyondVL(nn.Module):
         for block in self.video_rows.layers:
             alike(block)
         self.motion = Motion(frames, places // self.cell, size)
+        self.agreement = Agreement(size)
         self.audio_rows = Rows(size, widths["audio"] * (len(towers["audio"].layers) + 1))
         self.audio_head = nn.Linear(size, size)
         self.qformer = QFormer(queries, *former["qformer"], dropout)

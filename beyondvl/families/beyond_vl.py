@@ -5,9 +5,9 @@ Towers of other families, their keys under "text_model.", "vision_model.", "audi
     text    the mean of its rows, projected
 A Q-Former (Li et al., 2023; Dai et al., 2023): learned queries of each modality, and the rows of an instruction,
 attend to each other and draw from the rows of an input. A C-Former (one stream, as Singh et al., 2022): a class token,
-of each input its embedding and what was drawn, of a clip how things move, of the text its embedding and its rows. A
-decoder attends to that stream and writes. All blocks of these are pre-norm; their parameters are named as in
-transformers' BART. Recipe: training/.
+of each input its embedding, what was drawn, how it agrees with the text, and of a clip how things move; of the text its
+embedding and its rows. A decoder attends to that stream and writes. All blocks of these are pre-norm; their parameters
+are named as in transformers' BART. Recipe: training/.
 """
 
 from __future__ import annotations
@@ -259,6 +259,20 @@ def motion(config: Config) -> Encoder:
     )
 
 
+def agreement(config: Config) -> Encoder:
+    """A row of how an input agrees with a text, of the product of their embeddings, number by number."""
+    size = sizes(config)[0]
+    return Encoder(
+        hidden_size=size,
+        stem=JoinStem(),
+        layers=(),
+        steps=(
+            Step("agreement_hidden", "hidden", Project(linear("agreement.fc1", size, size), "gelu")),
+            Step("rows", "agreement_hidden", Project(linear("agreement.fc2", size, size))),
+        ),
+    )
+
+
 def audio_rows(config: Config) -> Encoder | None:
     """A sound's rows of all its tower's layers side by side, and its embedding."""
     if not config.get("audio_config"):
@@ -432,6 +446,7 @@ FAMILY = Family(
                 "image_rows": image_rows,
                 "video_rows": video_rows,
                 "motion": motion,
+                "agreement": agreement,
                 "audio_rows": audio_rows,
                 "qformer": qformer,
                 "cformer": cformer,

@@ -59,10 +59,10 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     def fuse(
         self, seen: tuple[EncodedImages, ...], instruction: Read | None, count: int, wanted: list[str]
     ) -> dict[str, Any]:
-        """Runs the Q-Former over each input and the C-Former over what it drew and the text: `count` texts, or items
-        without one. Each input's part of the stream is its embedding, its queries, and what else it has to be read; the
-        text's its embedding, then its rows. Whether they match begins with their scaled cosine, to which the C-Former
-        adds."""
+        """Runs the Q-Former over each input and the C-Former over what it drew and the text: `count` texts, or
+        items without one. Each input's part of the stream is its embedding, its queries, what else it has to be read,
+        and how it agrees with the text; the text's its embedding, then its rows. Whether they match begins with their
+        scaled cosine, to which the C-Former adds."""
         stem = self.tower("cformer").encoder.stem
         parts, masks, types = [], [np.ones((count, 1), np.int64)], [0]
         embeds, cosines = {}, []
@@ -74,6 +74,9 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
                 for array in (each.embeds, each.rows)
             )
             own = [lead, drawn["last_hidden_state"][:, : self._queries], *([] if rows is None else [rows])]
+            if instruction is not None:
+                product = lead * instruction.embeds[:, None] * np.float32(self._width)
+                own.append(self.tower("agreement").run({"features": product}, ["rows"], self.num_threads)["rows"])
             length = sum(part.shape[1] for part in own)
             parts += own
             types += [stem.inputs.index(each.modality)] * length
