@@ -217,8 +217,8 @@ def test_words_about_everything(model):
 
 
 def confident(model, tmp_path, least: float) -> bvl.PreTrainedModel:
-    """The same weights with a confidence that grows with the cosine alone."""
-    section = {"caption": [0.0, 0.0, 5.0, -1.0], "answer": [0.5, 0.25, 1.0], "name": [1.0, 2.0], "least": least,
+    """The same weights with a confidence that grows with the cosine, and falls with that of the best name."""
+    section = {"caption": [0.0, 0.0, 5.0, -2.0, -1.0], "answer": [0.5, 0.25, 1.0], "name": [1.0, 2.0], "least": least,
                "names": ["w30", "w31", "w40"]}  # fmt: skip
     folder = shutil.copytree(model.folder, tmp_path / f"least-{least}")
     config = json.loads((folder / "config.json").read_text()) | {"confidence": section}
@@ -241,8 +241,10 @@ def test_words_carry_a_confidence(model, tmp_path):
     assert pickle.loads(pickle.dumps(captions[0])).confidence == captions[0].confidence
     sure = confident(model, tmp_path, 0.0)
     for picture, caption in zip(PICTURES, sure.caption(PICTURES, max_new_tokens=6), strict=True):
-        cosine = sure.similarity(*sure.encode([picture, {"text": caption or "nothing"}])[:, None])[0, 0]
-        assert caption.confidence == pytest.approx(1 / (1 + np.exp(1 - 5 * cosine)), 1e-4)
+        texts = [caption or "nothing", *(f"a photo of {name}" for name in ("w30", "w31", "w40"))]
+        rows = sure.encode([picture, *({"text": text} for text in texts)])
+        cosine, *named = sure.similarity(rows[:1], rows[1:])[0]
+        assert caption.confidence == pytest.approx(1 / (1 + np.exp(1 - 5 * cosine + 2 * max(named))), 1e-4)
     answer = sure.answer(PICTURES[0], "w9", max_new_tokens=5)
     text = sure.texts("w9")
     ids = sure.generate(**text, pixel_values=pixels[:1], max_new_tokens=5)[0].tolist()

@@ -30,6 +30,7 @@ from beyondvl.tasks.confidence import logistic
 from data import on_white
 
 SIZE = 260
+WORSE = 0.005  # of the share of right texts, for a larger threshold
 
 
 def names() -> list[str]:
@@ -95,24 +96,25 @@ class Calibration:
             self.rooms = model.encode_image([Image.open(io.BytesIO(archive.read(file))) for file in self.asked.files])
         words = [*self.captions, *(i["captions"] + i["keywords"] for i in items)]
         words += [[text for pair in pairs for text in pair] for pairs in self.asked.words]
+        self.names = names()
+        self.name_embeds = model._embed_names(self.names)
         self.known = [set(singular(tokens(" ".join(lines)))) for lines in words]
 
     def written(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, 3) of captions, and whether they are right."""
+        """Features (n, 4) of captions, and whether they are right."""
         features, texts = [], []
         for seen in (self.photos, self.drawn, self.rooms):
             said, chances = self.model._written(self.model._prompted(None, None, None, seen), {})
-            features.append(self.model._with_cosines(said, chances, seen))
+            features.append(self.model._with_cosines(said, chances, seen, self.name_embeds))
             texts += said
         right = [subject_right(text, known) for text, known in zip(texts, self.known, strict=True)]
         return np.concatenate(features), np.array(right)
 
     def named(self) -> tuple[np.ndarray, np.ndarray]:
         """Log shares (n, 1) of the likeliest names, and whether they are right."""
-        listed = names()
         embeds = np.concatenate([seen.embeds[:, 0] for seen in (self.photos, self.drawn, self.rooms)])
-        best, shares = self.model._likeliest(embeds, self.model._embed_names(listed))
-        right = [subject_right(listed[b], known) for b, known in zip(best, self.known, strict=True)]
+        best, shares = self.model._likeliest(embeds, self.name_embeds)
+        right = [subject_right(self.names[b], known) for b, known in zip(best, self.known, strict=True)]
         return shares, np.array(right)
 
     def answered(self) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +156,9 @@ def main() -> None:
     shares = {
         least: np.where((caption < least) & (name > caption), called, said).mean() for least in np.arange(0, 1.01, 0.05)
     }
-    least = max(shares, key=lambda one: (shares[one], -one))
+    print({round(float(one), 2): round(float(share), 3) for one, share in shares.items()})
+    # the largest that is about as good as the best: users' pictures are stranger than these
+    least = max(one for one, share in shares.items() if share >= max(shares.values()) - WORSE)
     print(f"named below {least:.2f}: {100 * shares[least]:.1f} % right, where no caption is replaced "
           f"{100 * shares[0.0]:.1f} %")  # fmt: skip
     config["confidence"] = section | {"least": round(float(least), 2), "names": names()}

@@ -1,7 +1,7 @@
 """How sure a model is of what it said, and what it says of a picture where it is not.
 
     confidence = 1 / (1 + exp(-(w . x + b)))
-    x of a caption: mean and least log p of its tokens, and its cosine with what it is about
+    x of a caption: mean and least log p of its tokens, its cosine with what it is about, and that of the best name
     x of an answer: mean and least log p of its tokens
     x of a name:    log of its share among all names, by scaled cosines with the picture
 
@@ -58,7 +58,7 @@ class ConfidentMixin(MatchingModel):
         if self.config.get("confidence") is None:
             return None
         section = self.config.section("confidence")
-        lengths = {"caption": 4, "answer": 3, "name": 2}
+        lengths = {"caption": 5, "answer": 3, "name": 2}
         for name, count in lengths.items():
             values = section.get(name)
             numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
@@ -98,15 +98,21 @@ class ConfidentMixin(MatchingModel):
     def _answers_said(self, texts: list[str], chances: np.ndarray) -> list[Said]:
         return [Said(text, float(sure)) for text, sure in zip(texts, self._sure("answer", chances), strict=True)]
 
-    def _with_cosines(self, texts: list[str], chances: np.ndarray, about: EncodedImages) -> np.ndarray:
-        """`chances` (B, 2) of captions, and the cosine of each with what it is about (B, 3)."""
-        rows = self._unit_texts([text or "nothing" for text in texts])
-        return np.concatenate([chances, (rows * about.embeds[:, 0]).sum(1, keepdims=True)], 1)
+    def _with_cosines(
+        self, texts: list[str], chances: np.ndarray, about: EncodedImages, names: np.ndarray
+    ) -> np.ndarray:
+        """`chances` (B, 2) of captions, the cosine of each with what it is about, and the largest of names' (m, D) with
+        that (B, 4): where a mere name fits better, the caption is of another picture."""
+        rows, embeds = self._unit_texts([text or "nothing" for text in texts]), about.embeds[:, 0]
+        named = (embeds @ names.T).max(1, initial=-1.0)
+        return np.concatenate([chances, np.stack([(rows * embeds).sum(1), named], 1)], 1)
 
     def _captions_said(self, texts: list[str], chances: np.ndarray, about: EncodedImages, replace: bool) -> list[Said]:
         """Captions with their confidences; with `replace` those of pictures that are not sure enough give way to a
         name, where that is surer."""
-        features = chances if self._sureness is None else self._with_cosines(texts, chances, about)
+        features = chances
+        if self._sureness is not None:
+            features = self._with_cosines(texts, chances, about, self._name_embeds)
         sure = self._sure("caption", features)
         said = [Said(text, float(one)) for text, one in zip(texts, sure, strict=True)]
         if self._sureness is None:
@@ -122,6 +128,8 @@ class ConfidentMixin(MatchingModel):
         return self._embed_names(self._sureness["names"])
 
     def _embed_names(self, names: list[str]) -> np.ndarray:
+        if not names:
+            return np.zeros((0, self.tower("cformer").encoder.hidden_size), np.float32)
         return self._unit_texts([f"a photo of {name}" for name in names])
 
     def _likeliest(self, embeds: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
