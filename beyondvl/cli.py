@@ -112,12 +112,12 @@ def embed(options: argparse.Namespace) -> None:
 
 
 def caption(options: argparse.Namespace) -> None:
-    """What each picture shows, by a captioning model."""
+    """What each picture (clip, sound) shows, by a captioning model."""
     _print_texts(options, "image-text-to-text", None if options.prompt is None else [options.prompt])
 
 
 def ask(options: argparse.Namespace) -> None:
-    """Answers to questions about a picture, by a model that answers; the picture is run once."""
+    """Answers to questions about a picture (clip, sound), by a model that answers; the picture is run once."""
     _print_texts(options, "visual-question-answering", options.question)
 
 
@@ -126,22 +126,24 @@ def _print_texts(options: argparse.Namespace, task: str, texts: list[str] | None
 
     write = pipeline(task, model=options.model, dtype=options.dtype)
     settings = {"max_new_tokens": options.max_new_tokens, "num_beams": options.num_beams}
-    for picture in _pictures([options.image] if isinstance(options.image, str) else options.image):
+    given = [options.image] if isinstance(options.image, str) else options.image
+    for picture in _pictures(given, all_media=write.model.supports("audio")):
         for prompt, (result,) in zip(texts or [None], write([picture], texts, **settings), strict=True):
             text = result["answer" if "question" in options else "generated_text"]
             if options.json:
                 extra = {} if prompt is None else {"input_text": prompt}
-                print(json.dumps({"image": picture, **extra, "generated_text": text}))
+                sure = {"score": round(result["score"], 4)} if "score" in result else {}
+                print(json.dumps({"image": picture, **extra, "generated_text": text, **sure}))
             else:
                 print(f"{Path(picture).name}: {f'{prompt} ' if 'question' in options else ''}{text}")
 
 
 def match(options: argparse.Namespace) -> None:
-    """Probability that each text fits each picture, by a model with a matching head."""
+    """Probability that each text fits each picture (clip, sound), by a model with a matching head."""
     from .pipelines import pipeline
 
     score = pipeline("image-text-matching", model=options.model, dtype=options.dtype)
-    for picture in _pictures(options.images):
+    for picture in _pictures(options.images, all_media=score.model.supports("audio")):
         for result in score(picture, options.text):
             if options.json:
                 print(json.dumps({"image": picture, **result}))
@@ -253,20 +255,20 @@ def _parser() -> argparse.ArgumentParser:
     model_option(sub)
     for function in (caption, ask):
         sub = add(function)
-        sub.add_argument("image", nargs="+" if function is caption else None, help="picture file, or folder of them")
+        sub.add_argument(
+            "image", nargs="+" if function is caption else None, help="picture (clip, sound) file, or folder of them"
+        )
         if function is ask:
             sub.add_argument("question", nargs="+", help="one or several")
         else:
             sub.add_argument("--prompt", help="words the caption begins with")
         sub.add_argument("--max-new-tokens", type=int, default=20, help="at most so many (default 20)")
         sub.add_argument("--num-beams", type=int, default=1, help="1 (default) is greedy search")
-        sub.add_argument("--model", required=True, help="folder or hub id")
-        dtype_option(sub)
+        model_option(sub)
     sub = add(match)
-    sub.add_argument("images", nargs="+", help="picture files or folders of them")
+    sub.add_argument("images", nargs="+", help="picture (clip, sound) files or folders of them")
     sub.add_argument("--text", nargs="+", required=True, help="texts to match")
-    sub.add_argument("--model", required=True, help="folder or hub id")
-    dtype_option(sub)
+    model_option(sub)
     sub = add(info)
     sub.add_argument("model", help="folder, hub id, or the shipped default")
     dtype_option(sub)

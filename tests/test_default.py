@@ -36,14 +36,13 @@ def test_weights_are_the_recorded_ones():
 
 
 def test_photographs(model):
-    """Top-1 of the committed sentence among all of them: 8 of the 12 shipped photographs (13 of all 18 named in
-    training/photographs.json). The goal of 75 % is one photograph away."""
+    """Top-1 of the committed sentence among all of them."""
     names = sorted(SENTENCES)
     images = model.encode([str(pictures.EXAMPLES / n) for n in names], normalize_embeddings=True)
     texts = model.encode([{"text": SENTENCES[n]} for n in names], normalize_embeddings=True)
     scores = model.similarity(images, texts)
     hits = [names[int(row.argmax())] == name for name, row in zip(names, scores, strict=True)]
-    assert len(hits) >= 12 and sum(hits) >= 8, dict(zip(names, hits, strict=True))
+    assert len(hits) >= 12 and sum(hits) >= 10, dict(zip(names, hits, strict=True))
 
 
 def test_small_held_out_set(model):
@@ -102,6 +101,42 @@ def test_towers_are_the_published_ones(model):
     assert (found * mean).sum(1).min() >= 0.99999
 
 
+def test_formers_and_decoder_equal_their_twin(model):
+    """All of it over the shipped weights, on photographs, a clip, a sound: numbers, and captions token for token."""
+    torch = pytest.importorskip("torch", reason="the twin needs torch: pip install 'beyondvl[test]'")
+    from beyond_vl_twin import expected, twin_of
+
+    from beyondvl.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(DEFAULT)
+    config = model.config.to_dict()
+    names = [n for n in checkpoint.names() if not (n.endswith("_scale") and n.removesuffix("_scale") in checkpoint)]
+    other = twin_of(config, {name: checkpoint.read(name, checkpoint.entries[name].shape) for name in names})
+    photos = [str(pictures.EXAMPLES / name) for name in sorted(SENTENCES)[:4]]
+    clips = [np.stack([np.roll(np.asarray(bvl.load_image(photo)), 20 * i, axis) for i in range(8)])
+             for axis, photo in enumerate(photos[:2])]  # fmt: skip
+    sounds = [(np.sin(np.arange(n) * f).astype(np.float32), 16_000) for n, f in ((30_000, 0.3), (50_000, 0.1))] * 2
+    given = dict(model.processor(text=["what is this?", "a cat", "how many cups are there?", "a rocket on a pad"],
+                                 images=photos, videos=clips * 2, audio=sounds, padding=True,
+                                 return_tensors="np"))  # fmt: skip
+    begun = np.tile([[model.tokens["bos_token_id"], 7, 300, 9]], (4, 1))
+    outputs, reference = model(**given, decoder_input_ids=begun), expected(model, other, given, begun)
+    mask = reference["fused_hidden_state"].any(-1, keepdims=True)
+    outputs["fused_hidden_state"] = outputs["fused_hidden_state"] * mask
+    for name, array in reference.items():
+        assert np.abs(outputs[name] - array).max() <= 1e-4 * max(1, np.abs(array).max()), name
+        assert np.ptp(array, axis=0).max() > 1e-3, f"{name}: all items look alike"
+    ids = np.full((4, 1), model.tokens["bos_token_id"])
+    for _ in range(12):
+        logits = expected(model, other, {"pixel_values": given["pixel_values"]}, ids)["logits"]
+        ids = np.concatenate([ids, logits[:, -1:].argmax(2)], 1)
+    said = model.generate(pixel_values=given["pixel_values"], max_new_tokens=12)
+    ended = (ids == model.tokens["eos_token_id"]).cumsum(1) - (ids == model.tokens["eos_token_id"]) > 0
+    ids[ended] = model.tokens["pad_token_id"]
+    np.testing.assert_array_equal(np.array(model.head.vocabulary(model.config))[ids][:, : said.shape[1]], said)
+    assert torch.is_tensor(other.logit_scale)
+
+
 def test_vision_tower_against_its_torch_definition(tmp_path):
     torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="parity needs efficientnet-lite-pytorch")
@@ -146,6 +181,13 @@ def test_article_script():
     assert "tensor([[" in done.stdout.splitlines()[-1]
 
 
+def test_a_class_of_two_towers_reads_the_shipped_file_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = bvl.BeyondVLModel.from_pretrained("beyond-vl-model", strict=True)
+    assert small.modalities == ["text", "image"] and not hasattr(small, "caption")
+
+
 def test_text_it_cannot_read_warns(model):
     with pytest.warns(UserWarning, match="mostly unknown"):
         model.encode("\U00012000\U00012001 \U00012002")
@@ -158,7 +200,7 @@ def test_weights_over_those_of_the_shipped_model(model, tmp_path):
     """A folder may hold what it changes alone; the rest is the shipped model's, which its config names."""
     config = model.config.to_dict() | {"base_model_name_or_path": "beyond-vl-model"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(DEFAULT / name, tmp_path)
     with pytest.raises(bvl.CheckpointError, match="no weights"):
         bvl.AutoModel.from_pretrained(tmp_path)

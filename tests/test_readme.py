@@ -41,7 +41,7 @@ def test_first_lines(monkeypatch):
     text = (TESTS.parent / "README.md").read_text("utf-8")
     block = text.partition("```python\n")[2].partition("```")[0]
     test = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
-    assert len(test.examples) == 4
+    assert len(test.examples) == 5
     assert doctest.DocTestRunner().run(test).failed == 0
 
 

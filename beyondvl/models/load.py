@@ -243,7 +243,7 @@ def _report_surplus(checkpoint: Checkpoint, reader: Reader, config: Config, cls:
     surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]
     if surplus:  # what another class of the family reads is no surprise
         others = {name for wanted in _head_parameters(family, config).values() for r in wanted for name in r.names}
-        surplus = [name for name in surplus if name not in others]
+        surplus = [name for name in surplus if name not in others | checkpoint.companions(others)]
     if len(cls.towers) < len(family.towers):
         surplus = [name for name in surplus if not family.belongs_elsewhere(name, cls.towers)]
     if not surplus:
