@@ -346,6 +346,17 @@ def test_sounds_of_several_lengths_are_those_of_each_alone(model):
     np.testing.assert_array_equal(rows, together.embeds[:, 0])
 
 
+def test_a_clip_is_embedded_of_as_many_frames_as_are_asked_for(model):
+    """`fps` and `num_frames` as with every model of pictures; of as many frames as the model takes it is the same."""
+    own, same, more = model.encode(
+        [{"video": CLIP}, {"video": CLIP, "num_frames": 3}, {"video": CLIP, "num_frames": 6}]
+    )
+    np.testing.assert_allclose(same, own, atol=1e-6)
+    frames = model.encode([{"image": frame} for frame in CLIP], normalize_embeddings=True).mean(0)
+    np.testing.assert_allclose(more / np.linalg.norm(more), frames / np.linalg.norm(frames), atol=1e-5)
+    assert np.abs(more - own).max() > 1e-4
+
+
 def test_pipelines_take_clips_and_sounds(model):
     write = bvl.pipeline("image-text-to-text", model=model)
     (said,) = write(SOUNDS[0], max_new_tokens=3)

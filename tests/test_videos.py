@@ -317,14 +317,17 @@ def test_a_clip_that_ends_early_leaves_no_thread(folder, tmp_path):
 
 
 def test_embeddings(folder, capsys):
-    """A clip is the mean of its frames' unit embeddings, in any company, at any batch size."""
-    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    """A clip is the mean of its frames' unit embeddings, in any company, at any batch size; of the model that takes
+    clips itself its unit vector."""
+    whole = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    model = bvl.BeyondVLModel.from_pretrained("beyond-vl-model")
     path = str(folder / "clip.mp4")
     item = {"video": path, "num_frames": 5, "end": 2}
     frames = list(video_frames(path, Sampling(5, end=2)))
     expected = model.encode(frames, normalize_embeddings=True, modality="image").mean(0)
     found = model.encode(["a red car", item, frames[0], path], batch_size=2)
     np.testing.assert_allclose(found[1], expected, atol=1e-6)
+    np.testing.assert_allclose(whole.encode(item), expected / np.linalg.norm(expected), atol=1e-6)
     assert np.array_equal(found[1], model.encode(item))
     assert np.array_equal(found[2], model.encode(frames[0])) and np.array_equal(
         found[3], model.encode(folder / "clip.mp4")
@@ -343,6 +346,7 @@ def test_embeddings(folder, capsys):
     with pytest.raises(SystemExit):
         main(["embed", path, str(folder / "none.mp4")])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert np.abs(np.array(lines[0]["embedding"]) - found[3]).max() < 1e-5 and "none.mp4" in lines[1]["error"]
+    embedding = np.array(lines[0]["embedding"])
+    assert np.abs(embedding - whole.encode(path)).max() < 1e-5 and "none.mp4" in lines[1]["error"]
     assert main(["similarity", str(folder), "--text", "a gray wall", "--json"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(CODECS)

@@ -173,6 +173,13 @@ class DrawingModel(ClipsModel):
                 parts.append(self._encode_features(*pair))
         return joined(parts)[np.argsort(order)]
 
+    def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterator[tuple]:
+        """Where `fps` or `num_frames` is asked for, the mean of so many frames; of `num_frames` it is the same."""
+        for i in indices:
+            other = set(clip_of(items, i)[1]) - {"start", "end"}
+            for at, rows in super(ClipsModel if other else DrawingModel, self)._encode_videos([i], items, batch_size):
+                yield at, unit_rows(rows)
+
     def _embed_sounds(self, sounds: list[Any]) -> np.ndarray:
         return self.encode_audio(sounds).embeds[:, 0]
 
