@@ -342,6 +342,10 @@ def test_sounds_of_several_lengths_are_those_of_each_alone(model):
     together = model.encode_audio([long, SOUNDS[1], SOUNDS[0]])
     for at, sound in enumerate((long, SOUNDS[1], SOUNDS[0])):
         np.testing.assert_array_equal(together.embeds[at], model.encode_audio(sound).embeds[0])
+    with pytest.raises(bvl.AudioError, match="sound 1:"):
+        model.encode_audio([long, "nowhere.wav"])
+    with pytest.raises(ValueError, match="the list is empty"):
+        model.rerank(PICTURES[0], [])
     rows = model.encode([{"audio": sound} for sound in (long, SOUNDS[1], SOUNDS[0])])
     np.testing.assert_array_equal(rows, together.embeds[:, 0])
 

@@ -162,7 +162,7 @@ def main() -> None:
     least = max(one for one, way in gives_way.items() if way[:at_home].mean() <= NAMED)
     print(f"named below {least:.2f}: {100 * shares[least]:.1f} % right, {100 * gives_way[least][:at_home].mean():.1f} % "
           f"of photographs; where none is {100 * shares[0.0]:.1f} %, wherever a name is surer {100 * shares[1.0]:.1f} %")  # fmt: skip
-    config["confidence"] = section | {"least": round(float(least), 2), "names": names()}
+    config["confidence"] = section | {"least": round(float(least), 2), "names": calibration.names}
     path.write_text(json.dumps(config) + "\n")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from joint import FIXED, WEIGHTS, Learner, near_photographs, plan
+from joint import WEIGHTS, Learner, near_photographs, plan, to_train
 from lessons import Lessons
 from metrics import Cider
 from torch import Tensor, nn
@@ -96,9 +96,7 @@ def main() -> None:
     learner = Learner(model, lessons)
     lessons.near = near_photographs(model, lessons)
     critic = Critic(learner)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(FIXED))
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = to_train(model)
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps, pct_start=0.1)
     start, worths = time.time(), []
@@ -125,8 +123,8 @@ def main() -> None:
             print(f"step {step + 1}/{options.steps} CIDEr of captions drawn {np.mean(worths):.3f}, "
                   f"{(time.time() - start) / (step + 1):.2f} s a step", flush=True)  # fmt: skip
             worths = []
-    saved["model"] = model.state_dict()
-    torch.save({"model": saved["model"], "config": saved["config"]}, options.work / f"joint-{options.seed}-critical.pt")
+    path = options.work / f"joint-{options.seed}-critical.pt"
+    torch.save({"model": model.state_dict(), "config": saved["config"]}, path)
 
 
 if __name__ == "__main__":

@@ -238,6 +238,13 @@ def near_photographs(model: BeyondVL, lessons: Lessons, count: int = 30) -> np.n
         return scores.topk(count, 1).indices.numpy()
 
 
+def to_train(model: BeyondVL) -> list[nn.Parameter]:
+    """What is trained here; the rest is held."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(FIXED))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def plan(learner: Learner, rng: np.random.Generator, step: int, alone: int, only: list[str] | None) -> list[tuple]:
     """The lessons of a step and their batches."""
     lessons = learner.lessons
@@ -282,13 +289,11 @@ def main() -> None:
     )
     model = BeyondVL(values)
     model.load_state_dict({n: v for n, v in fixed.items() if n.startswith(FIXED)}, strict=False)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(FIXED))
     learner = Learner(model, lessons, options.twin)
     lessons.near = near_photographs(model, lessons)
     if options.begin:
         model.load_state_dict(torch.load(options.work / options.begin, weights_only=False)["model"], strict=False)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = to_train(model)
     print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))  # 0.85 at the top
     total = options.alone + options.steps

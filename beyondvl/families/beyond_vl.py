@@ -242,6 +242,14 @@ def video_rows(config: Config) -> Encoder:
     return placed_rows(config, "video_rows", (1 + num_frames(config)) * (len(order) // count))
 
 
+def row_of(name: str, source: str, columns: int, size: int) -> tuple[Step, Step]:
+    """A row of the stream, fc2(gelu(fc1(x))) of numbers in a slot."""
+    return (
+        Step("row_hidden", source, Project(linear(f"{name}.fc1", size, columns), "gelu")),
+        Step("rows", "row_hidden", Project(linear(f"{name}.fc2", size, size))),
+    )
+
+
 def motion(config: Config) -> Encoder:
     """A clip's row of how things move in it."""
     order, count = cells(places(tower(config, "vision")))
@@ -253,8 +261,7 @@ def motion(config: Config) -> Encoder:
         layers=(),
         steps=(
             Step("normed_features", "hidden", norm("motion.norm", columns, EPS)),
-            Step("motion_hidden", "normed_features", Project(linear("motion.fc1", size, columns), "gelu")),
-            Step("rows", "motion_hidden", Project(linear("motion.fc2", size, size))),
+            *row_of("motion", "normed_features", columns, size),
         ),
     )
 
@@ -262,15 +269,7 @@ def motion(config: Config) -> Encoder:
 def agreement(config: Config) -> Encoder:
     """A row of how an input agrees with a text, of the product of their embeddings, number by number."""
     size = sizes(config)[0]
-    return Encoder(
-        hidden_size=size,
-        stem=JoinStem(),
-        layers=(),
-        steps=(
-            Step("agreement_hidden", "hidden", Project(linear("agreement.fc1", size, size), "gelu")),
-            Step("rows", "agreement_hidden", Project(linear("agreement.fc2", size, size))),
-        ),
-    )
+    return Encoder(hidden_size=size, stem=JoinStem(), layers=(), steps=row_of("agreement", "hidden", size, size))
 
 
 def audio_rows(config: Config) -> Encoder | None:

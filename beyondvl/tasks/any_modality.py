@@ -75,14 +75,14 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
             )
             own = [lead, drawn["last_hidden_state"][:, : self._queries], *([] if rows is None else [rows])]
             if instruction is not None:
-                product = lead * instruction.embeds[:, None] * np.float32(self._width)
-                own.append(self.tower("agreement").run({"features": product}, ["rows"], self.num_threads)["rows"])
+                product = lead * instruction.embeds[:, None]
+                cosines.append(product[:, 0].sum(1))
+                features = {"features": product * np.float32(self._width)}
+                own.append(self.tower("agreement").run(features, ["rows"], self.num_threads)["rows"])
             length = sum(part.shape[1] for part in own)
             parts += own
             types += [stem.inputs.index(each.modality)] * length
             masks.append(np.ones((count, length), np.int64))
-            if instruction is not None:
-                cosines.append((lead[:, 0] * instruction.embeds).sum(1))
         if instruction is not None:
             parts += [instruction.embeds[:, None], instruction.rows]
             masks += [np.ones((count, 1), np.int64), instruction.mask]

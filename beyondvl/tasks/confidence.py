@@ -128,8 +128,6 @@ class ConfidentMixin(MatchingModel):
         return self._embed_names(self._sureness["names"])
 
     def _embed_names(self, names: list[str]) -> np.ndarray:
-        if not names:
-            return np.zeros((0, self.tower("cformer").encoder.hidden_size), np.float32)
         return self._unit_texts([f"a photo of {name}" for name in names])
 
     def _likeliest(self, embeds: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 from ..models.tower import prepared
 from ..outputs import check_count
 from ..processing.audio import load_audio
-from ..processing.items import as_clips, clip_of, is_sound_and_rate, modality_of
+from ..processing.items import as_clips, clip_of, modality_of
 from ..processing.motion import motion, moving
 from ..similarity import unit_rows
 from .base import EncodedImages, joined
@@ -158,13 +158,12 @@ class DrawingModel(ClipsModel):
         together, so that a long one costs the others nothing. Raises AudioError."""
         if input_features is not None:
             return self._encode_features(input_features, feature_attention_mask)
-        several = isinstance(audio, list | tuple) and not is_sound_and_rate(audio)
-        made = [self.feature_extractor([sound], return_tensors="np") for sound in (audio if several else [audio])]
-        if not made:
-            raise ValueError("audio: the list is empty, expected at least one sound")
+        extractor = self.feature_extractor
+        rate = extractor.sampling_rate
+        made = [extractor([(sound, rate)], return_tensors="np") for sound in extractor.sounds(audio, None)]
         lengths = np.array([each["input_features"].shape[2] for each in made])
         order, parts = np.argsort(lengths, kind="stable"), []
-        window = self.tower(AUDIO.tower).program.info()["image"][1]
+        _, window, _ = self.tower(AUDIO.tower).program.info()["image"]
         for length in np.unique(lengths):
             for at in batches(order[lengths[order] == length], max(1, WINDOWS * window // int(length))):
                 pair = (
@@ -205,7 +204,8 @@ class DrawingModel(ClipsModel):
         except NoSoundError:
             return None
         first, last = (None if time is None else round(time * rate) for time in (start, end))
-        return (samples[first:last], rate) if len(samples[first:last]) else None
+        samples = samples[first:last]
+        return (samples, rate) if len(samples) else None
 
     def attend(self, images: Any, texts: str | list[str] | None = None) -> np.ndarray:
         """Where each query looked: (n, queries, height, width) float32 over the map of the picture tower, sum 1 each:

@@ -73,7 +73,8 @@ class MatchingModel(TaskModel):
 
     def _unit_texts(self, texts: list[str], batch_size: int = 32) -> np.ndarray:
         """Unit embeddings (n, D) of texts, whatever options `encode` has."""
-        tower, rows = self.tower("text"), []
+        tower = self.tower("text")
+        rows = [np.empty((0, tower.sizes["unit_embeds"]), np.float32)]
         for start in range(0, len(texts), batch_size):
             inputs = self.texts(texts[start : start + batch_size], tower.max_positions)
             rows.append(tower.run(inputs, ["unit_embeds"], self.num_threads)["unit_embeds"])
