@@ -33,12 +33,14 @@ DTYPES = {
 
 
 class Entry(Spec):
-    """Where one tensor lies: [begin, begin + bytes) of the file `source`."""
+    """Where one tensor lies: [begin, begin + bytes) of the file `source`. What is `lent` is of a checkpoint that others
+    are stored over, and need not be used."""
 
     source: object
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    lent: bool = False
 
     @property
     def count(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from .config import read_json
 from .datafile import DTYPES, MAX_RANK, DataFile, Entry, is_size
 from .errors import CheckpointError, ConfigError, MissingWeightError
+from .spec import replace
 
 __all__ = ["Checkpoint", "SafetensorsFile", "open_checkpoint", "save_safetensors"]
 
@@ -137,7 +138,7 @@ class Checkpoint:
     def over(self, base: Checkpoint) -> Checkpoint:
         """With the tensors of another one that it has not; what is there in both is its own, scales included."""
         own = self.entries.keys()
-        kept = {n: e for n, e in base.entries.items() if not own & {n, n.removesuffix("_scale")}}
+        kept = {n: replace(e, lent=True) for n, e in base.entries.items() if not own & {n, n.removesuffix("_scale")}}
         return Checkpoint({**kept, **self.entries}, self.source)
 
     def scale_name(self, name: str) -> str | None:

@@ -240,7 +240,8 @@ def _report_surplus(checkpoint: Checkpoint, reader: Reader, config: Config, cls:
     """Warns once about weights nobody used; those of a tower the class leaves out do not count."""
     family = cls.family
     used = reader.used | checkpoint.companions(reader.used)
-    surplus = [name for name in checkpoint.names() if name not in used and not family.is_ignored(name)]
+    own = (name for name, entry in checkpoint.entries.items() if not entry.lent)
+    surplus = [name for name in own if name not in used and not family.is_ignored(name)]
     if surplus:  # what another class of the family reads is no surprise
         others = {name for wanted in _head_parameters(family, config).values() for r in wanted for name in r.names}
         surplus = [name for name in surplus if name not in others | checkpoint.companions(others)]
