@@ -214,3 +214,70 @@ def test_questions_are_asked_evenly():
     even = questions.balanced(rows[:20], np.random.default_rng(0))
     assert [row[3] for row in even].count("dog") == 4 == [row[3] for row in even].count("cat")
     assert questions.balanced(even, np.random.default_rng(1)) == even
+
+
+def test_imagined_pictures_are_of_their_classes(tmp_path):
+    """A tower of ten classes: of the classes that a caption may mean the likeliest is one, and the first is the largest."""
+    torch = pytest.importorskip("torch", reason="training needs torch: pip install 'beyondvl[training]'")
+    from beyondvl.weights import save_safetensors
+
+    imagined = tool("imagined")
+    rng = np.random.default_rng(0)
+    tower = {"_bn1.bias": rng.normal(-1.5, 0.3, 1280), "_bn1.weight": rng.uniform(0.5, 1.5, 1280),
+             "_fc.weight": rng.normal(0, 0.05, (20, 1280)), "_fc.bias": np.zeros(20)}  # fmt: skip
+    save_safetensors(tmp_path / "model.safetensors", {n: a.astype(np.float32) for n, a in tower.items()})
+    names = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(20, 384))).float(), dim=-1)
+    pictures = imagined.Imagined(tmp_path, names[:6].half(), names)
+    assert all(at in pictures.classes[at, :1] for at in range(6))
+    torch.manual_seed(0)
+    seen = pictures.of_classes(torch.tensor([[3, 8, 5]] * 64))
+    assert seen["states"].shape == (64, 81, 1280) and seen["means"].shape == (64, 1280)
+    assert torch.allclose(seen["states"].mean(-1), torch.zeros(64, 81), atol=1e-4)
+    first = seen["classes"].argmax(1)
+    assert (first == 3).float().mean() > 0.6 and set(first.tolist()) <= {3, 8, 5}
+    one, again = pictures.take([0, 1], ()), pictures.take([0, 1], ())
+    assert one["classes"].shape == (2, 20) and not torch.equal(one["states"], again["states"])
+
+
+def test_neighbours_of_captions():
+    torch = pytest.importorskip("torch", reason="training needs torch: pip install 'beyondvl[training]'")
+    imagined = tool("imagined")
+    vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), dim=-1)
+    groups = imagined.neighbours(vectors, ["a", "b", "c", "d"], count=3)
+    assert groups == [["a", "b", "a"], ["b", "a", "b"], ["c", "d", "c"], ["d", "c", "d"]]
+
+
+def test_batches_of_pictures_with_captions():
+    torch = pytest.importorskip("torch", reason="training needs torch: pip install 'beyondvl[training]'")
+    captioned = tool("captioned")
+
+    class Pictures:
+        views = 2
+
+        def take(self, at, views):
+            return {"at": torch.tensor(list(at)), "view": torch.tensor(list(views))}
+
+    words = [
+        ["A red ball on the left", "the red ball lies on grass"],
+        ["a dog runs", "a dog runs"],
+        ["two cats", "cats"],
+    ]
+    rng = np.random.default_rng(0)
+    sets = captioned.Captioned(Pictures(), words, rng)
+    sets.swap_words(rng)
+    batch = sets.caption_batch(rng, 60, 1)
+    mirrored = [text for view, text in zip(batch["view"], batch["texts"], strict=True) if view == 1]
+    assert len(batch["texts"]) == 60 and mirrored and not any("left" in text for text in mirrored)
+    asked = sets.question_batch(rng, 40)
+    assert len(asked["at"]) == len(asked["questions"]) == len(asked["texts"]) == 40
+    assert all(at != 1 or "dog" in q + a for at, q, a in zip(asked["at"], asked["questions"], asked["texts"], strict=True)
+               if a not in ("no", "running", "runs"))  # fmt: skip
+    sets.near = np.array([[1, 2], [0, 2], [0, 1]])
+    texts = sets.match_batch(rng, 12)["questions"]
+    assert len(texts) == 48
+    for own, swapped, *near in zip(*[iter(texts)] * 4, strict=True):
+        assert own in sets.swaps and swapped == sets.swaps[own] != own and own not in near
+    both = captioned.joined(
+        [{"x": torch.zeros(2), "q": ["a"]}, {"x": torch.ones(1), "q": ["b"], "embeds": torch.ones(1)}]
+    )
+    assert both["x"].tolist() == [0, 0, 1] and both["q"] == ["a", "b"] and both["embeds"].tolist() == [1]

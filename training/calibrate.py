@@ -45,18 +45,18 @@ def names() -> list[str]:
     return out
 
 
-def singular(words: list[str]) -> list[str]:
+def singulars(words: list[str]) -> list[str]:
     return [re.sub(r"(?<=[^s])s$", "", word) for word in words]
 
 
 NOUNS = frozenset(
-    singular([word for name in names() for word in tokens(name)] + [*ANIMALS, *PEOPLE, *PLACES, *THINGS])
+    singulars([word for name in names() for word in tokens(name)] + [*ANIMALS, *PEOPLE, *PLACES, *THINGS])
 ) - {"a", "an", "of", "full", "black", "white", "old", "hot", "red"}
 
 
 def subject_right(text: str, known: set[str]) -> bool:
     """Whether the first thing that a text names is among known words."""
-    nouns = [word for word in singular(tokens(text)) if word in NOUNS]
+    nouns = [word for word in singulars(tokens(text)) if word in NOUNS]
     return bool(nouns) and nouns[0] in known
 
 
@@ -99,7 +99,7 @@ class Calibration:
         words += [[text for pair in pairs for text in pair] for pairs in self.asked.words]
         self.names = names()
         self.name_embeds = model._embed_names(self.names)
-        self.known = [set(singular(tokens(" ".join(lines)))) for lines in words]
+        self.known = [set(singulars(tokens(" ".join(lines)))) for lines in words]
 
     def written(self) -> tuple[np.ndarray, np.ndarray]:
         """Features (n, 4) of captions, and whether they are right."""

@@ -17,6 +17,7 @@ import argparse
 import math
 import re
 import time
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from metrics import recalls
 from splits import Archive, flickr8k
 from torch import nn
 from torch.nn import functional as F
-from twin import LiteTop, VisionHead
+from twin import LiteTop, VisionHead, mixed
 
 from beyondvl.weights import open_checkpoint
 
@@ -38,7 +39,7 @@ class Photographs:
     """The maps of one part, and the sentence vectors (n, 5, SIZE) of its captions."""
 
     def __init__(self, data: Path, work: Path, part: str):
-        self.maps = np.load(work / f"flickr8k-{part}.npy", mmap_mode="r")
+        self.place = work / f"flickr8k-{part}.npy"
         with Archive(data / "flickr8k.tar") as archive:
             self.captions = flickr8k(archive)[part].words
         path = work / f"caps-{part}.npy"
@@ -47,6 +48,11 @@ class Photographs:
         self.vectors = torch.from_numpy(np.load(path))
         self.means = F.normalize(self.vectors.mean(1), dim=-1)
         self.sided = np.array([[bool(SIDED.search(c)) for c in words] for words in self.captions])
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """(views, n, 289, 120) float16, as views.py wrote them."""
+        return np.load(self.place, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -76,7 +82,7 @@ class Contrast(nn.Module):
 
     def seen(self, maps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit embeddings and class scores of maps of the fifth stage."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             states, logits = self.top(torch.from_numpy(maps).float())
         return self.vision_head(states, logits.softmax(-1)), logits
 
@@ -103,9 +109,11 @@ class Contrast(nn.Module):
         return soft_loss(seen, texts, drawings.class_sentences[0, classes], self.scale().detach())
 
 
-def shown(scores: torch.Tensor, drawn: torch.Tensor) -> str:
-    """Recalls of photographs (scores of five captions each) and of drawings."""
-    rows = {"photographs": recalls(scores.numpy(), np.repeat(np.arange(len(scores)), 5))}
+def shown(scores: torch.Tensor | None, drawn: torch.Tensor) -> str:
+    """Recalls of photographs (scores of five captions each), where there are any, and of drawings."""
+    rows = {}
+    if scores is not None:
+        rows["photographs"] = recalls(scores.numpy(), np.repeat(np.arange(len(scores)), 5))
     rows["drawings"] = recalls(drawn.numpy(), np.arange(len(drawn)))
     return ", ".join(
         f"{name} {way} {' / '.join(f'{v:.1f}' for v in row.values())}"
@@ -126,7 +134,7 @@ def published_scores(top: LiteTop, maps: np.ndarray, path: Path) -> np.ndarray:
         out = np.zeros((*maps.shape[:2], 1000), np.float16)
         for view in range(len(maps)):
             for start in range(0, maps.shape[1], 128):
-                with torch.autocast("cpu", torch.bfloat16):
+                with mixed():
                     part = top(torch.from_numpy(np.array(maps[view, start : start + 128])).float())[1]
                 out[view, start : start + 128] = part.float().numpy()
         np.save(path, out)

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from joint import WEIGHTS, Learner, near_photographs, plan, to_train
+from joint import WEIGHTS, Learner, find_near, plan, to_train
 from lessons import Lessons
 from metrics import Cider
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twin import BeyondVL
+from twin import BeyondVL, mixed
 from words import BEGIN, END, PAD
 
-OTHERS = ("questions", "clips", "drawings", "sounds", "match")
+OTHERS = ("questions", "imagined", "clips", "questions", "imagined", "drawings", "sounds", "match")
 
 
 class Critic:
@@ -34,7 +34,7 @@ class Critic:
     def __init__(self, learner: Learner, each: int = 5, most: int = 22, keep: int = 40):
         self.learner, self.each, self.most, self.keep = learner, each, most, keep
         ids = learner.lessons.vocabulary.ids
-        self.cider = Cider([[[*ids(text), END] for text in words] for words in learner.lessons.plain])
+        self.cider = Cider([[[*ids(text), END] for text in words] for words in learner.lessons.photographs.captions])
 
     @torch.no_grad()
     def draw(self, stream: Tensor, mask: Tensor) -> Tensor:
@@ -83,18 +83,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", help="a file of joint.py in WORK, where it is not that of the seed")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--photographs", type=int, default=24, help="of a step")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--words", type=float, default=0.2, help="share of the words' own loss")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    saved = torch.load(options.work / f"joint-{options.seed}.pt", weights_only=False)
+    saved = torch.load(options.work / (options.begin or f"joint-{options.seed}.pt"), weights_only=False)
     model = BeyondVL(saved["config"])
     model.load_state_dict(saved["model"])
     lessons = Lessons(options.data, options.work, options.seed)
     learner = Learner(model, lessons)
-    lessons.near = near_photographs(model, lessons)
+    find_near(model, lessons)
     critic = Critic(learner)
     trained = to_train(model)
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.05, betas=(0.95, 0.98))
@@ -102,17 +103,16 @@ def main() -> None:
     start, worths = time.time(), []
     for step in range(options.steps):
         rng = np.random.default_rng([options.seed, step, 7])
-        at = rng.integers(0, len(lessons.plain), options.photographs)
+        at = rng.integers(0, len(lessons.photographs), options.photographs)
         model.eval()
-        with torch.autocast("cpu", torch.bfloat16):
-            views = rng.integers(0, lessons.photographs.views, len(at))
-            loss, worth = critic.loss(lessons.photographs.take(at, views), at)
+        with mixed():
+            loss, worth = critic.loss(lessons.photographs.take(rng, at), at)
         loss.backward()
         worths.append(worth)
         model.train()
         for share, name in ((options.words, "captions"), (1.0, OTHERS[step % len(OTHERS)])):
             ((lesson, batch),) = plan(learner, rng, step, 0, [name])
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 losses = lesson(batch)
             sum(share * WEIGHTS[part] * loss for part, loss in losses.items()).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -5,40 +5,29 @@
 contrast.py tunes the tower with heads that see each picture a few times; these heads start anew and see many: features
 of all views of photographs and drawings are computed once. The tower is the mean of the weights of --towers, which all
 began as the published one (Wortsman et al., 2022), or that one where none is named, to compare with. Losses are those of
-contrast.py; weights are averaged over the last third. With --teachers, heads of several seeds, half of what is learned is
-their mean similarity (Hinton et al., 2015). Writes WORK/heads-SEED.pt: the tower's tuned stages and these heads.
+contrast.py; weights are averaged over the last third. Writes WORK/heads-SEED.pt: the tower's tuned stages and these heads.
 
 A head ranks the photographs that it was trained on twice as well as others: formers that learned from such embeddings
-would trust them too much. So --folds trains heads on the other photographs, in the space of the finished ones' texts, and
-writes WORK/embeds-train.npy [views, n, SIZE]: every photograph as if it had never been seen.
+would trust them too much. So --folds, after states.py, trains heads on the other photographs, in the space of the finished
+ones' texts, and writes WORK/embeds-train.npy [views, n, SIZE]: every photograph as if it had never been seen.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from contrast import SIZE, Contrast, Photographs, shown
+from contrast import SIZE, Contrast, shown
 from drawings import Drawings
+from seen import Seen, Sets, by_maps, by_states, by_words
 from torch import nn
-from twin import LiteTop
 
 from beyondvl.weights import open_checkpoint
 
-
-@torch.no_grad()
-def features(top: LiteTop, maps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean rows (views, n, 1280) and class scores (views, n, 1000) of maps, float16."""
-    top.eval()
-    means, scores = torch.zeros(*maps.shape[:2], 1280).half(), torch.zeros(*maps.shape[:2], 1000).half()
-    for view in range(len(maps)):
-        for start in range(0, maps.shape[1], 128):
-            with torch.autocast("cpu", torch.bfloat16):
-                states, logits = top(torch.from_numpy(np.array(maps[view, start : start + 128])).float())
-            means[view, start : start + 128], scores[view, start : start + 128] = states.mean(1).half(), logits.half()
-    return means, scores
+AGAINST = 6000  # captions that a batch is contrasted with, at most
 
 
 def mean_tower(
@@ -52,19 +41,6 @@ def mean_tower(
         name: value + share * (torch.stack([each[f"top.{name}"] for each in tuned]).mean(0) - value)
         for name, value in published.items()
     }
-
-
-class Seen:
-    """Features of one set by the tower."""
-
-    def __init__(self, top: LiteTop, maps: np.ndarray, path: Path):
-        if not path.exists():
-            torch.save(features(top, maps), path)
-        self.means, self.scores = torch.load(path, weights_only=True)
-
-    def take(self, view: np.ndarray, at: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        view, at = torch.from_numpy(view), torch.from_numpy(at)
-        return self.means[view, at].float(), self.scores[view, at].float().softmax(-1)
 
 
 def embedded(model: Contrast, seen: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -81,72 +57,53 @@ def compared(model: Contrast, features: tuple[torch.Tensor, torch.Tensor], vecto
     return model.scale() * embedded(model, features) @ model.read(vectors).T
 
 
-class Sets:
-    """What is learned from, and what is chosen on, with the features of a tower."""
-
-    def __init__(self, data: Path, work: Path, top: LiteTop, tag: str):
-        self.train, self.choose = (Photographs(data, work, part) for part in ("train", "choose"))
-        self.drawings, maps = Drawings(work), np.load(work / "drawings.npy", mmap_mode="r")
-        self.photographs, self.chosen, self.drawn = (
-            Seen(top, array, work / f"{tag}-{name}.pt")
-            for name, array in (("train", self.train.maps), ("choose", self.choose.maps), ("drawings", maps))
-        )
-        self.usual = self.photographs.means[0, :512].float()
-
-
 def told_apart(
-    model: Contrast, teachers: list[Contrast], sets: Sets, among: np.ndarray, at: np.ndarray, rng: np.random.Generator,
-    temperature: float,
-) -> torch.Tensor:  # fmt: skip
+    model: Contrast, sets: Sets, among: np.ndarray, at: np.ndarray, rng: np.random.Generator, temperature: float
+) -> torch.Tensor:
     """Photographs of a batch, `at` of those that are learned from, against a caption of each of these, and back."""
     train, mine = sets.train, torch.from_numpy(at)
-    view = rng.integers(0, len(train.maps), len(at))
+    view = rng.integers(0, sets.photographs.views, len(at))
     captions = train.draw(among[at], view, rng)[among]
-    features = sets.photographs.take(view, among[at])
-    vectors, means = (
-        train.vectors[torch.from_numpy(among), torch.from_numpy(captions)],
-        train.means[torch.from_numpy(among)],
-    )
-    scores = compared(model, features, vectors)
-    alike = means[mine] @ means.T / temperature
-    loss = towards(scores, alike) + towards(scores[:, mine].T, alike[:, mine])
-    if not teachers:
-        return loss
-    with torch.no_grad():
-        taught = torch.stack([compared(teacher, features, vectors) for teacher in teachers]).mean(0)
-    return 0.5 * (loss + towards(scores, taught) + towards(scores[:, mine].T, taught[:, mine].T))
+    every = torch.from_numpy(among)
+    scores = compared(model, sets.photographs.take(view, among[at]), train.vectors[every, torch.from_numpy(captions)])
+    alike = train.means[every[mine]] @ train.means[every].T / temperature
+    return towards(scores, alike) + towards(scores[:, mine].T, alike[:, mine])
 
 
 @torch.no_grad()
 def evaluated(model: Contrast, sets: Sets) -> str:
+    """Recalls of photographs that are chosen on, none for the open set, and of drawings."""
     model.eval()
-    whole = embedded(model, sets.chosen.take(np.zeros(len(sets.choose), int), np.arange(len(sets.choose))))
-    scores = whole @ model.read(sets.choose.vectors.flatten(0, 1)).T
+    scores = None
+    if sets.choose is not None:
+        whole = embedded(model, sets.chosen.take(np.zeros(len(sets.choose), int), np.arange(len(sets.choose))))
+        scores = whole @ model.read(sets.choose.vectors.flatten(0, 1)).T
     at = sets.drawings.validation
     whole = embedded(model, sets.drawn.take(np.zeros(len(at), int), at))
     model.train()
     return shown(scores, whole @ model.read(sets.drawings.captions(at)).T)
 
 
-def fit(
-    model: Contrast, parts: list[nn.Parameter], teachers: list[Contrast], sets: Sets, among: np.ndarray,
-    options: argparse.Namespace,
-) -> None:  # fmt: skip
+def fit(model: Contrast, parts: list[nn.Parameter], sets: Sets, among: np.ndarray, options: argparse.Namespace) -> None:
     """Trains some of the parameters on some of the photographs, and on the drawings."""
     optimizer = torch.optim.AdamW(parts, lr=options.lr, weight_decay=options.decay, betas=(0.9, 0.98))
     sums, count, per_epoch = [torch.zeros_like(part) for part in parts], 0, len(among) // options.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.epochs * per_epoch, pct_start=0.15)
-    drawings, views = sets.drawings, len(sets.drawn.means)
+    drawings, views, usual = sets.drawings, sets.drawn.views, sets.photographs.means[0, :512].float()
     for epoch in range(options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
         order = rng.permutation(len(among))
         for step in range(per_epoch):
             at = order[step * options.batch : (step + 1) * options.batch]
-            loss = told_apart(model, teachers, sets, among, at, rng, options.temperature)
+            some = among
+            if len(among) > AGAINST:
+                some = among[np.concatenate([at, rng.choice(len(among), AGAINST - len(at), replace=False)])]
+                at = np.arange(len(at))
+            loss = told_apart(model, sets, some, at, rng, options.temperature)
             some = rng.choice(drawings.train, options.drawn, replace=False)
             embeds = embedded(model, sets.drawn.take(rng.integers(0, views, len(some)), some))
             loss = loss + options.drawings * model.drawn(embeds, drawings, some, rng)
-            loss = loss + options.classes * model.named(drawings, sets.usual, rng)
+            loss = loss + options.classes * model.named(drawings, usual, rng)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parts, 5.0)
@@ -173,6 +130,21 @@ def embeddings(model: Contrast, seen: Seen, at: np.ndarray) -> np.ndarray:
     return torch.stack(views).half().numpy()
 
 
+def left_out(begin: Callable[[], Contrast], sets: Sets, options: argparse.Namespace) -> np.ndarray:
+    """(views, n, SIZE) float16 of all photographs, each by a head of those of the other folds."""
+    taught = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
+    every = np.arange(len(sets.train))
+    out = np.zeros((sets.photographs.views, len(every), SIZE), np.float16)
+    for fold in range(options.folds):
+        model = begin()
+        anew = {name: value for name, value in model.state_dict().items() if name.startswith("vision_head")}
+        model.load_state_dict(taught | anew)
+        left = every[every % options.folds == fold]
+        fit(model, [*model.vision_head.parameters()], sets, np.setdiff1d(every, left), options)
+        out[:, left] = embeddings(model, sets.photographs, left)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -190,39 +162,32 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.03)
     parser.add_argument("--drawings", type=float, default=0.4)
     parser.add_argument("--classes", type=float, default=0.15)
-    parser.add_argument("--teachers", nargs="*", default=[], help="files of this step in WORK")
     parser.add_argument("--folds", type=int, default=0, help="of photographs, each embedded by a head of the others")
+    parser.add_argument("--open", action="store_true", help="no photographs: imagined ones, over the published tower")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    work, tag = options.work, "-".join(["seen", *(name.split("-")[1] for name in options.towers)])
-    tower = open_checkpoint(work / "tower")
+    tower = open_checkpoint(options.work / "tower")
     state = {name: torch.from_numpy(tower.read(name, tower.entries[name].shape)) for name in tower.names()}
-    names = torch.from_numpy(np.load(work / "classes.npy"))[1]
-    model = Contrast(state, names, options.inner, options.dropout)
-    model.top.load_state_dict(mean_tower(work, options.towers, model.top.state_dict(), options.share))
-    teachers = []
-    for name in options.teachers:
-        saved = torch.load(work / name, weights_only=True)
-        teachers.append(Contrast(state, names, len(saved["vision_head.fc1.bias"]), 0.0).eval())
-        teachers[-1].load_state_dict(saved)
-    sets = Sets(options.data, work, model.top, tag)
-    every = np.arange(len(sets.train))
+
+    def begin() -> Contrast:
+        return Contrast(state, Drawings(options.work).class_sentences[1], options.inner, options.dropout)
+
     if options.folds:
-        taught = torch.load(work / f"heads-{options.seed}.pt", weights_only=True)
-        out = np.zeros((len(sets.photographs.means), len(every), SIZE), np.float16)
-        for fold in range(options.folds):
-            model = Contrast(state, names, options.inner, options.dropout)
-            model.load_state_dict(taught | {n: v for n, v in model.state_dict().items() if n.startswith("vision_head")})
-            left = every[every % options.folds == fold]
-            fit(model, [*model.vision_head.parameters()], [], sets, np.setdiff1d(every, left), options)
-            out[:, left] = embeddings(model, sets.photographs, left)
-        np.save(work / "embeds-train.npy", out)
+        np.save(options.work / "embeds-train.npy", left_out(begin, by_states(options.data, options.work), options))
         return
-    heads = [*model.vision_head.parameters(), *model.text_projection.parameters(), model.logit_scale]
-    fit(model, heads, teachers, sets, every, options)
+    model = begin()
+    model.top.load_state_dict(mean_tower(options.work, options.towers, model.top.state_dict(), options.share))
+    heads = [*model.vision_head.parameters(), model.logit_scale]
+    if options.open:
+        sets = by_words(options.data, options.work)
+    else:
+        tag = "-".join(["seen", *(name.split("-")[1] for name in options.towers)])
+        sets = by_maps(options.data, options.work, model.top, tag)
+        heads += model.text_projection.parameters()  # the open set keeps what texts mean to each other
+    fit(model, heads, sets, np.arange(len(sets.train)), options)
     if options.write:
-        torch.save(model.state_dict(), work / f"heads-{options.seed}.pt")
+        torch.save(model.state_dict(), options.work / f"heads-{options.seed}.pt")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import argparse
 import io
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import soundfile
 import soxr
 import whisper_tiny
 from splits import Archive, esc10, flickr8k
+from words import captions
 
 from beyondvl.compile import Reader, compile_encoder
 from beyondvl.config import Config
@@ -127,10 +129,14 @@ def real_sounds(data: Path, versions: int) -> Iterator[tuple[np.ndarray, dict[st
                     yield made, {"class": name, "fold": fold, "version": number}
 
 
-def speech(data: Path, part: str, captions: range) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Some captions of each photograph of a part, each in one voice."""
+def photographs_words(data: Path, part: str) -> Sequence[Sequence[str]]:
+    """Captions of each photograph of a part."""
     with Archive(data / "flickr8k.tar") as archive:
-        words = flickr8k(archive)[part].words
+        return flickr8k(archive)[part].words
+
+
+def speech(words: Sequence[Sequence[str]], part: str, captions: range) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Some captions of each photograph of a part, each in one voice."""
 
     def said(task: tuple[int, int]) -> tuple[np.ndarray, dict[str, Any]]:
         photograph, number = task
@@ -155,14 +161,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--versions", type=int, default=16)
     parser.add_argument("--captions", type=int, default=3, help="spoken captions of each photograph of training")
+    parser.add_argument(
+        "--open", action="store_true", help="speak captions of COCO, every eighth, and none of Flickr8k"
+    )
     options = parser.parse_args()
     tower = ears(options.work / "ears")
-    sets = {
-        "esc10": lambda: real_sounds(options.data, options.versions),
-        "speech-choose": lambda: speech(options.data, "choose", range(1)),
-        "speech-report": lambda: speech(options.data, "report", range(1)),
-        "speech-train": lambda: speech(options.data, "train", range(options.captions)),
-    }
+    sets = {"esc10": lambda: real_sounds(options.data, options.versions)}
+    if options.open:
+        free = [[text] for text in captions(options.data, "coco-val2017")[::8]]
+        sets["speech-train"] = lambda: speech(free, "train", range(1))
+    else:
+        for part, count in (("choose", 1), ("report", 1), ("train", options.captions)):
+            words = photographs_words(options.data, part)
+            sets[f"speech-{part}"] = partial(speech, words, part, range(count))
     for name, sounds in sets.items():
         if not (options.work / f"{name}.json").exists():
             write_rows(options.work / f"{name}.npy", sounds(), tower)

@@ -26,11 +26,11 @@ import torch
 from lessons import HEARD, Lessons
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twin import BeyondVL
+from twin import BeyondVL, mixed
 from words import PAD, minilm, plain
 
 FIXED = ("vision_head", "text_projection", "logit_scale")
-WEIGHTS = {"captions": 1.0, "drawings": 0.2, "questions": 0.7, "sounds": 0.4, "asked": 0.3, "heard": 0.6, "classes": 0.3,
+WEIGHTS = {"captions": 1.0, "imagined": 0.3, "drawings": 0.2, "questions": 0.7, "sounds": 0.4, "asked": 0.3, "heard": 0.6, "classes": 0.3,
            "clips": 0.5, "moved": 0.5, "match": 0.6, "silent": 0.3, "fused": 0.1}  # fmt: skip
 
 
@@ -164,6 +164,9 @@ class Learner:
         meant = (vectors @ vectors.T / 0.05).softmax(1)
         return losses | {"fused": -(meant * (20 * fused @ vectors.T).log_softmax(1)).sum(1).mean()}
 
+    def imagined(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"imagined": self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
+
     def drawings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"drawings": self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
 
@@ -227,15 +230,13 @@ class Learner:
         return {"silent": self.said(self.model.cformer({"image": embeds[:, None]}), batch["texts"])}
 
 
-def near_photographs(model: BeyondVL, lessons: Lessons, count: int = 30) -> np.ndarray:
-    """Of each photograph those (n, count) whose captions come nearest to it, but say another thing."""
+def find_near(model: BeyondVL, lessons: Lessons) -> None:
+    """Of each photograph, others whose captions might be its own."""
+    photographs = lessons.photographs
     with torch.no_grad():
-        model.eval()
-        embeds = torch.from_numpy(lessons.photographs.arrays["embeds"][0]).float()
-        vectors = lessons.read.vectors([words[0] for words in lessons.plain])
-        scores = embeds @ F.normalize(model.text_projection(vectors), dim=-1).T
-        scores[vectors @ vectors.T > 0.8] = -2
-        return scores.topk(count, 1).indices.numpy()
+        embeds = torch.from_numpy(photographs.pictures.arrays["embeds"][0]).float()
+        vectors = lessons.read.vectors([words[0] for words in photographs.captions])
+        photographs.find_near(embeds, vectors, F.normalize(model.text_projection(vectors), dim=-1))
 
 
 def to_train(model: BeyondVL) -> list[nn.Parameter]:
@@ -250,16 +251,19 @@ def plan(learner: Learner, rng: np.random.Generator, step: int, alone: int, only
     lessons = learner.lessons
     if step < alone:
         return [(learner.silent, lessons.silent_batch(rng, 256))]
+    photographs = lessons.photographs
     made = {
         "silent": lambda: (learner.silent, lessons.silent_batch(rng, 48)),
-        "captions": lambda: (learner.captions, lessons.caption_batch(rng, 56, 4)),
-        "questions": lambda: (learner.questions, lessons.question_batch(rng, 40, 40)),
-        "match": lambda: (learner.matched, lessons.match_batch(rng, 24)),
+        "captions": lambda: (learner.captions, photographs.caption_batch(rng, 56, 4)),
+        "imagined": lambda: (learner.imagined, lessons.imagined.caption_batch(rng, 24, 2)),
+        "questions": lambda: (learner.questions, lessons.question_batch(rng, 36, 32, 12)),
+        "match": lambda: (learner.matched, photographs.match_batch(rng, 24)),
         "drawings": lambda: (learner.drawings, lessons.drawing_batch(rng, 24)),
         "sounds": lambda: (learner.heard, lessons.sound_batch(rng, 24, 32)),
         "clips": lambda: (learner.moved, lessons.clip_batch(rng, 24, 10)),
     }
-    turn = ["captions", "questions", *(["silent", "match"] if step % 2 else ["drawings", "sounds", "clips"])]
+    odd = "silent" if photographs is lessons.imagined else "imagined"
+    turn = ["captions", "questions", *([odd, "match"] if step % 2 else ["drawings", "sounds", "clips"])]
     return [made[name]() for name in only or turn]
 
 
@@ -278,10 +282,11 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=200)
     parser.add_argument("--only", nargs="+", help="lessons, by their names in `plan`")
     parser.add_argument("--begin", help="a file of this step in WORK to begin with; what it lacks begins anew")
+    parser.add_argument("--open", action="store_true", help="without Flickr8k and DAQUAR, on imagined pictures")
     parser.add_argument("--twin", choices=("instruction", "pictures", "shuffled"))
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    lessons = Lessons(options.data, options.work, options.seed, options.fold)
+    lessons = Lessons(options.data, options.work, options.seed, options.fold, options.open)
     fixed = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
     head_size = len(fixed["vision_head.fc1.bias"])
     values = configuration(
@@ -290,7 +295,7 @@ def main() -> None:
     model = BeyondVL(values)
     model.load_state_dict({n: v for n, v in fixed.items() if n.startswith(FIXED)}, strict=False)
     learner = Learner(model, lessons, options.twin)
-    lessons.near = near_photographs(model, lessons)
+    find_near(model, lessons)
     if options.begin:
         model.load_state_dict(torch.load(options.work / options.begin, weights_only=False)["model"], strict=False)
     trained = to_train(model)
@@ -315,7 +320,7 @@ def main() -> None:
         rng = np.random.default_rng([options.seed, step])
         torch.manual_seed(options.seed << 20 | step)
         for lesson, batch in plan(learner, rng, step, options.alone, options.only):
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 losses = lesson(batch)
             sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
             for name, loss in losses.items():

@@ -20,7 +20,7 @@ from typing import Any
 import hearing
 import moving
 import numpy as np
-from calibrate import NOUNS, singular
+from calibrate import NOUNS, singulars
 from lessons import HEARD
 from metrics import bleu, calibration_error, cider, interval, recalls, tokens
 from PIL import Image
@@ -129,7 +129,7 @@ class Judge:
 
     def heard(self) -> None:
         """Spoken captions find their photographs; real sounds are named."""
-        sounds = [(samples, facts) for samples, facts in hearing.speech(self.data, self.part, range(1))]
+        sounds = [(samples, facts) for samples, facts in hearing.speech(self.captions, self.part, range(1))]
         spoken = self.model.encode([{"audio": (s, hearing.RATE)} for s, _ in sounds], normalize_embeddings=True)
         texts = self.model.encode([{"text": f["text"]} for _, f in sounds], normalize_embeddings=True)
         owners = np.array([f["photograph"] for _, f in sounds])
@@ -164,7 +164,7 @@ class Judge:
                          if path.with_suffix(".txt").exists()), key=lambda row: row[0])[-320:]  # fmt: skip
         words = [path.with_suffix(".txt").read_text(errors="replace").split("\n")[0] for _, path in stamps]
         captions = self.model.caption([on_white(Image.open(path).convert("RGBA"), 260) for _, path in stamps])
-        held = [bool((set(singular(tokens(c))) & NOUNS) & set(singular(tokens(w))))
+        held = [bool((set(singulars(tokens(c))) & NOUNS) & set(singulars(tokens(w))))
                 for c, w in zip(captions, words, strict=True)]  # fmt: skip
         self.show("photographic stamps, a right noun in the caption", held)
         sure = np.array([caption.confidence for caption in captions])

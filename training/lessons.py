@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from questions import chances, made_questions, swapped
+from captioned import Captioned, joined
+from drawings import Drawings
+from imagined import Imagined, neighbours
 from splits import Archive, daquar, flickr8k
 from words import Read, Vocabulary, captions, class_names, plain, room_questions
 
@@ -96,50 +98,46 @@ class Sounds:
 
 
 class Lessons:
-    """Every set of the training part. `without` leaves sets out: "flickr8k", "daquar" (whose terms are research)."""
+    """Every set of the training part: photographs, and captions of COCO with pictures that are imagined. An open set has
+    neither Flickr8k nor DAQUAR, whose terms are research: there those that are imagined are all."""
 
-    def __init__(self, data: Path, work: Path, seed: int = 0, fold: int | None = None):
+    def __init__(self, data: Path, work: Path, seed: int = 0, fold: int | None = None, open_set: bool = False):
         states, rng = work / "states", np.random.default_rng(seed)
-        self.vocabulary = Vocabulary.of(data, work / "vocabulary.json")
-        with Archive(data / "flickr8k.tar") as archive:
-            self.captions = flickr8k(archive)["train"].words
-        with Archive(data / "daquar.tar") as archive:
-            rooms = daquar(archive)["train"].words
-        self.photographs = Pictures(states, "flickr8k-train", work / "embeds-train.npy")
-        self.rooms = Pictures(states, "daquar-train")
+        self.vocabulary = Vocabulary.of(data, work / "vocabulary.json", open_set)
+        coco, rooms = captions(data, "coco-val2017"), ()
+        vectors = Read.vectors_of(coco, work / "coco.npy")
+        pictures = Imagined(work / ("tower" if open_set else "tuned"), vectors, Drawings(work).class_sentences[0])
+        self.imagined = Captioned(pictures, neighbours(vectors, coco), rng)
+        self.photographs, self.sets = self.imagined, [self.imagined]
+        if not open_set:
+            with Archive(data / "flickr8k.tar") as archive:
+                words = flickr8k(archive)["train"].words
+            with Archive(data / "daquar.tar") as archive:
+                rooms = daquar(archive)["train"].words
+            pictures = Pictures(states, "flickr8k-train", work / "embeds-train.npy")
+            self.photographs = Captioned(pictures, words, rng)
+            self.rooms = Pictures(states, "daquar-train")
+            self.sets.append(self.photographs)
+        self.photographs.swap_words(rng)
+        self.room_questions = room_questions(rooms)
         self.drawings, self.clips = Pictures(states, "drawings"), Clips(states, "clips-train")
         self.speech, self.real = Sounds(work, "speech-train"), Sounds(work, "esc10")
         self.real_at = [i for i, f in enumerate(self.real.facts) if f["fold"] != fold]
-        self.plain = [[plain(c) for c in words] for words in self.captions]
-        self.sided = [[" left" in c or " right" in c for c in words] for words in self.plain]
-        self.silent = (
-            captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()]
-        )
+        self.silent = coco + captions(data, "audiocaps") + [plain(name) for name in class_names()]
         self.drawn = self.drawings_by_words(json.loads((work / "items.json").read_text()))
-        self.room_questions = room_questions(rooms)
-        self.made = made_questions(self.captions, rng)
-        self.made_chances = chances(self.made)
-        self.swaps = {
-            (i, c): other
-            for i, words in enumerate(self.plain)
-            for c in range(len(words))
-            if (other := swapped(words[c], rng))
-        }
-        self.swappable = list(self.swaps)
-        questions = {q for _, q, _ in self.room_questions} | {q for _, _, q, _ in self.made}
-        questions |= {q for f in self.clips.facts for q, _ in f["questions"]} | set(VOICE) | set(SOUND)
-        names = [f"a photo of a {plain(name)}" for name in class_names()]
-        heard = [line for lines in HEARD.values() for line in lines]
-        texts = [c for words in self.plain for c in words] + [*self.swaps.values(), *sorted(questions), *heard]
-        self.read = Read.of(texts + names, work / "read")
+        questions = {q for _, q, _ in self.room_questions} | {q for f in self.clips.facts for q, _ in f["questions"]}
+        texts = [text for each in self.sets for text in each.texts()] + sorted(questions | set(VOICE) | set(SOUND))
+        texts += [line for lines in HEARD.values() for line in lines]
+        self.read = Read.of(texts + [plain(f["text"]) for f in self.speech.facts], work / "read")
         self.silent_vectors = Read.vectors_of(self.silent, work / "silent.npy")
-        self.near = np.zeros((0, 0), int)  # of each photograph, others whose captions might be its own
 
     def drawings_by_words(self, items: list[dict[str, Any]]) -> list[tuple[int, str]]:
         """Drawings of the training part with a caption of words that people use of pictures: file names are no
         captions."""
         said = Counter(
-            word for text in [*self.silent, *(t for words in self.plain for t in words)] for word in text.split()
+            word
+            for text in [*self.silent, *(t for words in self.photographs.captions for t in words)]
+            for word in text.split()
         )
         return [
             (i, text)
@@ -151,35 +149,22 @@ class Lessons:
             if text
         ]
 
-    def caption_batch(self, rng: np.random.Generator, count: int, each: int) -> dict[str, Any]:
-        """Photographs with `each` captions of each."""
-        at = rng.integers(0, len(self.captions), count)
-        views = rng.integers(0, self.photographs.views, count)
-        chosen = []
-        for i, view in zip(at, views, strict=True):
-            kept = [c for c in range(5) if not (view % 2 and self.sided[i][c])] or list(range(5))
-            chosen += [self.plain[i][c] for c in rng.choice(kept, each, replace=len(kept) < each)]
-        return self.photographs.take(at, views) | {"texts": chosen}
-
     def drawing_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         chosen = [self.drawn[i] for i in rng.integers(0, len(self.drawn), count)]
         views = rng.integers(0, self.drawings.views, count)
         return self.drawings.take([i for i, _ in chosen], views) | {"texts": [text for _, text in chosen]}
 
-    def question_batch(self, rng: np.random.Generator, rooms: int, made: int) -> dict[str, Any]:
-        """Questions about rooms, never mirrored where they say a side, and about photographs."""
-        asked = [self.room_questions[i] for i in rng.integers(0, len(self.room_questions), rooms)]
-        views = [int(v) if " left" not in q + a and " right" not in q + a else 2 * (int(v) // 2)
-                 for v, (_, q, a) in zip(rng.integers(0, self.rooms.views, rooms), asked, strict=True)]  # fmt: skip
-        one = self.rooms.take([i for i, _, _ in asked], views)
-        others = [self.made[i] for i in rng.choice(len(self.made), made, p=self.made_chances)]
-        two = self.photographs.take([i for i, *_ in others], rng.integers(0, self.photographs.views, made))
-        both = {name: torch.cat([one[name], two[name]]) for name in one}
-        return both | {
-            "embeds": two["embeds"],
-            "questions": [q for _, q, _ in asked] + [q for _, _, q, _ in others],
-            "texts": [a for _, _, a in asked] + [a for *_, a in others],
-        }
+    def question_batch(self, rng: np.random.Generator, rooms: int, made: int, imagined: int) -> dict[str, Any]:
+        """Questions about rooms, never mirrored where they say a side, about imagined pictures and about photographs."""
+        batches = []
+        if self.room_questions:
+            asked = [self.room_questions[i] for i in rng.integers(0, len(self.room_questions), rooms)]
+            views = [int(v) if " left" not in q + a and " right" not in q + a else 2 * (int(v) // 2)
+                     for v, (_, q, a) in zip(rng.integers(0, self.rooms.views, rooms), asked, strict=True)]  # fmt: skip
+            said = {"questions": [q for _, q, _ in asked], "texts": [a for *_, a in asked]}
+            batches.append(self.rooms.take([i for i, _, _ in asked], views) | said)
+        batches.append(self.imagined.question_batch(rng, imagined))
+        return joined([*batches, self.photographs.question_batch(rng, made)])
 
     def sound_batch(self, rng: np.random.Generator, real: int, spoken: int) -> dict[str, Any]:
         """Real sounds with what is heard, speech with what is said; `asked` of half of them is how one asks for it."""
@@ -213,16 +198,6 @@ class Lessons:
             "texts": texts, "questions": [q for q, _ in asked], "answers": [plain(a) for _, a in asked],
             "heard": sounds["heard"], "heard_mask": sounds["heard_mask"],
         }  # fmt: skip
-
-    def match_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
-        """Photographs, and four texts of each: its own, that with one word swapped, and two of near photographs."""
-        chosen = [self.swappable[i] for i in rng.integers(0, len(self.swappable), count)]
-        texts = []
-        for photo, own in chosen:
-            near = rng.choice(self.near[photo], 2, replace=False)
-            texts += [self.plain[photo][own], self.swaps[photo, own], *(self.plain[i][rng.integers(5)] for i in near)]
-        views = 2 * rng.integers(0, (self.photographs.views + 1) // 2, count)  # none mirrored
-        return self.photographs.take([photo for photo, _ in chosen], views) | {"questions": texts}
 
     def silent_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:
         """Captions without pictures, and their sentence vectors."""

@@ -80,10 +80,13 @@ def paste(frames: list[Image.Image], sprite: Image.Image, centres: np.ndarray, s
 def clip(
     rng: np.random.Generator, photographs: Sequence[tuple[Image.Image, str]], sprites: Sequence[tuple[Image.Image, str]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One clip out of some photographs with captions and drawings with nouns."""
+    """One clip out of some photographs with captions and drawings with nouns; the camera moves over no photograph without
+    words."""
     picture, words = photographs[rng.integers(len(photographs))]
     kind = rng.choice(["move", "cross", "appear", "vanish", "pan", "zoom"], p=[0.45, 0.2, 0.08, 0.07, 0.12, 0.08])
     whole = picture.convert("RGB")
+    if not words and kind in ("pan", "zoom"):
+        kind = "move"
     if kind == "pan":
         return panned(rng, whole, words)
     if kind == "zoom":

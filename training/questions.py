@@ -121,7 +121,7 @@ def answers(captions: Sequence[str]) -> list[tuple[str, str, str]]:
     return found
 
 
-def singular(word: str) -> str:
+def thing_named(word: str) -> str:
     """Of one of THINGS, in any number; other words as they are."""
     if word in KNOWN:
         return word
@@ -130,7 +130,7 @@ def singular(word: str) -> str:
 
 def shows(captions: Sequence[str]) -> tuple[set[str], set[str]]:
     """Things that two captions name, and those that any names, in any number."""
-    counts = Counter(thing for caption in captions for thing in {singular(w) for w in tokens(caption)} & KNOWN)
+    counts = Counter(thing for caption in captions for thing in {thing_named(w) for w in tokens(caption)} & KNOWN)
     return {thing for thing, count in counts.items() if count > 1}, set(counts)
 
 

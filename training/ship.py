@@ -1,9 +1,9 @@
 """Step 6 of the recipe: the checkpoint, out of the towers' packages and what was trained.
 
-    python training/ship.py --work training/work --seed 0 --write FOLDER [--float32]
+    python training/ship.py --work training/work --seed 0 --write FOLDER [--float32] [--over beyond-vl-model]
 
 Matrices are stored as int8 with one scale a row, vectors as float32; --float32 stores all as it was trained, to compare.
-Tokenizer, processor and config lie beside them.
+Tokenizer, processor and config lie beside them. --over leaves out what a shipped model has bit for bit: that lends it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from hearing import POSITIONS
+from safetensors.numpy import load_file
 from twin import LiteTop
 from words import minilm
 
+from beyondvl.hub import shipped_folder
 from beyondvl.weights import open_checkpoint, save_safetensors
 
 PICTURE = {
@@ -69,9 +71,20 @@ def stored(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def write_folder(folder: Path, tensors: dict[str, np.ndarray], config: dict, float32: bool) -> None:
+def changed(tensors: dict[str, np.ndarray], base: str) -> dict[str, np.ndarray]:
+    """What a shipped model has not, or has otherwise; a matrix and its scales go together."""
+    lender = load_file(shipped_folder(base) / "model.safetensors")
+    alike = {name for name, array in tensors.items() if name in lender and np.array_equal(array, lender[name])}
+    whole = {n for n in alike if {f"{n}_scale", n.removesuffix("_scale")} & tensors.keys() <= alike}
+    return {name: array for name, array in tensors.items() if name not in whole}
+
+
+def write_folder(folder: Path, tensors: dict[str, np.ndarray], config: dict, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    float32 = options.float32
     tensors = {n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()} if float32 else stored(tensors)
+    if options.over:
+        tensors, config = changed(tensors, options.over), config | {"base_model_name_or_path": options.over}
     save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config) + "\n")
     parts = {"processor_class": "BeyondVLProcessor", "image_processor": PICTURE, "feature_extractor": SOUND}
@@ -96,6 +109,7 @@ def main() -> None:
     parser.add_argument("--joint", help="a file of joint.py in WORK, where it is not that of the seed")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--over", help="a shipped model")
     options = parser.parse_args()
     heads = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
     if options.tower:
@@ -104,7 +118,7 @@ def main() -> None:
         trained = torch.load(options.work / (options.joint or f"joint-{options.seed}.pt"), weights_only=False)
         tensors = towers(options.work, heads)
         tensors |= {name: value.numpy() for name, value in trained["model"].items()}
-        write_folder(options.write, tensors, trained["config"], options.float32)
+        write_folder(options.write, tensors, trained["config"], options)
 
 
 if __name__ == "__main__":

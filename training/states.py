@@ -22,7 +22,8 @@ from typing import Any
 import moving
 import numpy as np
 from PIL import Image
-from views import drawn, photographs
+from views import SIZE, drawn, photographs, texture
+from views import tower as published
 
 import beyondvl as bvl
 
@@ -97,20 +98,23 @@ class Writer:
 def clips(
     work: Path, part: str, content: list[bytes], captions: list[list[str]], items: list[dict[str, Any]]
 ) -> Callable[[int], tuple[np.ndarray, dict[str, Any]]]:
-    """Makes the clips of a part out of its photographs, and drawings."""
+    """Makes the clips of a part out of its photographs, and drawings; over mere textures where it has none."""
     words = [lines[0].lower().rstrip(" .") for lines in captions]
     sprites = moving.drawings(items, held_out=part != "train")
 
     def clip(at: int) -> tuple[np.ndarray, dict[str, Any]]:
         rng = np.random.default_rng([at, len(part)])
-        chosen = rng.integers(len(content))
+        ground = (texture(SIZE, rng), "")
+        if content:
+            chosen = rng.integers(len(content))
+            ground = (Image.open(io.BytesIO(content[chosen])), words[chosen])
         some = [sprites[i] for i in rng.integers(len(sprites), size=4)]
         nouns = {noun: item for item, noun in some}
         while len(nouns) < 2:
             item, noun = sprites[rng.integers(len(sprites))]
             nouns[noun] = item
         opened = [(Image.open(work / "pictures" / item["picture"]), noun) for noun, item in nouns.items()]
-        return moving.clip(rng, [(Image.open(io.BytesIO(content[chosen])), words[chosen])], opened)
+        return moving.clip(rng, [ground], opened)
 
     return clip
 
@@ -121,11 +125,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--tower", type=Path, required=True)
     parser.add_argument("--views", type=int, default=3)
+    parser.add_argument(
+        "--open", action="store_true", help="no photographs, clips over textures; --tower is made, the published one"
+    )
     options = parser.parse_args()
+    if options.open:
+        published(options.tower)
     writer = Writer(options.work / "states", bvl.AutoModel.from_pretrained(options.tower))
     items = json.loads((options.work / "items.json").read_text())
     paths = [options.work / "pictures" / item["picture"] for item in items]
-    for name, part, what, content, pixels in photographs(options.data):
+    if options.open:
+        writer.clips("clips-train", clips(options.work, "train", [], [], items), CLIPS["train"] // 2)
+    for name, part, what, content, pixels in () if options.open else photographs(options.data):
         writer.pictures(f"{name}-{part}", pixels, len(what), options.views if part == "train" else 1)
         if name == "flickr8k":
             writer.clips(f"clips-{part}", clips(options.work, part, content, what.words, items), CLIPS[part])

@@ -20,6 +20,11 @@ from beyondvl.processing.motion import GRID, LAGS, columns, shifts
 FROZEN = 15  # blocks of the picture tower that no training touches
 
 
+def mixed() -> torch.autocast:
+    """Products in bfloat16 where the processor has them: where it has not, torch's are ten times slower than float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Convolution(nn.Module):
     """A convolution whose weight and batch norm (with the statistics it was trained with) are applied as one."""
 

@@ -68,11 +68,13 @@ def captions(data: Path, name: str) -> list[str]:
         return [plain(line) for line in file]
 
 
-def all_words(data: Path) -> list[str]:
-    """Every text that the decoder is to write."""
+def all_words(data: Path, open_set: bool = False) -> list[str]:
+    """Every text that the decoder is to write; an open set has nothing of Flickr8k and DAQUAR."""
     texts = (
         captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()] * LEAST
     )
+    if open_set:
+        return texts
     with Archive(data / "flickr8k.tar") as archive:
         texts += [plain(caption) for words in flickr8k(archive)["train"].words for caption in words]
     with Archive(data / "daquar.tar") as archive:
@@ -93,11 +95,11 @@ class Vocabulary:
         self.names = {token: piece for piece, token in self.pieces.items()}
 
     @classmethod
-    def of(cls, data: Path, path: Path) -> Vocabulary:
+    def of(cls, data: Path, path: Path, open_set: bool = False) -> Vocabulary:
         """The one kept at `path`, made of the data where it is not."""
         if not path.exists():
             whole = cls(())
-            encoded = whole.tokenizer.encode_batch(all_words(data), add_special_tokens=False)
+            encoded = whole.tokenizer.encode_batch(all_words(data, open_set), add_special_tokens=False)
             counts = Counter(token for one in encoded for token in one.ids)
             kept = {token for token, count in counts.items() if count >= LEAST}
             kept |= {t for piece, t in whole.pieces.items() if len(piece.removeprefix("##")) == 1 and piece.isascii()}
