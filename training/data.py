@@ -102,14 +102,21 @@ def openclipart(root: Path) -> list[dict]:
     return [row for row in rows if row["captions"] and not set(row["captions"][0].split()) <= GENERIC]
 
 
+def emoji_names(root: Path, language: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Of each emoji its name and its keywords ("a | b") in a language of Unicode CLDR ("en", "zh")."""
+    names: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    for file in ("annotations", "annotationsDerived"):
+        text = (root / f"usr/share/unicode/cldr/common/{file}/{language}.xml").read_text("utf-8")
+        for cp, kind, value in re.findall(r'<annotation cp="([^"]+)"( type="tts")?>([^<]*)<', text):
+            (names if kind else keys)[cp.replace("\ufe0f", "")] = html.unescape(value)
+    return names, keys
+
+
 def emoji(root: Path) -> list[dict]:
     from fontTools.ttLib import TTFont
 
-    names, keys = {}, {}
-    for file in ("annotations", "annotationsDerived"):
-        text = (root / f"usr/share/unicode/cldr/common/{file}/en.xml").read_text("utf-8")
-        for cp, kind, value in re.findall(r'<annotation cp="([^"]+)"( type="tts")?>([^<]*)<', text):
-            (names if kind else keys)[cp.replace("\ufe0f", "")] = html.unescape(value)
+    names, keys = emoji_names(root, "en")
     font = TTFont(root / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
     bitmaps = font["CBDT"].strikeData[0]
     by_glyph = {glyph: chr(cp) for cp, glyph in font.getBestCmap().items()}

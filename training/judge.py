@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,9 +30,10 @@ from splits import Archive, daquar, esc10, flickr8k
 from words import plain, room_questions
 
 import beyondvl as bvl
-from data import on_white, one_per_caption
+from data import emoji_names, on_white, one_per_caption
 
 SHARES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # of matching's log odds in what ranks again
+LANGUAGES = ("en", "zh", "es", "hi", "ar", "pt", "ru", "ja", "de", "fr", "ko")
 SENTENCES = [lines[0] for lines in HEARD.values()]
 
 
@@ -184,6 +186,26 @@ class Judge:
         for way, row in recalls(scores, np.arange(len(at))).items():
             print("drawings", way, {name: round(value, 1) for name, value in row.items()}, f"n = {len(at)}")
 
+    def languages(self, root: Path) -> None:
+        """Emoji of the validation part (of the test part, for the report) by their names in eleven languages of Unicode
+        CLDR, which lies under `root`: whether the nearest name is its own. The text tower was trained on English."""
+        part = "validation" if self.part == "choose" else "test"
+        items = [
+            item
+            for item in json.loads((self.work / "items.json").read_text())
+            if item["part"] == part and "text" in item
+        ]
+        pictures = [on_white(Image.open(self.work / "pictures" / item["picture"]), 260) for item in items]
+        seen = self.model.encode(pictures, normalize_embeddings=True)
+        for language in LANGUAGES:
+            names, _ = emoji_names(root, language)
+            known = [at for at, item in enumerate(items) if item["text"] in names]
+            texts = [{"text": names[items[at]["text"]]} for at in known]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the vocabulary lacks their letters is what is measured
+                rows = self.model.encode(texts, normalize_embeddings=True)
+            self.show(f"emoji by their names, {language}", (seen[known] @ rows.T).argmax(1) == np.arange(len(known)))
+
     def sounds(self, fold: int) -> tuple[list[tuple[np.ndarray, int]], list[str]]:
         """The real sounds of a fold with their rates, and what they are."""
         with Archive(self.data / "esc10.tar") as archive:
@@ -270,7 +292,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--fold", type=int, help="of sounds, that the training left out")
-    parser.add_argument("--pictures", type=Path, help="a folder of scikit-image's, matplotlib's, tuxpaint's pictures")
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder of scikit-image's, matplotlib's, tuxpaint's pictures, and CLDR"
+    )
     options = parser.parse_args()
     model = bvl.AutoModel.from_pretrained(options.model, dtype=options.dtype)
     judge = Judge(options.data, options.work, model, options.part)
@@ -278,11 +302,12 @@ def main() -> None:
         "retrieval": judge.retrieval, "captions": judge.written, "rooms": judge.rooms, "made": judge.made,
         "matching": judge.matching, "heard": judge.heard, "real": lambda: judge.real(options.fold),
         "narrated": lambda: judge.narrated(options.fold), "clips": judge.moved, "drawings": judge.drawn, "strange": lambda: judge.strange(options.pictures),
+        "languages": lambda: judge.languages(options.pictures),
     }  # fmt: skip
     if options.fold is None:
         del figures["real"], figures["narrated"]
     if options.pictures is None:
-        del figures["strange"]
+        del figures["strange"], figures["languages"]
     for name in options.only or figures:
         figures[name]()
 
