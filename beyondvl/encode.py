@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from .ahead import Ahead, progress, read_ahead
 from .embedding_options import EmbeddingOptions
 from .errors import ConfigError
 from .modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
-from .outputs import check_count, check_device, each_from_numpy, from_numpy
+from .outcomes import ITEM_ERRORS, Outcomes, policy
+from .outputs import check_count, check_device, each_from_numpy
 from .processing.items import clip_of, content_of, is_bare, is_sound_and_rate, modality_of
 from .similarity import PRECISIONS, quantize_embeddings, unit_rows
 
@@ -76,6 +78,7 @@ class EncodeMixin(EmbeddingOptions):
         *,
         modality: str | None = None,
         sentences: Any = None,
+        on_error: str = "raise",
     ) -> Any:
         """Embeddings of texts, pictures, clips and sounds, in the order given.
 
@@ -93,39 +96,39 @@ class EncodeMixin(EmbeddingOptions):
             output_value: "sentence_embedding", or of texts "token_embeddings": a list of (tokens, hidden_size), or
                 None: a list of dictionaries with both, the tokens' ids and masks.
             precision: see `quantize_embeddings`; None is "float32".
-            convert_to_tensor: a torch tensor instead of an array.
-            convert_to_numpy: False gives a list of torch tensors instead of an array.
-            device: "cpu" or None; a list of them, a `pool` and `chunk_size` change nothing (see
-                `start_multi_process_pool`).
+            convert_to_tensor, convert_to_numpy: a torch tensor instead of an array; False: a list of torch tensors.
+            device, pool, chunk_size: "cpu" or None; others change nothing (see `start_multi_process_pool`).
             normalize_embeddings: unit length, of what `truncate_dim` leaves.
             truncate_dim: the first so many numbers alone; None: the model's own `truncate_dim`.
-            modality: "text", "image", "video" or "audio" for all items, whatever their names look like; None decides
-                item by item.
+            modality: "text", "image", "video" or "audio" for all items; None tells them apart by what they look like.
+            on_error: of an item that cannot be read. "raise": its error, with its `index` and `source`, and `results`:
+                the rows that were finished (as a KeyboardInterrupt has). "skip": it has no row; "null": a row of NaN.
+                Of both the array or tensor has `failures`: (index, source, error), and `indices` of its rows' items.
 
         Returns (n, D) float32, or (D,) for a single item; (0, D) for none. A text's embedding does not depend on its
         neighbours: texts run without padding, grouped by length (or padded to the model's own length).
 
-        Raises ImageError naming the place of a picture that cannot be read, VideoError or AudioError naming the file;
-        ValueError naming the place of an item that is none of them, and for options that make no sense.
+        Raises ImageError, VideoError, AudioError where one cannot be read; ValueError naming the place of an item that
+        is none of them, and for options that make no sense.
         """
-        inputs = sentences if inputs is None else inputs
-        items, single = listed(inputs, modality)
+        items, single = listed(sentences if inputs is None else inputs, modality)
         self._check(modality, batch_size, output_value, precision, device, truncate_dim)
+        rows = output_value == "sentence_embedding"
+        outcomes = Outcomes(
+            items, policy(on_error, rows and (convert_to_tensor or convert_to_numpy), precision, single)
+        )
         readable, prompt = self.readable, self._prompt(prompt_name, prompt)
-        kinds = [modality or modality_of(item, readable, at) for at, item in enumerate(items)]
-        items = self._after_prompt(items, kinds, prompt)
-        width, kind = truncate_dim or self.truncate_dim, "pt" if convert_to_tensor or not convert_to_numpy else "np"
-        if output_value != "sentence_embedding":
-            values = self._text_values(items, kinds, batch_size, output_value, prompt, width)
-            values = [each_from_numpy(value, kind) for value in values]
+        kinds = [modality or outcomes.attempt(at, modality_of, item, readable, at) for at, item in enumerate(items)]
+        items = self._after_prompt(items, kinds, prompt, outcomes)
+        width, kind = truncate_dim or self.truncate_dim, "np" if convert_to_numpy and not convert_to_tensor else "pt"
+        if not rows:
+            values = self._text_values(items, kinds, batch_size, output_value, prompt, width, kind)
             return values[0] if single else values
-        out = self._rows(items, kinds, batch_size, show_progress_bar)[:, :width]
-        if normalize_embeddings:
-            out = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
-        if len(out):
-            out = quantize_embeddings(out, precision or "float32")
-        out = from_numpy(np.ascontiguousarray(out[0] if single else out), kind)
-        return out if convert_to_tensor or convert_to_numpy or single else list(out)
+        outcomes.shape = partial(_shaped, width=width, normalize=normalize_embeddings, precision=precision or "float32")
+        with outcomes.kept():
+            self._fill(outcomes, items, kinds, batch_size, show_progress_bar)
+        out = outcomes.returned(self.get_embedding_dimension() or 0, kind)
+        return out[0] if single else out if convert_to_tensor or convert_to_numpy else list(out)
 
     def _check(
         self, modality: Any, batch_size: Any, output_value: Any, precision: Any, device: Any, truncate_dim: Any
@@ -149,18 +152,17 @@ class EncodeMixin(EmbeddingOptions):
         names = self.modalities
         return (*names, VIDEO.name) if IMAGE.name in names and VIDEO.name not in names else tuple(names)
 
-    def _rows(self, items: list[Any], kinds: list[str], batch_size: int, show: bool | None) -> np.ndarray:
-        """Embeddings (n, D) of items of those modalities."""
-        out: np.ndarray | None = None
+    def _fill(
+        self, outcomes: Outcomes, items: list[Any], kinds: list[str | None], batch_size: int, show: bool | None
+    ) -> None:
+        """Gives every item of those modalities its row, or its failure."""
         with progress(len(items), show) as bar:
+            bar.update(len(outcomes.failures))
             for name, encode in ENCODERS.items():
-                indices = [i for i, kind in enumerate(kinds) if kind == name]
-                for positions, rows in encode(self, indices, items, batch_size) if indices else ():
-                    if out is None:
-                        out = np.empty((len(items), rows.shape[1]), np.float32)
-                    out[positions] = rows
+                indices = outcomes.left([i for i, kind in enumerate(kinds) if kind == name])
+                for positions, rows in encode(self, indices, items, batch_size, outcomes) if indices else ():
+                    outcomes.add(positions, rows)
                     bar.update(len(positions))
-        return np.empty((0, self.get_embedding_dimension() or 0), np.float32) if out is None else out
 
     def get_embedding_dimension(self) -> int | None:
         """How many numbers an embedding has, at most `truncate_dim`; None where the model makes none."""
@@ -170,12 +172,13 @@ class EncodeMixin(EmbeddingOptions):
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
-    def _after_prompt(self, items: list[Any], kinds: list[str], words: str) -> list[Any]:
+    def _after_prompt(self, items: list[Any], kinds: list[str | None], words: str, outcomes: Outcomes) -> list[Any]:
         """Items, texts after those words; what is no text stays, and is refused in its turn."""
         if not words or TEXT.name not in kinds:
             return items
         texts = [
-            content_of(item, TEXT.name) if kind == TEXT.name else None for item, kind in zip(items, kinds, strict=True)
+            outcomes.attempt(at, content_of, item, TEXT.name) if kind == TEXT.name else None
+            for at, (item, kind) in enumerate(zip(items, kinds, strict=True))
         ]
         return [
             {"text": words + text} if isinstance(text, str) else item for item, text in zip(items, texts, strict=True)
@@ -206,11 +209,12 @@ class EncodeMixin(EmbeddingOptions):
             yield places, self._embed(TEXT.tower, inputs)
 
     def _text_values(
-        self, items: list[Any], kinds: list[str], batch_size: int, output_value: str | None, prompt: str, width: Any
-    ) -> list[Any]:
-        """Of each text its hidden states (tokens, hidden_size), or a dictionary of them, its inputs and its embedding.
-        ValueError for what is no text."""
-        if other := [kind for kind in kinds if kind != TEXT.name]:
+        self, items: list[Any], kinds: list[str], batch_size: int, output_value: str | None, prompt: str, width: Any,
+        kind: str,
+    ) -> list[Any]:  # fmt: skip
+        """Of each text its hidden states (tokens, hidden_size), or a dictionary of them, its inputs and its embedding;
+        arrays or torch tensors ("pt"). ValueError for what is no text."""
+        if other := [other for other in kinds if other != TEXT.name]:
             raise ValueError(f"output_value: found {output_value!r} and {other[0]}, expected texts alone")
         said: dict[str, Any] = {"modality": TEXT.name}
         if prompt and output_value is None:
@@ -226,16 +230,45 @@ class EncodeMixin(EmbeddingOptions):
                 if output_value is None:
                     whole = {"token_embeddings": tokens, "sentence_embedding": embedding[0][:width]}
                     values[place] = {name: rows[at] for name, rows in inputs.items()} | whole | said
-        return values
+        return [each_from_numpy(value, kind) for value in values]
 
-    def _encode_pictures(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
+    def _encode_pictures(
+        self, indices: list[int], items: list[Any], batch_size: int, outcomes: Outcomes
+    ) -> Iterable[tuple]:
         self.tower(IMAGE.tower)
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             read_ahead(map(_picture_of, [items[i] for i in following]))
-            pictures = [content_of(items[i], IMAGE.name) for i in batch]
-            pixels = self.image_processor(pictures, positions=batch)["pixel_values"]
-            yield batch, self._embed(IMAGE.tower, {"pixel_values": pixels})
+            pictures = {i: outcomes.attempt(i, content_of, items[i], IMAGE.name) for i in batch}
+            batch = outcomes.left(batch)
+            pixels = self.image_processor.pixels([pictures[i] for i in batch], batch, outcomes.fail) if batch else None
+            if batch := outcomes.left(batch):
+                yield batch, self._embed(IMAGE.tower, {"pixel_values": pixels})
+
+    def _attempt(
+        self, encode: Callable[..., Iterable[tuple]], size: int, indices: list[int], items: list[Any], batch_size: int,
+        outcomes: Outcomes,
+    ) -> Iterable[tuple]:  # fmt: skip
+        """Items `size` at a time, and where some fail one by one."""
+        for start in range(0, len(indices), size):
+            batch = indices[start : start + size]
+            try:
+                yield from list(encode(batch, items, batch_size))
+            except ITEM_ERRORS as error:
+                if len(batch) == 1:
+                    outcomes.fail(batch[0], error)
+                else:
+                    yield from self._attempt(encode, 1, batch, items, batch_size, outcomes)
+
+    def _attempt_texts(
+        self, indices: list[int], items: list[Any], batch_size: int, outcomes: Outcomes
+    ) -> Iterable[tuple]:
+        """What is no string one by one, since it fails; then all strings, by their length."""
+        self._embedding(TEXT.tower)
+        others = [i for i in indices if not _is_text(items[i])]
+        yield from self._attempt(self._encode_texts, 1, others, items, batch_size, outcomes)
+        if strings := [i for i in indices if _is_text(items[i])]:
+            yield from self._encode_texts(strings, items, batch_size)
 
     def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         if VIDEO.tower in self.towers:
@@ -292,12 +325,24 @@ class EncodeMixin(EmbeddingOptions):
 
 
 # how items of each modality are encoded, in this order
-ENCODERS: dict[str, Callable[[Any, list[int], list[Any], int], Iterable[tuple]]] = {
-    TEXT.name: lambda model, *items: model._encode_texts(*items),
+ENCODERS: dict[str, Callable[[Any, list[int], list[Any], int, Outcomes], Iterable[tuple]]] = {
+    TEXT.name: lambda model, *items: model._attempt_texts(*items),
     IMAGE.name: lambda model, *items: model._encode_pictures(*items),
-    VIDEO.name: lambda model, *items: model._encode_videos(*items),
-    AUDIO.name: lambda model, *items: model._encode_sounds(*items),
+    VIDEO.name: lambda model, *items: model._attempt(model._encode_videos, 1, *items),
+    AUDIO.name: lambda model, *items: model._attempt(model._encode_sounds, items[2], *items),
 }
+
+
+def _shaped(rows: np.ndarray, width: int | None, normalize: bool, precision: str) -> np.ndarray:
+    """Embeddings (n, D) as they are asked for."""
+    rows = rows[:, :width]
+    if normalize:
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(quantize_embeddings(rows, precision) if len(rows) else rows)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item.get(TEXT.name) if isinstance(item, dict) and len(item) == 1 else item, str)
 
 
 def listed(inputs: Any, modality: str | None) -> tuple[list[Any], bool]:

@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from ..hub import open_folder
 from ..outputs import BatchFeature, check_allowed, from_numpy, thread_count
 from .fields import JsonFields
 from .geometry import crop_start, fixed_size, resized, size_field
-from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels
+from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels, to_bytes
 
 __all__ = ["AutoImageProcessor", "ImageProcessor", "image_class", "image_config"]
 
@@ -175,7 +175,7 @@ class ImageProcessor(JsonFields):
         channels = getattr(input_data_format, "value", input_data_format)
         if channels not in (None, "channels_first", "channels_last"):
             raise ValueError(f"input_data_format: found {channels!r}, expected 'channels_first' or 'channels_last'")
-        pixels = self._pipeline(batch, positions or range(len(batch)), channels)
+        pixels = self.pixels(batch, positions or range(len(batch)), channels=channels)
         tensors = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
         return BatchFeature(pixel_values=tensors)
 
@@ -198,29 +198,67 @@ class ImageProcessor(JsonFields):
             setattr(changed, name, settings[name])
         return changed
 
-    def _pipeline(self, batch: list[Any], positions: Any, channels: str | None) -> np.ndarray:
-        """Each picture from source to pixel_values on one thread, so that its pixels are resized while in the cache."""
+    def pixels(
+        self, batch: list[Any], positions: Any, failed: Callable[[int, ImageError], None] | None = None,
+        channels: str | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """pixel_values (n, 3, H, W) of pictures, without those that cannot be read: `failed` is told of each (its
+        position and the error); where that is None the first one's ImageError is raised. Each picture goes from source
+        to result on one thread, so that its pixels are resized while in the cache."""
+        unread: dict[int, ImageError] = {}
         workers = min(self.num_threads, len(batch))
         with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
-            run = pool.map if pool else map
+
+            def each(work: Callable[[int], Any]) -> list[Any]:
+                def attempt(index: int) -> Any:
+                    try:
+                        return work(index)
+                    except ImageError as error:
+                        unread[index] = error
+
+                left = [index for index in range(len(batch)) if index not in unread]
+                return list((pool.map if pool else map)(attempt, left))
+
             shape = self._output_shape()
             if shape is None:  # it depends on the pictures, which must agree
-                images = list(run(lambda item, at: self._load(item, at, channels=channels), batch, positions))
-                shape = self._common_shape(images, positions)
+                out = self._agreeing(each, batch, positions, channels)
+            else:
                 out = np.empty((len(batch), 3, *shape), np.float32)
-                list(run(self._fill, out, images, positions))
-                return out
-            out = np.empty((len(batch), 3, *shape), np.float32)
-            local = threading.local()
+                local = threading.local()
 
-            def work(index: int) -> None:
-                if not hasattr(local, "scratch"):
-                    local.scratch = Scratch(self._least if self.fast else None)
-                pixels = self._load(batch[index], positions[index], local.scratch, channels)
-                self._fill(out[index], pixels, positions[index])
+                def work(index: int) -> None:
+                    if not hasattr(local, "scratch"):
+                        local.scratch = Scratch(self._least if self.fast else None)
+                    pixels = self._load(batch[index], positions[index], local.scratch, channels)
+                    self._fill(out[index], pixels, positions[index])
 
-            list(run(work, range(len(batch))))
-            return out
+                each(work)
+        for index in sorted(unread):
+            if failed is None:
+                raise unread[index]
+            failed(positions[index], unread[index])
+        return np.delete(out, list(unread), 0) if unread else out
+
+    def _agreeing(
+        self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
+    ) -> np.ndarray:
+        """pixel_values (n, 3, H, W) of pictures whose results have one size, undefined of those that cannot be read.
+        ValueError where they have several."""
+        images: dict[int, np.ndarray] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+
+        def load(index: int) -> None:
+            images[index] = self._load(batch[index], positions[index], channels=channels)
+            with _placed(positions[index]):
+                sizes[index] = self._target(images[index])[2:4]
+
+        each(load)
+        several = sorted(set(sizes.values())) or [(0, 0)]
+        if len(several) > 1:
+            raise ValueError(f"images: results of different sizes {several}: expected a size that crops or squashes")
+        out = np.empty((len(batch), 3, *several[0]), np.float32)
+        each(lambda index: self._fill(out[index], images[index], positions[index]))
+        return out
 
     def _fill(self, out: np.ndarray, image: np.ndarray, position: int) -> None:
         """pixel_values (3, H, W) of loaded pixels."""
@@ -230,17 +268,6 @@ class ImageProcessor(JsonFields):
                 return
             target = self._target(image)
             _C.preprocess(out, (np.ascontiguousarray(image), *target[:2], self.resample, *target[4:]), self.table)
-
-    def _common_shape(self, images: list[np.ndarray], positions: Any) -> tuple[int, int]:
-        shapes = set()
-        for image, position in zip(images, positions, strict=True):
-            with _placed(position):
-                shapes.add(self._target(image)[2:4])
-        if len(shapes) > 1:
-            raise ValueError(
-                f"images: results of different sizes {sorted(shapes)}: expected a size that crops or squashes"
-            )
-        return shapes.pop()
 
     def _load(
         self, source: Any, position: int, scratch: Scratch | None = None, channels: str | None = None
@@ -301,7 +328,7 @@ class ImageProcessor(JsonFields):
         if not self.do_resize:
             values = image
         else:
-            scaled, pixels = _to_bytes(image)
+            scaled, pixels = to_bytes(image)
             values = _resize(pixels, new_height, new_width, self.resample)
             if scaled:
                 values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -453,22 +480,6 @@ def _too_large(image: np.ndarray, height: int, width: int) -> ImageError:
         f"{image.shape[1]} x {image.shape[0]} pixels would become {width} x {height}, expected sides up to {MAX_SIDE} "
         f"and at most {MAX_PIXELS} pixels"
     )
-
-
-def _to_bytes(image: np.ndarray) -> tuple[bool, np.ndarray]:
-    """uint8 pixels of an array, and whether its floats from 0 to 1 were scaled to get them."""
-    if image.dtype == np.uint8:
-        return False, image
-    low, high = image.min(), image.max()
-    if not np.isfinite([low, high]).all():
-        raise ImageError(f"array from {low} to {high}: expected finite values")
-    if np.allclose(image, image.astype(int)):
-        if low < 0 or high > 255:
-            raise ImageError(f"array from {low} to {high}: expected whole values from 0 to 255")
-        return False, image.astype(np.uint8)
-    if low < 0 or high > 1:
-        raise ImageError(f"array from {low} to {high}: expected values from 0 to 1")
-    return True, (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
 
 
 def _resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..errors import ImageError
 from ..outputs import is_torch, to_numpy
 
 __all__ = ["FORMATS", "MAX_PIXELS", "check_pixels", "data_of", "load_image", "open_image", "open_media", "pil_to_rgb",
-           "read_file"]  # fmt: skip
+           "read_file", "to_bytes"]  # fmt: skip
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, here an error
 MAX_SIDE = 1 << 20  # of a picture before and after it is resized
@@ -244,3 +244,19 @@ def _alpha_on_white(image: np.ndarray) -> np.ndarray:
     alpha = image[..., 3:] / white
     blended = alpha * image[..., :3] + (1 - alpha) * white
     return (blended if floats else np.round(blended)).astype(image.dtype)
+
+
+def to_bytes(image: np.ndarray) -> tuple[bool, np.ndarray]:
+    """uint8 pixels of an array, and whether its floats from 0 to 1 were scaled to get them."""
+    if image.dtype == np.uint8:
+        return False, image
+    low, high = image.min(), image.max()
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"array from {low} to {high}: expected finite values")
+    if np.allclose(image, image.astype(int)):
+        if low < 0 or high > 255:
+            raise ImageError(f"array from {low} to {high}: expected whole values from 0 to 255")
+        return False, image.astype(np.uint8)
+    if low < 0 or high > 1:
+        raise ImageError(f"array from {low} to {high}: expected values from 0 to 1")
+    return True, (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
