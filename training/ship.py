@@ -105,7 +105,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower", type=Path, help="write the tuned picture tower alone there, before step 4")
+    parser.add_argument(
+        "--tower", action="store_true", help="write the tuned picture tower alone, WORK/tuned, for step 4"
+    )
     parser.add_argument("--joint", help="a file of joint.py in WORK, where it is not that of the seed")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--float32", action="store_true")
@@ -113,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     heads = torch.load(options.work / f"heads-{options.seed}.pt", weights_only=True)
     if options.tower:
-        write_tower(options.work, heads, options.tower)
+        write_tower(options.work, heads, options.work / "tuned")
     if options.write:
         trained = torch.load(options.work / (options.joint or f"joint-{options.seed}.pt"), weights_only=False)
         tensors = towers(options.work, heads)

@@ -1,6 +1,6 @@
 """Step 4 of the recipe: what the picture tower, tuned or not, gives of every picture and clip that the formers learn from.
 
-    python training/states.py --data shared/data --work training/work --tower TUNED
+    python training/states.py --data shared/data --work training/work [--open]
 
 Writes, of each set, WORK/states/<set>.npy, float16: pictures [views, n, 81, 1280], clips [n, 8 frames, 9 cells, 1280]:
 the states of the last map, each row brought to mean 0 and variance 1 (what the first norm of `image_rows` does, but for
@@ -123,15 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--tower", type=Path, required=True)
     parser.add_argument("--views", type=int, default=3)
-    parser.add_argument(
-        "--open", action="store_true", help="no photographs, clips over textures; --tower is made, the published one"
-    )
+    parser.add_argument("--open", action="store_true", help="no photographs, clips over textures, the published tower")
     options = parser.parse_args()
-    if options.open:
-        published(options.tower)
-    writer = Writer(options.work / "states", bvl.AutoModel.from_pretrained(options.tower))
+    model = published(options.work / "tower") if options.open else bvl.AutoModel.from_pretrained(options.work / "tuned")
+    writer = Writer(options.work / "states", model)
     items = json.loads((options.work / "items.json").read_text())
     paths = [options.work / "pictures" / item["picture"] for item in items]
     if options.open:

@@ -1,7 +1,8 @@
 """Words: the decoder's part of the tokenizer's vocabulary, and what the frozen text tower makes of sentences.
 
-The decoder writes those word pieces that the texts of training have three times and more, those of ImageNet's class
-names, and single letters, of which any other word is spelled; ids 0, 1, 2 are [PAD], [CLS], [SEP].
+The decoder writes those word pieces that the texts of training have three times and more (of the open set, which is to be
+small, twelve times), those of ImageNet's class names, and single letters, of which any other word is spelled; ids 0, 1, 2
+are [PAD], [CLS], [SEP].
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import beyondvl as bvl
 
 SPECIAL = (0, 101, 102)  # [PAD], [CLS], [SEP] of the tokenizer
 PAD, BEGIN, END = range(3)
-LEAST = 3
+LEAST, OPEN_LEAST = 3, 12
 
 
 def minilm() -> Path:
@@ -71,7 +72,9 @@ def captions(data: Path, name: str) -> list[str]:
 def all_words(data: Path, open_set: bool = False) -> list[str]:
     """Every text that the decoder is to write; an open set has nothing of Flickr8k and DAQUAR."""
     texts = (
-        captions(data, "coco-val2017") + captions(data, "audiocaps") + [plain(name) for name in class_names()] * LEAST
+        captions(data, "coco-val2017")
+        + captions(data, "audiocaps")
+        + [plain(name) for name in class_names()] * OPEN_LEAST
     )
     if open_set:
         return texts
@@ -101,7 +104,7 @@ class Vocabulary:
             whole = cls(())
             encoded = whole.tokenizer.encode_batch(all_words(data, open_set), add_special_tokens=False)
             counts = Counter(token for one in encoded for token in one.ids)
-            kept = {token for token, count in counts.items() if count >= LEAST}
+            kept = {token for token, count in counts.items() if count >= (OPEN_LEAST if open_set else LEAST)}
             kept |= {t for piece, t in whole.pieces.items() if len(piece.removeprefix("##")) == 1 and piece.isascii()}
             path.write_text(json.dumps([*SPECIAL, *sorted(kept - set(SPECIAL))]))
         return cls(json.loads(path.read_text()))
