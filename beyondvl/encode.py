@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = ["EncodeMixin"]
 CLIP_BATCH = 8  # frames of a clip at once: they are large
 NAMES = tuple(modality.name for modality in MODALITIES)
 EMBEDDINGS = ("sentence_embedding", "embeds", "pooler_output")  # outputs of a tower, the first that it has
+ONE = (str, bytes, bytearray, memoryview)  # sequences that are one item
 VALUES = ("sentence_embedding", "token_embeddings", None)
 
 
@@ -83,12 +84,12 @@ class EncodeMixin(EmbeddingOptions):
         """Embeddings of texts, pictures, clips and sounds, in the order given.
 
         Args:
-            inputs: one item or a list, or an array of strings; `sentences` is its older name. A string that names a
-                file, a URL or a data: URI is that, any other one a text (see processing/items.py), but of a model that
-                reads texts alone: every string; {"text": s} is always text; other paths, bytes, PIL images and arrays
-                are pictures; {"audio": x} is a sound (`load_audio`: a path, bytes or (array, rate)); {"video": x} is
-                a clip (`load_video`), beside which may stand num_frames (8), fps, start, end: where the model has no
-                tower for clips, its embedding is the mean of the unit embeddings of its frames (Luo et al., 2021).
+            inputs: one item, a list, an iterator, or a column of a table; `sentences` is its older name. A string that
+                names a file, a URL or a data: URI is that, any other one a text (see processing/items.py), but of a
+                model that reads texts alone: every string; {"text": s} is always text; other paths, bytes, PIL images,
+                arrays are pictures; {"audio": x} is a sound (`load_audio`: a path, bytes or (array, rate)); {"video":
+                x} is a clip (`load_video`), beside which may stand num_frames (8), fps, start, end: where the model has
+                no tower for clips, its embedding is the mean of its frames' unit embeddings (Luo et al., 2021).
             prompt_name, prompt: words put before every text: one of a sentence encoder's own `prompts`, which may have
                 one that stands before every text unless another is named; or any.
             batch_size: items per call of the model.
@@ -346,9 +347,13 @@ def _is_text(item: Any) -> bool:
 
 
 def listed(inputs: Any, modality: str | None) -> tuple[list[Any], bool]:
-    """Items of what `encode` takes, and whether it is a single one."""
+    """Items of what `encode` takes, and whether it is a single one; columns of tables and iterators are lists."""
     if getattr(getattr(inputs, "dtype", None), "kind", None) in ("U", "O"):
         inputs = inputs.tolist()
+    elif as_list := getattr(inputs, "to_pylist", getattr(inputs, "to_list", None)):  # of Arrow, of Polars and pandas
+        inputs = as_list()
+    elif isinstance(inputs, Iterator | Sequence) and not isinstance(inputs, ONE) and not hasattr(inputs, "read"):
+        inputs = tuple(inputs) if isinstance(inputs, tuple) else list(inputs)
     several = isinstance(inputs, list | tuple) and not is_sound_and_rate(inputs)
     single = not several and not (getattr(inputs, "ndim", 0) == 4 and modality != VIDEO.name)
     return ([inputs] if single else list(inputs)), single

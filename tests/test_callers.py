@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import importlib.util
+import io
 import json
 import pickle
 from pathlib import Path
@@ -375,3 +378,27 @@ def test_pipelines(default):
     for task in ("zero-shot-video-classification", "zero-shot-image-classification"):
         assert bvl.pipeline(task, default)([], candidate_labels=labels) == []
     assert bvl.pipeline("image-feature-extraction", default)([]) == []
+
+
+def test_columns_of_tables_and_iterators(default):
+    """Whatever holds texts or files in order: each library's own column, where it is installed."""
+    texts = ["a red car", "two dogs", "the sea"]
+    expected = default.encode(texts)
+    columns = [iter(texts), (text for text in texts), map(str.strip, texts), collections.deque(texts),
+               np.array(texts), np.array(texts, object)]  # fmt: skip
+    for name, make in (
+        ("pyarrow", lambda m: m.chunked_array([texts[:2], texts[2:]])),
+        ("pandas", lambda m: m.Series(texts, index=[5, 6, 7])),
+        ("polars", lambda m: m.Series(texts)),
+        ("datasets", lambda m: m.Dataset.from_dict({"text": texts})["text"]),
+    ):
+        if importlib.util.find_spec(name):
+            columns.append(make(importlib.import_module(name)))
+    for column in columns:
+        np.testing.assert_array_equal(default.encode(column), expected, err_msg=type(column).__name__)
+    photo = pictures.EXAMPLES / "cat.jpg"
+    several = default.encode(io.BytesIO(photo.read_bytes()) for _ in range(2))
+    assert several.shape == (2, 384)
+    with open(photo, "rb") as file:  # a file is an iterator of its lines, and one picture
+        np.testing.assert_array_equal(default.encode(file), several[0])
+    assert default.encode(iter(())).shape == (0, 384)
