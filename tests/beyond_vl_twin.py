@@ -18,14 +18,14 @@ __all__ = ["expected", "twin", "twin_of"]
 
 
 def twin_of(config: dict[str, Any], weights: dict[str, np.ndarray]) -> twin.BeyondVL:
-    """The twin of a config over the weights of a checkpoint, of which those of the towers are left out."""
+    """The twin of a config over the weights of a checkpoint, of which those are left out that it has no place for: the
+    towers', and what a lender has beyond it."""
     other = twin.BeyondVL(config, dropout=0.0).eval()
-    own = {n: torch.from_numpy(a.copy()) for n, a in weights.items() if n.split(".")[0] not in TOWERS}
-    other.load_state_dict({name: array.reshape(other.state_dict()[name].shape) for name, array in own.items()})
+    own = {
+        n: torch.from_numpy(weights[n].copy()).reshape(p.shape) for n, p in other.state_dict().items() if n in weights
+    }
+    other.load_state_dict(own)
     return other
-
-
-TOWERS = ("text_model", "vision_model", "audio_model")
 
 
 @torch.no_grad()

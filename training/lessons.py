@@ -132,8 +132,8 @@ class Lessons:
         self.silent_vectors = Read.vectors_of(self.silent, work / "silent.npy")
 
     def drawings_by_words(self, items: list[dict[str, Any]]) -> list[tuple[int, str]]:
-        """Drawings of the training part with a caption of words that people use of pictures: file names are no
-        captions."""
+        """Drawings of the training part with a caption of words that people use of pictures, and that can be written:
+        file names are no captions."""
         said = Counter(
             word
             for text in [*self.silent, *(t for words in self.photographs.captions for t in words)]
@@ -146,7 +146,7 @@ class Lessons:
             for text in [
                 next((t for t in map(plain, item["captions"]) if t and all(said[w] > 4 for w in t.split())), "")
             ]
-            if text
+            if text and self.vocabulary.writes(text)
         ]
 
     def drawing_batch(self, rng: np.random.Generator, count: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Words: the decoder's part of the tokenizer's vocabulary, and what the frozen text tower makes of sentences.
 
-The decoder writes those word pieces that the texts of training have three times and more (of the open set, which is to be
-small, twelve times), those of ImageNet's class names, and single letters, of which any other word is spelled; ids 0, 1, 2
-are [PAD], [CLS], [SEP].
+The decoder writes those word pieces that the texts of training have three times and more, those of ImageNet's class
+names, and single letters, of which any other word is spelled; that of the open set, which is to be small, those that are
+there twelve times, and spells nothing. Ids 0, 1, 2 are [PAD], [CLS], [SEP].
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Vocabulary:
             encoded = whole.tokenizer.encode_batch(all_words(data, open_set), add_special_tokens=False)
             counts = Counter(token for one in encoded for token in one.ids)
             kept = {token for token, count in counts.items() if count >= (OPEN_LEAST if open_set else LEAST)}
-            kept |= {t for piece, t in whole.pieces.items() if len(piece.removeprefix("##")) == 1 and piece.isascii()}
+            if not open_set:
+                letters = (t for p, t in whole.pieces.items() if len(p.removeprefix("##")) == 1 and p.isascii())
+                kept.update(letters)
             path.write_text(json.dumps([*SPECIAL, *sorted(kept - set(SPECIAL))]))
         return cls(json.loads(path.read_text()))
 
@@ -121,6 +123,10 @@ class Vocabulary:
             spelled = [("##" if inner or at else "") + letter for at, letter in enumerate(letters)]
             out += [self.places[self.pieces[s]] for s in spelled if self.pieces.get(s) in self.places]
         return out
+
+    def writes(self, text: str) -> bool:
+        """Whether it has every piece of a text."""
+        return all(t in self.places for t in self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def text(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode([self.token_ids[i] for i in ids if i > END])
