@@ -251,3 +251,16 @@ def test_no_path_or_host_of_a_machine():
             and "work" not in path.relative_to(ROOT).parts
         ):
             assert not re.search(r"/work/|/root/|/opt/", path.read_text()), path
+
+
+def test_links_lead_somewhere():
+    """What a page links to beside it is there."""
+    pages = [
+        *ROOT.glob("*.md"),
+        *(page for name in ("docs", "examples", "training", "beyondvl") for page in (ROOT / name).rglob("*.md")),
+    ]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text("utf-8"))]
+    links = [(page, link) for page, link in links if "://" not in link and not link.startswith("mailto:")]
+    assert len(links) > 10
+    for page, link in links:
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
