@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +164,9 @@ class Learner:
         meant = (vectors @ vectors.T / 0.05).softmax(1)
         return losses | {"fused": -(meant * (20 * fused @ vectors.T).log_softmax(1)).sum(1).mean()}
 
-    def imagined(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"imagined": self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
-
-    def drawings(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"drawings": self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
+    def described(self, name: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Pictures that are not photographs, drawings or imagined ones: what is said of them."""
+        return {name: self.said(self.stream({"image": (*self.pictures(batch), None)}), batch["texts"])}
 
     def questions(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         stream = self.stream({"image": (*self.pictures(batch), None)}, batch["questions"])
@@ -255,10 +253,10 @@ def plan(learner: Learner, rng: np.random.Generator, step: int, alone: int, only
     made = {
         "silent": lambda: (learner.silent, lessons.silent_batch(rng, 48)),
         "captions": lambda: (learner.captions, photographs.caption_batch(rng, 56, 4)),
-        "imagined": lambda: (learner.imagined, lessons.imagined.caption_batch(rng, 24, 2)),
+        "imagined": lambda: (partial(learner.described, "imagined"), lessons.imagined.caption_batch(rng, 24, 2)),
         "questions": lambda: (learner.questions, lessons.question_batch(rng, 36, 32, 12)),
         "match": lambda: (learner.matched, photographs.match_batch(rng, 24)),
-        "drawings": lambda: (learner.drawings, lessons.drawing_batch(rng, 24)),
+        "drawings": lambda: (partial(learner.described, "drawings"), lessons.drawing_batch(rng, 24)),
         "sounds": lambda: (learner.heard, lessons.sound_batch(rng, 24, 32)),
         "clips": lambda: (learner.moved, lessons.clip_batch(rng, 24, 10)),
     }

@@ -21,7 +21,7 @@ FROZEN = 15  # blocks of the picture tower that no training touches
 
 
 def mixed() -> torch.autocast:
-    """Products in bfloat16 where the processor has them: where it has not, torch's are ten times slower than float32."""
+    """Products in bfloat16 where the processor has them: where it has not, torch's are seven times slower than float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

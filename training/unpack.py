@@ -31,7 +31,7 @@ def main() -> None:
     work = options.work
     tower(work / "tower")
     checkpoint = open_checkpoint(options.model)
-    names = [n for n in checkpoint.names() if not (n.endswith("_scale") and n.removesuffix("_scale") in checkpoint)]
+    names = set(checkpoint.names()) - checkpoint.companions(set(checkpoint.names()))
     weights = {name: torch.tensor(checkpoint.read(name, checkpoint.entries[name].shape)) for name in names}
     vision = {n.removeprefix(TOWERS[0]): value for n, value in weights.items() if n.startswith(TOWERS[0])}
     (work / "tuned").mkdir(exist_ok=True)
