@@ -22,7 +22,7 @@ __all__ = ["EncodeMixin"]
 CLIP_BATCH = 8  # frames of a clip at once: they are large
 NAMES = tuple(modality.name for modality in MODALITIES)
 EMBEDDINGS = ("sentence_embedding", "embeds", "pooler_output")  # outputs of a tower, the first that it has
-ONE = (str, bytes, bytearray, memoryview)  # sequences that are one item
+ONE = (str, bytes, bytearray, memoryview, list, tuple)  # sequences that are one item, or a list as they are
 VALUES = ("sentence_embedding", "token_embeddings", None)
 
 
@@ -266,10 +266,12 @@ class EncodeMixin(EmbeddingOptions):
     ) -> Iterable[tuple]:
         """What is no string one by one, since it fails; then all strings, by their length."""
         self._embedding(TEXT.tower)
-        others = [i for i in indices if not _is_text(items[i])]
-        yield from self._attempt(self._encode_texts, 1, others, items, batch_size, outcomes)
-        if strings := [i for i in indices if _is_text(items[i])]:
-            yield from self._encode_texts(strings, items, batch_size)
+        parts: dict[bool, list[int]] = {True: [], False: []}
+        for i in indices:
+            parts[_is_text(items[i])].append(i)
+        yield from self._attempt(self._encode_texts, 1, parts[False], items, batch_size, outcomes)
+        if parts[True]:
+            yield from self._encode_texts(parts[True], items, batch_size)
 
     def _encode_videos(self, indices: list[int], items: list[Any], batch_size: int) -> Iterable[tuple]:
         if VIDEO.tower in self.towers:
@@ -353,7 +355,7 @@ def listed(inputs: Any, modality: str | None) -> tuple[list[Any], bool]:
     elif as_list := getattr(inputs, "to_pylist", getattr(inputs, "to_list", None)):  # of Arrow, of Polars and pandas
         inputs = as_list()
     elif isinstance(inputs, Iterator | Sequence) and not isinstance(inputs, ONE) and not hasattr(inputs, "read"):
-        inputs = tuple(inputs) if isinstance(inputs, tuple) else list(inputs)
+        inputs = list(inputs)
     several = isinstance(inputs, list | tuple) and not is_sound_and_rate(inputs)
     single = not several and not (getattr(inputs, "ndim", 0) == 4 and modality != VIDEO.name)
     return ([inputs] if single else list(inputs)), single
