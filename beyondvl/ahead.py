@@ -71,7 +71,7 @@ class _NoBar:
         """Nothing to close."""
 
 
-def progress(total: int, show: bool | None) -> Any:
+def progress(total: int | None, show: bool | None) -> Any:
     """A bar that is told of items; None shows one when logging is at INFO or below."""
     if show is None:
         import logging

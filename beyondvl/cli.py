@@ -92,23 +92,52 @@ def _pictures(arguments: list[str], all_media: bool = False) -> list[str]:
 
 
 def embed(options: argparse.Namespace) -> None:
-    """One JSON line per item: {"input", "embedding"}; a bad item has "error" instead and the exit code is 1."""
-    from .errors import AudioError, ImageError, VideoError
+    """One JSON line per item: {"input", "embedding"}, or "error" instead; with --output, files of all rows.
+
+    The exit code is 1 where an item could not be read.
+    """
     from .models.auto import AutoModel
 
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
-    failed = False
-    items = [[item] if not _names(item, Path.is_dir) else _pictures([item], all_media=True) for item in options.inputs]
-    for item in itertools.chain(*items):
-        try:
-            content = _seen(item) if _names(item, Path.is_file) else item
-            row = model.encode([content], normalize_embeddings=options.normalize)[0]
-            print(json.dumps({"input": item, "embedding": [round(float(x), 6) for x in row]}))
-        except (AudioError, ImageError, VideoError) as error:
-            failed = True
-            print(json.dumps({"input": item, "error": str(error)}))
+    if options.output is not None:
+        if _write_embeddings(model, options):
+            raise SystemExit(1)
+        return
+    names = [[item] if not _names(item, Path.is_dir) else _pictures([item], all_media=True) for item in options.inputs]
+    items = (_seen(name) if _names(name, Path.is_file) else {"text": name} for name in itertools.chain(*names))
+    failed, written = False, itertools.chain(*names)
+    for rows in model.encode_stream(items, chunk_size=256, normalize_embeddings=options.normalize):
+        errors = {failure.index: failure for failure in rows.failures}
+        for index, row in zip(rows.indices, rows, strict=True):
+            said = {"input": next(written)}
+            if index in errors:
+                said["error"] = str(errors[index].error)
+            else:
+                said["embedding"] = [round(float(x), 6) for x in row]
+            print(json.dumps(said))
+        failed = failed or bool(errors)
     if failed:
         raise SystemExit(1)
+
+
+def _write_embeddings(model: Any, options: argparse.Namespace) -> int:
+    """Writes embeddings of all rows to files; how many failed."""
+    done = model.encode_to(
+        options.output,
+        options.inputs[0] if len(options.inputs) == 1 else options.inputs,
+        column=options.column,
+        key=options.key,
+        format=options.format,
+        precision=options.precision,
+        overwrite=options.overwrite,
+        normalize_embeddings=options.normalize,
+        show_progress_bar=options.progress,
+    )
+    for failure in done.failures:
+        print(f"{failure.source}: {failure.error}", file=sys.stderr)
+    bad = f", of which {len(done.failures)} could not be read" if done.failures else ""
+    print(f"{done.rows} rows{bad}, in {len(done.files)} files in {done.folder}", file=sys.stderr)
+    return len(done.failures)
 
 
 def caption(options: argparse.Namespace) -> None:
@@ -250,8 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     model_option(sub)
     sub = add(embed)
-    sub.add_argument("inputs", nargs="+", help="texts, picture, video and sound files, or folders of them")
-    sub.add_argument("--normalize", action="store_true", help="unit length")
+    _embed_options(sub)
     model_option(sub)
     for function in (caption, ask):
         sub = add(function)
@@ -283,6 +311,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="folder or hub id")
     add(doctor)
     return parser
+
+
+def _embed_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "inputs",
+        nargs="+",
+        help="texts, picture, video and sound files, folders; with --output also patterns, shards, tables",
+    )
+    sub.add_argument("--normalize", action="store_true", help="unit length")
+    sub.add_argument("--output", help="a folder to write files of all rows to; the same command goes on after a stop")
+    sub.add_argument("--format", default="parquet", help="parquet (default), arrow, npy or clip-retrieval")
+    sub.add_argument("--column", help="of tables the column, of shards the extension, that holds the items")
+    sub.add_argument("--key", help="the column that names a table's rows")
+    sub.add_argument(
+        "--precision", default="float32", help="float32 (default), float16, int8, uint8, binary or ubinary"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="begin anew")
+    sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .ahead import Ahead, progress, read_ahead
+from .bulk.mixin import BulkMixin
 from .embedding_options import EmbeddingOptions
 from .errors import ConfigError
 from .modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
@@ -26,7 +27,7 @@ ONE = (str, bytes, bytearray, memoryview, list, tuple)  # sequences that are one
 VALUES = ("sentence_embedding", "token_embeddings", None)
 
 
-class EncodeMixin(EmbeddingOptions):
+class EncodeMixin(BulkMixin, EmbeddingOptions):
     """What every model can do with raw inputs."""
 
     @property

@@ -30,13 +30,15 @@ class Failure(NamedTuple):
 
 
 class Embeddings(np.ndarray):
-    """Embeddings [n, D] of which `indices` says what item each row is of, `failures` what became of the others."""
+    """Embeddings [n, D] of which `indices` says what item each row is of, `failures` what became of the others, and of
+    a stream `keys` how its items are called."""
 
     indices: np.ndarray | None = None
     failures: tuple[Failure, ...] = ()
+    keys: list[str] | None = None
 
     def __array_finalize__(self, source: Any) -> None:
-        self.indices, self.failures = None, ()  # of another selection of rows nothing is known
+        self.indices, self.failures, self.keys = None, (), None  # of another selection of rows nothing is known
 
 
 def source_of(item: Any) -> str:
@@ -56,7 +58,7 @@ def policy(on_error: str, as_rows: bool, precision: str | None, single: bool) ->
         raise ValueError(f"on_error: found {on_error!r}, expected one of {', '.join(POLICIES)}")
     if on_error != "raise" and (single or not as_rows):
         raise ValueError(f"on_error: found {on_error!r}, expected a list of items and an array or one tensor of rows")
-    if on_error == "null" and precision not in (None, "float32"):
+    if on_error == "null" and precision not in (None, "float32", "float16"):
         raise ValueError(f"on_error: found 'null' and precision {precision!r}, which has no NaN: expected 'skip'")
     return on_error
 

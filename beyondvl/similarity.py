@@ -16,7 +16,7 @@ __all__ = ["PRECISIONS", "SIMILARITIES", "THREADED", "community_detection", "cos
            "pairwise_manhattan_sim", "paraphrase_mining_embeddings", "pytorch_cos_sim", "quantize_embeddings",
            "semantic_search", "truncate_embeddings", "unit_rows"]  # fmt: skip
 
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 
 def _rows(rows: Any) -> np.ndarray:
@@ -252,8 +252,8 @@ def quantize_embeddings(embeddings: Any, precision: str, ranges: Any = None, cal
     if isinstance(embeddings, list) and not embeddings:
         return []
     rows = _rows(embeddings)
-    if precision == "float32":
-        return rows
+    if precision in ("float32", "float16"):
+        return rows.astype(precision, copy=False)
     if precision in ("binary", "ubinary"):
         bits = np.packbits(rows > 0, axis=1)
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)

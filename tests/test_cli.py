@@ -74,6 +74,19 @@ def test_embed_takes_any_text_and_folders():
     assert lines[0]["input"].startswith("a cat a cat") and len(lines) == 1 + len(list(Path(PHOTOS).glob("*.jpg")))
 
 
+def test_embed_writes_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, data in (("a.jpg", (PHOTOS / "cat.jpg").read_bytes()), ("b.jpg", b"none")):
+        (tmp_path / "in" / name).write_bytes(data)
+    done = cli("embed", tmp_path / "in", "--output", tmp_path / "out", "--format", "npy", "--precision", "float16")
+    assert done.returncode == 1 and not done.stdout
+    assert "b.jpg: " in done.stderr and "2 rows, of which 1 could not be read, in 2 files in " in done.stderr
+    rows = np.load(tmp_path / "out" / "embeddings.npy")
+    wanted = bvl.AutoModel.from_pretrained("beyond-vl-model").encode(PHOTOS / "cat.jpg", precision="float16")
+    np.testing.assert_array_equal(rows[0], wanted)
+    assert rows.shape == (2, 384) and np.isnan(rows[1]).all()
+
+
 @pytest.mark.parametrize("value", ["abc", "0", "99999", "1.5", "-1", "2 "])
 def test_a_number_of_threads_that_is_none(value):
     done = cli("embed", "a cat", BEYONDVL_NUM_THREADS=value)

@@ -17,7 +17,7 @@ import numpy as np
 from ..modalities import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO
 
 __all__ = ["AUDIO_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "as_clips", "clip_of", "content_of",
-           "is_bare", "is_file", "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
+           "extension_of", "is_bare", "is_file", "is_sound_and_rate", "modality_of", "sound_and_rate"]  # fmt: skip
 
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
@@ -75,9 +75,9 @@ def _named(text: str) -> str | None:
         return match[1].lower()
     name = text.strip().lower()
     if URL.fullmatch(name[:LONGEST_PATH]):
-        return _extension(re.split(r"[?#]", name, maxsplit=1)[0]) or IMAGE.name
+        return extension_of(re.split(r"[?#]", name, maxsplit=1)[0]) or IMAGE.name
     there = is_file(text)
-    modality = _extension(name)
+    modality = extension_of(name)
     if modality is None and there:
         with open(text, "rb") as file:
             return _head(file.read(HEAD)) or IMAGE.name
@@ -92,7 +92,8 @@ def is_file(text: str) -> bool:
         return False
 
 
-def _extension(name: str) -> str | None:
+def extension_of(name: str) -> str | None:
+    """The modality of a file by its name, which is in lower case; None where that tells nothing."""
     for modality, extensions in (
         (VIDEO, VIDEO_EXTENSIONS),
         (AUDIO, AUDIO_EXTENSIONS),

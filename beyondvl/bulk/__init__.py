@@ -1,0 +1,1 @@
+"""Rows by the million: where they come from, what is made of them, where it goes."""
