@@ -36,7 +36,7 @@ ISAS = {
         "void f(void){_tile_dpbf16ps(0,1,2);_tile_dpbsud(0,1,2);}",
     ),
 }
-PER_ISA = [f"csrc/kernels/{name}.c" for name in ("kernels", "gemm", "pack", "resample", "spectrum")]
+PER_ISA = [f"csrc/kernels/{name}.c" for name in ("kernels", "gemm", "pack", "resample", "scan", "spectrum")]
 HEADERS = [str(p) for p in Path("csrc").rglob("*.h")]
 SOURCES = sorted(str(p) for p in Path("csrc").rglob("*.c") if str(p) not in PER_ISA)
 FLAGS = [

@@ -101,6 +101,19 @@ def log_mel(
     (frames, mels), or (mels, frames). `center`: frames about i * hop, the ends mirrored; `remove_mean`: of each
     frame."""
 
+def search(
+    rows: NDArray[Any],
+    scales: NDArray[np.float32] | None,
+    mask: NDArray[np.bool_] | None,
+    queries: NDArray[np.float32],
+    k: int,
+    num_threads: int,
+    /,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k rows (n, D) of the largest products with each query (Q, D), best first: scores and row numbers (Q, k), -inf
+    and -1 where there are fewer. Rows are float32, bfloat16 as uint16, or int8 that `scales` (n,) multiply; those whose
+    `mask` (n,) is False are passed over."""
+
 def set_openblas_path(path: str, /) -> None: ...
 def matmul_nt(a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /) -> NDArray[np.float32]:
     """a @ b.T by OpenBLAS."""

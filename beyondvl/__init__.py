@@ -55,6 +55,7 @@ _LAZY = {
     "GenerationSettings": "generation",
     "ImageError": "errors",
     "ImageProcessor": "processing.image",
+    "Index": "search.index",
     "ModelOutput": "outputs",
     "NoSoundError": "errors",
     "PreTrainedModel": "models.model",

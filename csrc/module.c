@@ -150,6 +150,9 @@ static PyMethodDef functions[] = {
     {"log_mel", bvl_py_log_mel, METH_VARARGS,
      "log_mel(sound, window, filters, length, hop, center, mels_first, remove_mean, emphasis, floor, scale, "
      "num_threads) -> scale * log(max(mel energies, floor)), (frames, mels) or (mels, frames) float32"},
+    {"search", bvl_py_search, METH_VARARGS,
+     "search(rows, scales, mask, queries, k, num_threads) -> scores, numbers of the k best rows of each "
+     "query"},
     {"set_openblas_path", set_openblas_path, METH_VARARGS, "set_openblas_path(path)"},
     {"matmul_nt", matmul_nt, METH_VARARGS, "matmul_nt(a, b, num_threads) -> a @ b.T by OpenBLAS"},
     {"alloc_fail_at", alloc_fail_at, METH_VARARGS,

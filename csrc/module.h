@@ -50,6 +50,8 @@ PyObject *bvl_py_arrow_pixels(PyObject *module, PyObject *args);
 PyObject *bvl_py_stb_decode(PyObject *module, PyObject *args);
 /* module_audio.c */
 PyObject *bvl_py_log_mel(PyObject *module, PyObject *args);
+/* module_search.c */
+PyObject *bvl_py_search(PyObject *module, PyObject *args);
 /* module_test.c, in builds for tests: reach single kernels */
 #ifdef BVL_TESTS
 PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args);

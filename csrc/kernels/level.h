@@ -42,6 +42,13 @@ void BVL_NAME(bvl_resample_horizontal)(uint8_t *y, int64_t ldy, const uint8_t *x
 void BVL_NAME(bvl_resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words,
                                      int64_t groups, int64_t n);
 
+/* scan.c */
+#define BVL_SCAN(name) \
+    void BVL_NAME(name)(float *scores, const void *rows, int64_t n, int64_t D, const void *query)
+BVL_SCAN(bvl_scan_float32);
+BVL_SCAN(bvl_scan_bfloat16);
+BVL_SCAN(bvl_scan_int8);
+
 /* spectrum.c */
 void BVL_NAME(bvl_mel_frames)(float *const *out, int64_t step, const float *const *frames, const bvl_mel *mel,
                               double *scratch);

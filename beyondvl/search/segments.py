@@ -1,0 +1,124 @@
+"""Vectors of an index, some thousand or million rows at a time, which never change once they are written.
+
+A segment's rows are float32, bfloat16 (as uint16) or int8 with a scale a row: what is scanned. Beside rows of less than
+float32 there may be the float32 ones, from which the best candidates are scored again. In a folder each is an .npy that
+is mapped; its shape and type are checked against what the index says before it is.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["DTYPES", "Segment", "check_segment", "join", "make_segment", "open_segment", "remove_segment",
+           "write_segment"]  # fmt: skip
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows [n, D]; `scales` [n] of int8 ones, `exact` [n, D] where they are kept; `alive` [n] False for removed rows,
+    None while all are there."""
+
+    number: int
+    rows: np.ndarray
+    scales: np.ndarray | None = None
+    exact: np.ndarray | None = None
+    alive: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is kept of it, by the names of the files."""
+        named = {"vectors": self.rows, "scales": self.scales, "exact": self.exact}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def floats(self, places: np.ndarray) -> np.ndarray:
+        """Rows at those places [m] as float32 [m, D], as exact as they are kept."""
+        if self.exact is not None:
+            return self.exact[places]
+        rows = self.rows[places]
+        if rows.dtype == np.uint16:
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows if self.scales is None else rows * self.scales[places, None]
+
+
+def make_segment(number: int, rows: np.ndarray, dtype: str, keep_exact: bool) -> Segment:
+    """A segment of float32 rows [n, D]."""
+    if dtype == "float32":
+        return Segment(number, rows)
+    exact = rows if keep_exact else None
+    if dtype == "bfloat16":
+        bits = rows.view(np.uint32)
+        return Segment(number, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), None, exact)
+    scales = np.abs(rows).max(1) / np.float32(127)
+    digits = np.rint(rows / np.maximum(scales, np.finfo(np.float32).tiny)[:, None])
+    return Segment(number, digits.astype(np.int8), scales, exact)
+
+
+def join(number: int, segments: list[Segment]) -> Segment:
+    """The rows that are left of several, one after another."""
+    arrays = {}
+    for name in segments[0].arrays:
+        parts = [s.arrays[name] if s.alive is None else s.arrays[name][s.alive] for s in segments]
+        arrays[name] = np.concatenate(parts)
+    return Segment(number, arrays["vectors"], arrays.get("scales"), arrays.get("exact"))
+
+
+def _file(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}-{number:06d}.npy"
+
+
+def _checksum(array: np.ndarray) -> str:
+    """crc32 of its bytes, in hex."""
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
+
+
+def write_segment(folder: Path, segment: Segment) -> dict[str, str]:
+    """Writes a segment's files, which are on the disk afterwards; the checksum of each."""
+    for name, array in segment.arrays.items():
+        path = _file(folder, name, segment.number)
+        with open(path, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+    return {name: _checksum(array) for name, array in segment.arrays.items()}
+
+
+def remove_segment(folder: Path, number: int) -> None:
+    for name in ("vectors", "scales", "exact"):
+        _file(folder, name, number).unlink(missing_ok=True)
+
+
+def check_segment(folder: Path, segment: Segment, sums: dict[str, str]) -> None:
+    """ValueError where a file's content is not what was written."""
+    for name, array in segment.arrays.items():
+        if (read := _checksum(array)) != sums[name]:
+            raise ValueError(f"{_file(folder, name, segment.number)}: checksum {read}, expected {sums[name]}: damaged")
+
+
+def open_segment(folder: Path, number: int, count: int, dim: int, dtype: str, sums: dict[str, str]) -> Segment:
+    """A segment's files, mapped. ValueError where one is not what the index says."""
+    types = {"vectors": DTYPES[dtype], "scales": DTYPES["float32"], "exact": DTYPES["float32"]}
+    arrays = {}
+    for name in sums:
+        path, shape = _file(folder, name, number), (count,) if name == "scales" else (count, dim)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not an array that can be mapped: {error}") from error
+        if array.dtype != types[name] or array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(
+                f"{path}: found {array.dtype} {list(array.shape)}, the index expects {types[name]} {list(shape)}"
+            )
+        arrays[name] = np.asarray(array)
+    return Segment(number, arrays["vectors"], arrays.get("scales"), arrays.get("exact"))
