@@ -3,7 +3,7 @@
     python benchmarks/all.py [--json results.json] [--quick] [--report]
 
 Each runs in a process of its own: models beside their peers (bench.py), pictures from files (pipeline.py), captions and
-matching (captions.py), import, load, cold start, memory and size (footprint.py). What is not installed is named and left
+matching (captions.py), exact search (search.py), import, load, cold start, memory and size (footprint.py). What is not installed is named and left
 out. `--quick` takes ViT-B/32 alone, without quantising for openvino, and one round of each.
 """
 
@@ -20,6 +20,7 @@ QUICK = {
                  "ViT-B/32 image 1", "ViT-B/32 text 32", "ViT-B/32 text 1"),
     "pipeline.py": ("--rounds", "1"),
     "captions.py": ("--rounds", "1"),
+    "search.py": ("--rows", "100000", "--rounds", "1"),
     "footprint.py": (),
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .hub import DEFAULT_MODEL
+from .search.commands import add_options as search_options
+from .search.commands import dedupe, index, search
 
 __all__ = ["main"]
 
@@ -108,10 +110,10 @@ def embed(options: argparse.Namespace) -> None:
     failed, written = False, itertools.chain(*names)
     for rows in model.encode_stream(items, chunk_size=256, normalize_embeddings=options.normalize):
         errors = {failure.index: failure for failure in rows.failures}
-        for index, row in zip(rows.indices, rows, strict=True):
+        for place, row in zip(rows.indices, rows, strict=True):
             said = {"input": next(written)}
-            if index in errors:
-                said["error"] = str(errors[index].error)
+            if place in errors:
+                said["error"] = str(errors[place].error)
             else:
                 said["embedding"] = [round(float(x), 6) for x in row]
             print(json.dumps(said))
@@ -281,6 +283,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(embed)
     _embed_options(sub)
     model_option(sub)
+    for function in (index, search, dedupe):
+        search_options(add(function), function)
     for function in (caption, ask):
         sub = add(function)
         sub.add_argument(

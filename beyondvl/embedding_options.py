@@ -56,7 +56,7 @@ class EmbeddingOptions:
             if value is not None:
                 setattr(self, name, value)
         if self.default_prompt_name is not None:
-            self._named(self.default_prompt_name, "default_prompt_name")
+            self._prompt_named(self.default_prompt_name, "default_prompt_name")
         return self
 
     @property
@@ -141,7 +141,11 @@ class EmbeddingOptions:
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         """What stands before every text."""
         if prompt is None:
-            return self._named(name, "prompt_name") if name else self.prompts.get(self.default_prompt_name or "", "")
+            return (
+                self._prompt_named(name, "prompt_name")
+                if name
+                else self.prompts.get(self.default_prompt_name or "", "")
+            )
         if not isinstance(prompt, str):
             raise ValueError(f"prompt: found {type(prompt).__name__}, expected str")
         if name is not None:
@@ -150,7 +154,7 @@ class EmbeddingOptions:
             logging.getLogger("beyondvl").warning("prompt and prompt_name: found both, prompt_name is ignored")
         return prompt
 
-    def _named(self, name: str, argument: str) -> str:
+    def _prompt_named(self, name: str, argument: str) -> str:
         if name not in self.prompts:
             raise ValueError(f"{argument}: found {name!r}, expected one of {', '.join(self.prompts)}")
         return self.prompts[name]

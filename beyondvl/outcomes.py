@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .outputs import from_numpy
 
-__all__ = ["ITEM_ERRORS", "POLICIES", "Embeddings", "Failure", "Outcomes", "policy"]
+__all__ = ["ITEM_ERRORS", "POLICIES", "Embeddings", "Failure", "Outcomes", "counted", "policy"]
 
 POLICIES = ("raise", "skip", "null")
 # what an item raises that cannot be read; a library that is missing is no item's fault
@@ -39,6 +39,16 @@ class Embeddings(np.ndarray):
 
     def __array_finalize__(self, source: Any) -> None:
         self.indices, self.failures, self.keys = None, (), None  # of another selection of rows nothing is known
+
+
+def counted(failures: Iterable[Failure], first: int) -> tuple[Failure, ...]:
+    """Failures of some items, counted among all, `first` of which came before; their errors name no place among the
+    some."""
+    out = []
+    for failure in failures:
+        failure.error.args = (str(failure.error).removeprefix(f"image {failure.index}: "),)
+        out.append(failure._replace(index=failure.index + first))
+    return tuple(out)
 
 
 def source_of(item: Any) -> str:

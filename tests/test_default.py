@@ -36,6 +36,15 @@ def test_weights_are_the_recorded_ones():
     assert sum(p.stat().st_size for p in DEFAULT.iterdir()) <= 64_000_000
 
 
+def test_texts_have_prompts(model):
+    """The names that sentence-transformers has for queries and documents, which this model reads alike."""
+    plain = model.encode(["a cat"])
+    for rows in (model.encode_query(["a cat"]), model.encode_document(["a cat"]), model.encode(["cat"], prompt="a ")):
+        np.testing.assert_array_equal(rows, plain)
+    with pytest.raises(ValueError, match="prompt_name: found 'no', expected one of query, document"):
+        model.encode(["a cat"], prompt_name="no")
+
+
 def test_photographs(model):
     """Top-1 of the committed sentence among all of them."""
     names = sorted(SENTENCES)

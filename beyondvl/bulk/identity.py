@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..hub import SHIPPED, WEIGHTS, shipped_folder
 
 __all__ = ["fingerprint"]
 
+KNOWN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
 
 def fingerprint(model: Any) -> str:
     """32 hex digits of a model's configuration, processor files and weights (SHA-256), the weights as they lie in its
-    folder now. FileNotFoundError where they are there no more."""
+    folder when it is asked for first. FileNotFoundError where they are there no more."""
+    if model not in KNOWN:
+        KNOWN[model] = _fingerprint(model)
+    return KNOWN[model]
+
+
+def _fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, content in sorted(model.files.files.items()):
         digest.update(f"{name} {len(content)} ".encode() + content)

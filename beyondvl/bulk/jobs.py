@@ -19,7 +19,7 @@ import numpy as np
 
 from ..ahead import Ahead, progress
 from ..modalities import IMAGE, TEXT
-from ..outcomes import POLICIES, Embeddings, Failure
+from ..outcomes import POLICIES, Embeddings, Failure, counted
 from ..outputs import check_count
 from ..similarity import quantize_embeddings
 from .identity import fingerprint
@@ -177,9 +177,7 @@ def _counted(rows: np.ndarray, first: int, keys: list[str]) -> Embeddings:
     """A chunk's rows and failures, counted among all, and nowhere by their place in the chunk."""
     rows = rows if isinstance(rows, Embeddings) else rows.view(Embeddings)
     indices = np.arange(len(keys)) if rows.indices is None else rows.indices
-    for failure in rows.failures:
-        failure.error.args = (str(failure.error).removeprefix(f"image {failure.index}: "),)
-    failures = tuple(failure._replace(index=failure.index + first) for failure in rows.failures)
+    failures = counted(rows.failures, first)
     rows.indices, rows.failures, rows.keys = indices + first, failures, keys
     return rows
 

@@ -142,6 +142,18 @@ class Catalog:
         self.base.executemany("DELETE FROM keys WHERE key = ?", ((key,) for key in places))
         return len(places)
 
+    def files(self) -> dict[Key, tuple[int, int]]:
+        """Size and time of change of the files that were looked at."""
+        rows = self.base.execute("SELECT key, size, modified FROM files")
+        return {key: (size, modified) for key, size, modified in rows}
+
+    def note_files(self, files: Iterable[tuple[Key, int, int, str | None]]) -> None:
+        """Key, size, time of change and error of files."""
+        self.base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", files)
+
+    def forget_files(self, keys: Iterable[Key]) -> None:
+        self.base.executemany("DELETE FROM files WHERE key = ?", ((key,) for key in keys))
+
     def add_segment(self, number: int, keys: Iterable[Key], count: int, sums: dict[str, str]) -> None:
         self.base.execute("INSERT INTO segments VALUES (?, ?, ?)", (number, count, json.dumps(sums)))
         self.base.executemany("INSERT INTO keys VALUES (?, ?, ?)", ((number, row, key) for row, key in enumerate(keys)))

@@ -21,6 +21,7 @@ from .. import _C
 from ..outputs import check_count, thread_count, to_numpy
 from ..similarity import unit_rows
 from .catalog import FORMAT, Catalog, Key
+from .items import ItemsMixin
 from .segments import (
     DTYPES,
     Segment,
@@ -41,7 +42,7 @@ TOGETHER = 256  # queries
 ATTEMPTS = 5  # to open what another process joins meanwhile
 
 
-class Index:
+class Index(ItemsMixin):
     """Embeddings [n, dim] by key.
 
     Args:
@@ -180,16 +181,22 @@ class Index:
             raise ValueError(f"keys: found {twice!r} twice, expected it once")
         if not names:
             return
+        self._add(names, rows, names)
+
+    def _add(self, keys: list[Key], rows: np.ndarray, old: list[Key], files: Iterable[tuple] = ()) -> None:
+        """Adds checked rows in the place of `old` keys, and notes the files that they are of."""
         new = make_segment(0, rows, self.dtype, self.facts["rescore"])
         with self._change():
-            self.catalog.remove(names)
+            self.catalog.remove(old)
+            self.catalog.note_files(files)
             self._refresh()
             others: list[Segment] = []
             for segment in reversed(self._segments):
                 if len(segment) > 2 * (len(new) + sum(map(len, others))):
                     break
                 others.insert(0, segment)
-            self._publish(new, names, others)
+            if keys:
+                self._publish(new, keys, others)
 
     def remove(self, keys: Iterable[Key]) -> int:
         """Removes those of the keys that are there; how many."""

@@ -1,0 +1,60 @@
+"""A page of results for a browser: one file that needs no other, pictures in it as thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from ..modalities import IMAGE
+from ..processing.items import modality_of
+from ..processing.loading import load_image
+
+__all__ = ["write_page"]
+
+SIDE = 320
+STYLE = """
+body { font: 16px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fafafa }
+main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
+figure { margin: 0; padding: .5rem; background: #fff; border: 1px solid #ddd; border-radius: .4rem }
+img { width: 100%; height: 13rem; object-fit: contain; display: block }
+figcaption { overflow-wrap: anywhere; font-size: .85rem }
+b { float: right; font-weight: 600; margin-left: .5rem }
+"""
+
+
+def _thumbnail(path: str) -> str:
+    """A picture as a data: URI; a clip or a sound, and what cannot be read, as nothing."""
+    from PIL import Image
+
+    if modality_of(path) != IMAGE.name:
+        return ""
+    try:
+        image = Image.fromarray(load_image(path))
+    except ValueError:
+        return ""
+    image.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    image.save(data, "jpeg", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def write_page(path: Path, title: str, results: Iterable[tuple[str, str, float]]) -> None:
+    """Writes results (name, path, score), the best first, under a title."""
+    figures = []
+    for name, file, score in results:
+        picture = _thumbnail(file)
+        shown = f'<img src="{picture}" alt="{escape(name, quote=True)}">' if picture else ""
+        link = Path(file).absolute().as_uri() if Path(file).exists() else quote(file)
+        figures.append(
+            f'<figure><a href="{link}">{shown}</a><figcaption><b>{score:.3f}</b>{escape(name)}</figcaption></figure>'
+        )
+    path.write_text(
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>\n<h1>{escape(title)}</h1>\n"
+        f"<main>{''.join(figures)}</main></html>\n",
+        encoding="utf-8",
+    )
