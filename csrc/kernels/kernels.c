@@ -413,7 +413,8 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .resample_pack = BVL_NAME(bvl_resample_pack),
     .resample_horizontal = BVL_NAME(bvl_resample_horizontal),
     .resample_vertical = BVL_NAME(bvl_resample_vertical),
-    .scan = {BVL_NAME(bvl_scan_float32), BVL_NAME(bvl_scan_bfloat16), BVL_NAME(bvl_scan_int8)},
     .mel_lanes = 2 * BVL_DOUBLES,
     .mel_frames = BVL_NAME(bvl_mel_frames),
+    .scan = {BVL_NAME(bvl_scan_float32), BVL_NAME(bvl_scan_bfloat16), BVL_NAME(bvl_scan_int8)},
+    .widen_rows = BVL_NAME(bvl_widen_rows),
 };

@@ -143,15 +143,18 @@ typedef struct {
     /* one line of n bytes from 4 * groups lines; those past the last tap may be any */
     void (*resample_vertical)(uint8_t *y, const uint8_t *const *rows, const int32_t *words, int64_t groups,
                               int64_t n);
-    /* scores[i] = rows[i, D] . query over n rows in the precision of the index (scan.c); NULL beyond int8 */
-    void (*scan[BVL_PRECISION_COUNT])(float *scores, const void *rows, int64_t n, int64_t D,
-                                      const void *query);
     /* out[i][m * step] of mel_lanes frames at once, neighbours sharing a transform and its rounding, 16 at
      * most; those without an out[i] are read and left. scratch: aligned, (5 * length + 2) * mel_lanes / 2
      * doubles */
     int mel_lanes;
     void (*mel_frames)(float *const *out, int64_t step, const float *const *frames, const bvl_mel *mel,
                        double *scratch);
+    /* scores[i] = rows[i, D] . query over n rows in the precision of the index (scan.c); NULL beyond int8 */
+    void (*scan[BVL_PRECISION_COUNT])(float *scores, const void *rows, int64_t n, int64_t D,
+                                      const void *query);
+    /* y[n, D] = the same rows as float32; scales [n] of int8 ones */
+    void (*widen_rows)(float *y, const void *rows, bvl_precision form, const float *scales, int64_t n,
+                       int64_t D);
 } bvl_kernels;
 
 /* Whether a level was built and this machine has it. */

@@ -53,3 +53,16 @@ void BVL_NAME(bvl_scan_int8)(float *scores, const void *rows, int64_t n, int64_t
         scores[i] = (float)sum;
     }
 }
+
+void BVL_NAME(bvl_widen_rows)(float *y, const void *rows, bvl_precision form, const float *scales, int64_t n,
+                              int64_t D) {
+    if (form == BVL_BFLOAT16) {
+        for (int64_t i = 0; i < n * D; i++) y[i] = bvl_from_bf16(((const uint16_t *)rows)[i]);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++, y += D) {
+        const int8_t *row = (const int8_t *)rows + i * D;
+        const float scale = scales[i];
+        for (int64_t d = 0; d < D; d++) y[d] = (float)row[d] * scale;
+    }
+}

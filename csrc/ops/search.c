@@ -85,16 +85,6 @@ static void scan(const search_pass *s, float *scores, int64_t row, int64_t n, in
         for (int64_t i = 0; i < n; i++) scores[i] *= c->scales[row + i] * s->steps[query];
 }
 
-/* n rows as float32. */
-static void widen_rows(const bvl_corpus *c, float *y, int64_t row, int64_t n) {
-    const uint16_t *halves = row_at(c, row);
-    const int8_t *digits = row_at(c, row);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0, at = i * c->D; d < c->D; d++, at++)
-            y[at] =
-                c->form == BVL_BFLOAT16 ? bvl_from_bf16(halves[at]) : (float)digits[at] * c->scales[row + i];
-}
-
 /* Whether the product reads rows as they lie. */
 static bool as_they_lie(const bvl_kernels *kernels, const bvl_corpus *c) {
     if (c->form == BVL_FLOAT32) return true;
@@ -107,7 +97,8 @@ static void multiply_rows(const search_pass *s, float *scores, float *widened, i
     const bvl_corpus *c = s->corpus;
     const bvl_epilogue none = {0};
     const bool lie = as_they_lie(s->kernels, c);
-    if (!lie) widen_rows(c, widened, row, n);
+    if (!lie)
+        s->kernels->widen_rows(widened, row_at(c, row), c->form, c->scales ? c->scales + row : NULL, n, c->D);
     const float *a = lie ? row_at(c, row) : widened;
     const int64_t ld = lie && c->form == BVL_BFLOAT16 ? c->D / 2 : c->D;
     s->product->gemm(scores, s->Q, a, ld, s->packed, n, s->Q, c->D, 0, bvl_panels(s->kernels, s->Q), &none);
