@@ -38,6 +38,7 @@ _C.set_openblas_path(str(Path(__file__).parent / "_libs" / "libscipy_openblas.so
 
 # name -> module; imported when first asked for, so that `import beyondvl` stays quick
 _LAZY = {
+    "Adapted": "pairs",
     "AudioError": "errors",
     "AutoConfig": "models.auto",
     "AutoFeatureExtractor": "processing.features",
@@ -64,6 +65,7 @@ _LAZY = {
     "Tokenizer": "processing.text",
     "SentenceTransformer": "models.auto",
     "VideoError": "errors",
+    "adapt": "pairs",
     "community_detection": "similarity",
     "cos_sim": "similarity",
     "dot_score": "similarity",

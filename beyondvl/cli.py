@@ -206,24 +206,35 @@ def info(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Writes a checkpoint's weights as one float32 model.safetensors beside copies of its other files."""
-    from .files import write_aside
     from .folder import Folder
     from .hub import resolve
-    from .models.packed import write_companions
-    from .weights import open_checkpoint, save_safetensors
+    from .models.saving import float_tensors, write_floats
+    from .weights import open_checkpoint
 
     source, target = resolve(options.model), Path(options.output)
-    if target.exists() and any(target.iterdir()):  # files of another checkpoint would be read with the new weights
-        raise ValueError(f"{target}: holds files, expected a new or empty folder")
-    checkpoint = open_checkpoint(source)
-    skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
-    scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
-    names = [n for n in checkpoint.names() if n not in skipped | scales]
-    tensors = {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
-    with write_aside(target, ("model.safetensors",)) as aside:
-        save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
-        write_companions(Folder(source).files, aside)
+    tensors = float_tensors(open_checkpoint(source))
+    write_floats(target, tensors, Folder(source).files)
     print(f"{len(tensors)} tensors written to {target / 'model.safetensors'}", file=sys.stderr)
+
+
+def adapt(options: argparse.Namespace) -> None:
+    """Brings a model's texts nearer to your own pictures, by pairs of both; writes the adapted model."""
+    from .models.auto import AutoModel
+    from .pairs import adapt as learn
+    from .pairs import read_pairs
+
+    images, texts = read_pairs(options.pairs, options.image_column, options.text_column)
+    model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
+    done = learn(model, images, texts, options.output, show_progress_bar=options.progress)
+    for failure in done.failures:
+        print(f"{failure.source}: {failure.error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(done._asdict() | {"folder": str(done.folder), "failures": len(done.failures)}))
+        return
+    ways = ("picture -> text", "text -> picture")
+    for way, before, after in zip(ways, done.before, done.after, strict=True):
+        print(f"{way}: R@1 {before:.1f} -> {after:.1f} of {done.held_out} held-out pictures")
+    print(f"learned from {done.pictures} pictures in {done.seconds:.1f} s; the adapted model is in {done.folder}")
 
 
 def pack(options: argparse.Namespace) -> None:
@@ -307,6 +318,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(convert)
     sub.add_argument("model", help="folder or hub id")
     sub.add_argument("output", help="folder to write")
+    sub = add(adapt)
+    sub.add_argument("pairs", help="a .csv or .tsv with a header: a picture's file and a text in each row")
+    sub.add_argument("output", help="folder to write the adapted model to")
+    sub.add_argument("--image-column", help="by default image, filepath, file, path or image_path")
+    sub.add_argument("--text-column", help="by default text, caption, title or label")
+    sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
+    model_option(sub)
     sub = add(pack)
     sub.add_argument("model", help="folder, hub id, or the shipped default")
     sub.add_argument("output", help="folder to write")

@@ -139,6 +139,12 @@ def load_towers(
     return towers, scales
 
 
+def open_stored(model: Any) -> tuple[Checkpoint, Checkpoint]:
+    """A loaded model's weights as they are stored now, under their own names and under those its encoders use."""
+    stored = _stored(model.files, model.family, model.config)
+    return stored, _named(stored, model.spec)
+
+
 def _stored(folder: Folder, family: Family, config: Config) -> Checkpoint:
     """The weights of a folder, over those of the model that its config.json names as `base_model_name_or_path` (peft's
     name) where the package holds that one."""

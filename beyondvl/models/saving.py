@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import write_aside
-from ..hub import WEIGHTS
+from ..hub import SHIPPED, WEIGHTS, shipped_folder
 from ..outputs import check_allowed
 from ..sentences import BERT_FILE, FILE
+from ..weights import Checkpoint, open_checkpoint, save_safetensors
+from .load import open_stored
 from .packed import write_companions
 
-__all__ = ["copy_checkpoint"]
+__all__ = ["copy_checkpoint", "float_tensors", "write_changed", "write_floats"]
 
 # of transformers' save_pretrained, at the values that change nothing
 NEUTRAL = {"push_to_hub": (None, False), "safe_serialization": (None, True), "max_shard_size": (None, "5GB", "50GB"),
@@ -41,6 +46,42 @@ def copy_checkpoint(model: Any, target: Path, settings: dict[str, Any]) -> None:
         for name in weights:
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, aside / name)
+
+
+def write_floats(target: Path, tensors: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    """A checkpoint of float32 tensors, one model.safetensors beside other files. ValueError where the folder holds
+    files: those of another checkpoint would be read with the new weights."""
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target}: holds files, expected a new or empty folder")
+    with write_aside(target, ("model.safetensors",)) as aside:
+        save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
+        write_companions(files, aside)
+
+
+def float_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """All tensors of numbers as float32, those of int8 multiplied by their scales."""
+    skipped = {n for n in checkpoint.names() if checkpoint.entries[n].dtype not in ("F64", "F32", "F16", "BF16", "I8")}
+    scales = {checkpoint.scale_name(n) for n in checkpoint.names()}
+    names = [n for n in checkpoint.names() if n not in skipped | scales]
+    return {n: checkpoint.read(n, checkpoint.entries[n].shape) for n in names}
+
+
+def write_changed(model: Any, target: Path, changed: dict[str, np.ndarray]) -> None:
+    """A model's checkpoint with other values of some tensors, by their encoders' names; over a model that the package
+    holds these alone."""
+    stored, named = open_stored(model)
+    of_entry = {id(stored.entries[name]): name for name in stored.names()}
+    values = {of_entry[id(named.entries[name])]: value for name, value in changed.items()}
+    files = dict(model.files.files) | _options(model)
+    base = next((n for n in SHIPPED if shipped_folder(n).resolve() == model.folder.resolve()), None)
+    if base is None and model.config.get("base_model_name_or_path") not in SHIPPED:
+        values = float_tensors(stored) | values
+    elif base is None:
+        values = float_tensors(open_checkpoint(model.folder)) | values
+    else:
+        config = json.loads(files["config.json"]) | {"base_model_name_or_path": base}
+        files["config.json"] = json.dumps(config, indent=2).encode()
+    write_floats(target, values, files)
 
 
 def _options(model: Any) -> dict[str, bytes]:
