@@ -17,6 +17,8 @@ from typing import Any
 from .hub import DEFAULT_MODEL
 from .search.commands import add_options as search_options
 from .search.commands import dedupe, index, search
+from .serve.commands import add_options as serve_options
+from .serve.commands import serve
 
 __all__ = ["main"]
 
@@ -275,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(function: Any, **kwargs: Any) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0], **kwargs)
         sub.set_defaults(run=function)
-        if function not in (embed, convert, pack):
+        if function not in (embed, convert, pack, serve):
             sub.add_argument("--json", action="store_true", help="JSON lines instead of a table")
         return sub
 
@@ -296,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     model_option(sub)
     for function in (index, search, dedupe):
         search_options(add(function), function)
+    serve_options(add(serve))
     for function in (caption, ask):
         sub = add(function)
         sub.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..hub import DEFAULT_MODEL
 
-__all__ = ["add_options", "dedupe", "index", "search"]
+__all__ = ["add_options", "dedupe", "index", "open_index", "search"]
 
 PLACE = ".beyondvl"
 
@@ -47,7 +47,7 @@ def search(options: argparse.Namespace) -> None:
     """The nearest files of an indexed folder to a text, a picture, a clip or a sound."""
     from ..models.auto import AutoModel
 
-    opened, root = _open(options)
+    opened, root = open_index(options)
     model = AutoModel.from_pretrained(options.model or opened.facts["model"]["name"], dtype=options.dtype)
     keys, scores = opened.search_items(model, options.query, options.top)
     results = [(str(key), os.path.join(root, str(key)), float(score)) for key, score in zip(keys, scores, strict=True)]
@@ -62,7 +62,7 @@ def search(options: argparse.Namespace) -> None:
 
 def dedupe(options: argparse.Namespace) -> None:
     """Groups of nearly equal files of an indexed folder, a blank line between them."""
-    opened, root = _open(options)
+    opened, root = open_index(options)
     groups = [[os.path.join(root, str(key)) for key in group] for group in opened.duplicates(options.threshold)]
     if options.json:
         for group in groups:
@@ -71,7 +71,7 @@ def dedupe(options: argparse.Namespace) -> None:
         print("\n\n".join("\n".join(group) for group in groups))
 
 
-def _open(options: argparse.Namespace) -> tuple[Any, str]:
+def open_index(options: argparse.Namespace) -> tuple[Any, str]:
     """The index of a folder, or of the first one above it that has one; and where its keys begin."""
     from .index import Index
 
