@@ -3,8 +3,8 @@
 Kernel files are compiled once per instruction set, each with its own flags, so that one wheel runs on any
 x86-64 and picks its kernels when it starts. Environment: BEYONDVL_TESTS=1 (tests and benchmarks reach single kernels),
 BEYONDVL_SANITIZE=1 (ASan + UBSan), BEYONDVL_DEBUG=1, BEYONDVL_WERROR=1, BEYONDVL_EMULATE=1 (to test the levels amx and
-avx_vnni on other machines with AVX-512: tiles in C, AVX-512's encoding), BEYONDVL_STB_UNSAFE=1 (accept a stb_image
-header older than 2.30).
+avx_vnni on other machines with AVX-512: tiles in C, AVX-512's encoding), BEYONDVL_LEVELS="base avx2" (no others are
+built), BEYONDVL_STB_UNSAFE=1 (accept a stb_image header older than 2.30).
 """
 
 import os
@@ -93,7 +93,8 @@ def stb_macros() -> list[tuple[str, str]]:
 
 class BuildExt(build_ext):
     def build_extension(self, ext):
-        isas = [isa for isa in ISAS if isa == "base" or (X86 and self.compiles(isa))]
+        wanted = os.environ.get("BEYONDVL_LEVELS", " ".join(ISAS)).split()
+        isas = [isa for isa in ISAS if isa == "base" or (X86 and isa in wanted and self.compiles(isa))]
         ext.define_macros += [("BVL_LEVELS", " ".join(f"LEVEL({isa}, {isa.upper()})" for isa in isas))]
         common = [("Py_LIMITED_API", "0x030b0000")]
 

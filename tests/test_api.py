@@ -241,6 +241,37 @@ def test_every_allocation_may_fail(folder, model):
     np.testing.assert_array_equal(model(**given).image_embeds, expected)
 
 
+def test_unload():
+    """Memory comes back, also of the parts that were made meanwhile; what shares a tower keeps it."""
+    code = """
+import beyondvl as bvl
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1e3
+def used():
+    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    model.caption("examples/photos/cat.jpg"), model.encode(["a cat"])
+    return model
+used().unload()
+before, model = resident(), used()
+loaded = resident()
+model.unload()
+print(before, loaded, resident())
+"""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    before, loaded, after = map(float, done.stdout.split())
+    assert loaded - before > 200 and after - before < 10
+    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    other = copy.copy(model)
+    wanted = model.encode(["a cat"])
+    model.unload()
+    np.testing.assert_array_equal(other.encode(["a cat"]), wanted)
+    for use in (lambda: model.encode(["a cat"]), lambda: model(input_ids=np.ones((1, 3), int)), lambda: model.modalities):
+        with pytest.raises(RuntimeError, match="the model was unloaded: from_pretrained loads it again"):
+            use()
+    assert repr(model) == "BeyondVLForConditionalGeneration(unloaded)"
+
+
 def test_no_leaks(folder):
     bvl.AutoModel.from_pretrained(folder)(**models.inputs())
     live = _C.alloc_live()

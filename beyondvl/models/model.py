@@ -165,6 +165,12 @@ class PreTrainedModel(EncodeMixin):
         """
         save(self, Path(folder))
 
+    def unload(self) -> None:
+        """Lets go of the weights, and gives their memory back to the system where nothing else holds them (a copy, a
+        model of one of its towers, a call that still runs). RuntimeError for every use of the model afterwards."""
+        self.towers, self._processor = Unloaded(), None
+        _C.trim()
+
     def eval(self) -> PreTrainedModel:
         """Nothing to switch: models only ever infer."""
         return self
@@ -409,6 +415,8 @@ class PreTrainedModel(EncodeMixin):
         return np.ascontiguousarray(cosines.T), by_text
 
     def __repr__(self) -> str:
+        if isinstance(self.towers, Unloaded):
+            return f"{type(self).__name__}(unloaded)"
         towers = ", ".join(
             f"{name}: {len(t.encoder.layers)} layers of {t.encoder.hidden_size}" for name, t in self.towers.items()
         )
@@ -419,6 +427,15 @@ class PreTrainedModel(EncodeMixin):
     def packed_bytes(self) -> int:
         """Memory of the packed weights."""
         return sum(tower.program.info()["packed_bytes"] for tower in self.towers.values())
+
+
+class Unloaded(dict):
+    """The towers of a model that was unloaded."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise RuntimeError("the model was unloaded: from_pretrained loads it again")
+
+    __getitem__ = __contains__ = __iter__ = __len__ = keys = values = items = get = _refuse
 
 
 def tower_class(spec: ModelClass) -> type[PreTrainedModel]:
