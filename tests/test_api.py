@@ -266,7 +266,11 @@ print(before, loaded, resident())
     wanted = model.encode(["a cat"])
     model.unload()
     np.testing.assert_array_equal(other.encode(["a cat"]), wanted)
-    for use in (lambda: model.encode(["a cat"]), lambda: model(input_ids=np.ones((1, 3), int)), lambda: model.modalities):
+    for use in (
+        lambda: model.encode(["a cat"]),
+        lambda: model(input_ids=np.ones((1, 3), int)),
+        lambda: model.modalities,
+    ):
         with pytest.raises(RuntimeError, match="the model was unloaded: from_pretrained loads it again"):
             use()
     assert repr(model) == "BeyondVLForConditionalGeneration(unloaded)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import socket
 import subprocess
 import sys
@@ -102,6 +103,62 @@ def test_the_client_of_openai_reads_it(client):
     openai = pytest.importorskip("openai", reason="openai is not installed")
     answer = openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="x").embeddings.create(model=NAME, input=["a cat"])
     assert len(answer.data[0].embedding) == 384
+
+
+def spoken(client, parts, **more):
+    body = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts}], **more}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def test_captions_and_answers(client, model):
+    photo = {"type": "image_url", "image_url": {"url": uri(COFFEE)}}
+    wanted, other = (str(one) for one in model.caption(model.encode_image([COFFEE, CAT])))
+    said = spoken(client, [photo]).json()
+    assert said["choices"][0]["message"] == {"role": "assistant", "content": wanted} and wanted != other
+    assert said["object"] == "chat.completion"
+    question = {"type": "text", "text": "what is in the picture?"}
+    answers = [str(model.answer(picture, [question["text"]])[0]) for picture in (CAT, COFFEE)]
+    assert answers[0] != answers[1]
+    for picture, answer in zip((CAT, COFFEE), answers, strict=True):
+        seen = {"type": "image_url", "image_url": {"url": uri(picture)}}
+        assert spoken(client, [question, seen]).json()["choices"][0]["message"]["content"] == answer
+    lines = spoken(client, [photo], stream=True).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == wanted
+    assert chunks[0]["delta"]["role"] == "assistant" and chunks[-1]["finish_reason"] == "stop"
+    sound = {"type": "image_url", "image_url": {"url": uri(SOUND, "audio/flac")}}
+    assert spoken(client, [sound]).status_code == 200
+    before = [{"role": "user", "content": [photo]}, {"role": "assistant", "content": "a cup"}]
+    asked = {"messages": [*before, {"role": "user", "content": question["text"]}]}
+    assert client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"] == answers[1]
+    bad = {"type": "image_url", "image_url": {"url": uri(b"none")}}
+    assert spoken(client, [bad]).status_code == 400 and spoken(client, "only words").status_code == 400
+    assert spoken(client, [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]).status_code == 422
+    assert (
+        client.post("/v1/chat/completions", json={"messages": [{"role": "system", "content": "x"}]}).status_code == 400
+    )
+
+
+def test_thumbnails_are_of_the_index_alone(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat.jpg").write_bytes(CAT)
+    (tmp_path / "in" / "sound.flac").write_bytes(SOUND)
+    (tmp_path / "secret.jpg").write_bytes(COFFEE)
+    index = bvl.Index.for_model(model)
+    index.update(model, tmp_path / "in")
+    (tmp_path / "in" / "later.jpg").write_bytes(COFFEE)
+    running = Running(create_app(model, NAME, None, index, str(tmp_path / "in")))
+    try:
+        shown = running.client.get("/thumbnail", params={"key": "cat.jpg"})
+        assert shown.headers["content-type"] == "image/jpeg" and max(bvl.load_image(shown.content).shape) <= 320
+        for key in ("../secret.jpg", str(tmp_path / "secret.jpg"), "later.jpg", "sound.flac", "", "no"):
+            assert running.client.get("/thumbnail", params={"key": key}).status_code == 404, key
+        page = running.client.get("/")
+        assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+        assert "http://" not in page.text.replace("http://www.w3.org", "") and "https://" not in page.text
+    finally:
+        running.stop()
 
 
 def test_search(client, model):

@@ -13,7 +13,7 @@ from ..modalities import IMAGE
 from ..processing.items import modality_of
 from ..processing.loading import load_image
 
-__all__ = ["write_page"]
+__all__ = ["thumbnail", "write_page"]
 
 SIDE = 320
 STYLE = """
@@ -26,28 +26,28 @@ b { float: right; font-weight: 600; margin-left: .5rem }
 """
 
 
-def _thumbnail(path: str) -> str:
-    """A picture as a data: URI; a clip or a sound, and what cannot be read, as nothing."""
+def thumbnail(path: str) -> bytes | None:
+    """A small JPEG of a picture; None of a clip, a sound and what cannot be read."""
     from PIL import Image
 
     if modality_of(path) != IMAGE.name:
-        return ""
+        return None
     try:
         image = Image.fromarray(load_image(path))
     except ValueError:
-        return ""
+        return None
     image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
     image.save(data, "jpeg", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data.getvalue()
 
 
 def write_page(path: Path, title: str, results: Iterable[tuple[str, str, float]]) -> None:
     """Writes results (name, path, score), the best first, under a title."""
     figures = []
     for name, file, score in results:
-        picture = _thumbnail(file)
-        shown = f'<img src="{picture}" alt="{escape(name, quote=True)}">' if picture else ""
+        data = base64.b64encode(thumbnail(file) or b"").decode()
+        shown = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(name, quote=True)}">' if data else ""
         link = Path(file).absolute().as_uri() if Path(file).exists() else quote(file)
         figures.append(
             f'<figure><a href="{link}">{shown}</a><figcaption><b>{score:.3f}</b>{escape(name)}</figcaption></figure>'

@@ -2,7 +2,9 @@
 
     POST /v1/embeddings   OpenAI's shape: texts, and pictures, sounds and clips as data: URIs
     POST /v1/similarity   cosines of items with items
-    POST /search          the nearest of an index
+    POST /search          the nearest of an index; GET /thumbnail of one
+    POST /v1/chat/completions   captions and answers about a picture, where the model writes
+    GET  /                a page to search, to caption and to ask
     GET  /v1/models, /health, /metrics (Prometheus)
 
 Errors have OpenAI's shape, and name what of the request they are about.
@@ -12,28 +14,38 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..modalities import TEXT
+from ..search.page import thumbnail
 from ..similarity import unit_rows
 from .batching import Batcher, Busy
+from .chat import Chat, completion, pieces, write
 from .guard import LOOPBACK, Guard, error_body
 from .requests import Compare, Embed, Item, ItemError, Search, content, listed
 from .settings import Settings
 
 __all__ = ["create_app"]
 
+PAGE = Path(__file__).with_name("page.html")
+POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ERRORS = {status: {"description": text} for status, text in (
     (400, "something of the request cannot be read"), (401, "no key, or another one"), (403, "another site's page"),
@@ -45,8 +57,9 @@ BRANCHES = ("string_type", "model_type", "model_attributes_type", "list_type")  
 class Server:
     """The model, what waits for it, and what is counted."""
 
-    def __init__(self, model: Any, name: str, settings: Settings, index: Any):
-        self.model, self.name, self.settings, self.index = model, name, settings, index
+    def __init__(self, model: Any, name: str, settings: Settings, index: Any, root: str | None):
+        self.model, self.name, self.settings, self.index, self.root = model, name, settings, index, root
+        self.writer = ThreadPoolExecutor(1, "beyondvl-answers")
         self.readable = model.readable
         self.registry = CollectorRegistry()
         about = {"registry": self.registry}
@@ -62,6 +75,7 @@ class Server:
         """Ends when what waits is done."""
         yield
         await asyncio.to_thread(self.batcher.close)
+        self.writer.shutdown()
 
     def check(self, model: str | None, items: list[tuple[str, Any]]) -> None:
         """ItemError for another model's name, and for too many items."""
@@ -124,6 +138,27 @@ class Server:
         return JSONResponse(
             {"data": [{"key": key, "score": score} for key, score in zip(keys, scores.tolist(), strict=True)]}
         )
+
+    async def chat(self, asked: Chat) -> Response:
+        """A caption or an answer, whole or as events."""
+        self.check(asked.model, [])
+        text = await asyncio.get_running_loop().run_in_executor(self.writer, write, self.model, asked, self.readable)
+        if asked.stream:
+            return StreamingResponse(pieces(self.name, text), media_type="text/event-stream")
+        return JSONResponse(completion(self.name, text))
+
+    async def thumbnail(self, key: Annotated[str, Query(max_length=4096)]) -> Response:
+        """A small JPEG of a picture that the index has; nothing else of this machine is shown."""
+        if self.index is None or self.root is None or not await asyncio.to_thread(self.index.__contains__, key):
+            raise ItemError("key", f"key: found {key!r:.200}, which is not in the index", 404)
+        data = await asyncio.to_thread(thumbnail, os.path.join(self.root, key))
+        if data is None:
+            raise ItemError("key", f"key: {key!r:.200} is no picture that can be read", 404)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def page(self) -> Response:
+        """The page."""
+        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Content-Security-Policy": POLICY})
 
     async def models(self) -> dict[str, Any]:
         """The model that is served."""
@@ -193,20 +228,33 @@ async def _plain(_: Request, error: Any) -> JSONResponse:
     return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
 
 
-def create_app(model: Any, name: str, settings: Settings | None = None, index: Any = None) -> Callable:
-    """The application that serves a model by a name, and an index of its embeddings where one is given. ValueError for
-    another model's index."""
+def create_app(
+    model: Any, name: str, settings: Settings | None = None, index: Any = None, root: str | None = None
+) -> Callable:
+    """The application that serves a model by a name, and an index of its embeddings where one is given; `root`: the
+    folder that its keys are files of, to show them. ValueError for another model's index."""
     settings = settings or Settings()
     if index is not None:
         index.check_model(model)
-    server = Server(model, name, settings, index)
+    server = Server(model, name, settings, index, root)
     app = FastAPI(title="beyondvl", version=__version__, docs_url=None, redoc_url=None, lifespan=server.lifespan)
-    routes = {"/v1/embeddings": server.embed, "/v1/similarity": server.compare, "/search": server.search}
+    routes: dict[str, Callable] = {
+        "/v1/embeddings": server.embed,
+        "/v1/similarity": server.compare,
+        "/v1/chat/completions": server.chat,
+        "/search": server.search,
+    }
     for path, endpoint in routes.items():
         app.post(path, responses=ERRORS, response_model=None)(endpoint)
-    others = {"/v1/models": server.models, "/health": server.health, "/metrics": server.metrics}
+    others: dict[str, Callable] = {
+        "/v1/models": server.models,
+        "/health": server.health,
+        "/metrics": server.metrics,
+        "/thumbnail": server.thumbnail,
+        "/": server.page,
+    }
     for path, endpoint in others.items():
-        app.get(path, response_model=None)(endpoint)
+        app.get(path, response_model=None, responses=ERRORS)(endpoint)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(ItemError, _unreadable)

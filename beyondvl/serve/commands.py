@@ -28,7 +28,7 @@ def serve(options: argparse.Namespace) -> None:
     local = is_loopback(options.host)
     if not local and not key:
         raise ValueError(f"--host {options.host}: others may call, expected --api-key or BEYONDVL_API_KEY")
-    index = open_index(options)[0] if options.folder else None
+    index, root = open_index(options) if options.folder else (None, None)
     name = options.model or (index.facts["model"]["name"] if index else DEFAULT_MODEL)
     model = AutoModel.from_pretrained(name, dtype=options.dtype)
     settings = Settings(
@@ -40,7 +40,7 @@ def serve(options: argparse.Namespace) -> None:
         max_batch=options.max_batch,
     )
     served = name if name == DEFAULT_MODEL else Path(name).name
-    app = create_app(model, served, settings, index)
+    app = create_app(model, served, settings, index, root)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, backlog=4096)
 
 

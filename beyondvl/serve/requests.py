@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 
-__all__ = ["Compare", "Embed", "Item", "ItemError", "Search", "content", "listed"]
+__all__ = ["Compare", "Data", "Embed", "Item", "ItemError", "Name", "Search", "Text", "content", "listed"]
 
 KINDS = (TEXT.name, IMAGE.name, AUDIO.name, VIDEO.name)
 MOST_TEXT, MOST_ITEMS = 1 << 20, 2048  # characters; items of any request
