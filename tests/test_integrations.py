@@ -1,0 +1,64 @@
+"""beyondvl inside other libraries, as they are on PyPI."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+import beyondvl as bvl
+import models
+import pictures
+from beyondvl.integrations.embedder import Embedder
+
+PHOTOS = [str(path) for path in sorted(pictures.EXAMPLES.glob("*.jpg"))[:4]]
+
+
+def test_an_embedder_loads_where_it_is_used(tmp_path, monkeypatch):
+    models.write(tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    embedder = Embedder("clip", dtype="int8", num_threads=1, modality="image")
+    assert embedder.ndims == embedder.model.get_embedding_dimension()
+    data = pickle.dumps(embedder)
+    assert len(data) < 1000
+    monkeypatch.chdir("/")
+    other = pickle.loads(data)
+    assert other._model is None and other.model.dtype == "int8" and other.model.num_threads == 1
+    rows, errors = Embedder()([*PHOTOS[:2], b"none", "a text"])
+    assert errors[:2] == [None, None] and errors[3] is None and errors[2].startswith("image bytes: cannot be decoded")
+    assert np.isnan(rows[2]).all()
+    wanted = bvl.AutoModel.from_pretrained("beyond-vl-model").encode([*PHOTOS[:2], "a text"], normalize_embeddings=True)
+    np.testing.assert_array_equal(rows[[0, 1, 3]], wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lancedb(tmp_path):
+    lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+    from lancedb.embeddings import get_registry
+    from lancedb.pydantic import LanceModel, Vector
+
+    import beyondvl.integrations.lancedb  # noqa: F401
+
+    embed = get_registry().get("beyondvl").create(truncate_dim=200)
+
+    class Photo(LanceModel):
+        path: str = embed.SourceField()
+        vector: Vector(embed.ndims()) | None = embed.VectorField(default=None)
+
+    (tmp_path / "bad.jpg").write_bytes(b"none")
+    base = lancedb.connect(tmp_path / "base")
+    table = base.create_table("photos", schema=Photo)
+    table.add([{"path": path} for path in [*PHOTOS, str(tmp_path / "bad.jpg")]], on_bad_vectors="null")
+    assert table.count_rows() == 5
+    rows = {row["path"]: row["vector"] for row in table.to_arrow().to_pylist()}
+    assert rows[str(tmp_path / "bad.jpg")] is None
+    wanted = bvl.AutoModel.from_pretrained("beyond-vl-model").encode(
+        PHOTOS, normalize_embeddings=True, truncate_dim=200
+    )
+    np.testing.assert_allclose([rows[path] for path in PHOTOS], wanted, atol=1e-6)
+    found = (
+        base.open_table("photos").search("a close-up of a cat").limit(1).to_list()
+    )  # the function comes with the table
+    assert found[0]["path"].endswith("cat.jpg")
+    assert table.search(PHOTOS[1]).limit(1).to_list()[0]["path"] == PHOTOS[1]
