@@ -50,7 +50,7 @@ class Journal:
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 said = "another process writes there, expected none"
                 raise BlockingIOError(errno.EWOULDBLOCK, said, os.fspath(folder)) from error
             journal = cls._begun(folder, job, overwrite)

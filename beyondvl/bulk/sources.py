@@ -14,6 +14,7 @@ import glob
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import count, groupby
 from typing import Any
@@ -161,7 +162,7 @@ def _of_shard(store: Store, name: str, columns: Columns) -> Iterator[Row]:
             )
             for key, files in groupby(members, lambda member: member[0]):
                 yield _sample(key, files, columns)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{name}: not a whole tar file: {error}") from error
 
 

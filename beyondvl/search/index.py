@@ -233,7 +233,8 @@ class Index(ItemsMixin):
             k = min(k, there, MOST_HITS)
             for start in range(0, len(rows), TOGETHER):
                 found, places = self._nearest(segments, masks, rows[start : start + TOGETHER], k, threads)
-                keys += [[self.catalog.key_at(*map(int, place)) for place in each] for each in places]
+                # a product that overflows to -inf is no hit
+                keys += [[self.catalog.key_at(*map(int, place)) for place in each if place[1] >= 0] for each in places]
                 scores.append(found)
         whole = np.concatenate([np.zeros((0, k), np.float32), *scores])
         return (keys[0], whole[0]) if np.ndim(to_numpy(queries)) == 1 else (keys, whole)

@@ -116,7 +116,7 @@ class Server:
             for row in rows
         ]
         data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
-        tokens = self.count_tokens([item for _, item in items])
+        tokens = await asyncio.to_thread(self.count_tokens, [item for _, item in items])
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
 
