@@ -104,7 +104,7 @@ def memory(work: Path) -> dict[str, Any]:
     for number in range(10):
         shard(work / f"shard-{number:03}.tar", some * 100)
     (work / "clip" / "preprocessor_config.json").write_text(json.dumps(
-        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
     ))  # fmt: skip
     command = [sys.executable, "-c", MEMORY, str(folder), str(work / "rows"), str(work / "shard-{000..009}.tar")]
     first, last = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -62,3 +63,32 @@ def test_lancedb(tmp_path):
     )  # the function comes with the table
     assert found[0]["path"].endswith("cat.jpg")
     assert table.search(PHOTOS[1]).limit(1).to_list()[0]["path"] == PHOTOS[1]
+
+
+def test_fastembed(tmp_path):
+    fastembed = pytest.importorskip("fastembed", reason="fastembed is not installed")
+    from beyondvl.integrations.fastembed import add_model
+
+    name = "beyondvl/beyond-vl-model"
+    model = bvl.AutoModel.from_pretrained("beyond-vl-model")
+    pictures_of = fastembed.ImageEmbedding(name, threads=1)
+    rows = list(pictures_of.embed(iter(PHOTOS), batch_size=3, parallel=2))
+    np.testing.assert_array_equal(rows, model.encode(PHOTOS, normalize_embeddings=True))
+    np.testing.assert_array_equal(list(pictures_of.embed(PHOTOS[0])), rows[:1])
+    assert pictures_of.embedding_size == fastembed.ImageEmbedding.get_embedding_size(name) == 384
+    texts = fastembed.TextEmbedding(name, lazy_load=True)
+    words = ["a cat", "/etc/passwd", "a wall"]
+    wanted = model.encode([{"text": word} for word in words], normalize_embeddings=True)
+    np.testing.assert_array_equal(list(texts.embed(words)), wanted)
+    np.testing.assert_array_equal(list(texts.query_embed("a cat")), wanted[:1])
+    assert texts.token_count("a cat") == 4
+    folder = models.write(tmp_path / "clip")
+    about = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48}, "crop_size": 48}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    other = bvl.AutoModel.from_pretrained(folder)
+    add_model("mine", folder, other.get_embedding_dimension())
+    mine = fastembed.ImageEmbedding("Mine")
+    np.testing.assert_array_equal(list(mine.embed(PHOTOS)), other.encode(PHOTOS, normalize_embeddings=True))
+    assert mine.embedding_size == other.get_embedding_dimension()
+    listed = {one["model"]: one["dim"] for one in fastembed.ImageEmbedding.list_supported_models()}
+    assert listed[name] == 384 and "Qdrant/clip-ViT-B-32-vision" in listed
