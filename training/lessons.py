@@ -33,6 +33,7 @@ HEARD = {
 VOICE = ["what does the voice say?", "what is said?", "what do they say?"]
 SOUND = ["what do you hear?", "what is that sound?", "what is making the sound?"]
 NARRATED = ["{} while {}", "{} and {}"]
+ANSWERS = ["yes", "no", "a voice says"]  # beside what captions say
 
 
 class Pictures:
@@ -103,7 +104,10 @@ class Lessons:
 
     def __init__(self, data: Path, work: Path, seed: int = 0, fold: int | None = None, open_set: bool = False):
         states, rng = work / "states", np.random.default_rng(seed)
-        self.vocabulary = Vocabulary.of(data, work / "vocabulary.json", open_set)
+        self.clips = Clips(states, "clips-train")
+        taught = [*ANSWERS, *(line for lines in HEARD.values() for line in lines)]
+        taught += [plain(text) for f in self.clips.facts for text in [*f["captions"], *(a for _, a in f["questions"])]]
+        self.vocabulary = Vocabulary.of(data, work / "vocabulary.json", open_set, taught if open_set else ())
         coco, rooms = captions(data, "coco-val2017"), ()
         vectors = Read.vectors_of(coco, work / "coco.npy")
         pictures = Imagined(work / ("tower" if open_set else "tuned"), vectors, Drawings(work).class_sentences[0])
@@ -120,7 +124,7 @@ class Lessons:
             self.sets.append(self.photographs)
         self.photographs.swap_words(rng)
         self.room_questions = room_questions(rooms)
-        self.drawings, self.clips = Pictures(states, "drawings"), Clips(states, "clips-train")
+        self.drawings = Pictures(states, "drawings")
         self.speech, self.real = Sounds(work, "speech-train"), Sounds(work, "esc10")
         self.real_at = [i for i, f in enumerate(self.real.facts) if f["fold"] != fold]
         self.silent = coco + captions(data, "audiocaps") + [plain(name) for name in class_names()]

@@ -98,13 +98,14 @@ class Vocabulary:
         self.names = {token: piece for piece, token in self.pieces.items()}
 
     @classmethod
-    def of(cls, data: Path, path: Path, open_set: bool = False) -> Vocabulary:
-        """The one kept at `path`, made of the data where it is not."""
+    def of(cls, data: Path, path: Path, open_set: bool = False, taught: Sequence[str] = ()) -> Vocabulary:
+        """The one kept at `path`, made of the data where it is not; all of `taught` can be written."""
         if not path.exists():
             whole = cls(())
             encoded = whole.tokenizer.encode_batch(all_words(data, open_set), add_special_tokens=False)
             counts = Counter(token for one in encoded for token in one.ids)
             kept = {token for token, count in counts.items() if count >= (OPEN_LEAST if open_set else LEAST)}
+            kept.update(t for one in whole.tokenizer.encode_batch(taught, add_special_tokens=False) for t in one.ids)
             if not open_set:
                 letters = (t for p, t in whole.pieces.items() if len(p.removeprefix("##")) == 1 and p.isascii())
                 kept.update(letters)
