@@ -106,7 +106,7 @@ def memory(work: Path) -> dict[str, Any]:
     (work / "clip" / "preprocessor_config.json").write_text(json.dumps(
         {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
     ))  # fmt: skip
-    command = [sys.executable, "-c", MEMORY, str(folder), str(work / "rows"), str(work / "shard-{000..009}.tar")]
+    command = [sys.executable, "-P", "-c", MEMORY, str(folder), str(work / "rows"), str(work / "shard-{000..009}.tar")]
     first, last = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     return {"at_2000_mb": first, "at_100000_mb": last, "grown_mb": last - first}
 
@@ -139,7 +139,7 @@ def kills(work: Path) -> dict[str, Any]:
     shard(source, [jpeg(seed) if seed % 15 else b"bad" for seed in range(4000)])
     folder, longest = work / "killed", 0.0
     while True:
-        job = subprocess.Popen([sys.executable, "-c", JOB, folder, source])
+        job = subprocess.Popen([sys.executable, "-P", "-c", JOB, folder, source])
         begin = time.perf_counter()
         while job.poll() is None and time.perf_counter() - begin < (0.4 + rng.uniform(0, 1.2) if done < 50 else 1e9):
             time.sleep(0.005)
@@ -149,7 +149,7 @@ def kills(work: Path) -> dict[str, Any]:
         job.wait()
         done += 1
         longest = max(longest, time.perf_counter() - begin)
-    subprocess.run([sys.executable, "-c", JOB, work / "whole", source], check=True)
+    subprocess.run([sys.executable, "-P", "-c", JOB, work / "whole", source], check=True)
     contents = [{path.name: path.read_bytes() for path in one.iterdir()} for one in (folder, work / "whole")]
     return {
         "kills": done,

@@ -258,7 +258,7 @@ model.unload()
 print(before, loaded, resident())
 """
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=root, check=True)
     before, loaded, after = map(float, done.stdout.split())
     assert loaded - before > 200 and after - before < 10
     model = bvl.AutoModel.from_pretrained("beyond-vl-model")
@@ -377,7 +377,7 @@ def test_similarity(model):
 
 def run_python(code: str, **env) -> str:
     full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), **env}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=full, timeout=120, cwd=HERE)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=full, timeout=120, cwd=HERE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -396,7 +396,7 @@ def test_forced_levels():
         out = run_python("import beyondvl; beyondvl.show_config()", BEYONDVL_ISA=isa)
         assert f"isa           {isa}" in out and "BEYONDVL_ISA" in out
     env = {**os.environ, "PYTHONPATH": str(ROOT), "BEYONDVL_ISA": "neon"}
-    done = subprocess.run([sys.executable, "-c", "import beyondvl"], capture_output=True, text=True, env=env, cwd=HERE)
+    done = subprocess.run([sys.executable, "-P", "-c", "import beyondvl"], capture_output=True, text=True, env=env, cwd=HERE)
     assert done.returncode != 0 and "found instruction set 'neon', expected" in done.stderr
 
 

@@ -360,7 +360,7 @@ def test_killed_at_any_moment(model, tmp_path):
     for form in ("parquet", "npy"):
         folder = tmp_path / form
         while True:
-            job = subprocess.Popen([sys.executable, "-c", JOB, folder, source, form])
+            job = subprocess.Popen([sys.executable, "-P", "-c", JOB, folder, source, form])
             while job.poll() is None and not (folder / "_job.json").exists():
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 1.2) if kills < 8 else 60 if job.poll() is None and job.wait() else 0)

@@ -357,7 +357,7 @@ def test_killed_at_any_moment(tmp_path):
     bvl.Index(32, "int8", path=tmp_path / "i").close()
     reader, rng, kills = bvl.Index.open(tmp_path / "i"), random.Random(1), 0
     while True:
-        job = subprocess.Popen([sys.executable, "-c", ADDER, tmp_path / "i"], stdout=subprocess.PIPE)
+        job = subprocess.Popen([sys.executable, "-P", "-c", ADDER, tmp_path / "i"], stdout=subprocess.PIPE)
         job.stdout.readline()
         end = time.time() + (rng.uniform(0, 0.3) if kills < 8 else 300)
         while time.time() < end and job.poll() is None:
