@@ -108,7 +108,7 @@ def embed(options: argparse.Namespace) -> None:
             raise SystemExit(1)
         return
     names = [[item] if not _names(item, Path.is_dir) else _pictures([item], all_media=True) for item in options.inputs]
-    items = (_seen(name) if _names(name, Path.is_file) else {"text": name} for name in itertools.chain(*names))
+    items = (_seen(name) if _names(name, Path.is_file) else name for name in itertools.chain(*names))
     failed, written = False, itertools.chain(*names)
     for rows in model.encode_stream(items, chunk_size=256, normalize_embeddings=options.normalize):
         errors = {failure.index: failure for failure in rows.failures}
