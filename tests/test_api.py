@@ -377,7 +377,9 @@ def test_similarity(model):
 
 def run_python(code: str, **env) -> str:
     full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), **env}
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=full, timeout=120, cwd=HERE)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=full, timeout=120, cwd=HERE
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -396,7 +398,9 @@ def test_forced_levels():
         out = run_python("import beyondvl; beyondvl.show_config()", BEYONDVL_ISA=isa)
         assert f"isa           {isa}" in out and "BEYONDVL_ISA" in out
     env = {**os.environ, "PYTHONPATH": str(ROOT), "BEYONDVL_ISA": "neon"}
-    done = subprocess.run([sys.executable, "-P", "-c", "import beyondvl"], capture_output=True, text=True, env=env, cwd=HERE)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import beyondvl"], capture_output=True, text=True, env=env, cwd=HERE
+    )
     assert done.returncode != 0 and "found instruction set 'neon', expected" in done.stderr
 
 
