@@ -27,6 +27,7 @@ from .journal import Journal, checksum
 from .rows import Row
 from .sources import describe, is_source, rows_of
 from .stores import fetch
+from .tables import import_arrow
 from .writers import WRITERS, ClipRetrievalWriter, Writer
 
 __all__ = ["Written", "stream", "write"]
@@ -87,6 +88,8 @@ def write(
     for name, known in (("format", WRITERS), ("precision", STORED), ("on_error", POLICIES)):
         if job[name] not in known:
             raise ValueError(f"{name}: found {job[name]!r}, expected one of {', '.join(known)}")
+    if job["format"] != "npy":
+        import_arrow(f"format {job['format']!r}")  # said before anything is begun
     if job["format"] == "clip-retrieval":
         _as_clip_retrieval(model, job, options)
     width = min(model.get_embedding_dimension() or 0, options.get("truncate_dim") or sys.maxsize)
