@@ -11,7 +11,7 @@ from typing import Any
 
 from .folder import KNOWN, Folder
 
-__all__ = ["DEFAULT_MODEL", "SHIPPED", "WEIGHTS", "open_folder", "resolve", "shipped_folder"]
+__all__ = ["DEFAULT_MODEL", "SHIPPED", "WEIGHTS", "open_folder", "resolve", "shipped_folder", "shipped_name"]
 
 DEFAULT_MODEL = "beyond-vl-model"
 SHIPPED = {DEFAULT_MODEL: "default"}  # what the package holds, by name
@@ -57,6 +57,11 @@ def open_folder(name: str | os.PathLike, options: dict[str, Any], weights: bool 
 
 def shipped_folder(name: str) -> Path:
     return Path(__file__).parent / SHIPPED[name]
+
+
+def shipped_name(folder: Path) -> str | None:
+    """What a folder that the package holds is called; None of any other."""
+    return next((name for name in SHIPPED if shipped_folder(name).resolve() == folder.resolve()), None)
 
 
 def resolve(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..outcomes import counted
+
 __all__ = ["Embedder"]
 
 
@@ -59,8 +61,6 @@ class Embedder:
     def __call__(self, items: Iterable[Any]) -> tuple[np.ndarray, list[str | None]]:
         """Vectors [n, ndims] float32 and of each item None, or why it has none: its vector is NaN then."""
         rows = self.model.encode(list(items), on_error="null", show_progress_bar=False, **self.options)
-        from ..outcomes import counted
-
         errors: list[str | None] = [None] * len(rows)
         for failure in counted(rows.failures, 0):
             errors[failure.index] = str(failure.error)

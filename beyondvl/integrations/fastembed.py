@@ -55,6 +55,13 @@ class _Embedding:
     model_name: str
     threads: int | None
 
+    def __init__(self, model_name: str, *args: Any, lazy_load: bool = False, **kwargs: Any):
+        super().__init__(model_name, *args, **kwargs)
+        source = MODELS[model_name.lower()][0]
+        self.embedder = Embedder(source, num_threads=self.threads, modality=self.modality)
+        if not lazy_load:
+            _ = self.embedder.model
+
     @classmethod
     def _list_supported_models(cls) -> list[DenseModelDescription]:
         return [about for _, about in MODELS.values()]
@@ -69,12 +76,6 @@ class _Embedding:
         """Numbers of a vector."""
         return self.get_embedding_size(self.model_name)
 
-    def _open(self, lazy_load: bool) -> None:
-        source = MODELS[self.model_name.lower()][0]
-        self.embedder = Embedder(source, num_threads=self.threads, modality=self.modality)
-        if not lazy_load:
-            _ = self.embedder.model
-
     def _rows(self, items: Iterable[Any], batch_size: int) -> Iterator[np.ndarray]:
         """A vector of each item, in order. What `encode` raises for one that cannot be read."""
         source = iter(items)
@@ -86,10 +87,6 @@ class BeyondImageEmbedding(_Embedding, ImageEmbeddingBase):
     """Pictures: paths, bytes and PIL images."""
 
     modality = IMAGE.name
-
-    def __init__(self, model_name: str, *args: Any, lazy_load: bool = False, **kwargs: Any):
-        super().__init__(model_name, *args, **kwargs)
-        self._open(lazy_load)
 
     def embed(
         self, images: Any, batch_size: int = 16, parallel: int | None = None, **kwargs: Any
@@ -103,10 +100,6 @@ class BeyondTextEmbedding(_Embedding, TextEmbeddingBase):
     """Texts."""
 
     modality = TEXT.name
-
-    def __init__(self, model_name: str, *args: Any, lazy_load: bool = False, **kwargs: Any):
-        super().__init__(model_name, *args, **kwargs)
-        self._open(lazy_load)
 
     def embed(
         self, documents: str | Iterable[str], batch_size: int = 256, parallel: int | None = None, **kwargs: Any

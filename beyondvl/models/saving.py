@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_aside
-from ..hub import SHIPPED, WEIGHTS, shipped_folder
+from ..hub import SHIPPED, WEIGHTS, shipped_name
 from ..outputs import check_allowed
 from ..sentences import BERT_FILE, FILE
 from ..weights import Checkpoint, open_checkpoint, save_safetensors
@@ -73,7 +73,7 @@ def write_changed(model: Any, target: Path, changed: dict[str, np.ndarray]) -> N
     of_entry = {id(stored.entries[name]): name for name in stored.names()}
     values = {of_entry[id(named.entries[name])]: value for name, value in changed.items()}
     files = dict(model.files.files) | _options(model)
-    base = next((n for n in SHIPPED if shipped_folder(n).resolve() == model.folder.resolve()), None)
+    base = shipped_name(model.folder)
     if base is None and model.config.get("base_model_name_or_path") not in SHIPPED:
         values = float_tensors(stored) | values
     elif base is None:

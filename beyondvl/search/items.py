@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ..ahead import progress
 from ..bulk.identity import fingerprint
 from ..bulk.stores import Here
-from ..hub import SHIPPED, shipped_folder
+from ..hub import shipped_name
 from ..outcomes import Failure, counted
 from ..processing.items import extension_of
 from .catalog import Key
@@ -44,8 +43,8 @@ class ItemsMixin:
         path: str | os.PathLike | None = None,
     ) -> Any:
         """An empty index of a model's embeddings, compared by cosine; those of another checkpoint are refused."""
-        names = [name for name in SHIPPED if shipped_folder(name).resolve() == Path(model.folder).resolve()]
-        facts = {"name": (names or [str(model.folder)])[0], "fingerprint": fingerprint(model), "dtype": model.dtype}
+        name = shipped_name(model.folder) or str(model.folder)
+        facts = {"name": name, "fingerprint": fingerprint(model), "dtype": model.dtype}
         return cls(model.get_embedding_dimension(), dtype, "cosine", rescore=rescore, path=path, model=facts)
 
     def check_model(self, model: Any) -> None:
