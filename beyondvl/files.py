@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["open_regular", "read_regular", "write_aside"]
+__all__ = ["check_empty", "open_regular", "read_regular", "write_aside"]
 
 
 def open_regular(path: str | os.PathLike) -> int:
@@ -30,6 +30,12 @@ def read_regular(path: str | os.PathLike, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", os.fspath(path))
         return file.read()
+
+
+def check_empty(folder: Path) -> None:
+    """ValueError where a folder holds files: those of something else would be taken for the new one's."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds files, expected a new or empty folder")
 
 
 @contextmanager

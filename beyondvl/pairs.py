@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .files import check_empty
 from .modalities import IMAGE, TEXT
 from .models.load import open_stored
 from .models.saving import write_changed
@@ -93,8 +94,7 @@ def adapt(
     if len(images) != len(texts):
         raise ValueError(f"texts: found {len(texts)}, expected {len(images)}, one of each picture")
     target = Path(output)
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target}: holds files, expected a new or empty folder")
+    check_empty(target)  # before the work, not after it
     step = projection_of(model)
     keys = [os.fspath(x) if isinstance(x, str | os.PathLike) else id(x) for x in images]
     first: dict[Any, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_aside
+from ..files import check_empty, write_aside
 from ..hub import SHIPPED, WEIGHTS, shipped_name
 from ..outputs import check_allowed
 from ..sentences import BERT_FILE, FILE
@@ -51,8 +51,7 @@ def copy_checkpoint(model: Any, target: Path, settings: dict[str, Any]) -> None:
 def write_floats(target: Path, tensors: dict[str, Any], files: Mapping[str, bytes]) -> None:
     """A checkpoint of float32 tensors, one model.safetensors beside other files. ValueError where the folder holds
     files: those of another checkpoint would be read with the new weights."""
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target}: holds files, expected a new or empty folder")
+    check_empty(target)
     with write_aside(target, ("model.safetensors",)) as aside:
         save_safetensors(aside / "model.safetensors", tensors, {"format": "pt"})
         write_companions(files, aside)
