@@ -15,7 +15,7 @@ import numpy as np
 from .rows import Columns, Row
 from .stores import Elsewhere, Store
 
-__all__ = ["batches_of", "batches_of_file", "import_arrow", "is_table", "rows_of_batches"]
+__all__ = ["batches_of", "batches_of_file", "import_arrow", "is_table", "lists_of", "rows_of_batches", "values_of"]
 
 BATCH_ROWS = 256
 FORMATS = {".arrow": "ipc", ".feather": "feather", ".csv": "csv", ".parquet": "parquet"}
@@ -28,6 +28,12 @@ def import_arrow(why: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{why}: needs pyarrow: pip install 'beyondvl[arrow]'") from error
     return pyarrow
+
+
+def lists_of(rows: np.ndarray) -> Any:
+    """Rows [n, d] as an Arrow array of lists of one size, over the same memory."""
+    arrow = import_arrow("an Arrow array")
+    return arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), rows.shape[1])
 
 
 def is_table(inputs: Any) -> bool:
@@ -85,13 +91,13 @@ def column_of(names: list[str], columns: Columns) -> str:
 def rows_of_batches(batches: Iterable[Any], columns: Columns) -> Iterator[Row]:
     """Rows of record batches."""
     for batch in batches:
-        items = _items(batch.column(column_of(batch.schema.names, columns)))
+        items = values_of(batch.column(column_of(batch.schema.names, columns)))
         keys = columns.numbers if columns.key is None else batch.column(columns.key).to_pylist()
         for item, key in zip(items, keys, strict=False):
             yield Row(str(key), item, len(item) if isinstance(item, memoryview) else getattr(item, "nbytes", 0))
 
 
-def _items(column: Any) -> Iterator[Any]:
+def values_of(column: Any) -> Iterator[Any]:
     """Values of a column as `encode` takes them."""
     import pyarrow as arrow
 
@@ -104,7 +110,7 @@ def _items(column: Any) -> Iterator[Any]:
         for value in column:
             yield memoryview(value.as_buffer()) if value.is_valid else None
     elif arrow.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
-        for data, path in zip(_items(column.field("bytes")), column.field("path").to_pylist(), strict=True):
+        for data, path in zip(values_of(column.field("bytes")), column.field("path").to_pylist(), strict=True):
             yield path if data is None else data
     else:
         yield from column.to_pylist()

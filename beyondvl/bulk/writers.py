@@ -19,7 +19,7 @@ import numpy as np
 
 from ..files import write_aside
 from ..modalities import IMAGE, TEXT
-from .tables import import_arrow
+from .tables import import_arrow, lists_of
 
 __all__ = ["WRITERS", "Writer"]
 
@@ -52,10 +52,9 @@ class TableWriter(Writer):
 
     def table(self, keys: Sequence[str], rows: np.ndarray, errors: Sequence[Any]) -> Any:
         arrow = import_arrow("tables")
-        vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), rows.shape[1])
         columns = {
             "key": arrow.array(keys, arrow.string()),
-            "vector": vectors,
+            "vector": lists_of(rows),
             "error": arrow.array(errors, arrow.string()),
         }
         return arrow.table(columns).replace_schema_metadata({"beyondvl": json.dumps(self.facts)})

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bulk.tables import import_arrow, lists_of, values_of
 from ..outcomes import counted
 
 __all__ = ["Embedder"]
@@ -43,6 +44,9 @@ class Embedder:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_model": None}
 
+    def __repr__(self) -> str:
+        return f"Embedder({self.name!r}, dtype={self.dtype!r}, num_threads={self.num_threads}, **{self.options!r})"
+
     @property
     def model(self) -> Any:
         """The model, loaded at first use."""
@@ -63,5 +67,12 @@ class Embedder:
         rows = self.model.encode(list(items), on_error="null", show_progress_bar=False, **self.options)
         errors: list[str | None] = [None] * len(rows)
         for failure in counted(rows.failures, 0):
-            errors[failure.index] = str(failure.error)
+            errors[failure.index] = str(failure.error).removeprefix(f"item {failure.index}: ")
         return np.asarray(rows), errors
+
+    def arrow(self, column: Any) -> Any:
+        """An Arrow array of the same length: structs of `vector`, a list of ndims float32, and `error`, a string or
+        null; where there is an error the vector is NaN, as Parquet readers fail at lists of one size that are null."""
+        arrow = import_arrow("an Arrow array")
+        rows, errors = self(values_of(column))
+        return arrow.StructArray.from_arrays([lists_of(rows), arrow.array(errors, arrow.string())], ["vector", "error"])
