@@ -14,6 +14,21 @@ from .similarity import SIMILARITIES, THREADED
 __all__ = ["EmbeddingOptions"]
 
 
+class ModelCardData:
+    """What evaluators of sentence-transformers tell a model.
+
+    Attributes:
+        eval_results_dict: figures by name, of each evaluator.
+    """
+
+    def __init__(self) -> None:
+        self.eval_results_dict: dict[Any, dict[str, float]] = {}
+
+    def set_evaluation_metrics(self, evaluator: Any, metrics: dict[str, float], epoch: int = 0, step: int = 0) -> None:
+        """Keeps an evaluator's figures, the last ones it had."""
+        self.eval_results_dict[evaluator] = dict(metrics)
+
+
 class EmbeddingOptions:
     """The options of `encode` that belong to the model.
 
@@ -23,6 +38,7 @@ class EmbeddingOptions:
         truncate_dim: how many numbers of an embedding are kept, or None for all.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
         max_seq_length: tokens of the longest text, its special ones among them.
+        model_card_data: figures that evaluators of sentence-transformers found.
     """
 
     prompts: dict[str, str]
@@ -35,6 +51,7 @@ class EmbeddingOptions:
         self.prompts = dict.fromkeys(PROMPTS, "") | said.prompts
         self.default_prompt_name, self.truncate_dim = said.default_prompt, said.truncate_dim
         self._similarity_fn_name, self._max_seq_length = said.similarity, said.max_length
+        self.model_card_data = ModelCardData()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 
+import calls
 import numpy as np
 import pytest
 
 import beyondvl as bvl
 import models
 import pictures
+import published
 from beyondvl.integrations.embedder import Embedder
 
 PHOTOS = [str(path) for path in sorted(pictures.EXAMPLES.glob("*.jpg"))[:4]]
@@ -92,3 +94,37 @@ def test_fastembed(tmp_path):
     assert mine.embedding_size == other.get_embedding_dimension()
     listed = {one["model"]: one["dim"] for one in fastembed.ImageEmbedding.list_supported_models()}
     assert listed[name] == 384 and "Qdrant/clip-ViT-B-32-vision" in listed
+
+
+@pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder")
+def test_evaluators_of_sentence_transformers(tmp_path):
+    """They find of a checkpoint here what they find of it there."""
+    peer = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from sentence_transformers import evaluation, util
+
+    encoder = calls.sentence_encoder(tmp_path)
+    queries = {"1": "a cat on a mat", "2": "the red car"}
+    texts = {"1": "cats sit on mats", "2": "a car is red", "3": "houses by the sea", "4": "a mat"}
+    pairs = (["a cat", "a red car", "the sea"], ["cats", "cars that are red", "a house"])
+    rank = {"query": "a cat", "positive": [texts["1"]], "negative": [texts["3"], texts["2"]]}
+    evaluators = {
+        "retrieval": evaluation.InformationRetrievalEvaluator(queries, texts, {"1": {"1", "4"}, "2": {"2"}}),
+        "similarity": evaluation.EmbeddingSimilarityEvaluator(*pairs, [0.9, 0.7, 0.1]),
+        "pairs": evaluation.BinaryClassificationEvaluator(*pairs, [1, 1, 0]),
+        "triplets": evaluation.TripletEvaluator(pairs[0], pairs[1], list(reversed(pairs[1]))),
+        "rerank": evaluation.RerankingEvaluator([rank]),
+        "translation": evaluation.TranslationEvaluator(*pairs, show_progress_bar=False),
+    }
+    for name, evaluator in evaluators.items():
+        ours, theirs = evaluator(encoder.ours), evaluator(encoder.theirs)
+        assert ours.keys() == theirs.keys() and len(ours) >= 1, name
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-5, err_msg=name)
+        assert encoder.ours.model_card_data.eval_results_dict[evaluator] == ours
+    rows = [model.encode(list(texts.values()), convert_to_tensor=True) for model in (encoder.ours, encoder.theirs)]
+    hits = [util.semantic_search(some[:2], some, top_k=3) for some in rows]
+    assert [[hit["corpus_id"] for hit in some] for some in hits[0]] == [
+        [hit["corpus_id"] for hit in some] for some in hits[1]
+    ]
+    mined = [util.paraphrase_mining(model, list(texts.values())) for model in (encoder.ours, encoder.theirs)]
+    assert [tuple(pair[1:]) for pair in mined[0]] == [tuple(pair[1:]) for pair in mined[1]]
+    assert peer.__version__

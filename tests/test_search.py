@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clips
 import numpy as np
 import pytest
+from PIL import Image
 
 import beyondvl as bvl
 import models
@@ -100,6 +103,37 @@ def test_items_of_any_source(model):
     (failure,) = index.add_items(model, texts, modality=None)
     assert failure.index == 300 and len(index) == 599
     assert index.search_items(model, texts[599], 1)[0] == [texts[599]]
+
+
+def test_the_nearest_are_matched(model, folder):
+    index = bvl.Index.for_model(model)
+    index.update(model, folder)
+    keys, scores = index.search_items(model, "a cup of coffee", 2, rerank=5, root=folder)
+    paths = [str(folder / key) for key in index.search_items(model, "a cup of coffee", 5)[0]]
+    assert {Path(path).suffix for path in paths} == {".jpg", ".flac"}  # items of two kinds
+    wanted = np.array([model.match(path, "a cup of coffee") for path in paths], np.float32).reshape(-1)
+    best = np.argsort(-wanted)[:2]
+    assert [str(folder / key) for key in keys] == [paths[at] for at in best]
+    np.testing.assert_allclose(scores, wanted[best], atol=1e-5)
+    assert keys[0].endswith("coffee.jpg")
+    for query in (["a cup"], str(folder / "cat.jpg")):
+        with pytest.raises(ValueError, match="rerank: found a query"):
+            index.search_items(model, query, 2, rerank=5, root=folder)
+    plain = bvl.AutoModel.from_pretrained(models.write(folder.parent / "clip"))
+    other = bvl.Index.for_model(plain)
+    with pytest.raises(ValueError, match="rerank: found a CLIPModel, expected a model that matches"):
+        other.search_items(plain, "a cat", 1, rerank=1)
+
+
+def test_clips_have_thumbnails(tmp_path):
+    from beyondvl.search.page import thumbnail
+
+    pytest.importorskip("av", reason="clips need PyAV: pip install 'beyondvl[video]'")
+    clip = clips.write(tmp_path / "clip.mp4")
+    data = thumbnail(str(clip))
+    assert Image.open(io.BytesIO(data)).size == (96, 64)
+    (tmp_path / "bad.mp4").write_bytes(b"none")
+    assert thumbnail(str(tmp_path / "bad.mp4")) is None and thumbnail("x.wav") is None
 
 
 def test_duplicates(model, folder):

@@ -105,6 +105,21 @@ def test_the_client_of_openai_reads_it(client):
     assert len(answer.data[0].embedding) == 384
 
 
+def test_it_takes_the_place_of_weaviates_container(client, model):
+    """multi2vec-clip's requests: texts and plain base64 pictures, in one."""
+    images = [base64.b64encode(data).decode() for data in (CAT, COFFEE)]
+    answer = client.post("/vectorize", json={"texts": ["a cat"], "images": images}).json()
+    rows = model.encode([{"text": "a cat"}, CAT, COFFEE], normalize_embeddings=True)
+    np.testing.assert_allclose(answer["textVectors"], rows[:1], atol=1e-6)
+    np.testing.assert_allclose(answer["imageVectors"], rows[1:], atol=1e-6)
+    assert client.post("/vectorize", json={}).json() == {"textVectors": [], "imageVectors": []}
+    assert client.get("/.well-known/ready").status_code == client.get("/.well-known/live").status_code == 204
+    assert client.get("/meta").json()["data"][0]["id"] == NAME
+    bad = client.post("/vectorize", json={"images": [images[0], base64.b64encode(b"none").decode()]})
+    assert bad.status_code == 400 and bad.json()["error"]["param"] == "images[1]"
+    assert client.post("/vectorize", json={"images": ["data:,"]}).status_code == 422
+
+
 def spoken(client, parts, **more):
     body = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts}], **more}
     return client.post("/v1/chat/completions", json=body)

@@ -28,7 +28,8 @@ def index(options: argparse.Namespace) -> None:
     there = Index.open(place) if (place / "index.db").exists() else None
     name = options.model or (there.facts["model"]["name"] if there else DEFAULT_MODEL)
     model = AutoModel.from_pretrained(name, dtype=options.dtype)
-    opened = there or Index.for_model(model, options.rows or "float32", path=place)
+    made = {"dtype": options.rows or "float32", "approximate": options.approximate, "path": place}
+    opened = there or Index.for_model(model, **made)
     if options.rows not in (None, opened.dtype):
         raise ValueError(f"{place}: an index of {opened.dtype} rows, expected {options.rows}: remove it first")
     done = opened.update(model, root, options.progress)
@@ -49,7 +50,7 @@ def search(options: argparse.Namespace) -> None:
 
     opened, root = open_index(options)
     model = AutoModel.from_pretrained(options.model or opened.facts["model"]["name"], dtype=options.dtype)
-    keys, scores = opened.search_items(model, options.query, options.top)
+    keys, scores = opened.search_items(model, options.query, options.top, rerank=options.rerank, root=root)
     results = [(str(key), os.path.join(root, str(key)), float(score)) for key, score in zip(keys, scores, strict=True)]
     for _, path, score in results:
         print(json.dumps({"file": path, "score": score}) if options.json else f"{score:.3f}  {path}")
@@ -98,9 +99,11 @@ def add_options(sub: argparse.ArgumentParser, function: Any) -> None:
         sub.add_argument("--dtype", help="float32 (default), bfloat16, int8, fastest or auto")
     if function is index:
         sub.add_argument("--rows", help="what vectors are kept as: float32 (default), bfloat16 or int8")
+        sub.add_argument("--approximate", action="store_true", help="of a new index: graphs of near rows, by usearch")
         sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     if function is search:
         sub.add_argument("-k", "--top", type=int, default=10, help="how many (default 10)")
+        sub.add_argument("--rerank", type=int, default=0, metavar="N", help="match the text with the N nearest")
         sub.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
     if function is dedupe:
         sub.add_argument("--threshold", type=float, default=0.95, help="cosine from which two are equal (default 0.95)")

@@ -21,6 +21,7 @@ from .. import _C
 from ..outputs import check_count, thread_count, to_numpy
 from ..similarity import unit_rows
 from .catalog import FORMAT, Catalog, Key
+from .graph import LEAST, Graph, import_usearch
 from .items import ItemsMixin
 from .segments import (
     DTYPES,
@@ -51,6 +52,9 @@ class Index(ItemsMixin):
         metric: "cosine", or "dot" (products as they are).
         rescore: whether float32 rows are kept beside smaller ones (in a folder: on the disk), from which the best 4 k
             candidates are scored again; None: of "int8" alone.
+        approximate: whether segments of 8,192 rows and more have a graph by which near ones are found without looking
+            at all (HNSW, by usearch: pip install 'beyondvl[approximate]'): a search of a million rows takes a
+            millisecond or two, and may miss one of ten; additions take longer. A search with a filter looks at all.
         path: a new or empty folder to keep it in; None: in memory.
         model: whose embeddings these are: another model's are refused (`for_model`, `search_items`).
 
@@ -67,6 +71,7 @@ class Index(ItemsMixin):
         metric: str = "cosine",
         *,
         rescore: bool | None = None,
+        approximate: bool = False,
         path: str | os.PathLike | None = None,
         model: dict[str, Any] | None = None,
     ):
@@ -78,6 +83,9 @@ class Index(ItemsMixin):
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
         exact = dtype == "int8" if rescore is None else bool(rescore) and dtype != "float32"
         facts = {"dim": int(dim), "dtype": dtype, "metric": metric, "rescore": exact, "model": model}
+        if approximate:
+            import_usearch()
+            facts["approximate"] = True
         folder = None if path is None else Path(path)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +126,8 @@ class Index(ItemsMixin):
     def save(self, path: str | os.PathLike) -> Index:
         """Writes it to a new or empty folder; the index there, which this one does not follow."""
         with self._read() as segments:
-            other = Index(
-                self.dim, self.dtype, self.metric, rescore=self.facts["rescore"], path=path, model=self.facts["model"]
-            )
+            options = {"rescore": self.facts["rescore"], "approximate": self.approximate, "model": self.facts["model"]}
+            other = Index(self.dim, self.dtype, self.metric, path=path, **options)
             if segments:
                 with other._change():
                     other._publish(join(1, segments), list(self.catalog.keys()), [])
@@ -137,6 +144,10 @@ class Index(ItemsMixin):
     @property
     def metric(self) -> str:
         return self.facts["metric"]
+
+    @property
+    def approximate(self) -> bool:
+        return self.facts.get("approximate", False)
 
     def __len__(self) -> int:
         with self._read():
@@ -219,7 +230,7 @@ class Index(ItemsMixin):
 
         Returns keys, a list of each query's, the nearest first, and their scores [n, m] float32 (cosines, or products),
         m being k or as many as there are; of one query a list and [m]. Exact but for "int8" and, natively, "bfloat16",
-        whose candidates are found in that precision.
+        whose candidates are found in that precision, and where the index is `approximate`.
 
         Raises ValueError for another shape and numbers that are not finite.
         """
@@ -281,12 +292,17 @@ class Index(ItemsMixin):
         self, segment: Segment, mask: np.ndarray | None, rows: np.ndarray, k: int, threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows [n, k] of a segment's best; -inf and -1 where it has fewer."""
+        count = min(RESCORED * k, MOST_HITS)
+        if segment.graph is not None and mask is segment.alive and count < len(segment):
+            at = segment.graph.search(rows, count, threads)
+            if mask is not None:
+                at[(at < 0) | ~mask[at]] = -1
+            if ((at >= 0).sum(1) >= k).all():  # else too many of them were removed
+                return _top(_scores(segment, rows, at), at, k)
         if segment.exact is None:
             return _C.search(segment.rows, segment.scales, mask, rows, k, threads)
-        _, at = _C.search(segment.rows, segment.scales, mask, rows, min(RESCORED * k, MOST_HITS), threads)
-        scores = (segment.exact[at] * rows[:, None]).sum(-1)
-        scores[at < 0] = -np.inf
-        return _top(scores, at, k)
+        _, at = _C.search(segment.rows, segment.scales, mask, rows, count, threads)
+        return _top(_scores(segment, rows, at), at, k)
 
     def _masks(self, segments: list[Segment], filter: Iterable[Key] | None) -> list[np.ndarray | None]:
         """Of each segment the rows that may be hit; None: all of them."""
@@ -356,11 +372,22 @@ class Index(ItemsMixin):
         old = self.catalog.take_out(segment.number for segment in others)
         parts = [*others, *([new] if new is not None else [])]
         segment = join(1 + max((s.number for s in [*self._segments, *parts]), default=0), parts)
+        if self.approximate and len(segment) >= LEAST:
+            rows = segment.floats(np.arange(len(segment)))
+            segment = replace(segment, graph=Graph.of(rows, self.dtype, self.metric, thread_count(None)))
         sums = {} if self.folder is None else write_segment(self.folder, segment)
         self.catalog.add_segment(segment.number, [*old, *keys], len(segment), sums)
         self._gone = [other.number for other in others]
         if self.folder is None:
             self._segments = [*self._segments, segment]
+
+
+def _scores(segment: Segment, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Products [n, m] of queries [n, D] with a segment's rows at those places [n, m]; -inf at -1."""
+    near = segment.floats(at.reshape(-1)).reshape(*at.shape, -1)
+    scores = (near * rows[:, None]).sum(-1)
+    scores[at < 0] = -np.inf
+    return scores
 
 
 def _top(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

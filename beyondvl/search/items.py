@@ -11,8 +11,9 @@ from ..ahead import progress
 from ..bulk.identity import fingerprint
 from ..bulk.stores import Here
 from ..hub import shipped_name
+from ..modalities import TEXT
 from ..outcomes import Failure, counted
-from ..processing.items import extension_of
+from ..processing.items import extension_of, modality_of
 from .catalog import Key
 
 __all__ = ["ItemsMixin", "Updated"]
@@ -40,12 +41,14 @@ class ItemsMixin:
         dtype: str = "float32",
         *,
         rescore: bool | None = None,
+        approximate: bool = False,
         path: str | os.PathLike | None = None,
     ) -> Any:
         """An empty index of a model's embeddings, compared by cosine; those of another checkpoint are refused."""
         name = shipped_name(model.folder) or str(model.folder)
         facts = {"name": name, "fingerprint": fingerprint(model), "dtype": model.dtype}
-        return cls(model.get_embedding_dimension(), dtype, "cosine", rescore=rescore, path=path, model=facts)
+        options = {"rescore": rescore, "approximate": approximate, "path": path, "model": facts}
+        return cls(model.get_embedding_dimension(), dtype, "cosine", **options)
 
     def check_model(self, model: Any) -> None:
         """ValueError unless these are the model's embeddings: of the same configuration, processor and weights."""
@@ -123,12 +126,43 @@ class ItemsMixin:
         return tuple(failures)
 
     def search_items(
-        self, model: Any, items: Any, k: int = 10, *, filter: Any = None, **options: Any
+        self,
+        model: Any,
+        items: Any,
+        k: int = 10,
+        *,
+        filter: Any = None,
+        rerank: int = 0,
+        root: str | os.PathLike = "",
+        **options: Any,
     ) -> tuple[list, np.ndarray]:
         """As `search`, of a text, a path or picture, a sound, a clip, or a list of them (see `PreTrainedModel.encode`,
-        which takes the options). ValueError for another model than the index's."""
+        which takes the options).
+
+        Args:
+            rerank: of one text, how many of the nearest are read again and matched with it, by a model that has
+                `match`: scores are probabilities then. 0: none.
+            root: the folder that keys are paths within, to read them.
+
+        Raises ValueError for another model than the index's, and for a query or model that cannot be matched.
+        """
         self.check_model(model)
-        return self.search(model.encode_query(items, normalize_embeddings=True, **options), k, filter=filter)
+        if rerank and not hasattr(model, "match"):
+            raise ValueError(f"rerank: found a {type(model).__name__}, expected a model that matches")
+        if rerank and (not isinstance(items, str) or modality_of(items) != TEXT.name):
+            raise ValueError(f"rerank: found a query {items!r:.100}, expected one text")
+        rows = model.encode_query(items, normalize_embeddings=True, **options)
+        keys, scores = self.search(rows, max(k, rerank), filter=filter)
+        if not rerank:
+            return keys, scores
+        paths = [os.path.join(root, str(key)) for key in keys]
+        kinds = [modality_of(path) for path in paths]
+        scores = np.zeros(len(paths), np.float32)
+        for kind in set(kinds):  # a call takes items of one kind
+            some = [at for at, other in enumerate(kinds) if other == kind]
+            scores[some] = model.match([paths[at] for at in some], [items] * len(some))
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [keys[at] for at in best], scores[best]
 
     def duplicates(self, threshold: float = 0.95, k: int = 50) -> list[list[Key]]:
         """Groups of keys that are nearly the same: joined by scores of `threshold` and more, the k nearest of each key

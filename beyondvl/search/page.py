@@ -9,9 +9,10 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from ..modalities import IMAGE
+from ..modalities import IMAGE, VIDEO
 from ..processing.items import modality_of
 from ..processing.loading import load_image
+from ..processing.video import load_video
 
 __all__ = ["thumbnail", "write_page"]
 
@@ -27,14 +28,18 @@ b { float: right; font-weight: 600; margin-left: .5rem }
 
 
 def thumbnail(path: str) -> bytes | None:
-    """A small JPEG of a picture; None of a clip, a sound and what cannot be read."""
+    """A small JPEG of a picture or of a clip's middle; None of a sound and what cannot be read."""
     from PIL import Image
 
-    if modality_of(path) != IMAGE.name:
-        return None
+    kind = modality_of(path)
     try:
-        image = Image.fromarray(load_image(path))
-    except ValueError:
+        if kind == IMAGE.name:
+            image = Image.fromarray(load_image(path))
+        elif kind == VIDEO.name:
+            image = Image.fromarray(load_video(path, num_frames=1)[0])
+        else:
+            return None
+    except (ValueError, ImportError):  # clips need PyAV
         return None
     image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()

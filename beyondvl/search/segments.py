@@ -1,8 +1,8 @@
 """Vectors of an index, some thousand or million rows at a time, which never change once they are written.
 
 A segment's rows are float32, bfloat16 (as uint16) or int8 with a scale a row: what is scanned. Beside rows of less than
-float32 there may be the float32 ones, from which the best candidates are scored again. In a folder each is an .npy that
-is mapped; its shape and type are checked against what the index says before it is.
+float32 there may be the float32 ones, from which the best candidates are scored again, and a graph of near rows. In a
+folder each is an .npy that is mapped; its shape and type are checked against what the index says before it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .graph import Graph
+
 __all__ = ["DTYPES", "Segment", "check_segment", "join", "make_segment", "open_segment", "remove_segment",
            "write_segment"]  # fmt: skip
 
@@ -22,13 +24,14 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows [n, D]; `scales` [n] of int8 ones, `exact` [n, D] where they are kept; `alive` [n] False for removed rows,
-    None while all are there."""
+    """Rows [n, D]; `scales` [n] of int8 ones, `exact` [n, D] and `graph` where they are kept; `alive` [n] False for
+    removed rows, None while all are there."""
 
     number: int
     rows: np.ndarray
     scales: np.ndarray | None = None
     exact: np.ndarray | None = None
+    graph: Graph | None = None
     alive: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -37,7 +40,8 @@ class Segment:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What is kept of it, by the names of the files."""
-        named = {"vectors": self.rows, "scales": self.scales, "exact": self.exact}
+        graph = None if self.graph is None else self.graph.data
+        named = {"vectors": self.rows, "scales": self.scales, "exact": self.exact, "graph": graph}
         return {name: array for name, array in named.items() if array is not None}
 
     def floats(self, places: np.ndarray) -> np.ndarray:
@@ -64,9 +68,9 @@ def make_segment(number: int, rows: np.ndarray, dtype: str, keep_exact: bool) ->
 
 
 def join(number: int, segments: list[Segment]) -> Segment:
-    """The rows that are left of several, one after another."""
+    """The rows that are left of several, one after another; without a graph."""
     arrays = {}
-    for name in segments[0].arrays:
+    for name in segments[0].arrays.keys() - {"graph"}:
         parts = [s.arrays[name] if s.alive is None else s.arrays[name][s.alive] for s in segments]
         arrays[name] = np.concatenate(parts)
     return Segment(number, arrays["vectors"], arrays.get("scales"), arrays.get("exact"))
@@ -93,32 +97,40 @@ def write_segment(folder: Path, segment: Segment) -> dict[str, str]:
 
 
 def remove_segment(folder: Path, number: int) -> None:
-    for name in ("vectors", "scales", "exact"):
+    for name in ("vectors", "scales", "exact", "graph"):
         _file(folder, name, number).unlink(missing_ok=True)
 
 
 def check_segment(folder: Path, segment: Segment, sums: dict[str, str]) -> None:
     """ValueError where a file's content is not what was written."""
     for name, array in segment.arrays.items():
-        if (read := _checksum(array)) != sums[name]:
-            raise ValueError(f"{_file(folder, name, segment.number)}: checksum {read}, expected {sums[name]}: damaged")
+        _check(_file(folder, name, segment.number), array, sums[name])
+
+
+def _check(path: Path, array: np.ndarray, expected: str) -> None:
+    if (read := _checksum(array)) != expected:
+        raise ValueError(f"{path}: checksum {read}, expected {expected}: damaged")
 
 
 def open_segment(folder: Path, number: int, count: int, dim: int, dtype: str, sums: dict[str, str]) -> Segment:
     """A segment's files, mapped. ValueError where one is not what the index says."""
-    types = {"vectors": DTYPES[dtype], "scales": DTYPES["float32"], "exact": DTYPES["float32"]}
+    types = {"vectors": DTYPES[dtype], "scales": np.float32, "exact": np.float32, "graph": np.uint8}
+    shapes: dict[str, tuple[int, ...]] = {"scales": (count,), "vectors": (count, dim), "exact": (count, dim)}
     arrays = {}
-    for name in sums:
-        path, shape = _file(folder, name, number), (count,) if name == "scales" else (count, dim)
+    for name, checksum in sums.items():
+        path = _file(folder, name, number)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: not an array that can be mapped: {error}") from error
+        shape = shapes.get(name, (array.size,))
         if array.dtype != types[name] or array.shape != shape or not array.flags.c_contiguous:
-            raise ValueError(
-                f"{path}: found {array.dtype} {list(array.shape)}, the index expects {types[name]} {list(shape)}"
-            )
+            expected = f"{np.dtype(types[name])} {list(shape)}"
+            raise ValueError(f"{path}: found {array.dtype} {list(array.shape)}, the index expects {expected}")
         arrays[name] = np.asarray(array)
-    return Segment(number, arrays["vectors"], arrays.get("scales"), arrays.get("exact"))
+        if name == "graph":  # another library follows its links: never those of a damaged file
+            _check(path, arrays[name], checksum)
+    graph = Graph(arrays["graph"]) if "graph" in arrays else None
+    return Segment(number, arrays["vectors"], arrays.get("scales"), arrays.get("exact"), graph)

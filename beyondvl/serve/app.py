@@ -2,6 +2,7 @@
 
     POST /v1/embeddings   OpenAI's shape: texts, and pictures, sounds and clips as data: URIs
     POST /v1/similarity   cosines of items with items
+    POST /vectorize       texts and pictures as Weaviate's multi2vec-clip asks; GET /meta, /.well-known/live, ready
     POST /search          the nearest of an index; GET /thumbnail of one
     POST /v1/chat/completions   captions and answers about a picture, where the model writes
     GET  /                a page to search, to caption and to ask
@@ -36,7 +37,7 @@ from ..similarity import unit_rows
 from .batching import Batcher, Busy
 from .chat import Chat, completion, pieces, write
 from .guard import LOOPBACK, Guard, error_body
-from .requests import Compare, Embed, Item, ItemError, Search, content, listed
+from .requests import Compare, Embed, Item, ItemError, Search, Vectorize, content, listed
 from .settings import Settings
 
 __all__ = ["create_app"]
@@ -128,6 +129,14 @@ class Server:
         rows = await self.encode([*a, *b])
         return JSONResponse({"similarity": (rows[: len(a)] @ rows[len(a) :].T).tolist(), "model": self.name})
 
+    async def vectorize(self, asked: Vectorize) -> Response:
+        """Vectors of texts and of pictures."""
+        images = [Item(image=f"data:image/any;base64,{data}") for data in asked.images]
+        items = [*listed(asked.texts, "texts"), *listed(images, "images")]
+        self.check(None, items)
+        rows = (await self.encode(items)).tolist() if items else []
+        return JSONResponse({"textVectors": rows[: len(asked.texts)], "imageVectors": rows[len(asked.texts) :]})
+
     async def search(self, asked: Search) -> Response:
         """Keys and scores of the index, the nearest first."""
         self.check(asked.model, [])
@@ -168,6 +177,10 @@ class Server:
     async def health(self) -> dict[str, Any]:
         """Whether it works, and how much waits."""
         return {"status": "ok", "model": self.name, "waiting": self.batcher.waiting}
+
+    async def ready(self) -> Response:
+        """Nothing, where it works."""
+        return Response(status_code=204)
 
     async def metrics(self) -> Response:
         """What was counted, for Prometheus."""
@@ -243,12 +256,16 @@ def create_app(
         "/v1/similarity": server.compare,
         "/v1/chat/completions": server.chat,
         "/search": server.search,
+        "/vectorize": server.vectorize,
     }
     for path, endpoint in routes.items():
         app.post(path, responses=ERRORS, response_model=None)(endpoint)
     others: dict[str, Callable] = {
         "/v1/models": server.models,
         "/health": server.health,
+        "/meta": server.models,
+        "/.well-known/live": server.ready,
+        "/.well-known/ready": server.ready,
         "/metrics": server.metrics,
         "/thumbnail": server.thumbnail,
         "/": server.page,

@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 
-__all__ = ["Compare", "Data", "Embed", "Item", "ItemError", "Name", "Search", "Text", "content", "listed"]
+__all__ = ["Compare", "Data", "Embed", "Item", "ItemError", "Name", "Search", "Text", "Vectorize", "content",
+           "listed"]  # fmt: skip
 
 KINDS = (TEXT.name, IMAGE.name, AUDIO.name, VIDEO.name)
 MOST_TEXT, MOST_ITEMS = 1 << 20, 2048  # characters; items of any request
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Data = Annotated[str, Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/]*={0,2}$")]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -48,6 +50,13 @@ class Embed(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     user: Name | None = None
+
+
+class Vectorize(BaseModel):
+    """Vectors are asked for as Weaviate asks a container of multi2vec-clip; pictures are plain base64."""
+
+    texts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] = []
+    images: Annotated[list[Base64], Field(max_length=MOST_ITEMS)] = []
 
 
 class Compare(BaseModel):
