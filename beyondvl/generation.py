@@ -22,7 +22,6 @@ __all__ = ["Decoder", "GenerationConfig", "GenerationSettings", "generate", "str
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
     "use_cache": (None, True),
-    "streamer": (None,),
     "return_dict_in_generate": (None, False),
     "output_scores": (None, False),
     "interpolate_pos_encoding": (None, False),
@@ -64,6 +63,8 @@ class GenerationSettings:
         logits_processor: functions (ids (B, T), scores (B, vocabulary)) -> scores, called in their order: of arrays, or
             of torch tensors where they are transformers'.
         stopping_criteria: functions of the same -> True, or (B,) of them, where a sequence is to end.
+        streamer: is given the prompts (B, T) and each step's tokens (B,) by `put`, and told of the `end()`, as
+            transformers' TextStreamer; greedy or sampled, no beams.
         eos_token_id, pad_token_id: what ends a sequence (one id or several) and what fills it up; set by the model.
         seed: of sampling; None draws a fresh one.
     """
@@ -89,6 +90,7 @@ class GenerationSettings:
     logits_processor: tuple[Callable[[Any, Any], Any], ...] = ()
     stopping_criteria: tuple[Callable[[Any, Any], Any], ...] = ()
     no_repeat_ngram_size: int = 0
+    streamer: Any = None
 
     def __post_init__(self):
         sampled = self.do_sample is True and self.num_beams == 1
@@ -122,6 +124,11 @@ class GenerationSettings:
         for name, value in self._ids.items():
             if not isinstance(value, list | tuple | np.ndarray) or not all(map(_is_id, value)):
                 raise ValueError(f"{name}: found {value!r}, expected token ids")
+        if self.streamer is not None:
+            if self.num_beams > 1:
+                raise ValueError(f"streamer: found one and num_beams {self.num_beams}, expected no beams")
+            if not all(callable(getattr(self.streamer, name, None)) for name in ("put", "end")):
+                raise ValueError(f"streamer: found {self.streamer!r:.100}, expected an object with put and end")
         for name in ("logits_processor", "stopping_criteria"):
             functions = getattr(self, name)
             if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
@@ -466,8 +473,16 @@ def generate(
     decoder = Decoder(tower, source, len(ids) * times, most, num_threads)
     if settings.num_beams > 1:
         return beam_search(decoder, prompt, settings, positions)
-    begin = prompt.ids
-    return np.concatenate([begin, np.stack(list(stream(decoder, prompt, settings, positions)), 1)], axis=1)
+    steps = [prompt.ids]
+    if settings.streamer is not None:
+        settings.streamer.put(prompt.ids)
+    for tokens in stream(decoder, prompt, settings, positions):
+        steps.append(tokens[:, None])
+        if settings.streamer is not None:
+            settings.streamer.put(tokens)
+    if settings.streamer is not None:
+        settings.streamer.end()
+    return np.concatenate(steps, axis=1)
 
 
 def _repeated(source: dict[str, Any], times: int) -> dict[str, Any]:

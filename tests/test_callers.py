@@ -24,6 +24,42 @@ MODULES = [{"idx": 0, "name": "0", "type": "sentence_transformers.models.Transfo
            {"idx": 1, "name": "1", "type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
 
 
+def test_a_streamer_of_transformers_is_told_the_words_as_they_come(folders):  # noqa: F811
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    whole = model.generate(images=PHOTOS[:1], max_new_tokens=8)
+    texts = []
+
+    class Listener(transformers.TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            texts.append(text)
+
+    tokenizer = model.tokenizer
+    model.generate(images=PHOTOS[:1], max_new_tokens=8, streamer=Listener(tokenizer, skip_special_tokens=True))
+    assert "".join(texts).strip() == tokenizer.decode(whole[0], skip_special_tokens=True).strip()
+    assert len(texts) > 2
+
+    class Ids:
+        def __init__(self):
+            self.puts, self.ended = [], 0
+
+        def put(self, ids):
+            assert not self.ended
+            self.puts.append(ids)
+
+        def end(self):
+            self.ended += 1
+
+    heard = Ids()
+    both = model.generate(images=PHOTOS[:2], max_new_tokens=4, streamer=heard)
+    np.testing.assert_array_equal(np.concatenate([heard.puts[0], np.stack(heard.puts[1:], 1)], 1), both)
+    assert heard.ended == 1 and heard.puts[1].shape == (2,)
+    with pytest.raises(ValueError, match="streamer: found one and num_beams 3, expected no beams"):
+        model.generate(images=PHOTOS[:1], num_beams=3, streamer=heard)
+    with pytest.raises(ValueError, match="streamer: found 3, expected an object with put and end"):
+        model.generate(images=PHOTOS[:1], streamer=3)
+
+
 @pytest.fixture(scope="module")
 def default():
     return bvl.AutoModel.from_pretrained("beyond-vl-model")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tasks import CAPTION, folders  # noqa: F401
 
 import beyondvl as bvl
 import models
@@ -25,6 +26,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="the server needs uvicorn: pip i
 
 from beyondvl.serve.app import create_app  # noqa: E402
 from beyondvl.serve.batching import Batcher, Busy  # noqa: E402
+from beyondvl.serve.chat import Chat, Spoken, say  # noqa: E402
 from beyondvl.serve.guard import Guard  # noqa: E402
 from beyondvl.serve.settings import Settings  # noqa: E402
 
@@ -103,6 +105,36 @@ def test_the_client_of_openai_reads_it(client):
     openai = pytest.importorskip("openai", reason="openai is not installed")
     answer = openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="x").embeddings.create(model=NAME, input=["a cat"])
     assert len(answer.data[0].embedding) == 384
+
+
+def test_words_come_as_they_are_written(folders):  # noqa: F811
+    """Of a model whose answer is what its decoder says: each part is sent before the next token is asked for."""
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    photo = {"type": "image_url", "image_url": {"url": uri(COFFEE)}}
+    chat = Chat(messages=[{"role": "user", "content": [photo]}], max_tokens=20, stream=True)
+    steps, parts = [], []
+
+    async def listen():
+        def run(work):
+            return asyncio.get_running_loop().run_in_executor(None, work)
+
+        original = Spoken.put
+
+        def put(self, ids):
+            steps.append(len(parts))
+            original(self, ids)
+            time.sleep(0.02)
+
+        Spoken.put = put
+        try:
+            async for part in say(run, model, chat, ("image",)):
+                parts.append(part)
+        finally:
+            Spoken.put = original
+
+    asyncio.run(listen())
+    assert "".join(parts) == model.caption(COFFEE, max_new_tokens=20) and len(parts) > 3
+    assert sorted(steps) == steps and steps[-1] >= 2  # some were sent while it wrote
 
 
 def test_it_takes_the_place_of_weaviates_container(client, model):

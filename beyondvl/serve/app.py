@@ -35,7 +35,7 @@ from ..modalities import TEXT
 from ..search.page import thumbnail
 from ..similarity import unit_rows
 from .batching import Batcher, Busy
-from .chat import Chat, completion, pieces, write
+from .chat import Chat, completion, pieces, say, write
 from .guard import LOOPBACK, Guard, error_body
 from .requests import Compare, Embed, Item, ItemError, Search, Vectorize, content, listed
 from .settings import Settings
@@ -151,10 +151,15 @@ class Server:
     async def chat(self, asked: Chat) -> Response:
         """A caption or an answer, whole or as events."""
         self.check(asked.model, [])
-        text = await asyncio.get_running_loop().run_in_executor(self.writer, write, self.model, asked, self.readable)
-        if asked.stream:
-            return StreamingResponse(pieces(self.name, text), media_type="text/event-stream")
-        return JSONResponse(completion(self.name, text))
+
+        def run(work: Callable[..., str], *arguments: Any) -> Any:
+            return asyncio.get_running_loop().run_in_executor(self.writer, work, *arguments)
+
+        if not asked.stream:
+            return JSONResponse(completion(self.name, await run(write, self.model, asked, self.readable)))
+        parts = say(run, self.model, asked, self.readable)
+        first = await anext(parts)  # what is wrong with a request is said before the stream begins
+        return StreamingResponse(pieces(self.name, first, parts), media_type="text/event-stream")
 
     async def thumbnail(self, key: Annotated[str, Query(max_length=4096)]) -> Response:
         """A small JPEG of a picture that the index has; nothing else of this machine is shown."""

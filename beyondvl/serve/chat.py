@@ -6,16 +6,18 @@ words a caption is written. The answer comes whole, or as a stream of its words.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..tasks.confidence import ConfidentMixin
 from .requests import Data, Item, ItemError, Name, Text, content
 
-__all__ = ["Chat", "completion", "pieces", "write"]
+__all__ = ["Chat", "completion", "pieces", "say", "write"]
 
 MOST_TOKENS = 512
 
@@ -80,20 +82,70 @@ def asked(chat: Chat, readable: tuple[str, ...]) -> tuple[Any, str]:
     raise ItemError("messages", "messages: found no picture, expected one: this model answers about pictures")
 
 
-def write(model: Any, chat: Chat, readable: tuple[str, ...]) -> str:
-    """The answer, or a caption where nothing is asked. ItemError where the model does not write, or a picture cannot be
-    read."""
+def write(model: Any, chat: Chat, readable: tuple[str, ...], streamer: Any = None) -> str:
+    """The answer, or a caption where nothing is asked; `streamer`: see GenerationSettings. ItemError where the model
+    does not write, or a picture cannot be read."""
     seen, question = asked(chat, readable)
     task = "answer" if question else "caption"
     if not hasattr(model, task):
         raise ItemError("messages", f"model: found one that writes no {task}, expected one that does")
     most = chat.max_completion_tokens or chat.max_tokens
     settings = {} if most is None else {"max_new_tokens": most}
+    settings |= {} if streamer is None else {"streamer": streamer}
     try:
         photo = model.encode_image([next(iter(seen.values())) if "image" in seen else seen])
         return str((model.answer(photo, [question], **settings) if question else model.caption(photo, **settings))[0])
     except (ValueError, OSError) as error:
         raise ItemError("messages", f"messages: {error}") from error
+
+
+class Spoken:
+    """A streamer that passes on the words of one sequence as they come. Pieces that may yet become another character or
+    word are held back."""
+
+    def __init__(self, tokenizer: Any, pass_on: Callable[[str], None]):
+        self.tokenizer, self.pass_on = tokenizer, pass_on
+        self.ids: list[int] | None = None
+        self.text = ""
+
+    def put(self, ids: Any) -> None:
+        """Takes the prompt, which is not passed on, then each token."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += [int(token) for token in ids]
+        words = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip().rpartition(" ")[0]
+        if words.startswith(self.text) and len(words) > len(self.text):
+            self.pass_on(words[len(self.text) :])
+            self.text = words
+
+    def end(self) -> None:
+        """The last word comes with the whole answer."""
+
+
+async def say(run: Callable[..., Any], model: Any, chat: Chat, readable: tuple[str, ...]) -> AsyncIterator[str]:
+    """Parts of an answer as they are written; `run` has the event loop's executor run a function. Where a model thinks
+    twice (a caption that it is not sure of gives way to a name) they come at the end."""
+    loop, parts = asyncio.get_running_loop(), asyncio.Queue()
+
+    def pass_on(part: str | None) -> None:
+        loop.call_soon_threadsafe(parts.put_nowait, part)
+
+    spoken = None if isinstance(model, ConfidentMixin) else Spoken(model.tokenizer, pass_on)
+
+    def work() -> str:
+        try:
+            return write(model, chat, readable, spoken)
+        finally:
+            pass_on(None)
+
+    task = run(work)
+    while (part := await parts.get()) is not None:
+        yield part
+    text, before = await task, "" if spoken is None else spoken.text
+    rest = text[len(before) :] if text.startswith(before) else ""
+    for at, word in enumerate(rest.split(" ")):
+        yield (" " if at else "") + word
 
 
 def completion(name: str, text: str) -> dict[str, Any]:
@@ -104,7 +156,7 @@ def completion(name: str, text: str) -> dict[str, Any]:
             "choices": [choice], "usage": usage}  # fmt: skip
 
 
-def pieces(name: str, text: str) -> Iterator[str]:
+async def pieces(name: str, first: str, parts: AsyncIterator[str]) -> AsyncIterator[str]:
     """The events of a stream."""
     about = {
         "id": f"chat-{time.time_ns():x}",
@@ -112,8 +164,13 @@ def pieces(name: str, text: str) -> Iterator[str]:
         "created": int(time.time()),
         "model": name,
     }
-    words = [(" " if at else "") + word for at, word in enumerate(text.split(" "))]
-    for delta in ({"role": "assistant", "content": ""}, *({"content": word} for word in words), {}):
+
+    def event(delta: dict[str, str]) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
-        yield f"data: {json.dumps(about | {'choices': [choice]})}\n\n"
+        return f"data: {json.dumps(about | {'choices': [choice]})}\n\n"
+
+    yield event({"role": "assistant", "content": first})
+    async for part in parts:
+        yield event({"content": part})
+    yield event({})
     yield "data: [DONE]\n\n"
