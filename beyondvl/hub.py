@@ -14,7 +14,7 @@ from .folder import KNOWN, Folder
 __all__ = ["DEFAULT_MODEL", "SHIPPED", "WEIGHTS", "open_folder", "resolve", "shipped_folder", "shipped_name"]
 
 DEFAULT_MODEL = "beyond-vl-model"
-SHIPPED = {DEFAULT_MODEL: "default"}  # what the package holds, by name
+SHIPPED = {DEFAULT_MODEL: "default", f"{DEFAULT_MODEL}-open": "open"}  # what the package holds, by name
 FILES = (*KNOWN, "packed.json")
 SAFETENSORS = [
     "model.safetensors",

@@ -23,7 +23,7 @@ from fastembed.common.model_description import DenseModelDescription, ModelSourc
 from fastembed.image.image_embedding_base import ImageEmbeddingBase
 from fastembed.text.text_embedding_base import TextEmbeddingBase
 
-from ..hub import DEFAULT_MODEL
+from ..hub import SHIPPED
 from ..modalities import IMAGE, TEXT
 from .embedder import Embedder
 
@@ -113,7 +113,8 @@ class BeyondTextEmbedding(_Embedding, TextEmbeddingBase):
         return sum(map(len, self.embedder.model.tokenizer(listed)["input_ids"]))
 
 
-add_model(f"beyondvl/{DEFAULT_MODEL}", DEFAULT_MODEL, 384, "the model that beyondvl ships", "see its card")
+for _name in SHIPPED:
+    add_model(f"beyondvl/{_name}", _name, 384, "a model that beyondvl ships", "see its card")
 for _public, _ours in ((ImageEmbedding, BeyondImageEmbedding), (TextEmbedding, BeyondTextEmbedding)):
     if _ours not in _public.EMBEDDINGS_REGISTRY:
         _public.EMBEDDINGS_REGISTRY.append(_ours)

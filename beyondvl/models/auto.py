@@ -8,7 +8,7 @@ from typing import Any
 from ..config import Config
 from ..errors import ConfigError
 from ..families.registry import Family, families, find_family, load_config
-from ..hub import DEFAULT_MODEL, open_folder
+from ..hub import SHIPPED, open_folder
 from ..outputs import check_device, thread_count
 from ..tasks import task_model
 from .load import check_options, class_for, class_named, public_class
@@ -106,7 +106,7 @@ class SentenceTransformer:
         """
         check_device("cpu" if device is None else device)
         name = os.fspath(model_name_or_path)
-        if "/" not in name and name != DEFAULT_MODEL and not os.path.exists(name):
+        if "/" not in name and name not in SHIPPED and not os.path.exists(name):
             name = f"sentence-transformers/{name}"
         model = AutoModel.from_pretrained(name, cache_dir=cache_folder, **(model_kwargs or {}), **options)
         return model.with_options(

@@ -73,10 +73,10 @@ def write_changed(model: Any, target: Path, changed: dict[str, np.ndarray]) -> N
     values = {of_entry[id(named.entries[name])]: value for name, value in changed.items()}
     files = dict(model.files.files) | _options(model)
     base = shipped_name(model.folder)
-    if base is None and model.config.get("base_model_name_or_path") not in SHIPPED:
-        values = float_tensors(stored) | values
-    elif base is None:
+    if model.config.get("base_model_name_or_path") in SHIPPED:  # its own tensors over those it is lent
         values = float_tensors(open_checkpoint(model.folder)) | values
+    elif base is None:
+        values = float_tensors(stored) | values
     else:
         config = json.loads(files["config.json"]) | {"base_model_name_or_path": base}
         files["config.json"] = json.dumps(config, indent=2).encode()

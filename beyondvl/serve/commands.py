@@ -29,7 +29,7 @@ def serve(options: argparse.Namespace) -> None:
     if not local and not key:
         raise ValueError(f"--host {options.host}: others may call, expected --api-key or BEYONDVL_API_KEY")
     index, root = open_index(options) if options.folder else (None, None)
-    name = options.model or (index.facts["model"]["name"] if index else DEFAULT_MODEL)
+    name = options.model or (DEFAULT_MODEL if index is None else index.facts["model"]["name"])
     model = AutoModel.from_pretrained(name, dtype=options.dtype)
     settings = Settings(
         hosts=tuple(options.allow_host),
@@ -39,8 +39,7 @@ def serve(options: argparse.Namespace) -> None:
         max_items=options.max_items,
         max_batch=options.max_batch,
     )
-    served = name if name == DEFAULT_MODEL else Path(name).name
-    app = create_app(model, served, settings, index, root)
+    app = create_app(model, Path(name).name, settings, index, root)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, backlog=4096)
 
 
