@@ -75,3 +75,51 @@ def test_without_usearch_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     with pytest.raises(ImportError, match=r"pip install 'beyondvl\[approximate\]'"):
         bvl.Index(DIM, approximate=True)
+
+
+def test_a_wide_search_does_not_slow_later_ones():
+    index = bvl.Index(DIM, approximate=True)
+    index.add(range(COUNT), clustered(COUNT, DIM))
+    graph = index._segments[0].graph
+    beams = []
+    for count in (500, 3):
+        index.search(np.ones(DIM), count)
+        beams.append(graph._opened.expansion_search)
+    assert beams[0] >= 500 and beams[1] == 128
+
+
+def test_equal_rows_are_all_duplicates():
+    """A graph loses its way among many equal rows; groups are looked for without it, and so is search(exact=True)."""
+    rows = clustered(COUNT, DIM)
+    rows[:3000] = rows[0]
+    index = bvl.Index(DIM, approximate=True)
+    index.add(range(COUNT), rows)
+    assert index._segments[0].graph is not None
+    pairs = {3100: 5000, 3200: 6000}
+    for one, other in pairs.items():
+        rows[other] = rows[one]
+    index.add(range(COUNT), rows)
+    groups = [set(group) for group in index.duplicates(0.99999, k=2)]
+    assert all({one, other} in groups for one, other in pairs.items())
+    keys, _ = index.search(rows[3000::7], 1, exact=True)
+    assert all((rows[some[0]] == rows[at]).all() for some, at in zip(keys, range(3000, COUNT, 7), strict=True))
+
+
+def test_a_graph_is_drawn_while_others_write(tmp_path, monkeypatch):
+    """Building takes long: another process adds meanwhile, and what it joined is left alone."""
+    from beyondvl.search.graph import Graph
+
+    index = bvl.Index(DIM, approximate=True, path=tmp_path / "index")
+    original, others = Graph.of.__func__, []
+
+    def of(cls, *arguments):
+        if not others:
+            others.append(bvl.Index.open(tmp_path / "index"))
+            others[0].add(range(COUNT, COUNT + 6000), clustered(6000, DIM, seed=8))
+        return original(cls, *arguments)
+
+    monkeypatch.setattr(Graph, "of", classmethod(of))
+    index.add(range(COUNT), clustered(COUNT, DIM))
+    assert len(index) == COUNT + 6000 and [len(s) for s in index._segments] == [COUNT + 6000]
+    assert index._segments[0].graph is not None
+    assert bvl.Index.open(tmp_path / "index", verify=True).search(np.ones(DIM), 3)[0]

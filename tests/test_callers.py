@@ -24,7 +24,7 @@ MODULES = [{"idx": 0, "name": "0", "type": "sentence_transformers.models.Transfo
            {"idx": 1, "name": "1", "type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
 
 
-def test_a_streamer_of_transformers_is_told_the_words_as_they_come(folders):  # noqa: F811
+def test_a_streamer_of_transformers_is_told_the_words_as_they_come(folders, default, monkeypatch):  # noqa: F811
     transformers = pytest.importorskip("transformers", reason="parity needs transformers")
     model = bvl.AutoModel.from_pretrained(folders[CAPTION])
     whole = model.generate(images=PHOTOS[:1], max_new_tokens=8)
@@ -50,6 +50,10 @@ def test_a_streamer_of_transformers_is_told_the_words_as_they_come(folders):  # 
         def end(self):
             self.ended += 1
 
+    seen = []
+    monkeypatch.setattr(Listener, "on_finalized_text", lambda self, text, stream_end=False: seen.append(text))
+    ids = default.generate(images=PHOTOS[0], streamer=Listener(default.tokenizer, skip_special_tokens=True))
+    assert "".join(seen).strip() == default.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
     heard = Ids()
     both = model.generate(images=PHOTOS[:2], max_new_tokens=4, streamer=heard)
     np.testing.assert_array_equal(np.concatenate([heard.puts[0], np.stack(heard.puts[1:], 1)], 1), both)

@@ -108,6 +108,21 @@ def test_daft(vectors):
     check([(r["number"], r["path"], r["embedding"]["vector"], r["embedding"]["error"]) for r in rows], vectors)
 
 
+def test_daft_lists_a_folder(vectors):
+    """Its paths are URLs."""
+    daft = pytest.importorskip("daft", reason="daft is not installed: test-engines")
+    from beyondvl.integrations.daft import embed
+
+    daft.set_runner_native()
+    frame = daft.from_glob_path(str(pictures.EXAMPLES / "*.jpg"))
+    rows = frame.with_column("embedding", embed(daft.col("path"))).collect().to_pylist()
+    known = {path: vector for path, vector in vectors.items() if vector is not None}
+    there = {row["path"].removeprefix("file://"): row["embedding"] for row in rows}
+    assert len(there) >= 12 and all(row["error"] is None for row in there.values())
+    for path, vector in known.items():
+        np.testing.assert_allclose(there[path]["vector"], vector, atol=2e-6)
+
+
 def test_ray(ray, vectors):
     from beyondvl.integrations.ray import embed
 
@@ -116,6 +131,8 @@ def test_ray(ray, vectors):
         rows = embed(dataset, "path", concurrency=2, batch_size=4).take_all()
     assert killer.killed
     check([(row["number"], row["path"], row["vector"], row["error"]) for row in rows], vectors)
+    with pytest.raises(Exception, match="dataset: has a column 'error', expected none"):
+        embed(dataset.add_column("error", lambda _: "x", batch_format="pandas"), "path").take_all()
 
 
 def test_daft_on_ray(ray, vectors, tmp_path):

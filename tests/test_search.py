@@ -131,7 +131,8 @@ def test_clips_have_thumbnails(tmp_path):
     pytest.importorskip("av", reason="clips need PyAV: pip install 'beyondvl[video]'")
     clip = clips.write(tmp_path / "clip.mp4")
     data = thumbnail(str(clip))
-    assert Image.open(io.BytesIO(data)).size == (96, 64)
+    image = Image.open(io.BytesIO(data))
+    assert image.size == (96, 64) and 90 < np.asarray(image)[40, 40].mean() < 150  # frame 60 of 120, of grey 2 i
     (tmp_path / "bad.mp4").write_bytes(b"none")
     assert thumbnail(str(tmp_path / "bad.mp4")) is None and thumbnail("x.wav") is None
 
@@ -186,6 +187,11 @@ def test_commands(folder, tmp_path):
     facts = json.loads(run("index", ".", "--json", cwd=folder).stdout)
     assert facts["new"] == 1 and facts["same"] == 6 and facts["count"] == 6 and facts["failures"] == {}
     assert run("dedupe", cwd=folder).stdout == "cat.jpg\ntwo.jpg\n"
+    for _ in range(2):  # an index of nothing is one
+        assert run("index", folder.parent / "empty").stdout.startswith("0 new") or not (folder.parent / "empty").mkdir()
+    assert "0 in " in run("index", folder.parent / "empty").stdout
+    done = run("index", folder, "--approximate")
+    assert done.returncode == 1 and "an index without graphs, expected an approximate one" in done.stderr
     done = run("index", folder, "--rows", "int8")
     assert done.returncode == 1 and "an index of float32 rows, expected int8: remove it first" in done.stderr
     done = run("index", folder, "--rows", "int8", "--index", tmp_path / "elsewhere")

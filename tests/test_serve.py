@@ -26,7 +26,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="the server needs uvicorn: pip i
 
 from beyondvl.serve.app import create_app  # noqa: E402
 from beyondvl.serve.batching import Batcher, Busy  # noqa: E402
-from beyondvl.serve.chat import Chat, Spoken, say  # noqa: E402
+from beyondvl.serve.chat import Chat, Spoken, pieces, say  # noqa: E402
 from beyondvl.serve.guard import Guard  # noqa: E402
 from beyondvl.serve.settings import Settings  # noqa: E402
 
@@ -137,6 +137,61 @@ def test_words_come_as_they_are_written(folders):  # noqa: F811
     assert sorted(steps) == steps and steps[-1] >= 2  # some were sent while it wrote
 
 
+def test_a_caller_who_leaves_stops_the_writing(folders, monkeypatch):  # noqa: F811
+    model = bvl.AutoModel.from_pretrained(folders[CAPTION])
+    photo = {"type": "image_url", "image_url": {"url": uri(COFFEE)}}
+    chat = Chat(messages=[{"role": "user", "content": [photo]}], max_tokens=30, stream=True)
+    steps, original = [], Spoken.put
+
+    def put(self, ids):
+        original(self, ids)
+        steps.append(ids)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Spoken, "put", put)
+
+    async def listen():
+        pool = ThreadPoolExecutor(1)
+        parts = say(lambda work: asyncio.get_running_loop().run_in_executor(pool, work), model, chat, ("image",))
+        await anext(parts)
+        await parts.aclose()
+        await asyncio.to_thread(pool.shutdown)
+
+    asyncio.run(listen())
+    assert 2 < len(steps) < 20
+
+
+def test_an_answer_that_fails_late_says_so_in_its_stream():
+    async def parts():
+        yield "one"
+        raise RuntimeError("no memory")
+
+    async def read():
+        some = parts()
+        return [event async for event in pieces("m", await anext(some), some)]
+
+    events = asyncio.run(read())
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["message"] == "no memory"
+    assert not any("DONE" in event for event in events)
+
+
+def test_answers_that_wait_are_counted(model, monkeypatch):
+    """The limit of chats: beyond it callers are told to come again, and none is lost."""
+    from beyondvl.serve import app as module
+
+    monkeypatch.setattr(module, "write", lambda *_: time.sleep(0.3) or "x")
+    photo = {"type": "image_url", "image_url": {"url": uri(COFFEE)}}
+    body = {"messages": [{"role": "user", "content": [photo]}]}
+    running = Running(create_app(model, NAME, Settings(max_chats=2)))
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(running.client.post, "/v1/chat/completions", json=body) for _ in range(5)]
+            assert sorted(one.result().status_code for one in asked) == [200, 200, 503, 503, 503]
+        assert running.client.post("/v1/chat/completions", json=body).status_code == 200
+    finally:
+        running.stop()
+
+
 def test_it_takes_the_place_of_weaviates_container(client, model):
     """multi2vec-clip's requests: texts and plain base64 pictures, in one."""
     images = [base64.b64encode(data).decode() for data in (CAT, COFFEE)]
@@ -148,7 +203,8 @@ def test_it_takes_the_place_of_weaviates_container(client, model):
     assert client.get("/.well-known/ready").status_code == client.get("/.well-known/live").status_code == 204
     assert client.get("/meta").json()["data"][0]["id"] == NAME
     bad = client.post("/vectorize", json={"images": [images[0], base64.b64encode(b"none").decode()]})
-    assert bad.status_code == 400 and bad.json()["error"]["param"] == "images[1]"
+    assert bad.status_code == 400 and bad.json()["error"].startswith("images[1]: ")
+    assert client.post("/vectorize", json={"texts": None, "images": images[:1]}).status_code == 200
     assert client.post("/vectorize", json={"images": ["data:,"]}).status_code == 422
 
 

@@ -42,7 +42,7 @@ def embed(
     use_process: bool | None = None,
     **options: Any,
 ) -> Any:
-    """An expression: of each value of a column (paths, bytes, texts, lists of numbers) a struct of `vector`, an
+    """An expression: of each value of a column (paths, bytes, texts) a struct of `vector`, an
     embedding of float32 and length 1, and `error`, null or a string; with it the vector is NaN.
 
     Args:

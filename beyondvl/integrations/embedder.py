@@ -6,9 +6,11 @@ It is pickled as what it was made of, and loads its model where it is used first
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -40,21 +42,23 @@ class Embedder:
         self.dtype, self.num_threads = dtype, num_threads
         self.options = {"normalize_embeddings": True, **options}
         self._model: Any = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_model": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_model", "_lock")}
 
-    def __repr__(self) -> str:
-        return f"Embedder({self.name!r}, dtype={self.dtype!r}, num_threads={self.num_threads}, **{self.options!r})"
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=None, _lock=threading.Lock())
 
     @property
     def model(self) -> Any:
         """The model, loaded at first use."""
-        if self._model is None:
-            from ..models.auto import AutoModel
+        with self._lock:  # an engine may call from several threads
+            if self._model is None:
+                from ..models.auto import AutoModel
 
-            self._model = AutoModel.from_pretrained(self.name, dtype=self.dtype, num_threads=self.num_threads)
-        return self._model
+                self._model = AutoModel.from_pretrained(self.name, dtype=self.dtype, num_threads=self.num_threads)
+            return self._model
 
     @property
     def ndims(self) -> int:
@@ -63,8 +67,11 @@ class Embedder:
         return min(width, self.options.get("truncate_dim") or width)
 
     def __call__(self, items: Iterable[Any]) -> tuple[np.ndarray, list[str | None]]:
-        """Vectors [n, ndims] float32 and of each item None, or why it has none: its vector is NaN then."""
-        rows = self.model.encode(list(items), on_error="null", show_progress_bar=False, **self.options)
+        """Vectors [n, ndims] float32 and of each item None, or why it has none: its vector is NaN then. A file: URL, as
+        engines list folders, is the path that it names."""
+        rows = self.model.encode(
+            [_local(item) for item in items], on_error="null", show_progress_bar=False, **self.options
+        )
         errors: list[str | None] = [None] * len(rows)
         for failure in counted(rows.failures, 0):
             errors[failure.index] = str(failure.error).removeprefix(f"item {failure.index}: ")
@@ -76,3 +83,8 @@ class Embedder:
         arrow = import_arrow("an Arrow array")
         rows, errors = self(values_of(column))
         return arrow.StructArray.from_arrays([lists_of(rows), arrow.array(errors, arrow.string())], ["vector", "error"])
+
+
+def _local(item: Any) -> Any:
+    is_url = isinstance(item, str) and item.startswith("file://")
+    return unquote(urlsplit(item).path) if is_url else item

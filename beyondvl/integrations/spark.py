@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
+from uuid import uuid4
 
 from pyspark.sql.types import ArrayType, FloatType, StringType, StructType
 
@@ -20,19 +21,22 @@ from .embedder import Embedder
 
 __all__ = ["embed"]
 
-_LOADED: dict[str, Embedder] = {}  # of this process, which Spark uses again for other tasks
+_LAST: dict[str, Embedder] = {}  # the one that this process had last: Spark uses it again for other tasks
 
 
 class _Embed:
     """What a task is sent."""
 
     def __init__(self, embedder: Embedder, column: str):
-        self.embedder, self.column = embedder, column
+        self.embedder, self.column, self.job = embedder, column, uuid4().hex
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as arrow
 
-        embedder = _LOADED.setdefault(repr(self.embedder), self.embedder)
+        if self.job not in _LAST:  # another one's files may have changed since
+            _LAST.clear()
+            _LAST[self.job] = self.embedder
+        embedder = _LAST[self.job]
         for batch in batches:
             vector, error = embedder.arrow(batch.column(self.column)).flatten()
             lists = vector.cast(arrow.list_(arrow.float32()))  # Spark has no lists of one size

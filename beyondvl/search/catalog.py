@@ -158,6 +158,12 @@ class Catalog:
         self.base.execute("INSERT INTO segments VALUES (?, ?, ?)", (number, count, json.dumps(sums)))
         self.base.executemany("INSERT INTO keys VALUES (?, ?, ?)", ((number, row, key) for row, key in enumerate(keys)))
 
+    def add_sum(self, number: int, name: str, checksum: str) -> None:
+        """Notes one more file of a segment."""
+        (sums,) = self.base.execute("SELECT sums FROM segments WHERE number = ?", (number,)).fetchone()
+        changed = json.dumps(json.loads(sums) | {name: checksum})
+        self.base.execute("UPDATE segments SET sums = ? WHERE number = ?", (changed, number))
+
     def take_out(self, segments: Iterable[int]) -> list[Key]:
         """Takes segments out; the keys that they had, in order."""
         keys: list[Key] = []

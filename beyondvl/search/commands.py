@@ -26,12 +26,14 @@ def index(options: argparse.Namespace) -> None:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     there = Index.open(place) if (place / "index.db").exists() else None
-    name = options.model or (there.facts["model"]["name"] if there else DEFAULT_MODEL)
+    name = options.model or (DEFAULT_MODEL if there is None else there.facts["model"]["name"])
     model = AutoModel.from_pretrained(name, dtype=options.dtype)
     made = {"dtype": options.rows or "float32", "approximate": options.approximate, "path": place}
-    opened = there or Index.for_model(model, **made)
+    opened = Index.for_model(model, **made) if there is None else there
     if options.rows not in (None, opened.dtype):
         raise ValueError(f"{place}: an index of {opened.dtype} rows, expected {options.rows}: remove it first")
+    if options.approximate and not opened.approximate:
+        raise ValueError(f"{place}: an index without graphs, expected an approximate one: remove it first")
     done = opened.update(model, root, options.progress)
     for failure in done.failures:
         print(f"{failure.source}: {failure.error}", file=sys.stderr)

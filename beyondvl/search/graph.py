@@ -38,17 +38,17 @@ class Graph:
         """Of rows [n, D] float32, numbered from 0. It holds them itself, in bfloat16 or, of length 1, in int8."""
         own = "i8" if dtype == "int8" and metric == "cosine" else "bf16"
         kind = "cos" if metric == "cosine" else "ip"
-        made = import_usearch().Index(ndim=rows.shape[1], metric=kind, dtype=own, expansion_search=BEAM)
+        made = import_usearch().Index(ndim=rows.shape[1], metric=kind, dtype=own)
         made.add(np.arange(len(rows)), rows, threads=num_threads)
         return cls(np.frombuffer(made.save(), np.uint8))
 
     def search(self, queries: np.ndarray, count: int, num_threads: int) -> np.ndarray:
         """Numbers [n, count] int64 of rows near to queries [n, D]; -1 where it knows of fewer."""
-        with self._lock:
+        with self._lock:  # the beam belongs to the opened graph
             if self._opened is None:
                 self._opened = import_usearch().Index.restore(memoryview(self.data), view=True)
-            self._opened.expansion_search = max(self._opened.expansion_search, count)
-        matches = self._opened.search(queries, count, threads=num_threads)
+            self._opened.expansion_search = max(BEAM, count)
+            matches = self._opened.search(queries, count, threads=num_threads)
         keys = np.asarray(matches.keys).reshape(len(queries), -1).astype(np.int64)
         out = np.full((len(queries), count), -1, np.int64)
         out[:, : keys.shape[1]] = keys

@@ -31,6 +31,7 @@ from .segments import (
     make_segment,
     open_segment,
     remove_segment,
+    write_array,
     write_segment,
 )
 
@@ -40,6 +41,7 @@ METRICS = ("cosine", "dot")
 MOST_DIM, MOST_HITS = 4096, 1 << 16
 RESCORED = 4  # candidates for each hit, where float32 rows are kept
 TOGETHER = 256  # queries
+SCORED = 1 << 24  # numbers of candidates at a time
 ATTEMPTS = 5  # to open what another process joins meanwhile
 
 
@@ -53,8 +55,8 @@ class Index(ItemsMixin):
         rescore: whether float32 rows are kept beside smaller ones (in a folder: on the disk), from which the best 4 k
             candidates are scored again; None: of "int8" alone.
         approximate: whether segments of 8,192 rows and more have a graph by which near ones are found without looking
-            at all (HNSW, by usearch: pip install 'beyondvl[approximate]'): a search of a million rows takes a
-            millisecond or two, and may miss one of ten; additions take longer. A search with a filter looks at all.
+            at all of them (HNSW, by usearch: pip install 'beyondvl[approximate]'). Some are missed, most where many
+            rows are equal; additions take longer. A search with a filter, and `duplicates`, look at all.
         path: a new or empty folder to keep it in; None: in memory.
         model: whose embeddings these are: another model's are refused (`for_model`, `search_items`).
 
@@ -131,6 +133,7 @@ class Index(ItemsMixin):
             if segments:
                 with other._change():
                     other._publish(join(1, segments), list(self.catalog.keys()), [])
+                other._draw_graphs()
         return other
 
     @property
@@ -208,6 +211,7 @@ class Index(ItemsMixin):
                 others.insert(0, segment)
             if keys:
                 self._publish(new, keys, others)
+        self._draw_graphs()
 
     def remove(self, keys: Iterable[Key]) -> int:
         """Removes those of the keys that are there; how many."""
@@ -218,15 +222,23 @@ class Index(ItemsMixin):
             sparse = [s for s in self._segments if s.alive is not None and 2 * int(s.alive.sum()) < len(s)]
             if sparse:
                 self._publish(None, [], sparse)
+        self._draw_graphs()
         return count
 
     def search(
-        self, queries: Any, k: int = 10, *, filter: Iterable[Key] | None = None, num_threads: int | None = None
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        filter: Iterable[Key] | None = None,
+        exact: bool = False,
+        num_threads: int | None = None,
     ) -> tuple[list, np.ndarray]:
         """The k keys whose vectors are nearest to each of the queries [n, dim], or to one [dim].
 
         Args:
             filter: keys among which they are looked for; None: all.
+            exact: look at every row, also of an `approximate` index.
 
         Returns keys, a list of each query's, the nearest first, and their scores [n, m] float32 (cosines, or products),
         m being k or as many as there are; of one query a list and [m]. Exact but for "int8" and, natively, "bfloat16",
@@ -241,9 +253,10 @@ class Index(ItemsMixin):
         with self._read() as segments:
             masks = self._masks(segments, filter)
             there = sum(len(s) if m is None else int(m.sum()) for s, m in zip(segments, masks, strict=True))
-            k = min(k, there, MOST_HITS)
+            k, by_graph = min(k, there, MOST_HITS), filter is None and not exact
             for start in range(0, len(rows), TOGETHER):
-                found, places = self._nearest(segments, masks, rows[start : start + TOGETHER], k, threads)
+                part = rows[start : start + TOGETHER]
+                found, places = self._nearest(segments, masks, part, k, threads, by_graph)
                 # a product that overflows to -inf is no hit
                 keys += [[self.catalog.key_at(*map(int, place)) for place in each if place[1] >= 0] for each in places]
                 scores.append(found)
@@ -251,14 +264,14 @@ class Index(ItemsMixin):
         return (keys[0], whole[0]) if np.ndim(to_numpy(queries)) == 1 else (keys, whole)
 
     def _nearest(
-        self, segments: list[Segment], masks: list[Any], rows: np.ndarray, k: int, threads: int
+        self, segments: list[Segment], masks: list[Any], rows: np.ndarray, k: int, threads: int, by_graph: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores [n, k] and places (segment, row) [n, k, 2] of the best of all segments."""
         scores = np.zeros((len(rows), 0), np.float32)
         places = np.zeros((len(rows), 0, 2), np.int64)
         for segment, mask in zip(segments, masks, strict=True):
             if k and len(segment):
-                found, at = self._scan(segment, mask, rows, k, threads)
+                found, at = self._scan(segment, mask, rows, k, threads, by_graph)
                 scores = np.concatenate([scores, found], 1)
                 places = np.concatenate([places, np.stack([np.full_like(at, segment.number), at], 2)], 1)
         return _top(scores, places, k)
@@ -289,11 +302,11 @@ class Index(ItemsMixin):
         return unit_rows(rows) if self.metric == "cosine" and len(rows) else rows
 
     def _scan(
-        self, segment: Segment, mask: np.ndarray | None, rows: np.ndarray, k: int, threads: int
+        self, segment: Segment, mask: np.ndarray | None, rows: np.ndarray, k: int, threads: int, by_graph: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows [n, k] of a segment's best; -inf and -1 where it has fewer."""
         count = min(RESCORED * k, MOST_HITS)
-        if segment.graph is not None and mask is segment.alive and count < len(segment):
+        if by_graph and segment.graph is not None and count < len(segment):
             at = segment.graph.search(rows, count, threads)
             if mask is not None:
                 at[(at < 0) | ~mask[at]] = -1
@@ -359,7 +372,9 @@ class Index(ItemsMixin):
         before = {segment.number: segment for segment in self._segments}
         removed, segments = self.catalog.removed(), []
         for number, count, sums in self.catalog.segments():
-            segment = before.get(number) or open_segment(self.folder, number, count, self.dim, self.dtype, sums)
+            segment = before.get(number)
+            if segment is None or (segment.graph is None and "graph" in sums):
+                segment = open_segment(self.folder, number, count, self.dim, self.dtype, sums)
             alive = None
             if number in removed:
                 alive = np.ones(count, bool)
@@ -372,20 +387,40 @@ class Index(ItemsMixin):
         old = self.catalog.take_out(segment.number for segment in others)
         parts = [*others, *([new] if new is not None else [])]
         segment = join(1 + max((s.number for s in [*self._segments, *parts]), default=0), parts)
-        if self.approximate and len(segment) >= LEAST:
-            rows = segment.floats(np.arange(len(segment)))
-            segment = replace(segment, graph=Graph.of(rows, self.dtype, self.metric, thread_count(None)))
         sums = {} if self.folder is None else write_segment(self.folder, segment)
         self.catalog.add_segment(segment.number, [*old, *keys], len(segment), sums)
         self._gone = [other.number for other in others]
         if self.folder is None:
             self._segments = [*self._segments, segment]
 
+    def _draw_graphs(self) -> None:
+        """Makes the graphs that large segments lack, which takes a while: others read and write meanwhile."""
+        if not self.approximate:
+            return
+        with self._read() as segments:
+            lacking = [segment for segment in segments if segment.graph is None and len(segment) >= LEAST]
+        for segment in lacking:
+            rows = segment.floats(np.arange(len(segment)))
+            graph = Graph.of(rows, self.dtype, self.metric, thread_count(None))
+            with self._change():
+                there = next((s for s in self._segments if s.number == segment.number), None)
+                if there is None or there.graph is not None:  # joined with others, or made by another process
+                    continue
+                if self.folder is None:
+                    drawn = replace(there, graph=graph)
+                    self._segments = [drawn if s is there else s for s in self._segments]
+                else:
+                    self.catalog.add_sum(segment.number, *write_array(self.folder, segment.number, "graph", graph.data))
+
 
 def _scores(segment: Segment, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Products [n, m] of queries [n, D] with a segment's rows at those places [n, m]; -inf at -1."""
-    near = segment.floats(at.reshape(-1)).reshape(*at.shape, -1)
-    scores = (near * rows[:, None]).sum(-1)
+    scores = np.empty(at.shape, np.float32)
+    each = max(1, SCORED // (at.shape[1] * rows.shape[1] or 1))
+    for start in range(0, len(at), each):
+        some = at[start : start + each]
+        near = segment.floats(some.reshape(-1)).reshape(*some.shape, -1)
+        scores[start : start + each] = (near * rows[start : start + each, None]).sum(-1)
     scores[at < 0] = -np.inf
     return scores
 

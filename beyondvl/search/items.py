@@ -13,6 +13,7 @@ from ..bulk.stores import Here
 from ..hub import shipped_name
 from ..modalities import TEXT
 from ..outcomes import Failure, counted
+from ..outputs import check_count
 from ..processing.items import extension_of, modality_of
 from .catalog import Key
 
@@ -140,13 +141,15 @@ class ItemsMixin:
         which takes the options).
 
         Args:
-            rerank: of one text, how many of the nearest are read again and matched with it, by a model that has
-                `match`: scores are probabilities then. 0: none.
+            rerank: of one text, how many of the nearest (k at least) are read again and matched with it, by a model that
+                has `match`: scores are probabilities then. 0: none.
             root: the folder that keys are paths within, to read them.
 
         Raises ValueError for another model than the index's, and for a query or model that cannot be matched.
         """
         self.check_model(model)
+        if rerank:
+            check_count("rerank", rerank)
         if rerank and not hasattr(model, "match"):
             raise ValueError(f"rerank: found a {type(model).__name__}, expected a model that matches")
         if rerank and (not isinstance(items, str) or modality_of(items) != TEXT.name):
@@ -179,7 +182,7 @@ class ItemsMixin:
 
         for start in range(0, len(keys), TOGETHER):
             some = keys[start : start + TOGETHER]
-            for key, near, scores in zip(some, *self.search(self.vectors(some), k), strict=True):
+            for key, near, scores in zip(some, *self.search(self.vectors(some), k, exact=True), strict=True):
                 for other, score in zip(near, scores, strict=True):
                     if score >= threshold:
                         one, two = sorted((find(places[key]), find(places[other])))

@@ -36,7 +36,7 @@ def thumbnail(path: str) -> bytes | None:
         if kind == IMAGE.name:
             image = Image.fromarray(load_image(path))
         elif kind == VIDEO.name:
-            image = Image.fromarray(load_video(path, num_frames=1)[0])
+            image = Image.fromarray(load_video(path, num_frames=2)[-1])
         else:
             return None
     except (ValueError, ImportError):  # clips need PyAV

@@ -17,7 +17,7 @@ import numpy as np
 from .graph import Graph
 
 __all__ = ["DTYPES", "Segment", "check_segment", "join", "make_segment", "open_segment", "remove_segment",
-           "write_segment"]  # fmt: skip
+           "write_array", "write_segment"]  # fmt: skip
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
 
@@ -87,13 +87,16 @@ def _checksum(array: np.ndarray) -> str:
 
 def write_segment(folder: Path, segment: Segment) -> dict[str, str]:
     """Writes a segment's files, which are on the disk afterwards; the checksum of each."""
-    for name, array in segment.arrays.items():
-        path = _file(folder, name, segment.number)
-        with open(path, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-    return {name: _checksum(array) for name, array in segment.arrays.items()}
+    return dict(write_array(folder, segment.number, name, array) for name, array in segment.arrays.items())
+
+
+def write_array(folder: Path, number: int, name: str, array: np.ndarray) -> tuple[str, str]:
+    """Writes one file of a segment; its name and checksum."""
+    with open(_file(folder, name, number), "wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    return name, _checksum(array)
 
 
 def remove_segment(folder: Path, number: int) -> None:

@@ -60,7 +60,7 @@ class Server:
 
     def __init__(self, model: Any, name: str, settings: Settings, index: Any, root: str | None):
         self.model, self.name, self.settings, self.index, self.root = model, name, settings, index, root
-        self.writer = ThreadPoolExecutor(1, "beyondvl-answers")
+        self.writer, self.chats = ThreadPoolExecutor(1, "beyondvl-answers"), 0
         self.readable = model.readable
         self.registry = CollectorRegistry()
         about = {"registry": self.registry}
@@ -131,11 +131,15 @@ class Server:
 
     async def vectorize(self, asked: Vectorize) -> Response:
         """Vectors of texts and of pictures."""
-        images = [Item(image=f"data:image/any;base64,{data}") for data in asked.images]
-        items = [*listed(asked.texts, "texts"), *listed(images, "images")]
-        self.check(None, items)
-        rows = (await self.encode(items)).tolist() if items else []
-        return JSONResponse({"textVectors": rows[: len(asked.texts)], "imageVectors": rows[len(asked.texts) :]})
+        images = [Item(image=f"data:image/any;base64,{data}") for data in asked.images or []]
+        texts = asked.texts or []
+        items = [*listed(texts, "texts"), *listed(images, "images")]
+        try:
+            self.check(None, items)
+            rows = (await self.encode(items)).tolist() if items else []
+        except ItemError as error:  # who asks so reads a string
+            return JSONResponse({"error": str(error)}, error.status)
+        return JSONResponse({"textVectors": rows[: len(texts)], "imageVectors": rows[len(texts) :]})
 
     async def search(self, asked: Search) -> Response:
         """Keys and scores of the index, the nearest first."""
@@ -151,15 +155,28 @@ class Server:
     async def chat(self, asked: Chat) -> Response:
         """A caption or an answer, whole or as events."""
         self.check(asked.model, [])
+        if self.chats >= self.settings.max_chats:
+            raise ItemError(None, f"{self.chats} answers wait, expected at most {self.settings.max_chats}", 503)
 
         def run(work: Callable[..., str], *arguments: Any) -> Any:
-            return asyncio.get_running_loop().run_in_executor(self.writer, work, *arguments)
+            self.chats += 1
+            task = asyncio.get_running_loop().run_in_executor(self.writer, work, *arguments)
+            task.add_done_callback(self.chat_done)
+            return task
 
-        if not asked.stream:
-            return JSONResponse(completion(self.name, await run(write, self.model, asked, self.readable)))
-        parts = say(run, self.model, asked, self.readable)
-        first = await anext(parts)  # what is wrong with a request is said before the stream begins
+        try:
+            if not asked.stream:
+                work = run(write, self.model, asked, self.readable)
+                return JSONResponse(completion(self.name, await asyncio.wait_for(work, self.settings.timeout)))
+            parts = say(run, self.model, asked, self.readable)
+            # what is wrong with a request is said before the stream begins
+            first = await asyncio.wait_for(anext(parts), self.settings.timeout)
+        except TimeoutError as error:
+            raise ItemError(None, f"not done in {self.settings.timeout:g} s", 503) from error
         return StreamingResponse(pieces(self.name, first, parts), media_type="text/event-stream")
+
+    def chat_done(self, _: Any) -> None:
+        self.chats -= 1
 
     async def thumbnail(self, key: Annotated[str, Query(max_length=4096)]) -> Response:
         """A small JPEG of a picture that the index has; nothing else of this machine is shown."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..tasks.confidence import ConfidentMixin
+from .guard import error_body
 from .requests import Data, Item, ItemError, Name, Text, content
 
 __all__ = ["Chat", "completion", "pieces", "say", "write"]
@@ -99,33 +100,42 @@ def write(model: Any, chat: Chat, readable: tuple[str, ...], streamer: Any = Non
         raise ItemError("messages", f"messages: {error}") from error
 
 
+class Left(Exception):
+    """Nobody waits for the answer any more."""
+
+
 class Spoken:
-    """A streamer that passes on the words of one sequence as they come. Pieces that may yet become another character or
-    word are held back."""
+    """A streamer that passes on the words of one sequence as they come, but for the last few, whose spaces may yet
+    change ("do n't"); raises Left once it is told that nobody listens."""
+
+    HELD = 3
 
     def __init__(self, tokenizer: Any, pass_on: Callable[[str], None]):
         self.tokenizer, self.pass_on = tokenizer, pass_on
         self.ids: list[int] | None = None
-        self.text = ""
+        self.text, self.left = "", False
 
     def put(self, ids: Any) -> None:
         """Takes the prompt, which is not passed on, then each token."""
+        if self.left:
+            raise Left
         if self.ids is None:
             self.ids = []
             return
         self.ids += [int(token) for token in ids]
-        words = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip().rpartition(" ")[0]
-        if words.startswith(self.text) and len(words) > len(self.text):
-            self.pass_on(words[len(self.text) :])
-            self.text = words
+        words = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip().split(" ")[: -self.HELD]
+        text = " ".join(words)
+        if text.startswith(self.text) and len(text) > len(self.text):
+            self.pass_on(text[len(self.text) :])
+            self.text = text
 
     def end(self) -> None:
-        """The last word comes with the whole answer."""
+        """The last words come with the whole answer."""
 
 
-async def say(run: Callable[..., Any], model: Any, chat: Chat, readable: tuple[str, ...]) -> AsyncIterator[str]:
+async def say(run: Callable[..., Any], model: Any, chat: Chat, readable: tuple[str, ...]) -> AsyncGenerator[str]:
     """Parts of an answer as they are written; `run` has the event loop's executor run a function. Where a model thinks
-    twice (a caption that it is not sure of gives way to a name) they come at the end."""
+    twice (a caption that it is not sure of gives way to a name) they come at the end. Closed, it stops writing."""
     loop, parts = asyncio.get_running_loop(), asyncio.Queue()
 
     def pass_on(part: str | None) -> None:
@@ -140,11 +150,19 @@ async def say(run: Callable[..., Any], model: Any, chat: Chat, readable: tuple[s
             pass_on(None)
 
     task = run(work)
-    while (part := await parts.get()) is not None:
-        yield part
-    text, before = await task, "" if spoken is None else spoken.text
-    rest = text[len(before) :] if text.startswith(before) else ""
-    for at, word in enumerate(rest.split(" ")):
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # of an answer that nobody waits for
+    try:
+        while (part := await parts.get()) is not None:
+            yield part
+        text = await task
+    finally:
+        task.cancel()
+        if spoken is not None:
+            spoken.left = True
+    said = "" if spoken is None else spoken.text
+    while not text.startswith(said):  # spaces that changed after all: nothing is left out
+        said = said[:-1]
+    for at, word in enumerate(text[len(said) :].split(" ")):
         yield (" " if at else "") + word
 
 
@@ -156,7 +174,7 @@ def completion(name: str, text: str) -> dict[str, Any]:
             "choices": [choice], "usage": usage}  # fmt: skip
 
 
-async def pieces(name: str, first: str, parts: AsyncIterator[str]) -> AsyncIterator[str]:
+async def pieces(name: str, first: str, parts: AsyncGenerator[str]) -> AsyncIterator[str]:
     """The events of a stream."""
     about = {
         "id": f"chat-{time.time_ns():x}",
@@ -170,7 +188,13 @@ async def pieces(name: str, first: str, parts: AsyncIterator[str]) -> AsyncItera
         return f"data: {json.dumps(about | {'choices': [choice]})}\n\n"
 
     yield event({"role": "assistant", "content": first})
-    async for part in parts:
-        yield event({"content": part})
+    try:
+        async for part in parts:
+            yield event({"content": part})
+    except Exception as error:  # the status is sent: the stream itself says what went wrong
+        yield f"data: {json.dumps(error_body(str(error), 500))}\n\n"
+        return
+    finally:
+        await parts.aclose()
     yield event({})
     yield "data: [DONE]\n\n"

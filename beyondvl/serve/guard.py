@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 __all__ = ["LOOPBACK", "Guard", "error_body", "is_loopback"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN = ("/", "/health")  # paths that need no key
+OPEN = ("/", "/health", "/.well-known/live", "/.well-known/ready")  # paths that need no key
 
 
 def is_loopback(host: str) -> bool:

@@ -55,8 +55,8 @@ class Embed(BaseModel):
 class Vectorize(BaseModel):
     """Vectors are asked for as Weaviate asks a container of multi2vec-clip; pictures are plain base64."""
 
-    texts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] = []
-    images: Annotated[list[Base64], Field(max_length=MOST_ITEMS)] = []
+    texts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] | None = None
+    images: Annotated[list[Base64], Field(max_length=MOST_ITEMS)] | None = None
 
 
 class Compare(BaseModel):

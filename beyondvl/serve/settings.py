@@ -18,6 +18,7 @@ class Settings:
         max_body: bytes of a request.
         max_items: items of a request.
         max_batch: items that are encoded at once.
+        max_chats: answers that may be written or wait.
         max_waiting: items that may wait before callers are told to come again (503).
         body_timeout, timeout: seconds for a body to come, for an answer to be made.
     """
@@ -28,6 +29,7 @@ class Settings:
     max_body: int = 32 << 20
     max_items: int = 256
     max_batch: int = 64
+    max_chats: int = 64
     max_waiting: int = 8192
     body_timeout: float = 30.0
     timeout: float = 120.0

@@ -30,6 +30,19 @@ def counts(seen: tuple[EncodedImages, ...], text: Texts | None) -> set[int]:
     return sizes
 
 
+class Renamed:
+    """A streamer that is told the ids of a text's tokenizer for those of the decoder."""
+
+    def __init__(self, streamer: Any, token_ids: np.ndarray):
+        self.streamer, self.token_ids = streamer, token_ids
+
+    def put(self, ids: np.ndarray) -> None:
+        self.streamer.put(self.token_ids[ids])
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
 class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel, CaptioningModel):
     """Takes any subset of a text, a picture, a clip and a sound. A Q-Former draws from each of them what the text asks
     for, a C-Former fuses what it drew and the text in one stream, a decoder writes about that stream. Captions and
@@ -292,8 +305,14 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
             *self._prompted(pixel_values, input_ids, attention_mask, images, **others), inputs_and_settings
         )
 
+    def _decoder_ids(self, source: Any, prompt: np.ndarray, mask: Any, settings: dict[str, Any]) -> np.ndarray:
+        """Ids of the decoder; a streamer is told the tokenizer's."""
+        if (streamer := settings.get("streamer")) is not None and callable(getattr(streamer, "put", None)):
+            settings = settings | {"streamer": Renamed(streamer, self._token_ids)}
+        return super()._generated(source, prompt, mask, settings)
+
     def _generated(self, *prompted: Any) -> np.ndarray:
-        return self._token_ids[super()._generated(*prompted)]
+        return self._token_ids[self._decoder_ids(*prompted)]
 
     def _streamed(self, *prompted: Any) -> Iterator[np.ndarray]:
         return (self._token_ids[ids] for ids in super()._streamed(*prompted))
@@ -321,7 +340,7 @@ class AnyModalityModel(AnswersMixin, ConfidentMixin, DrawingModel, MatchingModel
     def _written(self, prompted: Any, settings: dict[str, Any]) -> tuple[list[str], np.ndarray]:
         """What the decoder writes, and how likely (see `_chances`)."""
         source, prompt, mask = prompted
-        ids = super()._generated(source, prompt, mask, settings)
+        ids = self._decoder_ids(source, prompt, mask, settings)
         return self._decoded(self._token_ids[ids]), self._chances(ids, prompt.shape[1], source["contexts"], settings)
 
     def narrate(self, clip: Any, **settings: Any) -> Said:
