@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class Server:
 
     def load(self, work: Path, bodies: list[str], connections: int, seconds: int) -> dict[str, float]:
         """Requests a second, milliseconds of the median and of the slowest hundredth, errors."""
+        while json.load(urlopen(f"http://127.0.0.1:{self.port}/health"))["waiting"]:  # of a load before
+            time.sleep(0.1)
         (work / "bodies").write_text("\n".join(bodies) + "\n")
         (work / "post.lua").write_text(LUA)
         url = f"http://127.0.0.1:{self.port}/v1/embeddings"
@@ -123,26 +126,23 @@ def main() -> None:
         "texts": [json.dumps({"input": text, "encoding_format": "base64"}) for text in texts],
     }
     items = {"pictures": photos * 16, "texts": [{"text": text} for text in texts] * 8}
-    together, single = Server(options.dtype), Server(options.dtype, "--max-batch", "1")
     rounds: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.rounds):
-            for kind in ("pictures", "texts"):
+    together, single = Server(options.dtype), Server(options.dtype, "--max-batch", "1")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(2 * options.rounds):
+                kind = ("pictures", "texts")[number % 2]
                 alone = rate(model, items[kind])
                 done = together.load(Path(folder), bodies[kind], options.connections, options.seconds)
-                done |= {
-                    "encode_s": alone,
-                    "of_encode": done["requests_s"] / alone,
-                    "own_us": 1e6 / done["requests_s"] - 1e6 / alone,
-                }
+                done |= {"encode_s": alone, "of_encode": done["requests_s"] / alone}
+                done |= {"own_us": 1e6 / done["requests_s"] - 1e6 / alone}
                 if kind == "texts":
                     one = single.load(Path(folder), bodies[kind], options.connections, options.seconds)
-                    done |= {
-                        "of_max_batch_1": done["requests_s"] / one["requests_s"],
-                        "errors": done["errors"] + one["errors"],
-                    }
+                    done |= {"of_max_batch_1": done["requests_s"] / one["requests_s"]}
+                    done["errors"] += one["errors"]
                 rounds.setdefault(kind, []).append(done)
-    together.close(), single.close()
+    finally:
+        together.close(), single.close()
     results = {kind: {name: float(np.median([r[name] for r in some])) for name in some[0]} | {"errors": sum(r["errors"] for r in some)}
                for kind, some in rounds.items()}  # fmt: skip
     for kind, values in results.items():

@@ -141,7 +141,7 @@ class ItemsMixin:
         which takes the options).
 
         Args:
-            rerank: of one text, how many of the nearest (k at least) are read again and matched with it, by a model that
+            rerank: of one text, how many of the nearest (k at least) are read again and matched, by a model that
                 has `match`: scores are probabilities then. 0: none.
             root: the folder that keys are paths within, to read them.
 

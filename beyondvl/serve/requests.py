@@ -17,8 +17,8 @@ KINDS = (TEXT.name, IMAGE.name, AUDIO.name, VIDEO.name)
 MOST_TEXT, MOST_ITEMS = 1 << 20, 2048  # characters; items of any request
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
-Data = Annotated[str, Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/]*={0,2}$")]
-Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+Data = Annotated[str, Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,")]  # what follows is checked when it is read
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]?")]
 Name = Annotated[str, Field(max_length=200)]
 
 
