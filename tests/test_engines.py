@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import subprocess
@@ -31,14 +32,33 @@ def vectors():
     return dict(zip(PHOTOS, rows, strict=True)) | {"/none.jpg": None}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Workers import the package from the folder that they are started in, if it is there: not from the sources."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("engines"))
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def daft():
+    """Daft by its own runner, which a process chooses once."""
+    daft = pytest.importorskip("daft", reason="daft is not installed: test-engines")
+    daft.set_runner_native()
+    return daft
+
+
 @pytest.fixture(scope="module")
 def ray():
     """Ray with two processors."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    before = builtins.print  # which Ray's datasets replace
     ray = pytest.importorskip("ray", reason="ray is not installed: test-engines")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
+    builtins.print = before
 
 
 class Killer(threading.Thread):
@@ -92,12 +112,10 @@ def check(rows, vectors):
             np.testing.assert_allclose(vector, vectors[path], atol=2e-6)
 
 
-def test_daft(vectors):
+def test_daft(daft, vectors):
     """A worker that dies ends the query, which says so; it is whole when it is asked for again."""
-    daft = pytest.importorskip("daft", reason="daft is not installed: test-engines")
     from beyondvl.integrations.daft import embed
 
-    daft.set_runner_native()
     frame = daft.from_pydict({"path": ITEMS, "number": list(range(len(ITEMS)))})
     column = embed(daft.col("path"), max_concurrency=2, use_process=True, batch_size=4)
     query = frame.with_column("embedding", column)
@@ -108,12 +126,10 @@ def test_daft(vectors):
     check([(r["number"], r["path"], r["embedding"]["vector"], r["embedding"]["error"]) for r in rows], vectors)
 
 
-def test_daft_lists_a_folder(vectors):
+def test_daft_lists_a_folder(daft, vectors):
     """Its paths are URLs."""
-    daft = pytest.importorskip("daft", reason="daft is not installed: test-engines")
     from beyondvl.integrations.daft import embed
 
-    daft.set_runner_native()
     frame = daft.from_glob_path(str(pictures.EXAMPLES / "*.jpg"))
     rows = frame.with_column("embedding", embed(daft.col("path"))).collect().to_pylist()
     known = {path: vector for path, vector in vectors.items() if vector is not None}
@@ -142,15 +158,13 @@ def test_daft_on_ray(ray, vectors, tmp_path):
     program = (
         "import daft, sys\nfrom beyondvl.integrations.daft import embed\n"
         "daft.set_runner_ray(sys.argv[1])\n"
-        "import test_engines\n"
-        "items = test_engines.ITEMS\n"
+        "items = sys.argv[3:]\n"
         "frame = daft.from_pydict({'path': items, 'number': list(range(len(items)))}).repartition(6)\n"
         "column = embed(daft.col('path'), max_concurrency=2, batch_size=4)\n"
         "frame.with_column('embedding', column).write_parquet(sys.argv[2])\n"
     )
     with Killer(b"UDFActor") as killer:
-        subprocess.run([sys.executable, "-c", program, ray.get_runtime_context().gcs_address, out], check=True,
-                       cwd=Path(__file__).parent)  # fmt: skip
+        subprocess.run([sys.executable, "-c", program, ray.get_runtime_context().gcs_address, out, *ITEMS], check=True)  # fmt: skip
     assert killer.killed
     from pyarrow import parquet
 

@@ -18,7 +18,6 @@ MOST_TEXT, MOST_ITEMS = 1 << 20, 2048  # characters; items of any request
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Data = Annotated[str, Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,")]  # what follows is checked when it is read
-Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]?")]
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -56,7 +55,7 @@ class Vectorize(BaseModel):
     """Vectors are asked for as Weaviate asks a container of multi2vec-clip; pictures are plain base64."""
 
     texts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] | None = None
-    images: Annotated[list[Base64], Field(max_length=MOST_ITEMS)] | None = None
+    images: Annotated[list[str], Field(max_length=MOST_ITEMS)] | None = None
 
 
 class Compare(BaseModel):
