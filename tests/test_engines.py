@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,8 @@ def test_daft_on_ray(ray, vectors, tmp_path):
 
 def test_spark(vectors):
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: test-engines")
+    if shutil.which("java") is None:
+        pytest.skip("no Java, which Spark runs on")
     from beyondvl.integrations.spark import embed
 
     settings = {"spark.ui.enabled": "false", "spark.sql.execution.arrow.maxRecordsPerBatch": "8"}

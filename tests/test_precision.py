@@ -194,7 +194,7 @@ def test_precision(isa, made, name, precision):
 
 
 @pytest.mark.parametrize("precision", LEAST)
-@pytest.mark.parametrize("factor", [1, 20, 100])
+@pytest.mark.parametrize("factor", [1, 100])
 def test_precision_at_full_depth(made, precision, factor):
     """ViT-B/32 with six outlier channels in front of every product."""
     check(made, precision, "clip ViT-B/32", factor)
