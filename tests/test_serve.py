@@ -205,7 +205,9 @@ def test_it_takes_the_place_of_weaviates_container(client, model):
     bad = client.post("/vectorize", json={"images": [images[0], base64.b64encode(b"none").decode()]})
     assert bad.status_code == 400 and bad.json()["error"].startswith("images[1]: ")
     assert client.post("/vectorize", json={"texts": None, "images": images[:1]}).status_code == 200
-    assert client.post("/vectorize", json={"images": ["data:,"]}).status_code == 400
+    for text in ("data:,", "\u00e4\u00f6", "===="):
+        assert client.post("/vectorize", json={"images": [text]}).status_code == 400
+    assert client.post("/search", json={"query": {"image": "data:image/png;base64,\u00e4"}}).status_code == 400
 
 
 def spoken(client, parts, **more):

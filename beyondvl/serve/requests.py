@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -97,5 +96,5 @@ def content(item: str | Item, param: str, readable: tuple[str, ...]) -> dict[str
         return {kind: value}
     try:
         return {kind: base64.b64decode(value.partition(",")[2], validate=True)}
-    except binascii.Error as error:
+    except ValueError as error:  # not of its alphabet, not even ASCII
         raise ItemError(param, f"{param}: not base64: {error}") from error
