@@ -27,6 +27,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="the server needs uvicorn: pip i
 from beyondvl.serve.app import create_app  # noqa: E402
 from beyondvl.serve.batching import Batcher, Busy  # noqa: E402
 from beyondvl.serve.chat import Chat, Spoken, pieces, say  # noqa: E402
+from beyondvl.serve.commands import KEEP_ALIVE  # noqa: E402
 from beyondvl.serve.guard import Guard  # noqa: E402
 from beyondvl.serve.settings import Settings  # noqa: E402
 
@@ -58,7 +59,7 @@ class Running:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        config = uvicorn.Config(app, port=self.port, log_level="error", backlog=4096)
+        config = uvicorn.Config(app, port=self.port, log_level="error", backlog=4096, timeout_keep_alive=KEEP_ALIVE)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()

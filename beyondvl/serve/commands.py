@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..hub import DEFAULT_MODEL
 
+KEEP_ALIVE = 75  # seconds; clients let go of idle connections after 5 and more, and are to be the first to
+
 __all__ = ["add_options", "serve"]
 
 
@@ -40,7 +42,8 @@ def serve(options: argparse.Namespace) -> None:
         max_batch=options.max_batch,
     )
     app = create_app(model, Path(name).name, settings, index, root)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, backlog=4096)
+    about = {"host": options.host, "port": options.port, "log_level": "warning", "server_header": False}
+    uvicorn.run(app, **about, backlog=4096, timeout_keep_alive=KEEP_ALIVE)
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
