@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -41,30 +42,29 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.fixture
-def postgres(tmp_path):
-    """The environment of a server of its own, in a folder; as another user where this one is root."""
-    found = sorted(BIN.glob("*/bin/initdb"))
-    if not found:
+def postgres():
+    """The environment of a server of its own, as another user where this one is root: in a folder that this user may
+    enter, wherever tests write, and short enough for a socket's name."""
+    versions = sorted(BIN.glob("*/bin/initdb"))
+    if not versions:
         pytest.skip(f"no PostgreSQL in {BIN}")
-    tmp_path.chmod(0o755)
-    place = tmp_path / "base"
-    place.mkdir()
-    user = []
-    if os.geteuid() == 0:
-        shutil.chown(place, "postgres")
-        for folder in [tmp_path, *tmp_path.parents]:  # pytest's own are closed to others
-            if str(folder).startswith(str(tmp_path.parents[1])):
-                folder.chmod(folder.stat().st_mode | 0o011)
-        user = ["runuser", "-u", "postgres", "--"]
-    data, tools = str(place / "data"), found[-1].parent
-    subprocess.run([*user, tools / "initdb", "-D", data, "-A", "trust", "-U", "tester", "-E", "UTF8"], check=True,
-                   capture_output=True, cwd="/")  # fmt: skip
-    options = f"-c listen_addresses='' -c unix_socket_directories='{place}'"
-    control = [*user, tools / "pg_ctl", "-D", data, "-w"]
-    subprocess.run([*control, "-l", str(place / "log"), "-o", options, "start"], check=True, capture_output=True,
-                   cwd="/")  # fmt: skip
-    yield {"PGHOST": str(place), "PGUSER": "tester", "PGDATABASE": "postgres"}
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
+    tools = versions[-1].parent
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        user = []
+        if os.geteuid() == 0:
+            shutil.chown(place, "postgres")
+            user = ["runuser", "-u", "postgres", "--"]
+
+        def run(tool: str, *options: str) -> None:
+            subprocess.run(
+                [*user, tools / tool, "-D", f"{place}/data", *options], check=True, capture_output=True, cwd="/"
+            )
+
+        run("initdb", "-A", "trust", "-U", "tester", "-E", "UTF8")
+        options = f"-c listen_addresses='' -c unix_socket_directories='{place}'"
+        run("pg_ctl", "-w", "-l", f"{place}/log", "-o", options, "start")
+        yield {"PGHOST": place, "PGUSER": "tester", "PGDATABASE": "postgres"}
+        run("pg_ctl", "-w", "-m", "immediate", "stop")
 
 
 @pytest.mark.parametrize("page", PROGRAMS)
