@@ -67,27 +67,9 @@ class Server:
         (work / "bodies").write_text("\n".join(bodies) + "\n")
         (work / "post.lua").write_text(LUA)
         url = f"http://127.0.0.1:{self.port}/v1/embeddings"
-        command = [
-            "wrk",
-            "-t",
-            "1",
-            "-c",
-            str(connections),
-            "-d",
-            f"{seconds}s",
-            "--timeout",
-            "100s",
-            "-s",
-            str(work / "post.lua"),
-            url,
-        ]
-        said = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"BODIES": str(work / "bodies"), "PATH": "/usr/bin"},
-        ).stdout
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "100s", "-s", work / "post.lua", url]
+        env = {"BODIES": str(work / "bodies"), "PATH": "/usr/bin"}
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
         count, duration, median, slow, errors = map(float, re.search(r"RESULT (.*)", said).group(1).split())
         return {"requests_s": count / duration, "p50_ms": median, "p99_ms": slow, "errors": errors}
 

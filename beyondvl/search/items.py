@@ -150,22 +150,17 @@ class ItemsMixin:
         self.check_model(model)
         if rerank:
             check_count("rerank", rerank)
-        if rerank and not hasattr(model, "match"):
-            raise ValueError(f"rerank: found a {type(model).__name__}, expected a model that matches")
-        if rerank and (not isinstance(items, str) or modality_of(items) != TEXT.name):
-            raise ValueError(f"rerank: found a query {items!r:.100}, expected one text")
+            if not hasattr(model, "match"):
+                raise ValueError(f"rerank: found a {type(model).__name__}, expected a model that matches")
+            if not isinstance(items, str) or modality_of(items) != TEXT.name:
+                raise ValueError(f"rerank: found a query {items!r:.100}, expected one text")
         rows = model.encode_query(items, normalize_embeddings=True, **options)
         keys, scores = self.search(rows, max(k, rerank), filter=filter)
-        if not rerank:
-            return keys, scores
-        paths = [os.path.join(root, str(key)) for key in keys]
-        kinds = [modality_of(path) for path in paths]
-        scores = np.zeros(len(paths), np.float32)
-        for kind in set(kinds):  # a call takes items of one kind
-            some = [at for at, other in enumerate(kinds) if other == kind]
-            scores[some] = model.match([paths[at] for at in some], [items] * len(some))
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [keys[at] for at in best], scores[best]
+        if rerank:
+            scores = _probabilities(model, items, [os.path.join(root, str(key)) for key in keys])
+            best = np.argsort(-scores, kind="stable")[:k]
+            keys, scores = [keys[at] for at in best], scores[best]
+        return keys, scores
 
     def duplicates(self, threshold: float = 0.95, k: int = 50) -> list[list[Key]]:
         """Groups of keys that are nearly the same: joined by scores of `threshold` and more, the k nearest of each key
@@ -191,3 +186,13 @@ class ItemsMixin:
         for at, key in enumerate(keys):
             groups.setdefault(find(at), []).append(key)
         return sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
+
+
+def _probabilities(model: Any, text: str, paths: list[str]) -> np.ndarray:
+    """Of each file [n] float32 how probably a text fits it."""
+    kinds = [modality_of(path) for path in paths]
+    scores = np.zeros(len(paths), np.float32)
+    for kind in set(kinds):  # a call takes items of one kind
+        some = [at for at, other in enumerate(kinds) if other == kind]
+        scores[some] = model.match([paths[at] for at in some], [text] * len(some))
+    return scores

@@ -19,6 +19,7 @@ from .graph import Graph
 __all__ = ["DTYPES", "Segment", "check_segment", "join", "make_segment", "open_segment", "remove_segment",
            "write_array", "write_segment"]  # fmt: skip
 
+FILES = ("vectors", "scales", "exact", "graph")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
 
 
@@ -40,9 +41,8 @@ class Segment:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What is kept of it, by the names of the files."""
-        graph = None if self.graph is None else self.graph.data
-        named = {"vectors": self.rows, "scales": self.scales, "exact": self.exact, "graph": graph}
-        return {name: array for name, array in named.items() if array is not None}
+        kept = (self.rows, self.scales, self.exact, None if self.graph is None else self.graph.data)
+        return {name: array for name, array in zip(FILES, kept, strict=True) if array is not None}
 
     def floats(self, places: np.ndarray) -> np.ndarray:
         """Rows at those places [m] as float32 [m, D], as exact as they are kept."""
@@ -100,7 +100,7 @@ def write_array(folder: Path, number: int, name: str, array: np.ndarray) -> tupl
 
 
 def remove_segment(folder: Path, number: int) -> None:
-    for name in ("vectors", "scales", "exact", "graph"):
+    for name in FILES:
         _file(folder, name, number).unlink(missing_ok=True)
 
 
