@@ -111,8 +111,9 @@ def search(
     /,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k rows (n, D) of the largest products with each query (Q, D), best first: scores and row numbers (Q, k), -inf
-    and -1 where there are fewer. Rows are float32, bfloat16 as uint16, or int8 that `scales` (n,) multiply; those whose
-    `mask` (n,) is False are passed over."""
+    and -1 where there are fewer. Rows are float32, bfloat16 as uint16, int8 that `scales` (n,) multiply, or signs as
+    np.packbits packs them (n, ceil(D / 8)) uint8, whose products are over D; where `mask` (n,) is False they are passed
+    over."""
 
 def set_openblas_path(path: str, /) -> None: ...
 def matmul_nt(a: NDArray[np.float32], b: NDArray[np.float32], num_threads: int, /) -> NDArray[np.float32]:

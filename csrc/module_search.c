@@ -4,10 +4,13 @@
 #include "ops/search.h"
 
 /* The form of a row's numbers by the array's type; NULL and ValueError for another type. */
-static PyArrayObject *borrow_rows(PyObject *object, bvl_precision *form) {
+static PyArrayObject *borrow_rows(PyObject *object, bvl_row_form *form) {
     const int type = PyArray_Check(object) ? PyArray_TYPE((PyArrayObject *)object) : NPY_FLOAT32;
-    *form = type == NPY_UINT16 ? BVL_BFLOAT16 : type == NPY_INT8 ? BVL_INT8 : BVL_FLOAT32;
-    return bvl_borrow(object, "rows", *form == BVL_FLOAT32 ? NPY_FLOAT32 : type, 2);
+    *form = type == NPY_UINT16  ? BVL_ROWS_BFLOAT16
+            : type == NPY_INT8  ? BVL_ROWS_INT8
+            : type == NPY_UINT8 ? BVL_ROWS_BINARY
+                                : BVL_ROWS_FLOAT32;
+    return bvl_borrow(object, "rows", *form == BVL_ROWS_FLOAT32 ? NPY_FLOAT32 : type, 2);
 }
 
 /* One number for each row, or NULL for None; *data is left as it is then. */
@@ -36,11 +39,15 @@ PyObject *bvl_py_search(PyObject *module, PyObject *args) {
     if (!q) return NULL;
     corpus.rows = PyArray_DATA(x);
     corpus.count = PyArray_DIM(x, 0);
-    corpus.D = PyArray_DIM(x, 1);
+    corpus.D = corpus.form == BVL_ROWS_BINARY ? PyArray_DIM(q, 1) : PyArray_DIM(x, 1);
     if (PyArray_DIM(q, 1) != corpus.D)
         return PyErr_Format(PyExc_ValueError, "queries: found %zd numbers, expected %lld, as rows have",
                             (Py_ssize_t)PyArray_DIM(q, 1), (long long)corpus.D);
-    if ((corpus.form == BVL_INT8) != (scales != Py_None))
+    if (corpus.form == BVL_ROWS_BINARY && PyArray_DIM(x, 1) != (corpus.D + 7) / 8)
+        return PyErr_Format(
+            PyExc_ValueError, "rows: found %zd bytes, expected %lld, a bit of each of %lld numbers",
+            (Py_ssize_t)PyArray_DIM(x, 1), (long long)(corpus.D + 7) / 8, (long long)corpus.D);
+    if ((corpus.form == BVL_ROWS_INT8) != (scales != Py_None))
         return PyErr_Format(PyExc_ValueError, "scales: expected them of int8 rows, and of no others");
     if (!borrow_each(scales, "scales", NPY_FLOAT32, corpus.count, (const void **)&corpus.scales) ||
         !borrow_each(mask, "mask", NPY_BOOL, corpus.count, (const void **)&corpus.mask))

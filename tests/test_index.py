@@ -19,6 +19,7 @@ import beyondvl as bvl
 from beyondvl import _C
 
 DTYPES = ("float32", "bfloat16", "int8")
+FORMS = (*DTYPES, "binary")
 
 
 def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -35,12 +36,19 @@ def to_bfloat16(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return bits.astype(np.uint16), (bits << 16).astype(np.uint32).view(np.float32)
 
 
+def signs(rows: np.ndarray) -> np.ndarray:
+    """Rows of 1 and -1, of length 1."""
+    return np.where(rows > 0, 1, -1) / np.sqrt(rows.shape[1])
+
+
 def stored(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Rows and scales as the core searches them, and what they are worth."""
     if dtype == "float32":
         return rows, None, rows
     if dtype == "bfloat16":
         return to_bfloat16(rows)[0], None, to_bfloat16(rows)[1]
+    if dtype == "binary":
+        return np.packbits(rows > 0, axis=1), None, signs(rows)
     scales = np.abs(rows).max(1) / np.float32(127)
     digits = np.rint(rows / scales[:, None]).astype(np.int8)
     return digits, scales, digits * scales[:, None]
@@ -49,7 +57,7 @@ def stored(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None,
 # the core
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMS)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (127, 40), (129, 64), (700, 37), (1500, 384)], ids=str)
 def test_search_finds_what_numpy_finds(isa, dtype, shape):
     rows, scales, worth = stored(clustered(*shape), dtype)
@@ -58,7 +66,7 @@ def test_search_finds_what_numpy_finds(isa, dtype, shape):
     for allowed in (None, mask, np.zeros(shape[0], bool)):
         for count in (1, 3, 9):
             scores, hits = _C.search(rows, scales, allowed, queries[:count], 10, 2)
-            wanted = queries[:count].astype(np.float64) @ worth.T.astype(np.float64)
+            wanted = (signs(queries) if dtype == "binary" else queries)[:count].astype(np.float64) @ worth.T
             if allowed is not None:
                 wanted[:, ~allowed] = -np.inf
             there = min(10, shape[0] if allowed is None else int(allowed.sum()))
@@ -74,7 +82,7 @@ def test_search_finds_what_numpy_finds(isa, dtype, shape):
             assert all(len(set(row)) == there for row in hits[:, :there].tolist())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMS)
 def test_a_score_depends_on_neither_neighbours_nor_threads(isa, dtype):
     rows, scales, _ = stored(clustered(1000, 70), dtype)
     queries = clustered(300, 70, seed=1)
@@ -109,6 +117,7 @@ def test_numbers_that_are_none_are_no_hits():
         ({"scales": np.ones(3, np.float32)}, "scales: expected them of int8 rows"),
         ({"rows": np.zeros((3, 4), np.int8)}, "scales: expected them of int8 rows"),
         ({"rows": np.zeros((3, 4), np.int8), "scales": np.ones(2, np.float32)}, "scales: found 2, expected 3"),
+        ({"rows": np.zeros((3, 4), np.uint8)}, "rows: found 4 bytes, expected 1, a bit of each of 4 numbers"),
         ({"mask": np.ones(4, bool)}, "mask: found 4, expected 3"),
         ({"mask": np.ones(3, np.uint8)}, "mask: found dtype uint8, expected bool"),
         ({"k": 0}, "k: found 0, expected 1 to 65536"),
@@ -148,17 +157,22 @@ def test_every_allocation_may_fail():
 # the index
 
 
-def nearest(rows: dict, query: np.ndarray, k: int, metric: str) -> list:
-    unit = {key: row / (np.linalg.norm(row) if metric == "cosine" else 1) for key, row in rows.items()}
-    return sorted(unit, key=lambda key: -float(unit[key] @ query))[:k]
+def nearest(rows: dict, query: np.ndarray, k: int) -> list:
+    return sorted(rows, key=lambda key: -float(rows[key] @ query))[:k]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMS)
 def test_an_index_is_a_dictionary_that_is_searched(dtype, metric, tmp_path):
     """Whatever is added, replaced and removed, in memory and in a folder: what is found is what a dictionary holds."""
     rng, known = random.Random(0), {}
     rows = clustered(900, 24)
+
+    def worth(rows: dict) -> dict:
+        """What those rows are scored as at last: int8 ones are kept beside signs, else float32."""
+        of_length = {key: row / (np.linalg.norm(row) if metric == "cosine" else 1) for key, row in rows.items()}
+        return {key: stored(r[None], "int8" if dtype == "binary" else "float32")[2][0] for key, r in of_length.items()}
+
     indices = [
         bvl.Index(24, dtype, metric, rescore=True),
         bvl.Index(24, dtype, metric, rescore=True, path=tmp_path / "a"),
@@ -181,16 +195,16 @@ def test_an_index_is_a_dictionary_that_is_searched(dtype, metric, tmp_path):
         some = rng.sample(sorted(known, key=str), len(known) // 2)
         for index in indices:
             assert len(index) == len(known) and set(index.keys()) == set(known)
-            keys, scores = index.search(query, 5)
-            assert keys == nearest(known, query, 5, metric), step
+            keys, scores = index.search(query, 5, rescore_multiplier=100)
+            assert keys == nearest(worth(known), query, 5), step
             assert scores.shape == (len(keys),) and (np.diff(scores) <= 0).all()
-            assert index.search(query, 5, filter=[*some, "no"])[0] == nearest(
-                {k: known[k] for k in some}, query, 5, metric
-            )
+            among = worth({key: known[key] for key in some})
+            keys, _ = index.search(query, 5, filter=[*some, "no"], rescore_multiplier=100)
+            assert keys == nearest(among, query, 5)
     assert len(list((tmp_path / "a").glob("vectors-*.npy"))) < 8
     saved = indices[0].save(tmp_path / "b")
-    keys, scores = saved.search(rows[:300], 3)
-    assert keys == indices[1].search(rows[:300], 3)[0] and scores.shape == (300, 3)
+    (keys, scores), (others, _) = (one.search(rows[:300], 3, rescore_multiplier=100) for one in (saved, indices[1]))
+    assert keys == others and scores.shape == (300, 3)
     np.testing.assert_allclose(saved.vectors(keys[0]), indices[1].vectors(keys[0]), atol=1e-6)
     assert len(list((tmp_path / "b").glob("vectors-*.npy"))) == 1
 
@@ -205,6 +219,8 @@ def test_sizes_and_accuracy(tmp_path):
         ("int8", False, 0.9),
         ("int8", None, 0.99),
         ("bfloat16", True, 1),
+        ("binary", False, 0.4),
+        ("binary", None, 0.97),
     ):
         index = bvl.Index(128, dtype, rescore=rescore, path=tmp_path / f"{dtype}{rescore}")
         index.add(range(4000), rows)
@@ -212,7 +228,7 @@ def test_sizes_and_accuracy(tmp_path):
         recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, wanted, strict=True)])
         assert recall >= least, (dtype, rescore, recall)
         (file,) = index.folder.glob("vectors-*.npy")
-        assert np.load(file).itemsize == {"bfloat16": 2, "int8": 1}[dtype]
+        assert np.load(file).nbytes == 4000 * {"bfloat16": 256, "int8": 128, "binary": 16}[dtype]
         assert any(index.folder.glob("exact-*.npy")) == (rescore is not False)
 
 
@@ -222,7 +238,8 @@ def test_what_an_index_refuses(tmp_path):
     for call, error, match in (
         (lambda: bvl.Index(0), ValueError, "dim: found 0"),
         (lambda: bvl.Index(5000), ValueError, "dim: found 5000, expected at most 4096"),
-        (lambda: bvl.Index(4, "float16"), ValueError, "dtype: found 'float16', expected one of float32, bfloat16, int8"),
+        (lambda: bvl.Index(4, "float16"), ValueError, "dtype: found 'float16', expected one of float32, bfloat16, int8, b"),
+        (lambda: index.search(np.ones(4), rescore_multiplier=0), ValueError, "rescore_multiplier: found 0"),
         (lambda: bvl.Index(4, metric="l2"), ValueError, "metric: found 'l2', expected one of cosine, dot"),
         (lambda: index.add(["b"], [[1, 2, 3]]), ValueError, r"vectors: found shape \[1, 3\], expected \[n, 4\]"),
         (lambda: index.add(["b", "c"], [[1, 2, 3, 4]]), ValueError, "keys: found 2, expected 1, one of each vector"),

@@ -100,7 +100,7 @@ def add_options(sub: argparse.ArgumentParser, function: Any) -> None:
         sub.add_argument("--model", help="folder, hub id, or the shipped default; that of the index where there is one")
         sub.add_argument("--dtype", help="float32 (default), bfloat16, int8, fastest or auto")
     if function is index:
-        sub.add_argument("--rows", help="what vectors are kept as: float32 (default), bfloat16 or int8")
+        sub.add_argument("--rows", help="what vectors are kept as: float32 (default), bfloat16, int8 or binary")
         sub.add_argument("--approximate", action="store_true", help="of a new index: graphs of near rows, by usearch")
         sub.add_argument("--progress", action="store_true", default=None, help="show a progress bar on stderr")
     if function is search:

@@ -36,7 +36,7 @@ class Graph:
     @classmethod
     def of(cls, rows: np.ndarray, dtype: str, metric: str, num_threads: int) -> Graph:
         """Of rows [n, D] float32, numbered from 0. It holds them itself, in bfloat16 or, of length 1, in int8."""
-        own = "i8" if dtype == "int8" and metric == "cosine" else "bf16"
+        own = "i8" if dtype in ("int8", "binary") and metric == "cosine" else "bf16"
         kind = "cos" if metric == "cosine" else "ip"
         made = import_usearch().Index(ndim=rows.shape[1], metric=kind, dtype=own)
         made.add(np.arange(len(rows)), rows, threads=num_threads)

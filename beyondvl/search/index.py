@@ -11,13 +11,12 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import _C
 from ..outputs import check_count, thread_count, to_numpy
 from ..similarity import unit_rows
 from .catalog import FORMAT, Catalog, Key
@@ -39,10 +38,20 @@ __all__ = ["Index"]
 
 METRICS = ("cosine", "dot")
 MOST_DIM, MOST_HITS = 4096, 1 << 16
-RESCORED = 4  # candidates for each hit, where float32 rows are kept
+RESCORED = {"float32": 4, "bfloat16": 4, "int8": 4, "binary": 64}  # candidates for each hit
 TOGETHER = 256  # queries
 SCORED = 1 << 24  # numbers of candidates at a time
 ATTEMPTS = 5  # to open what another process joins meanwhile
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a segment is searched: for k rows of each query, out of `candidates` where these are scored again."""
+
+    k: int
+    candidates: int
+    threads: int
+    by_graph: bool
 
 
 class Index(ItemsMixin):
@@ -50,10 +59,11 @@ class Index(ItemsMixin):
 
     Args:
         dim: numbers of a vector.
-        dtype: what is scanned: "float32", "bfloat16" (half the memory and time) or "int8" (a quarter).
+        dtype: what is scanned: "float32", "bfloat16" (half the memory and time), "int8" (a quarter) or "binary" (signs
+            alone, a 32nd).
         metric: "cosine", or "dot" (products as they are).
-        rescore: whether float32 rows are kept beside smaller ones (in a folder: on the disk), from which the best 4 k
-            candidates are scored again; None: of "int8" alone.
+        rescore: whether exacter rows are kept beside those that are scanned (in a folder: on the disk), from which the
+            best candidates are scored again: int8 beside "binary", else float32; None: of "int8" and "binary" alone.
         approximate: whether segments of 8,192 rows and more have a graph by which near ones are found without looking
             at all of them (HNSW, by usearch: pip install 'beyondvl[approximate]'). Some are missed, most where many
             rows are equal; additions take longer. A search with a filter, and `duplicates`, look at all.
@@ -83,7 +93,7 @@ class Index(ItemsMixin):
         for name, value, known in (("dtype", dtype, tuple(DTYPES)), ("metric", metric, METRICS)):
             if value not in known:
                 raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        exact = dtype == "int8" if rescore is None else bool(rescore) and dtype != "float32"
+        exact = dtype in ("int8", "binary") if rescore is None else bool(rescore) and dtype != "float32"
         facts = {"dim": int(dim), "dtype": dtype, "metric": metric, "rescore": exact, "model": model}
         if approximate:
             import_usearch()
@@ -232,6 +242,7 @@ class Index(ItemsMixin):
         *,
         filter: Iterable[Key] | None = None,
         exact: bool = False,
+        rescore_multiplier: int | None = None,
         num_threads: int | None = None,
     ) -> tuple[list, np.ndarray]:
         """The k keys whose vectors are nearest to each of the queries [n, dim], or to one [dim].
@@ -239,24 +250,30 @@ class Index(ItemsMixin):
         Args:
             filter: keys among which they are looked for; None: all.
             exact: look at every row, also of an `approximate` index.
+            rescore_multiplier: candidates for each of k that are scored again, where exacter rows are kept or a graph
+                is followed; None: 4, of "binary" 64.
 
         Returns keys, a list of each query's, the nearest first, and their scores [n, m] float32 (cosines, or products),
-        m being k or as many as there are; of one query a list and [m]. Exact but for "int8" and, natively, "bfloat16",
-        whose candidates are found in that precision, and where the index is `approximate`.
+        m being k or as many as there are; of one query a list and [m]. Exact but for "int8", "binary" and, natively,
+        "bfloat16", whose candidates are found in that precision, and where the index is `approximate`.
 
         Raises ValueError for another shape and numbers that are not finite.
         """
         check_count("k", k)
+        if rescore_multiplier is not None:
+            check_count("rescore_multiplier", rescore_multiplier)
         rows, threads = self._rows(queries, "queries"), thread_count(num_threads)
         keys: list[list[Key]] = []
         scores = []
         with self._read() as segments:
             masks = self._masks(segments, filter)
             there = sum(len(s) if m is None else int(m.sum()) for s, m in zip(segments, masks, strict=True))
-            k, by_graph = min(k, there, MOST_HITS), filter is None and not exact
+            k = min(k, there, MOST_HITS)
+            candidates = min(k * (rescore_multiplier or RESCORED[self.dtype]), MOST_HITS)
+            wanted = Wanted(k, candidates, threads, by_graph=filter is None and not exact)
             for start in range(0, len(rows), TOGETHER):
                 part = rows[start : start + TOGETHER]
-                found, places = self._nearest(segments, masks, part, k, threads, by_graph)
+                found, places = self._nearest(segments, masks, part, wanted)
                 # a product that overflows to -inf is no hit
                 keys += [[self.catalog.key_at(*map(int, place)) for place in each if place[1] >= 0] for each in places]
                 scores.append(found)
@@ -264,17 +281,17 @@ class Index(ItemsMixin):
         return (keys[0], whole[0]) if np.ndim(to_numpy(queries)) == 1 else (keys, whole)
 
     def _nearest(
-        self, segments: list[Segment], masks: list[Any], rows: np.ndarray, k: int, threads: int, by_graph: bool
+        self, segments: list[Segment], masks: list[Any], rows: np.ndarray, wanted: Wanted
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores [n, k] and places (segment, row) [n, k, 2] of the best of all segments."""
         scores = np.zeros((len(rows), 0), np.float32)
         places = np.zeros((len(rows), 0, 2), np.int64)
         for segment, mask in zip(segments, masks, strict=True):
-            if k and len(segment):
-                found, at = self._scan(segment, mask, rows, k, threads, by_graph)
+            if wanted.k and len(segment):
+                found, at = self._scan(segment, mask, rows, wanted)
                 scores = np.concatenate([scores, found], 1)
                 places = np.concatenate([places, np.stack([np.full_like(at, segment.number), at], 2)], 1)
-        return _top(scores, places, k)
+        return _top(scores, places, wanted.k)
 
     def vectors(self, keys: Sequence[Key]) -> np.ndarray:
         """Vectors [n, dim] float32 of those keys, as exact as they are kept. KeyError for one that is not there."""
@@ -286,7 +303,7 @@ class Index(ItemsMixin):
                 if key not in places:
                     raise KeyError(key)
                 number, row = places[key]
-                out[at] = by_number[number].floats(np.array([row]))[0]
+                out[at] = by_number[number].floats(np.array([row]), self.dim)[0]
         return out
 
     def _rows(self, vectors: Any, name: str) -> np.ndarray:
@@ -302,19 +319,19 @@ class Index(ItemsMixin):
         return unit_rows(rows) if self.metric == "cosine" and len(rows) else rows
 
     def _scan(
-        self, segment: Segment, mask: np.ndarray | None, rows: np.ndarray, k: int, threads: int, by_graph: bool
+        self, segment: Segment, mask: np.ndarray | None, rows: np.ndarray, wanted: Wanted
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows [n, k] of a segment's best; -inf and -1 where it has fewer."""
-        count = min(RESCORED * k, MOST_HITS)
-        if by_graph and segment.graph is not None and count < len(segment):
+        k, count, threads = wanted.k, wanted.candidates, wanted.threads
+        if wanted.by_graph and segment.graph is not None and count < len(segment):
             at = segment.graph.search(rows, count, threads)
             if mask is not None:
                 at[(at < 0) | ~mask[at]] = -1
             if ((at >= 0).sum(1) >= k).all():  # else too many of them were removed
                 return _top(_scores(segment, rows, at), at, k)
         if segment.exact is None:
-            return _C.search(segment.rows, segment.scales, mask, rows, k, threads)
-        _, at = _C.search(segment.rows, segment.scales, mask, rows, count, threads)
+            return segment.scan(mask, rows, k, threads)
+        _, at = segment.scan(mask, rows, count, threads)
         return _top(_scores(segment, rows, at), at, k)
 
     def _masks(self, segments: list[Segment], filter: Iterable[Key] | None) -> list[np.ndarray | None]:
@@ -400,7 +417,7 @@ class Index(ItemsMixin):
         with self._read() as segments:
             lacking = [segment for segment in segments if segment.graph is None and len(segment) >= LEAST]
         for segment in lacking:
-            rows = segment.floats(np.arange(len(segment)))
+            rows = segment.floats(np.arange(len(segment)), self.dim)
             graph = Graph.of(rows, self.dtype, self.metric, thread_count(None))
             with self._change():
                 there = next((s for s in self._segments if s.number == segment.number), None)
@@ -419,7 +436,7 @@ def _scores(segment: Segment, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     each = max(1, SCORED // (at.shape[1] * rows.shape[1] or 1))
     for start in range(0, len(at), each):
         some = at[start : start + each]
-        near = segment.floats(some.reshape(-1)).reshape(*some.shape, -1)
+        near = segment.floats(some.reshape(-1), rows.shape[1]).reshape(*some.shape, -1)
         scores[start : start + each] = (near * rows[start : start + each, None]).sum(-1)
     scores[at < 0] = -np.inf
     return scores

@@ -1,8 +1,9 @@
 """Vectors of an index, some thousand or million rows at a time, which never change once they are written.
 
-A segment's rows are float32, bfloat16 (as uint16) or int8 with a scale a row: what is scanned. Beside rows of less than
-float32 there may be the float32 ones, from which the best candidates are scored again, and a graph of near rows. In a
-folder each is an .npy that is mapped; its shape and type are checked against what the index says before it is.
+A segment's rows are float32, bfloat16 (as uint16), int8 with a scale a row, or signs packed into bytes: what is
+scanned. Beside rows of less than float32 there may be exacter ones, int8 beside signs and else float32, from which
+candidates are scored again, and a graph of near rows. In a folder each is an .npy that is mapped; shape and type are
+checked against what the index says before.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import _C
 from .graph import Graph
 
 __all__ = ["DTYPES", "Segment", "check_segment", "join", "make_segment", "open_segment", "remove_segment",
            "write_array", "write_segment"]  # fmt: skip
 
 FILES = ("vectors", "scales", "exact", "graph")
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8),
+          "binary": np.dtype(np.uint8)}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows [n, D]; `scales` [n] of int8 ones, `exact` [n, D] and `graph` where they are kept; `alive` [n] False for
-    removed rows, None while all are there."""
+    """Rows [n, D], or [n, ceil(D / 8)] of signs; `exact` [n, D] and `graph` where they are kept; `scales` [n] of int8
+    ones, whichever of both these are; `alive` [n] False for removed rows, None while all are there."""
 
     number: int
     rows: np.ndarray
@@ -44,14 +47,18 @@ class Segment:
         kept = (self.rows, self.scales, self.exact, None if self.graph is None else self.graph.data)
         return {name: array for name, array in zip(FILES, kept, strict=True) if array is not None}
 
-    def floats(self, places: np.ndarray) -> np.ndarray:
-        """Rows at those places [m] as float32 [m, D], as exact as they are kept."""
-        if self.exact is not None:
-            return self.exact[places]
-        rows = self.rows[places]
+    def scan(self, mask: np.ndarray | None, queries: np.ndarray, k: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows [n, k] of the largest products with queries [n, D]; -inf and -1 where there are fewer."""
+        return _C.search(self.rows, self.scales if self.rows.dtype == np.int8 else None, mask, queries, k, threads)
+
+    def floats(self, places: np.ndarray, dim: int) -> np.ndarray:
+        """Rows at those places [m] as float32 [m, dim], as exact as they are kept; signs as unit vectors."""
+        rows = (self.rows if self.exact is None else self.exact)[places]
         if rows.dtype == np.uint16:
             return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows if self.scales is None else rows * self.scales[places, None]
+        if rows.dtype == np.uint8:
+            return (np.unpackbits(rows, axis=1, count=dim) * np.float32(2) - 1) / np.sqrt(np.float32(dim))
+        return rows * self.scales[places, None] if rows.dtype == np.int8 else rows
 
 
 def make_segment(number: int, rows: np.ndarray, dtype: str, keep_exact: bool) -> Segment:
@@ -62,9 +69,12 @@ def make_segment(number: int, rows: np.ndarray, dtype: str, keep_exact: bool) ->
     if dtype == "bfloat16":
         bits = rows.view(np.uint32)
         return Segment(number, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), None, exact)
+    signs = np.packbits(rows > 0, axis=1) if dtype == "binary" else None
+    if signs is not None and not keep_exact:
+        return Segment(number, signs)
     scales = np.abs(rows).max(1) / np.float32(127)
-    digits = np.rint(rows / np.maximum(scales, np.finfo(np.float32).tiny)[:, None])
-    return Segment(number, digits.astype(np.int8), scales, exact)
+    digits = np.rint(rows / np.maximum(scales, np.finfo(np.float32).tiny)[:, None]).astype(np.int8)
+    return Segment(number, digits, scales, exact) if signs is None else Segment(number, signs, scales, digits)
 
 
 def join(number: int, segments: list[Segment]) -> Segment:
@@ -117,8 +127,11 @@ def _check(path: Path, array: np.ndarray, expected: str) -> None:
 
 def open_segment(folder: Path, number: int, count: int, dim: int, dtype: str, sums: dict[str, str]) -> Segment:
     """A segment's files, mapped. ValueError where one is not what the index says."""
-    types = {"vectors": DTYPES[dtype], "scales": np.float32, "exact": np.float32, "graph": np.uint8}
-    shapes: dict[str, tuple[int, ...]] = {"scales": (count,), "vectors": (count, dim), "exact": (count, dim)}
+    binary = dtype == "binary"
+    types = {"vectors": DTYPES[dtype], "scales": np.float32, "exact": np.int8 if binary else np.float32,
+             "graph": np.uint8}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"scales": (count,), "vectors": (count, -(-dim // 8) if binary else dim),
+                                          "exact": (count, dim)}  # fmt: skip
     arrays = {}
     for name, checksum in sums.items():
         path = _file(folder, name, number)

@@ -415,6 +415,7 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .resample_vertical = BVL_NAME(bvl_resample_vertical),
     .mel_lanes = 2 * BVL_DOUBLES,
     .mel_frames = BVL_NAME(bvl_mel_frames),
-    .scan = {BVL_NAME(bvl_scan_float32), BVL_NAME(bvl_scan_bfloat16), BVL_NAME(bvl_scan_int8)},
+    .scan = {BVL_NAME(bvl_scan_float32), BVL_NAME(bvl_scan_bfloat16), BVL_NAME(bvl_scan_int8),
+             BVL_NAME(bvl_scan_binary)},
     .widen_rows = BVL_NAME(bvl_widen_rows),
 };

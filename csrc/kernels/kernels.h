@@ -67,6 +67,15 @@ typedef struct {
                  int64_t N, int64_t K, int64_t p0, int64_t p1, const bvl_epilogue *epilogue);
 } bvl_product;
 
+/* What rows that are searched are kept as: binary are signs, bit 7 of byte 0 first. */
+typedef enum {
+    BVL_ROWS_FLOAT32 = 0,
+    BVL_ROWS_BFLOAT16,
+    BVL_ROWS_INT8,
+    BVL_ROWS_BINARY,
+    BVL_ROWS_COUNT
+} bvl_row_form;
+
 /* One depthwise convolution: [height, width, channels] -> [out_height, out_width, channels]. */
 typedef struct {
     int64_t channels, height, width, out_height, out_width, kernel, stride, pad_top, pad_left;
@@ -149,11 +158,10 @@ typedef struct {
     int mel_lanes;
     void (*mel_frames)(float *const *out, int64_t step, const float *const *frames, const bvl_mel *mel,
                        double *scratch);
-    /* scores[i] = rows[i, D] . query over n rows in the precision of the index (scan.c); NULL beyond int8 */
-    void (*scan[BVL_PRECISION_COUNT])(float *scores, const void *rows, int64_t n, int64_t D,
-                                      const void *query);
-    /* y[n, D] = the same rows as float32; scales [n] of int8 ones */
-    void (*widen_rows)(float *y, const void *rows, bvl_precision form, const float *scales, int64_t n,
+    /* scores[i] = rows[i, D] . query over n rows of each form (scan.c) */
+    void (*scan[BVL_ROWS_COUNT])(float *scores, const void *rows, int64_t n, int64_t D, const void *query);
+    /* y[n, D] = bfloat16 or int8 rows as float32; scales [n] of int8 ones */
+    void (*widen_rows)(float *y, const void *rows, bvl_row_form form, const float *scales, int64_t n,
                        int64_t D);
 } bvl_kernels;
 

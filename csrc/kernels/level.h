@@ -48,7 +48,8 @@ void BVL_NAME(bvl_resample_vertical)(uint8_t *y, const uint8_t *const *rows, con
 BVL_SCAN(bvl_scan_float32);
 BVL_SCAN(bvl_scan_bfloat16);
 BVL_SCAN(bvl_scan_int8);
-void BVL_NAME(bvl_widen_rows)(float *y, const void *rows, bvl_precision form, const float *scales, int64_t n,
+BVL_SCAN(bvl_scan_binary);
+void BVL_NAME(bvl_widen_rows)(float *y, const void *rows, bvl_row_form form, const float *scales, int64_t n,
                               int64_t D);
 
 /* spectrum.c */

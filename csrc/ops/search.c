@@ -73,8 +73,9 @@ static void push(hit *heap, int64_t *size, int64_t most, hit h) {
 }
 
 static const void *row_at(const bvl_corpus *c, int64_t row) {
-    const int64_t bytes = c->form == BVL_FLOAT32 ? 4 : c->form == BVL_BFLOAT16 ? 2 : 1;
-    return (const uint8_t *)c->rows + row * c->D * bytes;
+    const int64_t number = c->form == BVL_ROWS_FLOAT32 ? 4 : c->form == BVL_ROWS_BFLOAT16 ? 2 : 1;
+    const int64_t bytes = c->form == BVL_ROWS_BINARY ? (c->D + 7) / 8 : c->D * number;
+    return (const uint8_t *)c->rows + row * bytes;
 }
 
 /* Products of n rows with a query, by the scan. */
@@ -87,8 +88,8 @@ static void scan(const search_pass *s, float *scores, int64_t row, int64_t n, in
 
 /* Whether the product reads rows as they lie. */
 static bool as_they_lie(const bvl_kernels *kernels, const bvl_corpus *c) {
-    if (c->form == BVL_FLOAT32) return true;
-    return c->form == BVL_BFLOAT16 && kernels->bf16_rows && c->D % 2 == 0 &&
+    if (c->form == BVL_ROWS_FLOAT32) return true;
+    return c->form == BVL_ROWS_BFLOAT16 && kernels->bf16_rows && c->D % 2 == 0 &&
            kernels->product[BVL_BFLOAT16].operand_words(c->D) == c->D / 2;
 }
 
@@ -100,7 +101,7 @@ static void multiply_rows(const search_pass *s, float *scores, float *widened, i
     if (!lie)
         s->kernels->widen_rows(widened, row_at(c, row), c->form, c->scales ? c->scales + row : NULL, n, c->D);
     const float *a = lie ? row_at(c, row) : widened;
-    const int64_t ld = lie && c->form == BVL_BFLOAT16 ? c->D / 2 : c->D;
+    const int64_t ld = lie && c->form == BVL_ROWS_BFLOAT16 ? c->D / 2 : c->D;
     s->product->gemm(scores, s->Q, a, ld, s->packed, n, s->Q, c->D, 0, bvl_panels(s->kernels, s->Q), &none);
 }
 
@@ -161,21 +162,29 @@ static void gather(const search_pass *s, float *scores, int64_t *hits, int64_t q
     }
 }
 
-/* The queries as the scan reads them: float32, or of int8 rows whole numbers and what a step is worth. */
+/* A query x [D] in whole numbers; what a step is worth. */
+static float to_digits(int16_t *digits, const float *x, int64_t D) {
+    float largest = 0;
+    for (int64_t d = 0; d < D; d++) largest = fmaxf(largest, fabsf(x[d]));
+    for (int64_t d = 0; d < D; d++) digits[d] = (int16_t)(largest > 0 ? lrintf(x[d] / largest * DIGITS) : 0);
+    return largest / DIGITS;
+}
+
+/* The queries as the scan reads them: float32, or whole numbers beside int8 rows, signs beside binary ones.
+ */
 static void prepare_scan(const search_pass *s) {
     const int64_t D = s->corpus->D;
     for (int64_t q = 0; q < s->Q; q++) {
         const float *x = s->queries + q * D;
-        if (s->corpus->form != BVL_INT8) {
-            memcpy(s->scanned + q * s->query_bytes, x, (size_t)D * sizeof *x);
-            continue;
+        uint8_t *scanned = s->scanned + q * s->query_bytes;
+        if (s->corpus->form == BVL_ROWS_INT8) {
+            s->steps[q] = to_digits((int16_t *)(void *)scanned, x, D);
+        } else if (s->corpus->form == BVL_ROWS_BINARY) {
+            memset(scanned, 0, (size_t)(D + 7) / 8);
+            for (int64_t d = 0; d < D; d++) scanned[d / 8] |= (uint8_t)((x[d] > 0) << (7 - d % 8));
+        } else {
+            memcpy(scanned, x, (size_t)D * sizeof *x);
         }
-        int16_t *digits = (int16_t *)(void *)(s->scanned + q * s->query_bytes);
-        float largest = 0;
-        for (int64_t d = 0; d < D; d++) largest = fmaxf(largest, fabsf(x[d]));
-        s->steps[q] = largest / DIGITS;
-        for (int64_t d = 0; d < D; d++)
-            digits[d] = (int16_t)(largest > 0 ? lrintf(x[d] / largest * DIGITS) : 0);
     }
 }
 
@@ -229,7 +238,7 @@ static bvl_status run_pass(search_pass *s, float *scores, int64_t *hits, int64_t
 bvl_status bvl_search(float *scores, int64_t *hits, const bvl_corpus *corpus, const float *queries, int64_t Q,
                       int64_t k, int nt, bvl_error *err) {
     const bvl_kernels *kernels = bvl_kernels_active();
-    const bool native = corpus->form == BVL_BFLOAT16 && as_they_lie(kernels, corpus);
+    const bool native = corpus->form == BVL_ROWS_BFLOAT16 && as_they_lie(kernels, corpus);
     if (corpus->D < 1 || corpus->D > BVL_SEARCH_MOST_D || k < 1 || k > BVL_SEARCH_MOST_K)
         return bvl_fail(err, BVL_INVALID,
                         "a search for %lld of rows of %lld numbers, expected at most %d and %d", (long long)k,
@@ -241,7 +250,8 @@ bvl_status bvl_search(float *scores, int64_t *hits, const bvl_corpus *corpus, co
         search_pass s = {
             .kernels = kernels, .corpus = corpus, .queries = queries + q * corpus->D, .kept = kept};
         s.Q = BVL_MIN(most, Q - q);
-        if (s.Q >= FEW) s.product = &kernels->product[native ? BVL_BFLOAT16 : BVL_FLOAT32];
+        if (s.Q >= FEW && corpus->form != BVL_ROWS_BINARY)
+            s.product = &kernels->product[native ? BVL_BFLOAT16 : BVL_FLOAT32];
         if (run_pass(&s, scores + q * k, hits + q * k, k, nt, err) != BVL_OK) return err->status;
     }
     return BVL_OK;
