@@ -80,6 +80,25 @@ def client(model, index):
     running.stop()
 
 
+def test_every_example_of_the_schema_is_answered(client, model):
+    described = client.get("/openapi.json").json()
+    schemas, count = described["components"]["schemas"], 0
+    for path, operations in described["paths"].items():
+        for operation in (operations[name] for name in operations if name == "post"):
+            reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            schema = schemas[reference.rpartition("/")[2]]
+            if "model" in schema["properties"]:
+                assert schema["properties"]["model"]["anyOf"][0] == {"type": "string", "enum": [NAME]}
+            for example in schema["examples"]:
+                answer = client.post(path, json=example)
+                assert answer.status_code == 200, (path, answer.text)
+                count += 1
+    assert count >= 5
+    assert schemas["Embed"]["properties"]["dimensions"]["anyOf"][0]["maximum"] == model.get_embedding_dimension()
+    assert all(client.get(path).status_code == 204 for path in ("/.well-known/live", "/.well-known/ready"))
+    assert set(described["paths"]["/.well-known/live"]["get"]["responses"]) >= {"204", "401"}
+
+
 def test_embeddings_are_those_of_encode(client, model):
     items = ["a cat", {"text": "a dog"}, {"image": uri(CAT)}, {"audio": uri(SOUND, "audio/flac")}]
     wanted = model.encode(["a cat", "a dog", CAT, SOUND], normalize_embeddings=True)

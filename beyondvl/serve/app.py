@@ -264,6 +264,16 @@ async def _plain(_: Request, error: Any) -> JSONResponse:
     return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code, error.headers)
 
 
+def _describe(app: FastAPI, name: str, width: int) -> None:
+    """Says in /openapi.json by which name the model is served, and how many numbers its vectors have."""
+    for schema in app.openapi()["components"]["schemas"].values():
+        properties = schema.get("properties", {})
+        if "model" in properties:
+            properties["model"]["anyOf"][0] = {"type": "string", "enum": [name]}
+        if "dimensions" in properties:
+            properties["dimensions"]["anyOf"][0]["maximum"] = width
+
+
 def create_app(
     model: Any, name: str, settings: Settings | None = None, index: Any = None, root: str | None = None
 ) -> Callable:
@@ -294,7 +304,9 @@ def create_app(
         "/": server.page,
     }
     for path, endpoint in others.items():
-        app.get(path, response_model=None, responses=ERRORS)(endpoint)
+        status = 204 if endpoint == server.ready else 200
+        app.get(path, response_model=None, status_code=status, responses=ERRORS)(endpoint)
+    _describe(app, name, model.get_embedding_dimension())
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(ItemError, _unreadable)

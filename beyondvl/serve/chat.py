@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..tasks.confidence import ConfidentMixin
 from .guard import error_body
-from .requests import Data, Item, ItemError, Name, Text, content
+from .requests import PICTURE, Data, Item, ItemError, Name, Text, content, examples
 
 __all__ = ["Chat", "completion", "pieces", "say", "write"]
 
@@ -54,6 +54,9 @@ class Message(BaseModel):
 class Chat(BaseModel):
     """An answer is asked for."""
 
+    model_config = examples({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}]}]})  # fmt: skip
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     model: Name | None = None
     stream: bool = False

@@ -9,15 +9,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..modalities import AUDIO, IMAGE, TEXT, VIDEO
 
-__all__ = ["Compare", "Data", "Embed", "Item", "ItemError", "Name", "Search", "Text", "Vectorize", "content",
-           "listed"]  # fmt: skip
+__all__ = ["PICTURE", "Compare", "Data", "Embed", "Item", "ItemError", "Name", "Search", "Text", "Vectorize", "content",
+           "examples", "listed"]  # fmt: skip
 
 KINDS = (TEXT.name, IMAGE.name, AUDIO.name, VIDEO.name)
 MOST_TEXT, MOST_ITEMS = 1 << 20, 2048  # characters; items of any request
 
+PICTURE = (  # of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGOoqKgAAALUAWneSzH7AAAAAElFTkSuQmCC"
+)
+
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
-Data = Annotated[str, Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,")]  # what follows is checked when it is read
+Data = Annotated[  # what follows the comma is checked when it is read
+    str,
+    Field(pattern=r"^data:[a-z]+/[A-Za-z0-9.+-]+;base64,", json_schema_extra={"format": "data-uri"},
+          examples=[f"data:image/png;base64,{PICTURE}"]),
+]  # fmt: skip
+Base64 = Annotated[str, Field(json_schema_extra={"format": "byte"}, examples=[PICTURE])]
 Name = Annotated[str, Field(max_length=200)]
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """The settings of a request that is described with examples."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 class Item(BaseModel):
@@ -43,6 +57,7 @@ Items = Text | Item | Annotated[list[Text | Item], Field(min_length=1, max_lengt
 class Embed(BaseModel):
     """Embeddings are asked for."""
 
+    model_config = examples({"input": ["a cat", {"image": f"data:image/png;base64,{PICTURE}"}]})
     input: Items
     model: Name | None = None
     encoding_format: Literal["float", "base64"] = "float"
@@ -53,13 +68,15 @@ class Embed(BaseModel):
 class Vectorize(BaseModel):
     """Vectors are asked for as Weaviate asks a container of multi2vec-clip; pictures are plain base64."""
 
+    model_config = examples({"texts": ["a cat"], "images": [PICTURE]})
     texts: Annotated[list[Text], Field(max_length=MOST_ITEMS)] | None = None
-    images: Annotated[list[str], Field(max_length=MOST_ITEMS)] | None = None
+    images: Annotated[list[Base64], Field(max_length=MOST_ITEMS)] | None = None
 
 
 class Compare(BaseModel):
     """Similarities of all of one side with all of the other are asked for."""
 
+    model_config = examples({"a": ["a cat", "a dog"], "b": {"image": f"data:image/png;base64,{PICTURE}"}})
     a: Items
     b: Items
     model: Name | None = None
@@ -68,6 +85,7 @@ class Compare(BaseModel):
 class Search(BaseModel):
     """The nearest of the index are asked for."""
 
+    model_config = examples({"query": "a cat", "k": 3})
     query: Text | Item
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     model: Name | None = None
