@@ -161,21 +161,23 @@ static const int64_t *own_integers(PyObject *dict, const char *name, PyArrayObje
     return data;
 }
 
-/* One integer input [B, past + L]; the first one sets L and, where nothing else did, B (-1 until then). */
-static bool parse_ids(PyObject *dict, const char *name, int64_t past, bvl_inputs *in, const int64_t **out) {
-    PyObject *value = PyDict_GetItemString(dict, name);
-    if (!value || value == Py_None) return true;
-    PyArrayObject *a = bvl_borrow(value, name, NPY_INT64, 2);
-    if (!a) return false;
-    if (in->L < 0) in->L = PyArray_DIM(a, 1);
-    if (in->B < 0) in->B = PyArray_DIM(a, 0);
-    if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != past + in->L) {
-        PyErr_Format(PyExc_ValueError, "%s: found shape (%zd, %zd), expected (%zd, %zd)", name,
-                     (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B,
-                     (Py_ssize_t)(past + in->L));
-        return false;
+/* What a call gives of the inputs that the program takes. */
+static bool parse_given(const bvl_program *p, PyObject *dict, bvl_given *given) {
+    for (int i = 0; i < BVL_INPUT_COUNT; i++) {
+        const bvl_declared *d = &p->declared[i];
+        PyObject *value = d->rank ? PyDict_GetItemString(dict, d->name) : NULL;
+        if (!value || value == Py_None) continue;
+        PyArrayObject *a = bvl_borrow(value, d->name, d->integers ? NPY_INT64 : NPY_FLOAT32, d->rank);
+        if (!a) return false;
+        given[i].rank = d->rank;
+        for (int k = 0; k < d->rank; k++) given[i].shape[k] = PyArray_DIM(a, k);
+        given[i].data = d->integers ? (const void *)own_integers(dict, d->name, a) : PyArray_DATA(a);
+        if (!given[i].data) return false;
     }
-    return (*out = own_integers(dict, name, a)) != NULL;
+    PyObject *features = p->declared[BVL_FEATURES].rank ? NULL : PyDict_GetItemString(dict, "features");
+    if (!features || features == Py_None) return true;
+    PyErr_Format(PyExc_ValueError, "features: given to a program that takes none");
+    return false;
 }
 
 /* "contexts": a list of Context, one an item; *list is memory for PyMem_Free. In the dictionary a tuple takes
@@ -207,81 +209,20 @@ static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***
     return true;
 }
 
-/* What the caller calls the picture: a spectrogram may be lower than the program's. */
-static const char *picture_name(const bvl_program *p) {
-    return p->lower ? "input_features" : "pixel_values";
-}
-
-/* The picture, and which items' crops are fused; the first input that sets B. */
-static bool parse_pictures(const bvl_program *p, PyObject *dict, bvl_inputs *in) {
-    PyObject *pixels = p->channels ? PyDict_GetItemString(dict, "pixel_values") : NULL;
-    if (pixels && pixels != Py_None) {
-        if (PyArray_Check(pixels)) {
-            PyArrayObject *a = (PyArrayObject *)pixels;
-            if (PyArray_TYPE(a) != NPY_FLOAT32 || PyArray_NDIM(a) != 4 || PyArray_DIM(a, 1) != p->channels ||
-                PyArray_DIM(a, 2) > p->height || PyArray_DIM(a, 2) < (p->lower ? 1 : p->height) ||
-                PyArray_DIM(a, 3) != p->width) {
-                PyObject *shape = PyObject_GetAttrString(pixels, "shape");
-                PyErr_Format(PyExc_ValueError, "%s: found %R %S, expected (B, %zd, %s%zd, %zd) float32",
-                             picture_name(p), shape ? shape : Py_None, PyArray_DESCR(a),
-                             (Py_ssize_t)p->channels, p->lower ? "1 to " : "", (Py_ssize_t)p->height,
-                             (Py_ssize_t)p->width);
-                Py_XDECREF(shape);
-                return false;
-            }
-        }
-        PyArrayObject *a = bvl_borrow(pixels, picture_name(p), NPY_FLOAT32, 4);
-        if (!a) return false;
-        in->B = PyArray_DIM(a, 0);
-        in->height = PyArray_DIM(a, 2);
-        in->pixel_values = PyArray_DATA(a);
-    }
-    PyObject *longer = p->fuses && in->pixel_values ? PyDict_GetItemString(dict, "is_longer") : NULL;
-    if (!longer || longer == Py_None) return true;
-    PyArrayObject *a = bvl_borrow(longer, "is_longer", NPY_INT64, 2);
-    if (!a) return false;
-    if (PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) != 1) {
-        PyErr_Format(PyExc_ValueError, "is_longer: found shape (%zd, %zd), expected (%zd, 1)",
-                     (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)in->B);
-        return false;
-    }
-    return (in->is_longer = own_integers(dict, "is_longer", a)) != NULL;
-}
-
 static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
                          const bvl_context ***contexts) {
-    if (!parse_pictures(p, dict, in)) return false;
-    PyObject *features = PyDict_GetItemString(dict, "features");
-    if (features && features != Py_None) {
-        PyArrayObject *a = bvl_borrow(features, "features", NPY_FLOAT32, 3);
-        if (!a) return false;
-        if (in->B < 0) in->B = PyArray_DIM(a, 0);
-        const bool takes = p->feature_token >= 0 || p->joins;
-        if (!takes || PyArray_DIM(a, 0) != in->B || PyArray_DIM(a, 1) < 1 || PyArray_DIM(a, 1) > 1 << 20 ||
-            PyArray_DIM(a, 2) != p->feature_cols) {
-            PyErr_Format(PyExc_ValueError, "features: found shape (%zd, %zd, %zd), expected %s(%zd, n, %zd)",
-                         (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1),
-                         (Py_ssize_t)PyArray_DIM(a, 2), takes ? "" : "none, not ", (Py_ssize_t)in->B,
-                         (Py_ssize_t)p->feature_cols);
-            return false;
-        }
-        in->features = PyArray_DATA(a);
-        in->feature_rows = PyArray_DIM(a, 1);
-        if (p->joins) in->L = p->joined_lead + in->feature_rows;
-    }
+    bvl_given given[BVL_INPUT_COUNT] = {{0}};
+    bvl_error err;
     PyObject *cache = PyDict_GetItemString(dict, "cache");
     if (cache && cache != Py_None) {
         if (!(in->cache = bvl_held(cache, BVL_CACHE, "cache"))) return false;
         in->past = in->cache->length;
     }
-    if (p->joins && (!parse_ids(dict, "attention_mask", 0, in, &in->attention_mask) ||
-                     (p->types && !parse_ids(dict, "token_type_ids", 0, in, &in->token_type_ids))))
+    if (!parse_given(p, dict, given)) return false;
+    if (bvl_inputs_take(in, p->declared, given, &err) != BVL_OK) {
+        bvl_raise(&err);
         return false;
-    if (p->vocab && (!parse_ids(dict, "input_ids", 0, in, &in->input_ids) ||
-                     !parse_ids(dict, "attention_mask", in->past, in, &in->attention_mask) ||
-                     !parse_ids(dict, "position_ids", 0, in, &in->position_ids) ||
-                     (p->types && !parse_ids(dict, "token_type_ids", 0, in, &in->token_type_ids))))
-        return false;
+    }
     return parse_contexts(dict, in, contexts);
 }
 
@@ -445,12 +386,21 @@ static PyObject *program_blocks(PyObject *self, PyObject *unused) {
 
 static PyObject *program_info(PyObject *self, PyObject *unused) {
     const bvl_program *p = ((ProgramObject *)self)->program;
+    const bvl_size *picture = p->declared[BVL_PIXEL_VALUES].sizes;
+    PyObject *names = PyList_New(0);
     (void)unused;
-    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL),s:L}", "packed_bytes",
+    for (int i = 0; names && i < BVL_INPUT_COUNT; i++) {
+        PyObject *name = p->declared[i].rank ? PyUnicode_FromString(p->declared[i].name) : NULL;
+        if (p->declared[i].rank && (!name || PyList_Append(names, name) < 0)) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    if (!names) return NULL;
+    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL),s:L,s:N}", "packed_bytes",
                          (long long)bvl_store_bytes(&p->store), "records", p->record_count, "vocab_size",
-                         (long long)p->vocab, "max_positions", (long long)p->max_positions, "image",
-                         (long long)p->channels, (long long)p->height, (long long)p->width, "context_layers",
-                         (long long)p->takes.layers);
+                         (long long)p->declared[BVL_INPUT_IDS].below, "max_positions",
+                         (long long)p->declared[BVL_POSITION_IDS].below, "image", (long long)picture[1].count,
+                         (long long)picture[2].count, (long long)picture[3].count, "context_layers",
+                         (long long)p->takes.layers, "inputs", names);
 }
 
 static PyMethodDef program_methods[] = {

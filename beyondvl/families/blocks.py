@@ -163,7 +163,7 @@ def as_picture(name: str) -> Callable[[dict[str, Any], dict[str, Any]], dict[str
             if channels > 1 or array.ndim != 3 or array.shape[1:] != (width, height):
                 raise ValueError(f"{name}: found shape {array.shape}, expected (B, {width}, {height})")
             array = np.ascontiguousarray(array.transpose(0, 2, 1))[:, None]
-        return inputs | {"pixel_values": array}
+        return inputs | {name if name in facts["inputs"] else "pixel_values": array}
 
     return prepare
 

@@ -28,7 +28,8 @@ typedef struct {
 static bvl_status fuse_check(const bvl_program *p, const bvl_record *r, const bvl_build *b,
                              const bvl_patches *patches, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    if (p->fuses) return bvl_fail(err, BVL_INVALID, "fuse_crops: expected one per program");
+    if (p->declared[BVL_IS_LONGER].rank)
+        return bvl_fail(err, BVL_INVALID, "fuse_crops: expected one per program");
     if (src->text || dst->text || src->rows != (1 + patches->channels) * patches->height ||
         src->cols != patches->width || dst->rows % patches->out_height ||
         dst->rows / patches->out_height < patches->channels * patches->out_width)
@@ -59,7 +60,11 @@ static bvl_status fuse_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
     s->patches = patches;
     s->patches.channels = 1;
     s->out_width = dst->rows / patches.out_height;
-    p->fuses = true;
+    p->declared[BVL_IS_LONGER] = (bvl_declared){.name = "is_longer",
+                                                .rank = 2,
+                                                .sizes = {{BVL_ITEMS, 0}, {BVL_EXACTLY, 1}},
+                                                .integers = true,
+                                                .required = true};
     bvl_linear *const linears[] = {&s->crop, &s->local1, &s->local2, &s->whole1, &s->whole2};
     const bvl_precision precision = bvl_outer_precision(p, dst->rows);
     for (int i = 0; i < LINEARS; i++)

@@ -119,7 +119,7 @@ static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const int kind = (int)b->params[0];
     if (kind < 0 || kind >= POOL_COUNT || dst->text || dst->rows != 1 || dst->cols != src->cols ||
-        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && (!src->text || !p->vocab)) ||
+        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && (!src->text || !p->declared[BVL_INPUT_IDS].rank)) ||
         (kind != POOL_FIRST && src->text && src->rows)) /* which rows are text changes from call to call */
         return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name,
                         dst->name);

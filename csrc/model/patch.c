@@ -69,7 +69,7 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     const int64_t total = patches->out_height * patches->out_width + (!first->data       ? 0
                                                                       : first->rank == 2 ? first->shape[0]
                                                                                          : 1);
-    if (r->src == r->dst && p->channels)
+    if (r->src == r->dst && p->declared[BVL_PIXEL_VALUES].rank)
         return bvl_fail(err, BVL_INVALID, "patch_embed: expected one per program that reads pixel_values");
     if (r->src != r->dst &&
         (src->text || src->rows < patches->channels * patches->height || src->cols != patches->width))
@@ -109,11 +109,15 @@ static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_bui
     s->pictures = (int64_t)b->params[P_PICTURES];
     s->rows = dst->rows / s->pictures;
     s->class_tokens = s->rows - (int64_t)b->params[P_SPARE] - patches.out_height * patches.out_width;
-    if (r->src == r->dst) {
-        p->channels = s->pictures * patches.channels;
-        p->height = patches.height;
-        p->width = patches.width;
-    }
+    if (r->src == r->dst)
+        p->declared[BVL_PIXEL_VALUES] =
+            (bvl_declared){.name = "pixel_values",
+                           .rank = 4,
+                           .sizes = {{BVL_ITEMS, 0},
+                                     {BVL_EXACTLY, s->pictures * patches.channels},
+                                     {BVL_EXACTLY, patches.height},
+                                     {BVL_EXACTLY, patches.width}},
+                           .required = true};
     if (bvl_linear_init(&s->linear, &p->store, p->kernels, bvl_outer_precision(p, dst->rows), weight,
                         &b->weights[W_BIAS], b->threads, err) != BVL_OK)
         return err->status;

@@ -246,92 +246,6 @@ int64_t bvl_context_rows(const bvl_program *p, const bvl_inputs *in, bool padded
     return rows;
 }
 
-/* Whether the contexts and the cache of a call are what the program's blocks attend to. */
-static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
-    const bvl_context_shape *s = &p->takes;
-    for (int64_t i = 0; i < in->B && in->contexts; i++) {
-        const bvl_context *c = in->contexts[i];
-        if (c->kernels != p->kernels || c->shape.layers != s->layers || c->shape.heads != s->heads ||
-            c->shape.hd != s->hd || c->shape.bf16 != s->bf16)
-            return bvl_fail(
-                err, BVL_INVALID,
-                "contexts[%lld]: %lld layers of %lld heads of %lld, expected %lld of %lld of %lld, "
-                "made by the same model",
-                (long long)i, (long long)c->shape.layers, (long long)c->shape.heads, (long long)c->shape.hd,
-                (long long)s->layers, (long long)s->heads, (long long)s->hd);
-    }
-    const bvl_cache *cache = in->cache;
-    if (!cache) return BVL_OK;
-    if (p->uncached || p->joins)
-        return bvl_fail(err, BVL_INVALID, "cache: given to a program whose blocks do not all use one");
-    if (cache->program != p || cache->B != in->B)
-        return bvl_fail(err, BVL_INVALID, "cache: of %lld items%s, expected %lld of this model",
-                        (long long)cache->B, cache->program == p ? "" : " of another model",
-                        (long long)in->B);
-    if (in->L > cache->capacity - cache->length)
-        return bvl_fail(err, BVL_INVALID, "cache: room for %lld tokens, found %lld more after %lld",
-                        (long long)cache->capacity, (long long)in->L, (long long)cache->length);
-    return BVL_OK;
-}
-
-/* Whether the placeholders of every item are as many as its features. */
-static bvl_status check_features(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
-    for (int64_t b = 0; b < in->B && in->features; b++) {
-        int64_t count = 0;
-        for (int64_t t = 0; t < in->L; t++) count += in->input_ids[b * in->L + t] == p->feature_token;
-        if (count != in->feature_rows)
-            return bvl_fail(
-                err, BVL_INVALID,
-                "input_ids: row %lld has %lld placeholders (id %lld), expected %lld, one for each "
-                "row of features",
-                (long long)b, (long long)count, (long long)p->feature_token, (long long)in->feature_rows);
-    }
-    return BVL_OK;
-}
-
-/* Whether ids [B, L], or NULL, are all below `count`; `what` says what they count. */
-static bvl_status check_ids(const char *name, const int64_t *ids, const bvl_inputs *in, int64_t count,
-                            const char *what, bvl_error *err) {
-    for (int64_t i = 0; ids && i < in->B * in->L; i++)
-        if (ids[i] < 0 || ids[i] >= count)
-            return bvl_fail(err, BVL_INVALID, "%s[%lld, %lld]: %lld, expected 0 to %lld%s", name,
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)ids[i],
-                            (long long)count - 1, what);
-    return BVL_OK;
-}
-
-static bvl_status check_inputs(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
-    if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
-    if (check_state(p, in, err) != BVL_OK) return err->status;
-    if (p->channels && !in->pixel_values)
-        return bvl_fail(err, BVL_INVALID, "%s: not given, expected (B, %lld, %s%lld, %lld) float32",
-                        p->lower ? "input_features" : "pixel_values", (long long)p->channels,
-                        p->lower ? "1 to " : "", (long long)p->height, (long long)p->width);
-    if (p->fuses && !in->is_longer)
-        return bvl_fail(err, BVL_INVALID, "is_longer: not given, expected (B, 1): this model fuses crops");
-    if (p->joins && !in->features)
-        return bvl_fail(err, BVL_INVALID, "features: not given, expected (B, n, %lld) float32",
-                        (long long)p->feature_cols);
-    if (p->joins && check_ids("token_type_ids", in->token_type_ids, in, p->types, "", err) != BVL_OK)
-        return err->status;
-    for (int s = 0; s < p->slot_count && !p->vocab && !p->joins; s++)
-        if (p->slots[s].text)
-            return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
-                            p->slots[s].name);
-    if (p->queries && !in->contexts && !(p->vocab && p->queries_before_text))
-        return bvl_fail(err, BVL_INVALID, "contexts: not given, expected one for each item");
-    if (!p->vocab || (p->queries && in->contexts && !in->input_ids && in->L == 0)) return BVL_OK;
-    if (!in->input_ids) return bvl_fail(err, BVL_INVALID, "input_ids: not given, expected (B, L) integers");
-    if (in->L < 1 || in->L > p->max_positions - in->past)
-        return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (its positions)",
-                        (long long)in->L, (long long)(p->max_positions - in->past));
-    if (check_ids("input_ids", in->input_ids, in, p->vocab, " (the vocabulary)", err) != BVL_OK ||
-        check_ids("position_ids", in->position_ids, in, p->max_positions, "", err) != BVL_OK ||
-        check_ids("token_type_ids", in->token_type_ids, in, p->types, "", err) != BVL_OK)
-        return err->status;
-    return check_features(p, in, err);
-}
-
 /* Marks the records that wanted outputs need: backwards, a record is live when its dst is needed. */
 static void find_live(job *j) {
     const bvl_program *p = j->program;
@@ -419,7 +333,7 @@ static float *take_memory(bvl_program *p, size_t bytes) {
 
 static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
                               bvl_error *err) {
-    if (check_inputs(program, inputs, err) != BVL_OK) return err->status;
+    if (bvl_inputs_check(program, inputs, err) != BVL_OK) return err->status;
     job j = {.program = program, .inputs = inputs, .call = call};
     size_t floats, bytes;
     const int threads = BVL_MAX(1, call->threads);

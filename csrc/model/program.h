@@ -11,7 +11,7 @@
 #include "../kernels/kernels.h"
 #include "../parallel.h"
 #include "../store.h"
-#include "state.h"
+#include "inputs.h"
 
 enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 28 };
 
@@ -22,30 +22,6 @@ typedef struct {
     int64_t ld; /* floats between two rows: cols padded so that rows spread over the cache's sets */
 } bvl_slot;
 
-/* What one call gives a program; arrays are borrowed. */
-typedef struct {
-    int64_t B, L;
-    const float *pixel_values;     /* [B, channels, height, width] or NULL */
-    int64_t height;                /* of pixel_values */
-    const int64_t *is_longer;      /* [B] or NULL: items whose crops are fused into the whole */
-    const int64_t *input_ids;      /* [B, L] or NULL */
-    const int64_t *attention_mask; /* [B, past + L] or NULL */
-    const int64_t *token_type_ids; /* [B, L] or NULL */
-    const int64_t *position_ids;   /* [B, L] or NULL: past, past + 1, ... */
-    const float *features;         /* [B, feature_rows, D] or NULL: what stands for placeholder tokens */
-    int64_t feature_rows;
-    bvl_cache *cache; /* of B items, or NULL: the tokens before these */
-    int64_t past;     /* cache->length, or 0 */
-    /* [B]: what cross-attention of each item sees, and the longest of them; NULL: it is left out */
-    const bvl_context *const *contexts;
-    int64_t context_rows;
-} bvl_inputs;
-
-/* Of the tokens of this call, after those of the cache; NULL where all count. */
-BVL_INLINE const int64_t *bvl_item_mask(const bvl_inputs *in, int64_t item) {
-    return in->attention_mask ? in->attention_mask + item * (in->past + in->L) + in->past : NULL;
-}
-
 struct bvl_op;
 typedef struct {
     const struct bvl_op *op;
@@ -53,28 +29,23 @@ typedef struct {
     void *state; /* the operation's own struct */
 } bvl_record;
 
-typedef struct {
+typedef struct bvl_program {
     const bvl_kernels *kernels;
     bvl_precision precision; /* of the blocks of a transformer */
     bvl_slot slots[BVL_MAX_SLOTS];
     int slot_count;
     bvl_record *records;
     int record_count, record_capacity;
-    int64_t channels, height, width;     /* of pixel_values; 0: takes no picture */
-    bool lower;                          /* pictures of less height are taken too */
-    bool fuses;                          /* it takes is_longer */
-    bool windowed;                       /* some block attends within windows */
-    int64_t vocab, max_positions, types; /* of input_ids; 0: takes no text */
-    float *rotary;                       /* [rotary_half] frequencies of a rotary embedding, or NULL */
+    bvl_declared declared[BVL_INPUT_COUNT]; /* what a call gives it */
+    int64_t feature_token;                  /* the id that features stand in for, or -1 */
+    bool windowed;                          /* some block attends within windows */
+    float *rotary;                          /* [rotary_half] frequencies of a rotary embedding, or NULL */
     int64_t rotary_half;
-    int64_t queries;                     /* learned query tokens, or 0 */
-    bool queries_before_text;            /* they are the first rows of a text slot */
-    int64_t feature_token, feature_cols; /* the id that features stand in for, or -1; their size */
-    bool joins;                          /* its text rows are features, not tokens */
-    int64_t joined_lead;                 /* rows before them: a class token or none */
+    int64_t queries;                /* learned query tokens, or 0 */
+    bool queries_before_text;       /* they are the first rows of a text slot */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
     int context_slot;               /* whose rows those are */
-    bool uncached;                  /* some block over a text has no layer of the cache */
+    bool uncached;                  /* some rows of tokens have no layer of the cache */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
     bvl_store store;                                      /* all weights */
     bool sealed;  /* set by the first run, or a record that failed: nothing is added afterwards */

@@ -17,7 +17,8 @@ typedef struct {
 static bvl_status fold_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *dst = &p->slots[r->dst];
     const int64_t channels = (int64_t)b->params[0], parts = (int64_t)b->params[1];
-    if (p->channels || dst->text || channels < 1 || parts < 1 || dst->rows % (channels * parts))
+    if (p->declared[BVL_PIXEL_VALUES].rank || dst->text || channels < 1 || parts < 1 ||
+        dst->rows % (channels * parts))
         return bvl_fail(
             err, BVL_INVALID,
             "fold_spectrogram: expected one per program, into a slot whose rows are a multiple of %lld",
@@ -27,11 +28,16 @@ static bvl_status fold_build(bvl_program *p, bvl_record *r, const bvl_build *b, 
         if (bvl_expect(r->op, b, i, 1, mels, 0, 0, 0, err) != BVL_OK) return err->status;
     fold *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for fold_spectrogram");
-    s->channels = p->channels = channels;
-    s->mels = p->width = mels;
+    s->channels = channels;
+    s->mels = mels;
     s->parts = parts;
-    p->height = parts * dst->cols;
-    p->lower = true;
+    p->declared[BVL_PIXEL_VALUES] = (bvl_declared){.name = "input_features",
+                                                   .rank = 4,
+                                                   .sizes = {{BVL_ITEMS, 0},
+                                                             {BVL_EXACTLY, channels},
+                                                             {BVL_AT_MOST, parts * dst->cols},
+                                                             {BVL_EXACTLY, mels}},
+                                                   .required = true};
     if (bvl_copy_vector(&s->scale, &p->store, &b->weights[0], err) != BVL_OK) return err->status;
     return bvl_copy_vector(&s->shift, &p->store, &b->weights[1], err);
 }

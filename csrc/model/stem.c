@@ -27,16 +27,30 @@ static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b
     if (!(b->params[P_MAX_POSITIONS] >= 1 && b->params[P_MAX_POSITIONS] <= 1 << 24))
         return bvl_fail(err, BVL_INVALID, "embed_tokens: max_positions: found %g, expected 1 to 2^24",
                         b->params[P_MAX_POSITIONS]);
-    p->max_positions = (int64_t)b->params[P_MAX_POSITIONS];
     if (!b->weights[ROTARY].data) return BVL_OK;
     if (bvl_expect(r->op, b, ROTARY, 1, -1, 0, 0, 0, err) != BVL_OK) return err->status;
     p->rotary_half = b->weights[ROTARY].shape[0];
     return bvl_copy_vector(&p->rotary, &p->store, &b->weights[ROTARY], err);
 }
 
+/* A text of at most so many positions; features of D numbers in place of some tokens, or 0. */
+static void declare_text(bvl_declared *declared, const bvl_build *b, int64_t positions, int64_t D) {
+    const bvl_declared ids = {.rank = 2, .sizes = {{BVL_ITEMS, 0}, {BVL_TOKENS, 0}}, .integers = true};
+    declared[BVL_INPUT_IDS] = declared[BVL_POSITION_IDS] = ids;
+    declared[BVL_INPUT_IDS].name = "input_ids";
+    declared[BVL_INPUT_IDS].required = true;
+    declared[BVL_INPUT_IDS].below = b->weights[WORD].shape[0];
+    declared[BVL_POSITION_IDS].name = "position_ids";
+    declared[BVL_POSITION_IDS].below = positions;
+    bvl_declare_tokens(declared, true, b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0);
+    if (D)
+        declared[BVL_FEATURES] = (bvl_declared){
+            .name = "features", .rank = 3, .sizes = {{BVL_ITEMS, 0}, {BVL_ROWS, 0}, {BVL_EXACTLY, D}}};
+}
+
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
-    if (p->vocab || p->joins || !p->slots[r->dst].text)
+    if (p->declared[BVL_ATTENTION_MASK].rank || !p->slots[r->dst].text)
         return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
     const bool table = b->weights[POSITION].data != NULL;
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
@@ -47,18 +61,16 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     embed_tokens *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for embed_tokens");
     s->D = D;
-    p->vocab = b->weights[WORD].shape[0];
-    p->max_positions = table ? b->weights[POSITION].shape[0] : 0;
-    p->types = b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0;
     p->feature_token = (int64_t)b->params[P_FEATURE_TOKEN];
-    p->feature_cols = D;
+    declare_text(p->declared, b, table ? b->weights[POSITION].shape[0] : (int64_t)b->params[P_MAX_POSITIONS],
+                 p->feature_token >= 0 ? D : 0);
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
     if ((whole ? bvl_copy_vector(&s->word, &p->store, &b->weights[WORD], err)
                : bvl_copy_bfloat16(&s->half, &p->store, &b->weights[WORD], err)) != BVL_OK ||
         (table ? bvl_copy_vector(&s->position, &p->store, &b->weights[POSITION], err)
                : rotary_build(p, r, b, err)) != BVL_OK)
         return err->status;
-    return p->types ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
+    return b->weights[TYPE].data ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
 }
 
 /* The features of the placeholder at `at` of input_ids: as many rows in as there are placeholders before it.
@@ -106,11 +118,12 @@ const bvl_op bvl_op_embed_tokens = {
 
 typedef struct {
     float *class_token, *type; /* [D] or NULL, [types, D] or NULL */
+    int64_t lead;              /* rows before the features: a class token or none */
 } join_features;
 
 static bvl_status join_features_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *dst = &p->slots[r->dst];
-    if (p->vocab || p->joins || p->queries || !dst->text || dst->rows)
+    if (p->declared[BVL_ATTENTION_MASK].rank || p->queries || !dst->text || dst->rows)
         return bvl_fail(err, BVL_INVALID,
                         "join_features: expected one per program, into a slot of text rows");
     if (b->weights[0].data && bvl_expect(r->op, b, 0, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
@@ -119,10 +132,14 @@ static bvl_status join_features_build(bvl_program *p, bvl_record *r, const bvl_b
         return err->status;
     join_features *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for join_features");
-    p->joins = true;
-    p->joined_lead = b->weights[0].data ? 1 : 0;
-    p->feature_cols = dst->cols;
-    p->types = b->weights[1].data ? b->weights[1].shape[0] : 0;
+    s->lead = b->weights[0].data ? 1 : 0;
+    p->uncached = true;
+    p->declared[BVL_FEATURES] =
+        (bvl_declared){.name = "features",
+                       .rank = 3,
+                       .sizes = {{BVL_ITEMS, 0}, {BVL_TOKENS_AFTER, s->lead}, {BVL_EXACTLY, dst->cols}},
+                       .required = true};
+    bvl_declare_tokens(p->declared, false, b->weights[1].data ? b->weights[1].shape[0] : 0);
     if (b->weights[0].data && bvl_copy_vector(&s->class_token, &p->store, &b->weights[0], err) != BVL_OK)
         return err->status;
     return b->weights[1].data ? bvl_copy_vector(&s->type, &p->store, &b->weights[1], err) : BVL_OK;
@@ -132,7 +149,7 @@ static void join_features_run(const bvl_record *r, const bvl_run *run) {
     const join_features *s = r->state;
     const bvl_inputs *in = run->inputs;
     const bvl_slot *dst = &run->program->slots[r->dst];
-    const int64_t D = dst->cols, lead = run->program->joined_lead;
+    const int64_t D = dst->cols, lead = s->lead;
     int64_t begin, end;
     bvl_share(run->count * in->L, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {

@@ -1,0 +1,187 @@
+/* inputs.c: whether what a call gives is what a program takes. */
+#include "inputs.h"
+
+#include <stdio.h>
+
+#include "program.h"
+
+static const bvl_size ITEMS = {BVL_ITEMS, 0}, TOKENS = {BVL_TOKENS, 0};
+
+void bvl_declare_tokens(bvl_declared *declared, bool past, int64_t types) {
+    declared[BVL_ATTENTION_MASK] =
+        (bvl_declared){.name = "attention_mask",
+                       .rank = 2,
+                       .sizes = {ITEMS, past ? (bvl_size){BVL_ALL_TOKENS, 0} : TOKENS},
+                       .integers = true};
+    if (!types) return;
+    declared[BVL_TOKEN_TYPE_IDS] = (bvl_declared){
+        .name = "token_type_ids", .rank = 2, .sizes = {ITEMS, TOKENS}, .integers = true, .below = types};
+}
+
+/* A size of the call that is known already, or -1. */
+static int64_t known(const bvl_inputs *in, bvl_size size) {
+    switch (size.kind) {
+        case BVL_EXACTLY: return size.count;
+        case BVL_ITEMS: return in->B;
+        case BVL_TOKENS: return in->L;
+        case BVL_ALL_TOKENS: return in->L < 0 ? -1 : in->past + in->L;
+        default: return -1;
+    }
+}
+
+/* "(3, n, 48)": with the sizes of the call `in`, or as the program says it where that is NULL. */
+static const char *format(char *text, size_t room, const bvl_declared *d, const bvl_inputs *in) {
+    static const char *const letters[] = {"", "1 to ", "B", "L", "L", "n", "n"};
+    static const bvl_inputs unknown = {.B = -1, .L = -1};
+    size_t used = (size_t)snprintf(text, room, "(");
+    for (int i = 0; i < d->rank && used < room; i++) {
+        const bvl_size size = d->sizes[i];
+        const int64_t n = size.kind == BVL_AT_MOST ? size.count : known(in ? in : &unknown, size);
+        const char *separator = i ? ", " : "";
+        used += (size_t)(n < 0 ? snprintf(text + used, room - used, "%s%s", separator, letters[size.kind])
+                               : snprintf(text + used, room - used, "%s%s%lld", separator,
+                                          size.kind == BVL_AT_MOST ? "1 to " : "", (long long)n));
+    }
+    if (used < room) snprintf(text + used, room - used, ")");
+    return text;
+}
+
+static bvl_status misshapen(const bvl_declared *d, const bvl_given *given, const bvl_inputs *in,
+                            bvl_error *err) {
+    char found[96], expected[96];
+    bvl_declared as_given = {.rank = given->rank};
+    for (int i = 0; i < given->rank; i++) as_given.sizes[i].count = given->shape[i];
+    const bool picture = d->rank == 4; /* which is most often wrong in its type too, so that is said */
+    return bvl_fail(err, BVL_INVALID, "%s: found %s%s%s, expected %s%s", d->name, picture ? "" : "shape ",
+                    format(found, sizeof found, &as_given, NULL), picture ? " float32" : "",
+                    format(expected, sizeof expected, d, in), picture ? " float32" : "");
+}
+
+/* Takes one size, which is the call's where nothing said it before; false where it is another. */
+static bool take_size(bvl_inputs *in, bvl_size size, int64_t n) {
+    const int64_t wanted = known(in, size);
+    if (wanted >= 0) return n == wanted;
+    switch (size.kind) {
+        case BVL_AT_MOST: return n >= 1 && n <= size.count;
+        case BVL_ITEMS: in->B = n; return true;
+        case BVL_TOKENS: in->L = n; return true;
+        case BVL_ALL_TOKENS: in->L = n - in->past; return n >= in->past;
+        default:
+            if (n < 1 || n > 1 << 20) return false;
+            in->feature_rows = n;
+            if (size.kind == BVL_TOKENS_AFTER) in->L = size.count + n;
+            return true;
+    }
+}
+
+bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const bvl_given *given,
+                           bvl_error *err) {
+    for (int i = 0; i < BVL_INPUT_COUNT; i++) {
+        const bvl_declared *d = &declared[i];
+        if (!given[i].data) continue;
+        const bvl_inputs before = *in;
+        bool same = d->rank == given[i].rank;
+        for (int k = 0; same && k < d->rank; k++) same = take_size(in, d->sizes[k], given[i].shape[k]);
+        if (!same) return misshapen(d, &given[i], &before, err);
+    }
+    in->pixel_values = given[BVL_PIXEL_VALUES].data;
+    in->height = given[BVL_PIXEL_VALUES].shape[2];
+    in->is_longer = given[BVL_IS_LONGER].data;
+    in->features = given[BVL_FEATURES].data;
+    in->input_ids = given[BVL_INPUT_IDS].data;
+    in->attention_mask = given[BVL_ATTENTION_MASK].data;
+    in->position_ids = given[BVL_POSITION_IDS].data;
+    in->token_type_ids = given[BVL_TOKEN_TYPE_IDS].data;
+    return BVL_OK;
+}
+
+/* Whether the contexts and the cache of a call are what the program's blocks attend to. */
+static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    const bvl_context_shape *s = &p->takes;
+    for (int64_t i = 0; i < in->B && in->contexts; i++) {
+        const bvl_context *c = in->contexts[i];
+        if (c->kernels != p->kernels || c->shape.layers != s->layers || c->shape.heads != s->heads ||
+            c->shape.hd != s->hd || c->shape.bf16 != s->bf16)
+            return bvl_fail(
+                err, BVL_INVALID,
+                "contexts[%lld]: %lld layers of %lld heads of %lld, expected %lld of %lld of %lld, "
+                "made by the same model",
+                (long long)i, (long long)c->shape.layers, (long long)c->shape.heads, (long long)c->shape.hd,
+                (long long)s->layers, (long long)s->heads, (long long)s->hd);
+    }
+    const bvl_cache *cache = in->cache;
+    if (!cache) return BVL_OK;
+    if (p->uncached)
+        return bvl_fail(err, BVL_INVALID, "cache: given to a program whose blocks do not all use one");
+    if (cache->program != p || cache->B != in->B)
+        return bvl_fail(err, BVL_INVALID, "cache: of %lld items%s, expected %lld of this model",
+                        (long long)cache->B, cache->program == p ? "" : " of another model",
+                        (long long)in->B);
+    if (in->L > cache->capacity - cache->length)
+        return bvl_fail(err, BVL_INVALID, "cache: room for %lld tokens, found %lld more after %lld",
+                        (long long)cache->capacity, (long long)in->L, (long long)cache->length);
+    return BVL_OK;
+}
+
+/* Whether the placeholders of every item are as many as its features. */
+static bvl_status check_placeholders(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    for (int64_t b = 0; b < in->B && in->features && in->input_ids; b++) {
+        int64_t count = 0;
+        for (int64_t t = 0; t < in->L; t++) count += in->input_ids[b * in->L + t] == p->feature_token;
+        if (count != in->feature_rows)
+            return bvl_fail(
+                err, BVL_INVALID,
+                "input_ids: row %lld has %lld placeholders (id %lld), expected %lld, one for each "
+                "row of features",
+                (long long)b, (long long)count, (long long)p->feature_token, (long long)in->feature_rows);
+    }
+    return BVL_OK;
+}
+
+/* Whether ids [B, L] of a declared input, or NULL, are all among those it counts. */
+static bvl_status check_ids(const bvl_declared *d, const int64_t *ids, const bvl_inputs *in, const char *what,
+                            bvl_error *err) {
+    for (int64_t i = 0; ids && d->below && i < in->B * in->L; i++)
+        if (ids[i] < 0 || ids[i] >= d->below)
+            return bvl_fail(err, BVL_INVALID, "%s[%lld, %lld]: %lld, expected 0 to %lld%s", d->name,
+                            (long long)(i / in->L), (long long)(i % in->L), (long long)ids[i],
+                            (long long)d->below - 1, what);
+    return BVL_OK;
+}
+
+static bvl_status check_required(const bvl_declared *d, const void *data, bvl_error *err) {
+    char expected[96];
+    if (data || !d->required) return BVL_OK;
+    return bvl_fail(err, BVL_INVALID, "%s: not given, expected %s %s", d->name,
+                    format(expected, sizeof expected, d, NULL), d->integers ? "integers" : "float32");
+}
+
+bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    const bvl_declared *d = p->declared;
+    if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
+    if (check_state(p, in, err) != BVL_OK ||
+        check_required(&d[BVL_PIXEL_VALUES], in->pixel_values, err) != BVL_OK ||
+        check_required(&d[BVL_IS_LONGER], in->is_longer, err) != BVL_OK ||
+        check_required(&d[BVL_FEATURES], in->features, err) != BVL_OK)
+        return err->status;
+    for (int s = 0; s < p->slot_count && !d[BVL_ATTENTION_MASK].rank; s++)
+        if (p->slots[s].text)
+            return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
+                            p->slots[s].name);
+    const bool ids = d[BVL_INPUT_IDS].rank;
+    if (p->queries && !in->contexts && !(ids && p->queries_before_text))
+        return bvl_fail(err, BVL_INVALID, "contexts: not given, expected one for each item");
+    const bool queries_alone = p->queries && in->contexts && !in->input_ids && in->L == 0;
+    if (ids && !queries_alone) {
+        const int64_t most = d[BVL_POSITION_IDS].below - in->past;
+        if (check_required(&d[BVL_INPUT_IDS], in->input_ids, err) != BVL_OK) return err->status;
+        if (in->L < 1 || in->L > most)
+            return bvl_fail(err, BVL_INVALID, "input_ids: %lld tokens, expected 1 to %lld (its positions)",
+                            (long long)in->L, (long long)most);
+    }
+    if (check_ids(&d[BVL_INPUT_IDS], in->input_ids, in, " (the vocabulary)", err) != BVL_OK ||
+        check_ids(&d[BVL_POSITION_IDS], in->position_ids, in, "", err) != BVL_OK ||
+        check_ids(&d[BVL_TOKEN_TYPE_IDS], in->token_type_ids, in, "", err) != BVL_OK)
+        return err->status;
+    return check_placeholders(p, in, err);
+}
