@@ -24,13 +24,13 @@ bvl_status bvl_store_take(bvl_store *store, size_t bytes, void **memory, bool *f
     } else if (!(*memory = bvl_alloc(bytes))) {
         return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
     }
-    bvl_block *blocks = bvl_grown(store->blocks, store->count, &store->capacity, sizeof *blocks);
+    bvl_stored *blocks = bvl_grown(store->blocks, store->count, &store->capacity, sizeof *blocks);
     if (!blocks) {
         if (!store->mapped) bvl_free(*memory);
         return bvl_fail(err, BVL_NO_MEMORY, "no memory for one more block of weights");
     }
     store->blocks = blocks;
-    blocks[store->count++] = (bvl_block){*memory, bytes};
+    blocks[store->count++] = (bvl_stored){*memory, bytes};
     return BVL_OK;
 }
 

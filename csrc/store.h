@@ -8,10 +8,10 @@
 typedef struct {
     void *memory;
     size_t bytes;
-} bvl_block;
+} bvl_stored;
 
 typedef struct {
-    bvl_block *blocks; /* in the order they were taken */
+    bvl_stored *blocks; /* in the order they were taken */
     int count, capacity;
     const uint8_t *mapped; /* NULL: blocks are allocated, and freed with the store */
     size_t mapped_bytes, used;

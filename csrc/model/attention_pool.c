@@ -5,15 +5,23 @@
  * The probe's query does not depend on the input: it is computed when the model is built, and all that
  * follows its one row stays in float32.
  */
-#include "block.h"
+#include "../arena.h"
+#include "sublayers.h"
+
+typedef struct {
+    bvl_heads heads; /* of keys and values */
+    float *query;    /* [inner] */
+    bvl_feed_forward ffn;
+} attention_pool;
 
 static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
         return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
                         (long long)p->slots[r->src].cols);
-    if (bvl_attention_build(p, r, b, true, err) != BVL_OK) return err->status;
-    bvl_layer *s = r->state;
-    if (bvl_expect(r->op, b, QUERY, 1, s->inner, 0, 0, 0, err) != BVL_OK ||
+    attention_pool *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
+    if (bvl_heads_build(p, r, b, true, &s->heads, err) != BVL_OK ||
+        bvl_expect(r->op, b, QUERY, 1, s->heads.inner, 0, 0, 0, err) != BVL_OK ||
         bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
         return err->status;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
@@ -21,42 +29,54 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
 
 static int64_t attention_pool_shared(const bvl_program *p, const bvl_record *r, int64_t count,
                                      const bvl_inputs *in) {
-    const bvl_layer *s = r->state;
+    const attention_pool *s = r->state;
+    const bvl_heads *h = &s->heads;
     const int64_t rows = count * bvl_slot_rows(&p->slots[r->src], in);
-    return rows * (bvl_padded(2 * s->inner) + bvl_linear_operand(&s->qkv)) +
-           count * (bvl_padded(BVL_MAX(s->D, s->inner)) + bvl_padded(s->ffn.intermediate));
+    return rows * (bvl_padded(2 * h->inner) + bvl_linear_operand(&h->in)) +
+           count * (bvl_padded(BVL_MAX(h->D, h->inner)) + bvl_padded(s->ffn.intermediate));
+}
+
+static int64_t attention_pool_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
+    const attention_pool *s = r->state;
+    return bvl_attention_scratch(p->kernels, bvl_slot_rows(&p->slots[r->src], in), s->heads.hd);
 }
 
 static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
-    const bvl_layer *s = r->state;
+    const attention_pool *s = r->state;
+    const bvl_heads *heads = &s->heads;
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const bvl_slot *src = &run->program->slots[r->src];
     const int64_t T = bvl_slot_rows(src, run->inputs), n = run->count, ldy = run->program->slots[r->dst].ld;
-    const int64_t ldkv = bvl_padded(2 * s->inner), ldh = bvl_padded(BVL_MAX(s->D, s->inner)),
+    const int64_t ldkv = bvl_padded(2 * heads->inner), ldh = bvl_padded(BVL_MAX(heads->D, heads->inner)),
                   ldm = bvl_padded(s->ffn.intermediate);
     float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
     float *y = run->slots[r->dst];
     int64_t ld = src->ld;
 
-    const float *a = bvl_linear_load(&s->qkv, z, run->slots[r->src], &ld, n * T, team);
-    bvl_linear_run(&s->qkv, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
+    const float *a = bvl_linear_load(&heads->in, z, run->slots[r->src], &ld, n * T, team);
+    bvl_linear_run(&heads->in, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    const bvl_attention_shape shape = {
-        .Tq = 1, .Tk = T, .hd = s->hd, .ldq = s->inner, .ldkv = ldkv, .ldo = ldh, .scale = s->scale};
+    const bvl_attention_shape shape = {.Tq = 1,
+                                       .Tk = T,
+                                       .hd = heads->hd,
+                                       .ldq = heads->inner,
+                                       .ldkv = ldkv,
+                                       .ldo = ldh,
+                                       .scale = heads->scale};
     int64_t begin, end;
-    bvl_share(n * s->heads, team.tid, team.nt, &begin, &end);
+    bvl_share(n * heads->heads, team.tid, team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
-        const int64_t item = u / s->heads, at = u % s->heads * s->hd;
+        const int64_t item = u / heads->heads, at = u % heads->heads * heads->hd;
         const float *keys = kv + item * T * ldkv + at;
-        bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + s->inner, &shape, run->local);
+        bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + heads->inner, &shape, run->local);
     }
     bvl_barrier(team);
-    bvl_linear_run(&s->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
+    bvl_linear_run(&heads->out, k, y, ldy, h, ldh, n, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    bvl_norm_run(&s->ffn.norm, k, h, ldh, y, ldy, n, team);
+    bvl_norm_run(&s->ffn.norm.norm, k, h, ldh, y, ldy, n, team);
     bvl_barrier(team);
-    bvl_linear_run(&s->ffn.fc1[0], k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->act}, team);
+    bvl_linear_run(&s->ffn.fc1[0], k, wide, ldm, h, ldh, n, (bvl_epilogue){.act = s->ffn.act}, team);
     bvl_barrier(team);
     bvl_linear_run(&s->ffn.fc2[0], k, y, ldy, wide, ldm, n, (bvl_epilogue){.residual = y, .ldr = ldy}, team);
     bvl_barrier(team);
@@ -70,6 +90,6 @@ const bvl_op bvl_op_attention_pool = {
                 NULL},
     .build = attention_pool_build,
     .shared = attention_pool_shared,
-    .local = bvl_block_local,
+    .local = attention_pool_local,
     .run = attention_pool_run,
 };

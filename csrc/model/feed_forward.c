@@ -1,0 +1,89 @@
+/* feed_forward.c: x + fc2(act(fc1(norm(x)))); gated: act(g) * u in place of act(...), where fc1's rows are g,
+ * then u.
+ */
+#include "sublayers.h"
+
+/* The products of f->parts parts, fc1 and fc2 of each side by side; packed files keep this order. */
+static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_precision precision,
+                              bvl_feed_forward *f, bvl_error *err) {
+    const bvl_array *fc1 = &b->weights[at + FC1_W], *fc2 = &b->weights[at + FC2_W];
+    const int64_t D = fc1->shape[1], rows = f->gated ? 2 : 1;
+    for (int i = 0; i < f->parts; i++) {
+        const int64_t first = i * f->width, width = BVL_MIN(f->width, f->intermediate - first);
+        bvl_array bias1 = fc1[1], bias2 = {0};
+        if (bias1.data) bias1.data += first, bias1.shape[0] = rows * width;
+        if (i == 0) bias2 = fc2[1];
+        if (bvl_linear_init_strided(&f->fc1[i], &p->store, p->kernels, precision, fc1->data + first * D, D,
+                                    rows * width, D, &bias1, b->threads, err) != BVL_OK ||
+            bvl_linear_init_strided(&f->fc2[i], &p->store, p->kernels, precision, fc2->data + first,
+                                    f->intermediate, D, width, &bias2, b->threads, err) != BVL_OK)
+            return err->status;
+    }
+    return BVL_OK;
+}
+
+bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err) {
+    const int64_t D = p->slots[r->src].cols, most = p->kernels->inner_columns;
+    f->gated = b->params[P_GATED] != 0;
+    f->act = (bvl_activation)b->params[P_ACT];
+    if (bvl_affine_expect(r, b, at + FC1_W, -1, D, err) != BVL_OK) return err->status;
+    const int64_t rows = b->weights[at + FC1_W].shape[0];
+    f->intermediate = f->gated ? rows / 2 : rows;
+    if (f->gated && rows % 2)
+        return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
+                        r->op->name, r->op->weights[at + FC1_W], (long long)rows);
+    if (bvl_affine_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
+    const bool part = most && b->params[P_PRE_NORM] != 0 && !f->gated && precision != BVL_FLOAT32 &&
+                      precision != BVL_INT8; /* whose operand has one scale for all inner columns */
+    f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
+    f->width = f->intermediate;
+    if (f->parts > 1) f->width = bvl_round_up((f->intermediate + f->parts - 1) / f->parts, p->kernels->nr);
+    f->parts = (int)((f->intermediate + f->width - 1) / f->width);
+    if (parts_build(p, b, at, precision, f, err) != BVL_OK) return err->status;
+    f->direct = !f->gated && precision == p->precision && bvl_writes_operand(p, &f->fc2[0]) &&
+                bvl_writes_operand(p, &f->fc2[f->parts - 1]);
+    return bvl_sublayer_norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
+}
+
+/* Words between rows of the inner activations of so many parts. */
+static int64_t inner_ld(const bvl_feed_forward *f, int parts) {
+    return bvl_words_between((f->gated ? 2 : 1) * BVL_MIN(parts * f->width, f->intermediate), f->direct);
+}
+
+void bvl_feed_forward_words(const bvl_feed_forward *f, bvl_row_words *words) {
+    if (!f->intermediate) return;
+    bvl_sublayer_words(&f->norm, &f->fc1[0], &f->fc2[0], words);
+    words->wide = BVL_MAX(words->wide, inner_ld(f, f->parts));
+    words->operand = BVL_MAX(words->operand, f->parts * bvl_linear_operand(&f->fc2[0]));
+}
+
+/* wide[rows, intermediate] = act(the gates) * what they gate. */
+static void open_gates(const bvl_feed_forward *f, const bvl_run *run, const bvl_place *at, int64_t ldm) {
+    int64_t begin, end;
+    bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        run->kernels->gate(at->wide + i * ldm, at->wide + i * ldm + f->intermediate, f->act, f->intermediate);
+    bvl_barrier(run->team);
+}
+
+/* A worker alone goes part by part, whose rows stay in its cache; a team meets once for all parts. */
+void bvl_feed_forward_run(const bvl_feed_forward *f, const bvl_run *run, const bvl_place *at) {
+    const int step = run->team.nt == 1 ? 1 : f->parts;
+    const int64_t ldm = inner_ld(f, step), words = f->width / (f->direct ? 2 : 1);
+    const int64_t operand = at->rows * bvl_linear_operand(&f->fc2[0]);
+    const bvl_epilogue inner = {.act = f->gated ? BVL_ACT_NONE : f->act, .bf16 = f->direct};
+    int64_t ld;
+    const float *a = bvl_sublayer_begin(&f->norm, run, &f->fc1[0], at, &ld);
+    for (int first = 0; first < f->parts; first += step) {
+        for (int i = 0; i < step; i++)
+            bvl_linear_run(&f->fc1[first + i], run->kernels, at->wide + i * words, ldm, a, ld, at->rows,
+                           inner, run->team);
+        bvl_barrier(run->team);
+        if (f->gated) open_gates(f, run, at, ldm);
+        for (int i = 0; i < step; i++)
+            bvl_sublayer_add(run, &f->fc2[first + i], at, at->z + i * operand, at->wide + i * words, ldm,
+                             f->direct);
+    }
+    bvl_sublayer_end(&f->norm, run, at);
+}

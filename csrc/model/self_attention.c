@@ -1,0 +1,202 @@
+/* self_attention.c: x + out(attention(qkv(norm(x)))): softmax(scale Q K^T + mask) V per head; Q, K, V come
+ * from one product. Several heads of queries may share one of keys and values.
+ *
+ * Positions: queries and keys are turned by theirs (rotary.h), or a bias by distance is added to the scores.
+ * Causal, the keys and values of earlier tokens may be in the call's cache, to which the new ones are added.
+ *
+ * Windows (Swin; Liu et al., 2021): rows attend within groups of them alone, with a bias by pair; where a
+ * window holds rows of several regions, scores between them are lowered.
+ */
+#include <string.h>
+
+#include "../ops/rotary.h"
+#include "sublayers.h"
+
+bvl_status bvl_self_attention_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                    bvl_self_attention *s, bvl_error *err) {
+    const bvl_slot *slot = &p->slots[r->src];
+    s->cached = -1;
+    s->causal = b->params[P_CAUSAL] != 0;
+    if (bvl_heads_build(p, r, b, false, &s->heads, err) != BVL_OK ||
+        bvl_sublayer_norm_build(p, r, b, NORM1_W, s->heads.D, &s->norm, err) != BVL_OK)
+        return err->status;
+    if (s->causal && slot->text && slot->rows == 0) {
+        s->cached = p->cached_layers;
+        p->cached_words[p->cached_layers++] = bvl_words_between(2 * s->heads.kv, s->heads.bf16);
+    } else if (slot->text) {
+        p->uncached = true;
+    }
+    return BVL_OK;
+}
+
+/* Windows: which rows they are of, and their bias by pair. */
+static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_self_attention *s,
+                               bvl_error *err) {
+    const bvl_slot *slot = &p->slots[r->src];
+    const int64_t W = s->window = (int64_t)b->params[P_WINDOW];
+    if (slot->text || s->causal || s->rotary || p->queries || b->weights[CROSS_Q_W].data || W < 1 ||
+        slot->rows % W)
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
+                        r->op->name, (long long)W, (long long)slot->rows);
+    if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, &s->order, err) != BVL_OK)
+        return err->status;
+    p->windowed = true;
+    s->apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
+    for (int64_t i = 0; i < W && !s->apart; i++) s->apart = s->order[i] != (float)i;
+    if (b->weights[RELATIVE].data &&
+        (bvl_expect(r->op, b, RELATIVE, 2, s->heads.heads, W * W, 0, 0, err) != BVL_OK ||
+         bvl_copy_vector(&s->relative, &p->store, &b->weights[RELATIVE], err) != BVL_OK))
+        return err->status;
+    if (!b->weights[WINDOW_REGIONS].data) return BVL_OK;
+    if (!s->relative || bvl_expect(r->op, b, WINDOW_REGIONS, 1, slot->rows, 0, 0, 0, err) != BVL_OK)
+        return s->relative
+                   ? err->status
+                   : bvl_fail(err, BVL_INVALID, "%s: window_regions: expected a relative_bias", r->op->name);
+    return bvl_copy_vector(&s->regions, &p->store, &b->weights[WINDOW_REGIONS], err);
+}
+
+bvl_status bvl_positions_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_self_attention *s,
+                               bvl_error *err) {
+    const bvl_array *relative = &b->weights[RELATIVE];
+    const bvl_slot *slot = &p->slots[r->src];
+    s->rotary = b->params[P_ROTARY] != 0;
+    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->heads.hd))
+        return bvl_fail(
+            err, BVL_INVALID,
+            "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
+            r->op->name, (long long)p->rotary_half, (long long)s->heads.hd / 2);
+    if (b->params[P_WINDOW] != 0) return window_build(p, r, b, s, err);
+    if (b->weights[WINDOW_ROWS].data || b->weights[WINDOW_REGIONS].data)
+        return bvl_fail(err, BVL_INVALID, "%s: window_rows, window_regions: given, and window is 0",
+                        r->op->name);
+    if (!relative->data) return BVL_OK;
+    if (bvl_expect(r->op, b, RELATIVE, 2, s->heads.heads, -1, 0, 0, err) != BVL_OK) return err->status;
+    if (relative->shape[1] % 2 == 0)
+        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found %lld columns, expected an odd number",
+                        r->op->name, (long long)relative->shape[1]);
+    if (p->queries)
+        return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found beside %lld query tokens, expected none",
+                        r->op->name, (long long)p->queries);
+    s->reach = relative->shape[1] / 2;
+    return bvl_copy_vector(&s->relative, &p->store, relative, err);
+}
+
+/* Turns queries and keys by their positions; nothing in a block that does not. */
+static void turn_rows(const bvl_self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+    const bvl_heads *h = &s->heads;
+    const int64_t half = run->program->rotary_half;
+    int64_t begin, end;
+    if (!s->rotary) return;
+    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        bvl_rotary_run(qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd,
+                       run->rotary + i * 2 * half, half);
+    bvl_barrier(run->team);
+}
+
+/* Appends k and v of the new tokens to the cache; nothing without one. */
+static void append_to_cache(const bvl_self_attention *s, const bvl_run *run, const float *qkv, int64_t ld,
+                            int64_t T) {
+    const bvl_inputs *in = run->inputs;
+    const bvl_heads *h = &s->heads;
+    if (s->cached < 0 || !in->cache) return;
+    const int64_t q = h->inner / (h->bf16 ? 2 : 1), kv = h->kv / (h->bf16 ? 2 : 1);
+    const int64_t words = bvl_words_between(2 * h->kv, h->bf16);
+    int64_t begin, end;
+    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        memcpy(bvl_cache_rows(in->cache, s->cached, run->first + i / T) + (in->past + i % T) * words,
+               qkv + i * ld + q, (size_t)(2 * kv) * sizeof(float));
+    bvl_barrier(run->team);
+}
+
+/* What scores between regions are lowered by: Swin's, which leaves exp(-100), not 0. */
+#define APART 100.0f
+
+/* apart[window, window] = what is added to the scores of a window's pairs; NULL where it is one region. */
+static const float *part_regions(const bvl_self_attention *s, int64_t window, float *apart) {
+    const float *regions = s->regions + window * s->window;
+    bool mixed = false;
+    for (int64_t i = 1; i < s->window; i++) mixed |= regions[i] != regions[0];
+    for (int64_t i = 0; i < s->window && mixed; i++)
+        for (int64_t j = 0; j < s->window; j++)
+            apart[i * s->window + j] = regions[i] == regions[j] ? 0.0f : -APART;
+    return mixed ? apart : NULL;
+}
+
+/* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
+ * are all tokens, or the one that run->pool takes of each item. */
+static void attend(const bvl_self_attention *s, const bvl_run *run, int slot, float *out, int64_t ldo,
+                   const float *qkv, int64_t ld, int64_t T) {
+    const bvl_inputs *in = run->inputs;
+    const bvl_heads *h = &s->heads;
+    const bool cached = s->cached >= 0 && in->cache;
+    const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1; /* elements in a word */
+    const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
+    bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,
+                                 .Tk = past + T,
+                                 .hd = h->hd,
+                                 .ldq = ld,
+                                 .ldkv = cached ? bvl_words_between(2 * h->kv, h->bf16) : ld,
+                                 .ldo = ldo,
+                                 .scale = h->scale,
+                                 .reach = s->reach,
+                                 .causal = s->causal,
+                                 .prefix = queries,
+                                 .bf16 = h->bf16,
+                                 .out_bf16 = h->direct_out};
+    const bool text = run->program->slots[slot].text; /* attention_mask is about text alone */
+    int64_t begin, end;
+    bvl_share(run->count * h->heads, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t item = u / h->heads, head = u % h->heads;
+        const int64_t row = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
+        const float *q = qkv + item * T * ld;
+        const float *k =
+            cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + h->inner / per;
+        k += head / h->group * h->hd / per;
+        shape.first = past + row;
+        if (s->window) {
+            shape.pairs = s->relative ? s->relative + head * T * T : NULL;
+            if (s->regions && (head == 0 || u == begin))
+                shape.apart = part_regions(s, run->first + item,
+                                           run->local + bvl_attention_scratch(run->kernels, T, h->hd));
+        } else {
+            shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
+        }
+        shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
+        bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * h->hd / to,
+                      q + row * ld + head * h->hd / per, k, k + h->kv / per, &shape, run->local);
+    }
+}
+
+void bvl_self_attention_words(const bvl_self_attention *s, bvl_row_words *words) {
+    const bvl_heads *h = &s->heads;
+    bvl_sublayer_words(&s->norm, &h->in, &h->out, words);
+    words->narrow = BVL_MAX(words->narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
+    words->wide = BVL_MAX(words->wide, bvl_qkv_ld(h));
+}
+
+void bvl_self_attention_project(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at) {
+    const bvl_heads *h = &s->heads;
+    int64_t ld;
+    const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
+    bvl_linear_run(&h->in, run->kernels, at->qkv, bvl_qkv_ld(h), a, ld, at->rows,
+                   (bvl_epilogue){.bf16 = h->bf16}, run->team);
+    bvl_barrier(run->team);
+}
+
+void bvl_self_attention_run(const bvl_self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
+                            int64_t T) {
+    const int64_t ld = bvl_qkv_ld(&s->heads);
+    turn_rows(s, run, at->qkv, ld, T);
+    append_to_cache(s, run, at->qkv, ld, T);
+    attend(s, run, slot, at->h, at->ldh, at->qkv, ld, T);
+    bvl_barrier(run->team);
+}
+
+void bvl_self_attention_add(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at) {
+    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
+    bvl_sublayer_end(&s->norm, run, at);
+}
