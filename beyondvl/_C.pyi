@@ -9,6 +9,8 @@ OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """Operation -> (names of its parameters, names of its weights)."""
 ACTIVATIONS: tuple[str, ...]
 POOLS: tuple[str, ...]
+ROWS: tuple[str, ...]
+"""Of an item, that a sub-layer works on."""
 ISAS: tuple[str, ...]
 PRECISIONS: tuple[str, ...]
 

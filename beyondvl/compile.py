@@ -13,7 +13,9 @@ from .spec import (
     BatchNormConv,
     Block,
     CropFusion,
+    Cross,
     Encoder,
+    FeedForward,
     FirstRows,
     InvertedResidual,
     JoinStem,
@@ -35,6 +37,7 @@ from .spec import (
 )
 
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+SUBLAYERS = ("self_attention", "cross_attention", "feed_forward")  # of a block, which begins with the first
 
 
 def activation_code(name: str) -> int:
@@ -149,9 +152,13 @@ class Compiled(Spec):
     def states(self) -> list[str]:
         """Names of what stands before the first block and after each of them; none where not all layers are blocks
         over the same rows."""
-        at = [i for i, (op, *_) in enumerate(self.records) if op == "transformer_block"]
+        ops = [op for op, *_ in self.records]
+        at = [i for i, op in enumerate(ops) if op in SUBLAYERS]
         alike = at and at == list(range(at[0], at[-1] + 1)) and len({self.records[i][2] for i in at}) == 1
-        return [f"@{i}" for i in range(at[0] - 1, at[-1] + 1)] if alike and at[0] else []
+        if not alike or not at[0]:
+            return []
+        ends = [i for i in at if i == at[-1] or ops[i + 1] == SUBLAYERS[0]]
+        return [f"@{i}" for i in (at[0] - 1, *ends)]
 
 
 class Builder:
@@ -262,31 +269,35 @@ class Builder:
         return picture
 
     def block(self, block: Block, hidden: str) -> str:
+        """Its sub-layers; where there are query tokens, they alone attend to a context, and each side has its own
+        feed-forward."""
+        self.self_attention(block, hidden)
+        if block.cross:
+            self.cross_attention(block, block.cross, hidden)
+        if block.query_ffn:
+            self.feed_forward(block, block.query_ffn, hidden, "queries")
+        if block.ffn:
+            self.feed_forward(block, block.ffn, hidden, "tokens" if block.query_ffn else "all")
+        return hidden
+
+    def sublayer(self, op: str, block: Block, norm: Norm, first: str, hidden: str, params: dict, weights: dict) -> None:
+        """One of a block, whose product `first` reads what is normed."""
+        weights |= self.affine(norm, "norm_")
+        if self.precision == "int8" and block.pre_norm:
+            fold_norm(weights, "norm", first)
+        common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None, "pre_norm": block.pre_norm}
+        self.add(op, hidden, hidden, common | params, **weights)
+
+    def self_attention(self, block: Block, hidden: str) -> None:
         params = {
             "num_attention_heads": block.num_attention_heads,
-            "activation": activation_code(block.activation),
-            "layer_norm_eps": block.norm1.eps,
-            "causal": block.causal,
-            "pre_norm": block.pre_norm,
             "num_key_value_heads": block.num_key_value_heads or block.num_attention_heads,
             "attention_scale": block.scale or 0,
-            "rms_norm": block.norm1.bias is None,
+            "causal": block.causal,
             "rotary": block.rotary,
-            "gated": any(ffn.gated for ffn in (block.ffn, block.query_ffn) if ffn),
             "window": block.windows.size if block.windows else 0,
         }
-        weights = {}
-        for name in ("qkv", "out", "norm1"):
-            weights |= self.affine(getattr(block, name), f"{name}_")
-        if block.ffn:
-            for name, layer in (("fc1", block.ffn.fc1), ("fc2", block.ffn.fc2), ("norm2", block.ffn.norm)):
-                weights |= self.affine(layer, f"{name}_")
-        if block.query_ffn:
-            for name in ("fc1", "fc2", "norm"):
-                weights |= self.affine(getattr(block.query_ffn, name), f"query_{name}_")
-        if block.cross:
-            for name, layer in (("q", block.cross.query), ("out", block.cross.out), ("norm", block.cross.norm)):
-                weights |= self.affine(layer, f"cross_{name}_")
+        weights = self.affine(block.qkv, "qkv_") | self.affine(block.out, "out_")
         if block.relative:
             table = self.read(block.relative.table)
             weights["relative_bias"] = np.ascontiguousarray(table[list(block.relative.buckets)].T)
@@ -294,16 +305,21 @@ class Builder:
             weights["window_rows"] = np.array(block.windows.rows, np.float32)
             if len(set(block.windows.regions)) > 1:
                 weights["window_regions"] = np.array(block.windows.regions, np.float32)
-        if self.precision == "int8" and block.pre_norm:
-            fold_norm(weights, "norm1", "qkv")
-            if block.ffn:
-                fold_norm(weights, "norm2", "fc1")
-            if block.query_ffn:
-                fold_norm(weights, "query_norm", "query_fc1")
-            if block.cross:
-                fold_norm(weights, "cross_norm", "cross_q")
-        self.add("transformer_block", hidden, hidden, params, **weights)
-        return hidden
+        self.sublayer("self_attention", block, block.norm1, "qkv", hidden, params, weights)
+
+    def cross_attention(self, block: Block, cross: Cross, hidden: str) -> None:
+        params = {
+            "rows": _C.ROWS.index("queries" if block.query_ffn else "all"),
+            "num_attention_heads": block.num_attention_heads,
+            "attention_scale": block.scale or 0,
+        }
+        weights = self.affine(cross.query, "q_") | self.affine(cross.out, "out_")
+        self.sublayer("cross_attention", block, cross.norm, "q", hidden, params, weights)
+
+    def feed_forward(self, block: Block, ffn: FeedForward, hidden: str, rows: str) -> None:
+        params = {"rows": _C.ROWS.index(rows), "activation": activation_code(block.activation), "gated": ffn.gated}
+        weights = self.affine(ffn.fc1, "fc1_") | self.affine(ffn.fc2, "fc2_")
+        self.sublayer("feed_forward", block, ffn.norm, "fc1", hidden, params, weights)
 
     def inverted_residual(self, layer: InvertedResidual, src: str, index: int) -> str:
         kernel, (height, width), (rows, cols) = layer.kernel, layer.size, layer.out_size

@@ -262,19 +262,59 @@ def test_queries_are_not_one_embedding(made):
 
 def lying_programs():
     """Programs that no family builds, as a lying packed.json could: (records, call, message)."""
-    block = {"num_attention_heads": 1, "activation": 0, "layer_norm_eps": 1e-5, "causal": 1, "pre_norm": 1,
-             "num_key_value_heads": 1, "attention_scale": 0, "rms_norm": 0, "rotary": 0, "gated": 0, "window": 0}  # fmt: skip
+    norm = {"layer_norm_eps": 1e-5, "rms_norm": 0, "pre_norm": 1}
+    attention = norm | {"num_attention_heads": 1, "num_key_value_heads": 1, "attention_scale": 0, "causal": 1, "rotary": 0,
+                        "window": 0}  # fmt: skip
     ones = {n: np.ones(s, np.float32) for n, s in {
-        "qkv_weight": (24, 8), "out_weight": (8, 8), "norm1_weight": 8, "norm1_bias": 8, "fc1_weight": (8, 8),
-        "fc2_weight": (8, 8), "norm2_weight": 8, "norm2_bias": 8}.items()}  # fmt: skip
+        "qkv_weight": (24, 8), "out_weight": (8, 8), "norm_weight": 8, "norm_bias": 8}.items()}  # fmt: skip
     embed = ("embed_tokens", "text", "text", {"feature_token": -1, "max_positions": 0},
              {"word": np.ones((9, 8), np.float32), "position": np.ones((9, 8), np.float32)})  # fmt: skip
-    wide = ("transformer_block", "wide", "wide", block, ones)
+    wide = ("self_attention", "wide", "wide", attention, ones)
     last = ("pool", "wide", "out", {"kind": bvl._C.POOLS.index("last"), "token": 0}, {})
     yield [embed, wide, last], "over 0 layers"
-    plain = ("transformer_block", "text", "text", block | {"causal": 0}, ones)
-    causal = ("transformer_block", "text", "text", block, ones)
+    plain = ("self_attention", "text", "text", attention | {"causal": 0}, ones)
+    causal = ("self_attention", "text", "text", attention, ones)
     yield [embed, plain, causal, ("pool", "text", "out", last[3], {})], "do not all use one"
+
+
+def test_sublayers_are_checked():
+    """What no family builds is refused, before it would read rows that are not there."""
+    norm = {"layer_norm_eps": 1e-5, "rms_norm": 0, "pre_norm": 1}
+    heads = {"num_attention_heads": 2, "attention_scale": 0}
+    attention = norm | heads | {"num_key_value_heads": 2, "causal": 0, "rotary": 0, "window": 0}
+    cross, forward = norm | heads | {"rows": 0}, norm | {"rows": 0, "activation": 0, "gated": 0}
+    sizes = {"qkv_weight": (24, 8), "q_weight": (8, 8), "out_weight": (8, 8), "fc1_weight": (6, 8), "fc2_weight": (8, 6),
+             "norm_weight": 8, "norm_bias": 8}  # fmt: skip
+    ones = {name: np.ones(shape, np.float32) for name, shape in sizes.items()}
+    for op, params, change, match in (
+        ("feed_forward", forward, {}, "feed_forward: expected after self_attention over the same slot"),
+        ("cross_attention", cross, {}, "cross_attention: expected after self_attention"),
+        ("self_attention", attention, {"num_attention_heads": 3}, "8 columns, 3 heads, 2 of keys"),
+        (
+            "self_attention",
+            attention,
+            {"num_attention_heads": 0},
+            "num_attention_heads: found 0, expected a whole number",
+        ),
+        ("self_attention", attention, {"num_key_value_heads": 1}, "qkv_weight of 24 rows, expected 16"),
+        ("self_attention", attention, {"attention_scale": -1}, "attention_scale: found -1, expected 0 or more"),
+        ("self_attention", attention, {"rotary": 1}, "rotary: found 0 frequencies"),
+        ("self_attention", attention, {"window": 3}, "window: found 3, expected a divisor of the 4 rows"),
+        ("after", cross, {"rows": 3}, "rows: found 3, expected a whole number from 0 to 2"),
+        ("after", cross, {"num_attention_heads": 3}, "8 columns, 3 heads"),
+        ("after", forward, {"rows": -1}, "rows: found -1"),
+        ("after", forward, {"activation": 99}, "activation: found 99, expected 0 to"),
+        ("after", forward, {"gated": 1}, "fc2_weight: found \\(8, 6\\), expected shape \\(8, 3\\)"),
+    ):
+        program = bvl._C.Program()
+        slot = program.slot("a", 4, 8)
+        known = {name: ones[name] for name in bvl._C.OPS["self_attention"][1] if name in ones}
+        if op == "after":
+            program.add("self_attention", slot, slot, attention, known, 1)
+            op = "cross_attention" if params is cross else "feed_forward"
+        weights = {name: ones[name] for name in bvl._C.OPS[op][1] if name in ones}
+        with pytest.raises(ValueError, match=match):
+            program.add(op, slot, slot, params | change, weights, 1)
 
 
 @pytest.mark.parametrize("case", range(2))

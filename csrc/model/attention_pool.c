@@ -8,6 +8,9 @@
 #include "../arena.h"
 #include "sublayers.h"
 
+enum { P_HEADS, P_ACT, P_LAYER_NORM_EPS };
+enum { FC1 = 4, QUERY = FC1 + 6 };
+
 typedef struct {
     bvl_heads heads; /* of keys and values */
     float *query;    /* [inner] */
@@ -20,9 +23,15 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
                         (long long)p->slots[r->src].cols);
     attention_pool *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    if (bvl_heads_build(p, r, b, true, &s->heads, err) != BVL_OK ||
+    const bvl_feed_forward_settings settings = {.at = FC1,
+                                                .precision = BVL_FLOAT32,
+                                                .activation = b->params[P_ACT],
+                                                .eps = b->params[P_LAYER_NORM_EPS]};
+    int64_t heads;
+    if (bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK ||
+        bvl_heads_build(p, r, b, heads, heads, false, 0, &s->heads, err) != BVL_OK ||
         bvl_expect(r->op, b, QUERY, 1, s->heads.inner, 0, 0, 0, err) != BVL_OK ||
-        bvl_feed_forward_build(p, r, b, FFN, BVL_FLOAT32, &s->ffn, err) != BVL_OK)
+        bvl_feed_forward_build(p, r, b, &settings, &s->ffn, err) != BVL_OK)
         return err->status;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[QUERY], err);
 }
@@ -85,9 +94,8 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_attention_pool = {
     .name = "attention_pool",
     .params = {"num_attention_heads", "activation", "layer_norm_eps", NULL},
-    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm1_weight", "norm1_bias",
-                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias", "query",
-                NULL},
+    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "fc1_weight", "fc1_bias", "fc2_weight",
+                "fc2_bias", "norm2_weight", "norm2_bias", "query", NULL},
     .build = attention_pool_build,
     .shared = attention_pool_shared,
     .local = attention_pool_local,

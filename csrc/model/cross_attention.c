@@ -1,66 +1,111 @@
 /* cross_attention.c: x + out(attention(q(norm(x)), the keys and values of the item's context)): these were
  * made by the operation "context" in another program (state.h).
  */
+#include <string.h>
+
+#include "../arena.h"
 #include "sublayers.h"
 
-bvl_status bvl_cross_attention_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                     const bvl_heads *like, bvl_cross_attention *s, bvl_error *err) {
-    s->layer = -1;
-    if (!b->weights[CROSS_Q_W].data) return BVL_OK;
-    if (like->group != 1)
-        return bvl_fail(err, BVL_INVALID,
-                        "%s: cross_q_weight: found where heads share keys, expected neither", r->op->name);
-    s->heads = *like;
-    if (bvl_affine_build(p, r, b, CROSS_Q_W, like->inner, like->D, p->precision, &s->heads.in, err) !=
-            BVL_OK ||
-        bvl_affine_build(p, r, b, CROSS_OUT_W, like->D, like->inner, p->precision, &s->heads.out, err) !=
-            BVL_OK ||
-        bvl_sublayer_norm_build(p, r, b, CROSS_NORM_W, like->D, &s->norm, err) != BVL_OK)
+enum { P_PART = P_OWN, P_HEADS, P_SCALE };
+enum { NORM_W = 4 };
+
+typedef struct {
+    bvl_sublayer sublayer;
+    bvl_heads heads;
+    bvl_sublayer_norm norm;
+    int64_t layer; /* of the contexts */
+} cross_attention;
+
+static bvl_status cross_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    int64_t part, heads;
+    if (bvl_sublayer_expect(p, r, false, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK)
         return err->status;
-    s->layer = p->takes.layers;
-    return bvl_context_layer(&p->takes, like->heads, like->hd, like->bf16, r->op->name, err);
-}
-
-void bvl_cross_attention_words(const bvl_cross_attention *s, bvl_row_words *words) {
-    if (s->layer >= 0) bvl_sublayer_words(&s->norm, &s->heads.in, &s->heads.out, words);
-}
-
-/* out[rows, inner] = attention of q[rows, inner], Tq rows an item. */
-static void attend(const bvl_cross_attention *s, const bvl_run *run, int64_t first, int64_t count, float *out,
-                   int64_t ldo, const float *q, int64_t ldq, int64_t Tq) {
+    if (p->windowed)
+        return bvl_fail(err, BVL_INVALID, "%s: found beside attention within windows", r->op->name);
+    cross_attention *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     const bvl_heads *h = &s->heads;
+    if (bvl_heads_build(p, r, b, heads, 0, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
+        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK)
+        return err->status;
+    s->sublayer = (bvl_sublayer){.part = (bvl_part)part, .optional = true, .ldq = bvl_qkv_ld(h)};
+    bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
+    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
+    p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
+    s->layer = p->takes.layers;
+    return bvl_context_layer(&p->takes, h->heads, h->hd, h->bf16, r->op->name, err);
+}
+
+static int64_t cross_attention_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
+    const cross_attention *s = r->state;
+    return BVL_MAX(bvl_attention_scratch(p->kernels, in->context_rows, s->heads.hd),
+                   bvl_norm_local(&s->norm.norm));
+}
+
+/* Zeros behind each row of q, where the operand of the last head reaches past it: stale bits may be NaN. */
+static void clear_tails(const bvl_heads *h, const bvl_run *run, float *q, int64_t ldq, int64_t rows) {
+    const int64_t reach = run->kernels->product[BVL_BFLOAT16].operand_words(h->hd) - h->hd / 2;
+    int64_t begin, end;
+    if (!h->bf16 || reach <= 0) return;
+    bvl_share(rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        memset(q + i * ldq + h->inner / 2, 0, (size_t)reach * sizeof(float));
+}
+
+static void project(const void *state, const bvl_run *run, const bvl_place *at) {
+    const cross_attention *s = state;
+    const bvl_heads *h = &s->heads;
+    const int64_t ldq = s->sublayer.ldq;
+    int64_t ld;
+    const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
+    clear_tails(h, run, at->qkv, ldq, at->rows);
+    bvl_linear_run(&h->in, run->kernels, at->qkv, ldq, a, ld, at->rows, (bvl_epilogue){.bf16 = h->bf16},
+                   run->team);
+    bvl_barrier(run->team);
+}
+
+static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
+                   int64_t count, int64_t T) {
+    const cross_attention *s = state;
+    const bvl_heads *h = &s->heads;
+    const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1, Tq = at->rows / count;
     bvl_attention_shape shape = {.Tq = Tq,
                                  .hd = h->hd,
-                                 .ldq = ldq,
-                                 .ldo = ldo,
+                                 .ldq = s->sublayer.ldq,
+                                 .ldo = at->ldh,
                                  .scale = h->scale,
                                  .bf16 = h->bf16,
                                  .out_bf16 = h->direct_out};
-    const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1;
     int64_t begin, end;
+    (void)slot, (void)T;
     bvl_share(count * h->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / h->heads, head = u % h->heads;
         const bvl_context *c = run->inputs->contexts[first + item];
         const float *packed = c->memory + s->layer * c->words + head * (c->words / h->heads);
         shape.Tk = c->rows;
-        bvl_attention_packed(run->kernels, out + item * Tq * ldo + head * h->hd / to,
-                             q + item * Tq * ldq + head * h->hd / per, packed, &shape, run->local);
+        bvl_attention_packed(run->kernels, at->h + item * Tq * at->ldh + head * h->hd / to,
+                             at->qkv + item * Tq * shape.ldq + head * h->hd / per, packed, &shape,
+                             run->local);
     }
     bvl_barrier(run->team);
 }
 
-void bvl_cross_attention_run(const bvl_cross_attention *s, const bvl_run *run, int64_t first, int64_t count,
-                             const bvl_place *at) {
-    const bvl_heads *h = &s->heads;
-    const int64_t ldq = bvl_qkv_ld(h), ldo = bvl_words_between(h->inner, h->direct_out);
-    int64_t ld;
-    const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
-    bvl_clear_tails(h, run, at->wide, ldq, at->rows);
-    bvl_linear_run(&h->in, run->kernels, at->wide, ldq, a, ld, at->rows, (bvl_epilogue){.bf16 = h->bf16},
-                   run->team);
-    bvl_barrier(run->team);
-    attend(s, run, first, count, at->h, ldo, at->wide, ldq, at->rows / count);
-    bvl_sublayer_add(run, &h->out, at, at->z, at->h, ldo, h->direct_out);
+static void add(const void *state, const bvl_run *run, const bvl_place *at) {
+    const cross_attention *s = state;
+    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
     bvl_sublayer_end(&s->norm, run, at);
 }
+
+const bvl_op bvl_op_cross_attention = {
+    .name = "cross_attention",
+    .params = {"layer_norm_eps", "rms_norm", "pre_norm", "rows", "num_attention_heads", "attention_scale",
+               NULL},
+    .weights = {"q_weight", "q_bias", "out_weight", "out_bias", "norm_weight", "norm_bias", NULL},
+    .build = cross_attention_build,
+    .local = cross_attention_local,
+    .steps = &(const bvl_steps){project, attend, add},
+    .row_wise = true,
+};

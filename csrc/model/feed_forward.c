@@ -1,7 +1,16 @@
 /* feed_forward.c: x + fc2(act(fc1(norm(x)))); gated: act(g) * u in place of act(...), where fc1's rows are g,
  * then u.
  */
+#include "../arena.h"
 #include "sublayers.h"
+
+enum { P_PART = P_OWN, P_ACT, P_GATED };
+enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* from a feed-forward's first on */
+
+typedef struct {
+    bvl_sublayer sublayer;
+    bvl_feed_forward ffn;
+} feed_forward;
 
 /* The products of f->parts parts, fc1 and fc2 of each side by side; packed files keep this order. */
 static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_precision precision,
@@ -22,11 +31,17 @@ static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_pr
     return BVL_OK;
 }
 
-bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err) {
+bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                  const bvl_feed_forward_settings *settings, bvl_feed_forward *f,
+                                  bvl_error *err) {
     const int64_t D = p->slots[r->src].cols, most = p->kernels->inner_columns;
-    f->gated = b->params[P_GATED] != 0;
-    f->act = (bvl_activation)b->params[P_ACT];
+    const bvl_precision precision = settings->precision;
+    const int at = settings->at;
+    if (!(settings->activation >= 0 && settings->activation < BVL_ACT_COUNT))
+        return bvl_fail(err, BVL_INVALID, "%s: activation: found %g, expected 0 to %d", r->op->name,
+                        settings->activation, BVL_ACT_COUNT - 1);
+    f->gated = settings->gated;
+    f->act = (bvl_activation)settings->activation;
     if (bvl_affine_expect(r, b, at + FC1_W, -1, D, err) != BVL_OK) return err->status;
     const int64_t rows = b->weights[at + FC1_W].shape[0];
     f->intermediate = f->gated ? rows / 2 : rows;
@@ -34,7 +49,7 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
                         r->op->name, r->op->weights[at + FC1_W], (long long)rows);
     if (bvl_affine_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
-    const bool part = most && b->params[P_PRE_NORM] != 0 && !f->gated && precision != BVL_FLOAT32 &&
+    const bool part = most && settings->pre_norm && !f->gated && precision != BVL_FLOAT32 &&
                       precision != BVL_INT8; /* whose operand has one scale for all inner columns */
     f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
     f->width = f->intermediate;
@@ -43,7 +58,8 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
     if (parts_build(p, b, at, precision, f, err) != BVL_OK) return err->status;
     f->direct = !f->gated && precision == p->precision && bvl_writes_operand(p, &f->fc2[0]) &&
                 bvl_writes_operand(p, &f->fc2[f->parts - 1]);
-    return bvl_sublayer_norm_build(p, r, b, at + NORM_W, D, &f->norm, err);
+    f->norm.first = settings->pre_norm;
+    return bvl_norm_build(p, r, b, at + NORM_W, D, settings->eps, settings->rms, &f->norm.norm, err);
 }
 
 /* Words between rows of the inner activations of so many parts. */
@@ -51,11 +67,31 @@ static int64_t inner_ld(const bvl_feed_forward *f, int parts) {
     return bvl_words_between((f->gated ? 2 : 1) * BVL_MIN(parts * f->width, f->intermediate), f->direct);
 }
 
-void bvl_feed_forward_words(const bvl_feed_forward *f, bvl_row_words *words) {
-    if (!f->intermediate) return;
-    bvl_sublayer_words(&f->norm, &f->fc1[0], &f->fc2[0], words);
-    words->wide = BVL_MAX(words->wide, inner_ld(f, f->parts));
-    words->operand = BVL_MAX(words->operand, f->parts * bvl_linear_operand(&f->fc2[0]));
+static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_feed_forward_settings settings = {.precision = p->precision,
+                                                .activation = b->params[P_ACT],
+                                                .eps = b->params[P_EPS],
+                                                .gated = b->params[P_GATED] != 0,
+                                                .rms = b->params[P_RMS] != 0,
+                                                .pre_norm = b->params[P_PRE_NORM] != 0};
+    int64_t part;
+    if (bvl_sublayer_expect(p, r, false, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK)
+        return err->status;
+    feed_forward *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
+    bvl_feed_forward *f = &s->ffn;
+    if (bvl_feed_forward_build(p, r, b, &settings, f, err) != BVL_OK) return err->status;
+    s->sublayer.part = (bvl_part)part;
+    bvl_sublayer_words(p, &f->norm, &f->fc1[0], &f->fc2[0]);
+    p->words.wide = BVL_MAX(p->words.wide, inner_ld(f, f->parts));
+    p->words.operand = BVL_MAX(p->words.operand, f->parts * bvl_linear_operand(&f->fc2[0]));
+    return BVL_OK;
+}
+
+static int64_t feed_forward_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
+    (void)p, (void)in;
+    return bvl_norm_local(&((const feed_forward *)r->state)->ffn.norm.norm);
 }
 
 /* wide[rows, intermediate] = act(the gates) * what they gate. */
@@ -68,7 +104,8 @@ static void open_gates(const bvl_feed_forward *f, const bvl_run *run, const bvl_
 }
 
 /* A worker alone goes part by part, whose rows stay in its cache; a team meets once for all parts. */
-void bvl_feed_forward_run(const bvl_feed_forward *f, const bvl_run *run, const bvl_place *at) {
+static void add(const void *state, const bvl_run *run, const bvl_place *at) {
+    const bvl_feed_forward *f = &((const feed_forward *)state)->ffn;
     const int step = run->team.nt == 1 ? 1 : f->parts;
     const int64_t ldm = inner_ld(f, step), words = f->width / (f->direct ? 2 : 1);
     const int64_t operand = at->rows * bvl_linear_operand(&f->fc2[0]);
@@ -87,3 +124,13 @@ void bvl_feed_forward_run(const bvl_feed_forward *f, const bvl_run *run, const b
     }
     bvl_sublayer_end(&f->norm, run, at);
 }
+
+const bvl_op bvl_op_feed_forward = {
+    .name = "feed_forward",
+    .params = {"layer_norm_eps", "rms_norm", "pre_norm", "rows", "activation", "gated", NULL},
+    .weights = {"fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm_weight", "norm_bias", NULL},
+    .build = feed_forward_build,
+    .local = feed_forward_local,
+    .steps = &(const bvl_steps){.add = add},
+    .row_wise = true,
+};

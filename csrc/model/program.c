@@ -18,6 +18,7 @@
 #include "../ops/linear.h"
 #include "../ops/rotary.h"
 #include "ops.h"
+#include "sublayers.h"
 
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision) {
     bvl_program *program = bvl_alloc(sizeof *program);
@@ -201,7 +202,13 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
         if (!j->live[i]) continue;
         if (i == j->last_block) run.pool = &p->records[j->pool];
-        p->records[i].op->run(&p->records[i], &run);
+        if (p->records[i].op->steps) {
+            const int length = bvl_chain_length(p, i, j->live, j->call->states);
+            bvl_chain_run(&p->records[i], length, &run);
+            i += length - 1;
+        } else {
+            p->records[i].op->run(&p->records[i], &run);
+        }
         if (i == j->pool) run.pool = NULL;
         if (!j->call->states[i]) continue;
         if (team.tid == 0) write_slot(&run, p->records[i].dst, j->call->states[i]);

@@ -29,6 +29,12 @@ typedef struct {
     void *state; /* the operation's own struct */
 } bvl_record;
 
+/* Words of scratch for each row: normed rows or attention's output; q k v or a feed-forward's inner rows;
+ * operand rows. */
+typedef struct {
+    int64_t narrow, wide, operand;
+} bvl_row_words;
+
 typedef struct bvl_program {
     const bvl_kernels *kernels;
     bvl_precision precision; /* of the blocks of a transformer */
@@ -38,7 +44,8 @@ typedef struct bvl_program {
     int record_count, record_capacity;
     bvl_declared declared[BVL_INPUT_COUNT]; /* what a call gives it */
     int64_t feature_token;                  /* the id that features stand in for, or -1 */
-    bool windowed;                          /* some block attends within windows */
+    bool windowed;                          /* some sub-layer attends within windows */
+    bvl_row_words words;                    /* scratch of sub-layers for each row */
     float *rotary;                          /* [rotary_half] frequencies of a rotary embedding, or NULL */
     int64_t rotary_half;
     int64_t queries;                /* learned query tokens, or 0 */
@@ -77,6 +84,23 @@ typedef struct {
     int threads;              /* for packing */
 } bvl_build;
 
+/* Rows of x, and their scratch. */
+typedef struct {
+    float *x, *h, *wide, *z;
+    float *qkv; /* of these rows; in a strip it lies apart from wide, which each strip uses anew */
+    int64_t ldx, ldh, rows;
+} bvl_place;
+
+/* What a sub-layer of a transformer does; project and attend are NULL where `add` is all. */
+typedef struct {
+    void (*project)(const void *state, const bvl_run *run, const bvl_place *at); /* row by row */
+    /* h from what was projected, across the rows of each of `count` items, which are from `first` of the call
+     * on (windows: from `first` of its item's); T rows each, or the one that run->pool takes */
+    void (*attend)(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
+                   int64_t count, int64_t T);
+    void (*add)(const void *state, const bvl_run *run, const bvl_place *at); /* row by row */
+} bvl_steps;
+
 typedef struct bvl_op {
     const char *name;
     const char *params[BVL_MAX_PARAMS + 1];   /* all are required */
@@ -87,8 +111,10 @@ typedef struct bvl_op {
     int64_t (*shared)(const bvl_program *program, const bvl_record *record, int64_t count,
                       const bvl_inputs *inputs);
     int64_t (*local)(const bvl_program *program, const bvl_record *record, const bvl_inputs *inputs);
-    /* One worker's share, with the barriers inside; ends with a barrier if others read dst. */
+    /* One worker's share, with the barriers inside; ends with a barrier if others read dst. Sub-layers, whose
+     * state begins with a bvl_sublayer (sublayers.h), have steps instead. */
     void (*run)(const bvl_record *record, const bvl_run *run);
+    const bvl_steps *steps;
     /* What pruning asks: run knows run->pool; and row i of dst comes from row i of src alone. */
     bool prunes, row_wise;
     /* Its result is a layer of the call's contexts, not dst. */

@@ -9,41 +9,39 @@
  */
 #include <string.h>
 
+#include "../arena.h"
 #include "../ops/rotary.h"
 #include "sublayers.h"
 
-bvl_status bvl_self_attention_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                    bvl_self_attention *s, bvl_error *err) {
-    const bvl_slot *slot = &p->slots[r->src];
-    s->cached = -1;
-    s->causal = b->params[P_CAUSAL] != 0;
-    if (bvl_heads_build(p, r, b, false, &s->heads, err) != BVL_OK ||
-        bvl_sublayer_norm_build(p, r, b, NORM1_W, s->heads.D, &s->norm, err) != BVL_OK)
-        return err->status;
-    if (s->causal && slot->text && slot->rows == 0) {
-        s->cached = p->cached_layers;
-        p->cached_words[p->cached_layers++] = bvl_words_between(2 * s->heads.kv, s->heads.bf16);
-    } else if (slot->text) {
-        p->uncached = true;
-    }
-    return BVL_OK;
-}
+enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
+enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS };
+
+typedef struct {
+    bvl_sublayer sublayer;
+    bvl_heads heads;
+    bvl_sublayer_norm norm;
+    bool causal, rotary;
+    int64_t cached;         /* layer of the cache, or -1 */
+    float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
+    int64_t reach, window;  /* window: rows that attend to each other, or 0: all */
+    float *order, *regions; /* windowed: [T] the rows window by window; [T] in that order, or NULL */
+} self_attention;
 
 /* Windows: which rows they are of, and their bias by pair. */
-static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_self_attention *s,
+static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
                                bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     const int64_t W = s->window = (int64_t)b->params[P_WINDOW];
-    if (slot->text || s->causal || s->rotary || p->queries || b->weights[CROSS_Q_W].data || W < 1 ||
-        slot->rows % W)
+    if (slot->text || s->causal || s->rotary || p->queries || W < 1 || slot->rows % W)
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
     if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, &s->order, err) != BVL_OK)
         return err->status;
     p->windowed = true;
-    s->apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
-    for (int64_t i = 0; i < W && !s->apart; i++) s->apart = s->order[i] != (float)i;
+    bool apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
+    for (int64_t i = 0; i < W && !apart; i++) apart = s->order[i] != (float)i;
+    if (apart) s->sublayer.window = W, s->sublayer.order = s->order;
     if (b->weights[RELATIVE].data &&
         (bvl_expect(r->op, b, RELATIVE, 2, s->heads.heads, W * W, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->relative, &p->store, &b->weights[RELATIVE], err) != BVL_OK))
@@ -56,8 +54,9 @@ static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_bu
     return bvl_copy_vector(&s->regions, &p->store, &b->weights[WINDOW_REGIONS], err);
 }
 
-bvl_status bvl_positions_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_self_attention *s,
-                               bvl_error *err) {
+/* How attention sees positions: a bias by distance or pair, or queries and keys turned. */
+static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
+                                  bvl_error *err) {
     const bvl_array *relative = &b->weights[RELATIVE];
     const bvl_slot *slot = &p->slots[r->src];
     s->rotary = b->params[P_ROTARY] != 0;
@@ -82,8 +81,47 @@ bvl_status bvl_positions_build(bvl_program *p, const bvl_record *r, const bvl_bu
     return bvl_copy_vector(&s->relative, &p->store, relative, err);
 }
 
+static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *slot = &p->slots[r->src];
+    int64_t heads, kv_heads;
+    if (bvl_sublayer_expect(p, r, true, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_KV_HEADS, 1, 1 << 16, &kv_heads, err) != BVL_OK)
+        return err->status;
+    self_attention *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
+    const bvl_heads *h = &s->heads;
+    s->cached = -1;
+    s->causal = b->params[P_CAUSAL] != 0;
+    if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
+        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK ||
+        positions_build(p, r, b, s, err) != BVL_OK)
+        return err->status;
+    s->sublayer.ldq = bvl_qkv_ld(h);
+    bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
+    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
+    p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
+    if (s->causal && slot->text && slot->rows == 0) {
+        s->cached = p->cached_layers;
+        p->cached_words[p->cached_layers++] = bvl_words_between(2 * h->kv, h->bf16);
+    } else if (slot->text) {
+        p->uncached = true;
+    }
+    return BVL_OK;
+}
+
+static int64_t self_attention_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
+    const self_attention *s = r->state;
+    const int64_t hd = s->heads.hd, W = s->sublayer.window, norm = bvl_norm_local(&s->norm.norm);
+    if (W)
+        return bvl_windows_local(p, r) +
+               BVL_MAX(bvl_attention_scratch(p->kernels, W, hd) + (s->regions ? W * W : 0), norm);
+    const int64_t keys = in->past + bvl_slot_rows(&p->slots[r->src], in);
+    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, hd), norm);
+}
+
 /* Turns queries and keys by their positions; nothing in a block that does not. */
-static void turn_rows(const bvl_self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+static void turn_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
     const bvl_heads *h = &s->heads;
     const int64_t half = run->program->rotary_half;
     int64_t begin, end;
@@ -96,7 +134,7 @@ static void turn_rows(const bvl_self_attention *s, const bvl_run *run, float *qk
 }
 
 /* Appends k and v of the new tokens to the cache; nothing without one. */
-static void append_to_cache(const bvl_self_attention *s, const bvl_run *run, const float *qkv, int64_t ld,
+static void append_to_cache(const self_attention *s, const bvl_run *run, const float *qkv, int64_t ld,
                             int64_t T) {
     const bvl_inputs *in = run->inputs;
     const bvl_heads *h = &s->heads;
@@ -115,7 +153,7 @@ static void append_to_cache(const bvl_self_attention *s, const bvl_run *run, con
 #define APART 100.0f
 
 /* apart[window, window] = what is added to the scores of a window's pairs; NULL where it is one region. */
-static const float *part_regions(const bvl_self_attention *s, int64_t window, float *apart) {
+static const float *part_regions(const self_attention *s, int64_t window, float *apart) {
     const float *regions = s->regions + window * s->window;
     bool mixed = false;
     for (int64_t i = 1; i < s->window; i++) mixed |= regions[i] != regions[0];
@@ -127,10 +165,11 @@ static const float *part_regions(const bvl_self_attention *s, int64_t window, fl
 
 /* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
  * are all tokens, or the one that run->pool takes of each item. */
-static void attend(const bvl_self_attention *s, const bvl_run *run, int slot, float *out, int64_t ldo,
-                   const float *qkv, int64_t ld, int64_t T) {
+static void attend_heads(const self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
+                         int64_t first, int64_t count, int64_t T) {
     const bvl_inputs *in = run->inputs;
     const bvl_heads *h = &s->heads;
+    const int64_t ld = s->sublayer.ldq;
     const bool cached = s->cached >= 0 && in->cache;
     const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1; /* elements in a word */
     const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
@@ -139,7 +178,7 @@ static void attend(const bvl_self_attention *s, const bvl_run *run, int slot, fl
                                  .hd = h->hd,
                                  .ldq = ld,
                                  .ldkv = cached ? bvl_words_between(2 * h->kv, h->bf16) : ld,
-                                 .ldo = ldo,
+                                 .ldo = at->ldh,
                                  .scale = h->scale,
                                  .reach = s->reach,
                                  .causal = s->causal,
@@ -148,55 +187,62 @@ static void attend(const bvl_self_attention *s, const bvl_run *run, int slot, fl
                                  .out_bf16 = h->direct_out};
     const bool text = run->program->slots[slot].text; /* attention_mask is about text alone */
     int64_t begin, end;
-    bvl_share(run->count * h->heads, run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(count * h->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / h->heads, head = u % h->heads;
         const int64_t row = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
-        const float *q = qkv + item * T * ld;
-        const float *k =
-            cached ? bvl_cache_rows(in->cache, s->cached, run->first + item) : q + h->inner / per;
+        const float *q = at->qkv + item * T * ld;
+        const float *k = cached ? bvl_cache_rows(in->cache, s->cached, first + item) : q + h->inner / per;
         k += head / h->group * h->hd / per;
         shape.first = past + row;
         if (s->window) {
             shape.pairs = s->relative ? s->relative + head * T * T : NULL;
             if (s->regions && (head == 0 || u == begin))
-                shape.apart = part_regions(s, run->first + item,
-                                           run->local + bvl_attention_scratch(run->kernels, T, h->hd));
+                shape.apart =
+                    part_regions(s, first + item, run->local + bvl_attention_scratch(run->kernels, T, h->hd));
         } else {
             shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
         }
         shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
-        bvl_attention(run->kernels, out + item * shape.Tq * ldo + head * h->hd / to,
+        bvl_attention(run->kernels, at->h + item * shape.Tq * at->ldh + head * h->hd / to,
                       q + row * ld + head * h->hd / per, k, k + h->kv / per, &shape, run->local);
     }
 }
 
-void bvl_self_attention_words(const bvl_self_attention *s, bvl_row_words *words) {
-    const bvl_heads *h = &s->heads;
-    bvl_sublayer_words(&s->norm, &h->in, &h->out, words);
-    words->narrow = BVL_MAX(words->narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
-    words->wide = BVL_MAX(words->wide, bvl_qkv_ld(h));
-}
-
-void bvl_self_attention_project(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at) {
+static void project(const void *state, const bvl_run *run, const bvl_place *at) {
+    const self_attention *s = state;
     const bvl_heads *h = &s->heads;
     int64_t ld;
     const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
-    bvl_linear_run(&h->in, run->kernels, at->qkv, bvl_qkv_ld(h), a, ld, at->rows,
+    bvl_linear_run(&h->in, run->kernels, at->qkv, s->sublayer.ldq, a, ld, at->rows,
                    (bvl_epilogue){.bf16 = h->bf16}, run->team);
     bvl_barrier(run->team);
 }
 
-void bvl_self_attention_run(const bvl_self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
-                            int64_t T) {
-    const int64_t ld = bvl_qkv_ld(&s->heads);
-    turn_rows(s, run, at->qkv, ld, T);
-    append_to_cache(s, run, at->qkv, ld, T);
-    attend(s, run, slot, at->h, at->ldh, at->qkv, ld, T);
+static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
+                   int64_t count, int64_t T) {
+    const self_attention *s = state;
+    turn_rows(s, run, at->qkv, s->sublayer.ldq, T);
+    append_to_cache(s, run, at->qkv, s->sublayer.ldq, T);
+    attend_heads(s, run, slot, at, first, count, T);
     bvl_barrier(run->team);
 }
 
-void bvl_self_attention_add(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at) {
+static void add(const void *state, const bvl_run *run, const bvl_place *at) {
+    const self_attention *s = state;
     bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
     bvl_sublayer_end(&s->norm, run, at);
 }
+
+const bvl_op bvl_op_self_attention = {
+    .name = "self_attention",
+    .params = {"layer_norm_eps", "rms_norm", "pre_norm", "num_attention_heads", "num_key_value_heads",
+               "attention_scale", "causal", "rotary", "window", NULL},
+    .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
+                "relative_bias", "window_rows", "window_regions", NULL},
+    .build = self_attention_build,
+    .shared = bvl_chain_shared,
+    .local = self_attention_local,
+    .steps = &(const bvl_steps){project, attend, add},
+    .prunes = true,
+};

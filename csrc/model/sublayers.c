@@ -1,8 +1,9 @@
-/* sublayers.c: what the parts of a transformer block have in common. */
+/* sublayers.c: what sub-layers have in common. */
 #include "sublayers.h"
 
 #include <math.h>
-#include <string.h>
+
+const char *const bvl_part_names[] = {"all", "queries", "tokens", NULL};
 
 const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
                                 const bvl_place *at, int64_t *ld) {
@@ -28,11 +29,23 @@ void bvl_sublayer_end(const bvl_sublayer_norm *norm, const bvl_run *run, const b
     bvl_barrier(run->team);
 }
 
-void bvl_sublayer_words(const bvl_sublayer_norm *norm, const bvl_linear *first, const bvl_linear *last,
-                        bvl_row_words *words) {
+void bvl_sublayer_words(bvl_program *p, const bvl_sublayer_norm *norm, const bvl_linear *first,
+                        const bvl_linear *last) {
+    bvl_row_words *words = &p->words;
     words->narrow = BVL_MAX(words->narrow, bvl_norm_operand(&norm->norm, first));
     words->operand = BVL_MAX(words->operand, bvl_linear_operand(last));
     if (!norm->first) words->operand = BVL_MAX(words->operand, bvl_linear_operand(first));
+}
+
+bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool first, bvl_error *err) {
+    const bvl_record *before = p->record_count ? &p->records[p->record_count - 1] : NULL;
+    const bvl_slot *slot = &p->slots[r->src];
+    if (r->src != r->dst) return bvl_fail(err, BVL_INVALID, "%s: expected src == dst", r->op->name);
+    if ((slot->text || p->queries) && slot->rows != p->queries)
+        return bvl_fail(err, BVL_INVALID, "%s: slot %s of %lld rows, %lld query tokens", r->op->name,
+                        slot->name, (long long)slot->rows, (long long)p->queries);
+    if (first || (before && before->op->steps && before->src == r->src)) return BVL_OK;
+    return bvl_fail(err, BVL_INVALID, "%s: expected after self_attention over the same slot", r->op->name);
 }
 
 bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, int64_t N, int64_t K,
@@ -49,24 +62,16 @@ bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build
                            b->threads, err);
 }
 
-bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
+bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
                                    bvl_sublayer_norm *norm, bvl_error *err) {
     norm->first = b->params[P_PRE_NORM] != 0;
-    return bvl_norm_build(p, r, b, at, D, b->params[P_EPS], b->params[P_RMS] != 0, &norm->norm, err);
+    return bvl_norm_build(p, r, b, at, p->slots[r->src].cols, b->params[P_EPS], b->params[P_RMS] != 0,
+                          &norm->norm, err);
 }
 
 bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next) {
     return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
            2 * next->product->operand_words(next->K) == next->K;
-}
-
-void bvl_clear_tails(const bvl_heads *h, const bvl_run *run, float *q, int64_t ldq, int64_t rows) {
-    const int64_t reach = run->kernels->product[BVL_BFLOAT16].operand_words(h->hd) - h->hd / 2;
-    int64_t begin, end;
-    if (!h->bf16 || reach <= 0) return;
-    bvl_share(rows, run->team.tid, run->team.nt, &begin, &end);
-    for (int64_t i = begin; i < end; i++)
-        memset(q + i * ldq + h->inner / 2, 0, (size_t)reach * sizeof(float));
 }
 
 bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
@@ -75,36 +80,36 @@ bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
            2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * kv;
 }
 
-bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bool pool, bvl_heads *h,
-                           bvl_error *err) {
-    const int64_t D = p->slots[r->src].cols, heads = (int64_t)b->params[P_HEADS];
-    const int64_t kv_heads = pool ? heads : (int64_t)b->params[P_KV_HEADS];
-    if (bvl_expect(r->op, b, QKV_W, 2, -1, D, 0, 0, err) != BVL_OK ||
+enum { IN_W, IN_B, OUT_W, OUT_B };
+
+bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int64_t heads,
+                           int64_t kv_heads, bool queries, double scale, bvl_heads *h, bvl_error *err) {
+    const int64_t D = p->slots[r->src].cols, shared = kv_heads ? kv_heads : heads;
+    if (bvl_expect(r->op, b, IN_W, 2, -1, D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, OUT_W, 2, D, -1, 0, 0, err) != BVL_OK)
         return err->status;
-    const int64_t rows = b->weights[QKV_W].shape[0], inner = b->weights[OUT_W].shape[1];
-    const double act = b->params[P_ACT], scale = b->params[P_SCALE];
-    if (heads < 1 || kv_heads < 1 || heads % kv_heads || inner % heads)
+    const int64_t rows = b->weights[IN_W].shape[0], inner = b->weights[OUT_W].shape[1];
+    if (heads < 1 || kv_heads < 0 || heads % shared || inner % heads)
         return bvl_fail(
             err, BVL_INVALID,
             "%s: out_weight of %lld columns, %lld heads, %lld of keys: expected a multiple of the "
             "heads, and these of the heads of keys",
-            r->op->name, (long long)inner, (long long)heads, (long long)kv_heads);
-    if (rows != (pool ? 0 : inner) + 2 * kv_heads * (inner / heads))
-        return bvl_fail(err, BVL_INVALID, "%s: qkv_weight of %lld rows, expected %lld", r->op->name,
-                        (long long)rows, (long long)((pool ? 0 : inner) + 2 * kv_heads * (inner / heads)));
-    if (!(act >= 0 && act < BVL_ACT_COUNT) || !(scale >= 0))
-        return bvl_fail(err, BVL_INVALID,
-                        "%s: activation %g, attention_scale %g: expected 0 to %d, and 0 or more", r->op->name,
-                        act, scale, BVL_ACT_COUNT - 1);
-    *h = (bvl_heads){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .group = heads / kv_heads};
-    h->kv = kv_heads * h->hd;
+            r->op->name, (long long)inner, (long long)heads, (long long)shared);
+    const int64_t wanted = (queries ? inner : 0) + 2 * kv_heads * (inner / heads);
+    if (rows != wanted)
+        return bvl_fail(err, BVL_INVALID, "%s: %s of %lld rows, expected %lld", r->op->name,
+                        r->op->weights[IN_W], (long long)rows, (long long)wanted);
+    if (!(scale >= 0))
+        return bvl_fail(err, BVL_INVALID, "%s: attention_scale: found %g, expected 0 or more", r->op->name,
+                        scale);
+    *h = (bvl_heads){.D = D, .heads = heads, .hd = inner / heads, .inner = inner, .group = heads / shared};
+    h->kv = shared * h->hd;
     h->scale = scale > 0 ? (float)scale : 1.0f / sqrtf((float)h->hd);
-    const bvl_precision rest = pool ? BVL_FLOAT32 : p->precision;
-    if (bvl_affine_build(p, r, b, QKV_W, rows, D, p->precision, &h->in, err) != BVL_OK ||
+    const bvl_precision rest = queries ? p->precision : BVL_FLOAT32; /* a pool's one row */
+    if (bvl_affine_build(p, r, b, IN_W, rows, D, p->precision, &h->in, err) != BVL_OK ||
         bvl_affine_build(p, r, b, OUT_W, D, inner, rest, &h->out, err) != BVL_OK)
         return err->status;
-    h->bf16 = !pool && bvl_block_bf16(p, h->hd, h->kv);
+    h->bf16 = queries && bvl_block_bf16(p, h->hd, h->kv);
     h->direct_out = h->bf16 && bvl_writes_operand(p, &h->out);
     return BVL_OK;
 }

@@ -1,8 +1,9 @@
-/* sublayers.h: the parts of a transformer block, each of which adds to rows of x in place:
+/* sublayers.h: the sub-layers of a transformer, each of which adds to rows of x in place:
  *
  *   x = x + f(norm(x)), or with the norm after it (BERT) x = norm(x + f(x))
  *
- * They work in scratch of the team, a stretch of rows at a time, and none but attention looks across rows.
+ * Each works row by row, but for attention in between. What is known of one by the program that runs it
+ * (which rows, where it looks across rows) is in `bvl_sublayer`, with which the state of each begins.
  */
 #ifndef BVL_SUBLAYERS_H
 #define BVL_SUBLAYERS_H
@@ -11,18 +12,16 @@
 #include "../ops/linear.h"
 #include "ops.h"
 
-/* Rows of x, and their scratch. */
-typedef struct {
-    float *x, *h, *wide, *z;
-    float *qkv; /* of these rows; in a strip it lies apart from wide, which each strip uses anew */
-    int64_t ldx, ldh, rows;
-} bvl_place;
+/* Which rows of an item, where query tokens come first; the names are exported to Python as _C.ROWS. */
+typedef enum { BVL_ALL_ROWS = 0, BVL_QUERY_ROWS, BVL_TOKEN_ROWS } bvl_part;
 
-/* Words of scratch for each row: normed rows or attention's output (h); q k v or a feed-forward's inner rows
- * (wide); operand rows (z). */
 typedef struct {
-    int64_t narrow, wide, operand;
-} bvl_row_words;
+    bvl_part part;
+    bool optional;      /* left out of a call without contexts */
+    int64_t ldq;        /* words between rows of what `project` writes */
+    int64_t window;     /* rows that attend to each other where there are several such windows, or 0 */
+    const float *order; /* [T] the rows, window by window */
+} bvl_sublayer;
 
 typedef struct {
     bvl_norm norm;
@@ -37,9 +36,9 @@ void bvl_sublayer_add(const bvl_run *run, const bvl_linear *last, const bvl_plac
                       const float *y, int64_t ldy, bool direct);
 /* A barrier, and the norm where it comes last. */
 void bvl_sublayer_end(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_place *at);
-/* What those need for each row. */
-void bvl_sublayer_words(const bvl_sublayer_norm *norm, const bvl_linear *first, const bvl_linear *last,
-                        bvl_row_words *words);
+/* Notes what the program needs for each row of a sub-layer with these products. */
+void bvl_sublayer_words(bvl_program *p, const bvl_sublayer_norm *norm, const bvl_linear *first,
+                        const bvl_linear *last);
 
 /* Heads of attention with their products. */
 typedef struct {
@@ -51,24 +50,6 @@ typedef struct {
     bool direct_out; /* attention writes out's operand itself */
 } bvl_heads;
 
-typedef struct {
-    bvl_heads heads;
-    bvl_sublayer_norm norm;
-    bool causal, rotary;
-    int64_t cached;  /* layer of the cache, or -1 */
-    float *relative; /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
-    int64_t reach;
-    int64_t window;         /* rows that attend to each other, or 0: all */
-    bool apart;             /* there are several windows, each worked on alone */
-    float *order, *regions; /* windowed: [T] the rows window by window; [T] in that order, or NULL */
-} bvl_self_attention;
-
-typedef struct {
-    bvl_heads heads;
-    bvl_sublayer_norm norm;
-    int64_t layer; /* of the contexts, or -1: there is none */
-} bvl_cross_attention;
-
 enum { BVL_FFN_PARTS = 8 };
 
 /* Its inner columns may be parted, `width` to a part, of which the last may have fewer: fc2 is then the sum
@@ -78,44 +59,12 @@ typedef struct {
     bvl_sublayer_norm norm;
     bvl_activation act;
     int parts;
-    int64_t intermediate, width; /* intermediate 0: there is none */
-    bool direct, gated;          /* direct: fc1 writes fc2's operand itself */
+    int64_t intermediate, width;
+    bool direct, gated; /* direct: fc1 writes fc2's operand itself */
 } bvl_feed_forward;
 
-enum {
-    P_HEADS,
-    P_ACT,
-    P_EPS,
-    P_CAUSAL, /* from here on the block's alone: 0 in an attention_pool */
-    P_PRE_NORM,
-    P_KV_HEADS,
-    P_SCALE,
-    P_RMS,
-    P_ROTARY,
-    P_GATED,
-    P_WINDOW
-};
-enum {
-    QKV_W,
-    QKV_B,
-    OUT_W,
-    OUT_B,
-    NORM1_W,
-    NORM1_B,
-    FFN,             /* fc1, fc2 and norm2, six parameters */
-    QUERY = FFN + 6, /* attention_pool's last; what follows is the block's */
-    CROSS_Q_W = QUERY,
-    CROSS_Q_B,
-    CROSS_OUT_W,
-    CROSS_OUT_B,
-    CROSS_NORM_W,
-    CROSS_NORM_B,
-    QUERY_FFN,
-    RELATIVE = QUERY_FFN + 6,
-    WINDOW_ROWS,
-    WINDOW_REGIONS
-};
-enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* within a feed-forward */
+/* The first parameters of a sub-layer, and its last two weights, whose places its file says. */
+enum { P_EPS, P_RMS, P_PRE_NORM, P_OWN };
 
 /* Words between rows of q k v, of attention's output, of inner activations and of cached k v. */
 BVL_INLINE int64_t bvl_words_between(int64_t cols, bool bf16) {
@@ -131,42 +80,37 @@ bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, in
                              bvl_error *err);
 bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
                             int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err);
-bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
+/* The norm of a sub-layer, whose gain is weight `at`. */
+bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
                                    bvl_sublayer_norm *norm, bvl_error *err);
+/* Whether its rows are a slot's, and follow those of a sub-layer that attends, unless it does itself. */
+bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool first, bvl_error *err);
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */
 bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next);
-/* Zeros behind each row of q, where the operand of the last head reaches past it: stale bits may be NaN. */
-void bvl_clear_tails(const bvl_heads *h, const bvl_run *run, float *q, int64_t ldq, int64_t rows);
 
-/* The first four parameters; of an attention pool k and v alone, and what follows them is float32. */
-bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bool pool, bvl_heads *h,
-                           bvl_error *err);
+/* Weights 0 and 1 and, of the output product, 2 and 3, for `heads` heads of queries (where these are made
+ * here) and `kv_heads` of keys and values (where these are); scale 0: the root of hd. */
+bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int64_t heads,
+                           int64_t kv_heads, bool queries, double scale, bvl_heads *h, bvl_error *err);
 
-/* self_attention.c. The norm comes after the heads in the store, and what it sees of positions at the end. */
-bvl_status bvl_self_attention_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                    bvl_self_attention *s, bvl_error *err);
-bvl_status bvl_positions_build(bvl_program *p, const bvl_record *r, const bvl_build *b, bvl_self_attention *s,
-                               bvl_error *err);
-void bvl_self_attention_words(const bvl_self_attention *s, bvl_row_words *words);
-/* Row by row qkv; then h, across the rows of each of run->count items, T of them, or of the one that
- * run->pool takes; then row by row x. */
-void bvl_self_attention_project(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at);
-void bvl_self_attention_run(const bvl_self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
-                            int64_t T);
-void bvl_self_attention_add(const bvl_self_attention *s, const bvl_run *run, const bvl_place *at);
+/* The six weights fc1, fc2 and norm from `at` on, of a feed-forward in a sub-layer or a pool. */
+typedef struct {
+    int at;
+    bvl_precision precision;
+    double activation, eps;
+    bool gated, rms, pre_norm;
+} bvl_feed_forward_settings;
+bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                  const bvl_feed_forward_settings *settings, bvl_feed_forward *f,
+                                  bvl_error *err);
 
-/* cross_attention.c. Over the contexts of `count` items from `first` of the call on, at their rows. */
-bvl_status bvl_cross_attention_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
-                                     const bvl_heads *like, bvl_cross_attention *s, bvl_error *err);
-void bvl_cross_attention_words(const bvl_cross_attention *s, bvl_row_words *words);
-void bvl_cross_attention_run(const bvl_cross_attention *s, const bvl_run *run, int64_t first, int64_t count,
-                             const bvl_place *at);
-
-/* feed_forward.c. The six parameters from `at` on. With the norm after it there is one part: x, which fc2
- * adds to, is what fc1 reads. */
-bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
-                                  bvl_precision precision, bvl_feed_forward *f, bvl_error *err);
-void bvl_feed_forward_words(const bvl_feed_forward *f, bvl_row_words *words);
-void bvl_feed_forward_run(const bvl_feed_forward *f, const bvl_run *run, const bvl_place *at);
+/* Sub-layers of one slot from record `first` on that run together: the first, and those after it up to the
+ * next self-attention; `live` and `states` of the call end them too. */
+int bvl_chain_length(const bvl_program *p, int first, const bool *live, float *const *states);
+void bvl_chain_run(const bvl_record *records, int count, const bvl_run *run);
+/* Scratch of the chain that begins with self-attention over windows, for a worker; of any other, the team's.
+ */
+int64_t bvl_chain_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in);
+int64_t bvl_windows_local(const bvl_program *p, const bvl_record *r);
 
 #endif
