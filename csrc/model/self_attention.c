@@ -1,6 +1,8 @@
 /* self_attention.c: x + out(attention(qkv(norm(x)))): softmax(scale Q K^T + mask) V per head; Q, K, V come
  * from one product. Several heads of queries may share one of keys and values.
  *
+ * Queries and keys may have a norm of each head (Henry et al., 2020).
+ *
  * Positions: queries and keys are turned by theirs (rotary.h), or a bias by distance is added to the scores.
  * Causal, the keys and values of earlier tokens may be in the call's cache, to which the new ones are added.
  *
@@ -14,12 +16,14 @@
 #include "sublayers.h"
 
 enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
-enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS };
+enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM };
 
 typedef struct {
     bvl_sublayer sublayer;
     bvl_heads heads;
     bvl_sublayer_norm norm;
+    float *q_norm, *k_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or NULL */
+    float eps;
     bool causal, rotary;
     int64_t cached;         /* layer of the cache, or -1 */
     float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
@@ -81,6 +85,17 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
     return bvl_copy_vector(&s->relative, &p->store, relative, err);
 }
 
+static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
+                                   bvl_error *err) {
+    if (!b->weights[Q_NORM].data && !b->weights[K_NORM].data) return BVL_OK;
+    s->eps = (float)b->params[P_EPS];
+    if (bvl_expect(r->op, b, Q_NORM, 1, s->heads.hd, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, K_NORM, 1, s->heads.hd, 0, 0, 0, err) != BVL_OK ||
+        bvl_copy_vector(&s->q_norm, &p->store, &b->weights[Q_NORM], err) != BVL_OK)
+        return err->status;
+    return bvl_copy_vector(&s->k_norm, &p->store, &b->weights[K_NORM], err);
+}
+
 static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     int64_t heads, kv_heads;
@@ -95,7 +110,7 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     s->causal = b->params[P_CAUSAL] != 0;
     if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK ||
-        positions_build(p, r, b, s, err) != BVL_OK)
+        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     s->sublayer.ldq = bvl_qkv_ld(h);
     bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
@@ -117,7 +132,36 @@ static int64_t self_attention_local(const bvl_program *p, const bvl_record *r, c
         return bvl_windows_local(p, r) +
                BVL_MAX(bvl_attention_scratch(p->kernels, W, hd) + (s->regions ? W * W : 0), norm);
     const int64_t keys = in->past + bvl_slot_rows(&p->slots[r->src], in);
-    return BVL_MAX(bvl_attention_scratch(p->kernels, keys, hd), norm);
+    return BVL_MAX(BVL_MAX(bvl_attention_scratch(p->kernels, keys, hd), norm), s->q_norm ? hd : 0);
+}
+
+/* Norms `heads` heads of a row, in float32 whatever they are. */
+static void norm_heads(const self_attention *s, const bvl_run *run, float *row, const float *gain,
+                       int64_t heads) {
+    const int64_t hd = s->heads.hd;
+    for (int64_t i = 0; i < heads; i++) {
+        if (!s->heads.bf16) {
+            run->kernels->norm(row + i * hd, hd, row + i * hd, hd, gain, NULL, s->eps, 1, hd, false);
+            continue;
+        }
+        uint16_t *half = (uint16_t *)(void *)row + i * hd;
+        bvl_widen(run->local, half, hd);
+        run->kernels->norm(run->local, hd, run->local, hd, gain, NULL, s->eps, 1, hd, false);
+        for (int64_t d = 0; d < hd; d++) half[d] = bvl_to_bf16(run->local[d]);
+    }
+}
+
+/* Norms the heads of queries and of keys, each by itself; nothing where there is no such norm. */
+static void norm_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+    const bvl_heads *h = &s->heads;
+    int64_t begin, end;
+    if (!s->q_norm) return;
+    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        norm_heads(s, run, qkv + i * ld, s->q_norm, h->heads);
+        norm_heads(s, run, qkv + i * ld + h->inner / (h->bf16 ? 2 : 1), s->k_norm, h->heads / h->group);
+    }
+    bvl_barrier(run->team);
 }
 
 /* Turns queries and keys by their positions; nothing in a block that does not. */
@@ -222,6 +266,7 @@ static void project(const void *state, const bvl_run *run, const bvl_place *at) 
 static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
                    int64_t count, int64_t T) {
     const self_attention *s = state;
+    norm_rows(s, run, at->qkv, s->sublayer.ldq, T);
     turn_rows(s, run, at->qkv, s->sublayer.ldq, T);
     append_to_cache(s, run, at->qkv, s->sublayer.ldq, T);
     attend_heads(s, run, slot, at, first, count, T);
@@ -239,7 +284,7 @@ const bvl_op bvl_op_self_attention = {
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "num_attention_heads", "num_key_value_heads",
                "attention_scale", "causal", "rotary", "window", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
-                "relative_bias", "window_rows", "window_regions", NULL},
+                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", NULL},
     .build = self_attention_build,
     .shared = bvl_chain_shared,
     .local = self_attention_local,
