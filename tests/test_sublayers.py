@@ -152,3 +152,29 @@ def test_a_norm_of_queries_needs_one_of_keys():
         given = {n: a for n, a in (arrays | {name: value}).items() if a is not None}
         with pytest.raises(ValueError, match=match):
             program.add(op, slot, slot, params, given, 1)
+
+
+def test_a_chain_over_windows_may_be_cut(isa):
+    """What a sub-layer leaves can be asked for, also within windows, and is what NumPy computes."""
+    rng = np.random.default_rng(0)
+    program = _C.Program()
+    slot = program.slot("x", 8, D)
+    patches = {"channels": 1, "height": 8, "width": 6, "stride_down": 1, "stride_right": 6, "pad_top": 0, "pad_left": 0,
+               "out_height": 8, "out_width": 1, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
+    project = weights(rng, weight=(D, 6))["weight"]
+    program.add("patch_embed", slot, slot, patches, {"weight": project.reshape(D, 1, 1, 6)}, 1)
+    made = list(layers(rng, 1, True, False, False, False, False))
+    order = np.array([3, 0, 7, 4, 1, 2, 6, 5])
+    made[0][1]["window"] = 4
+    made[0][2]["window_rows"] = order.astype(np.float32)
+    for op, params, arrays in made:
+        program.add(op, slot, slot, params, arrays, 1)
+    pixels = rng.standard_normal((5, 1, 8, 6)).astype(np.float32)
+    wanted = pixels[:, 0].astype(np.float64) @ project.T.astype(np.float64)
+    windows = wanted[:, order].reshape(-1, 4, D)
+    windows = self_attention(windows, made[0][2], made[0][1], np.ones(windows.shape[:2], bool))
+    wanted[:, order] = windows.reshape(5, 8, D)
+    states = program.run({"pixel_values": pixels}, ["@1", "@2"], 2)
+    np.testing.assert_allclose(states["@1"], wanted, atol=1e-5)
+    np.testing.assert_allclose(states["@2"], feed_forward(wanted, made[1][2], made[1][1]), atol=1e-5)
+    np.testing.assert_array_equal(program.run({"pixel_values": pixels}, ["x"], 1)["x"], states["@2"])

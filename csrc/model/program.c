@@ -109,26 +109,6 @@ static bool reserve(size_t *at, size_t *total, int64_t count, int64_t size) {
            !__builtin_add_overflow(*total, (floats + 15) / 16 * 16, total);
 }
 
-static bool plan(layout *l, const bvl_program *p, int64_t count, const bvl_inputs *in, int workers) {
-    int64_t shared = 0, local = 0;
-    bool ok = true;
-    l->total = 0;
-    for (int i = 0; i < p->slot_count; i++) {
-        const bvl_slot *slot = &p->slots[i];
-        ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, in), slot->ld);
-    }
-    for (int i = 0; i < p->record_count; i++) {
-        const bvl_record *r = &p->records[i];
-        if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, in));
-        if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
-    }
-    ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
-         reserve(&l->rotary, &l->total, count * in->L, 2 * p->rotary_half) &&
-         reserve(&l->shared, &l->total, 1, shared);
-    l->local_size = (size_t)bvl_round_up(local, 16);
-    return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
-}
-
 typedef struct {
     bvl_program *program;
     const bvl_inputs *inputs;
@@ -300,6 +280,34 @@ static void find_pooling(job *j) {
     if (j->pool < 0 || j->pool == p->record_count) j->last_block = j->pool = -1;
 }
 
+/* What micro-batches of `count` items need, of the records that are run. */
+static bool plan(layout *l, const job *j, int64_t count, int workers) {
+    const bvl_program *p = j->program;
+    const bvl_inputs *in = j->inputs;
+    int64_t shared = 0, local = 0;
+    bool ok = true;
+    l->total = 0;
+    for (int i = 0; i < p->slot_count; i++) {
+        const bvl_slot *slot = &p->slots[i];
+        ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, in), slot->ld);
+    }
+    for (int i = 0, chain = 0; i < p->record_count; i++, chain -= chain > 0) {
+        const bvl_record *r = &p->records[i];
+        if (!j->live[i]) continue;
+        if (r->op->steps && !chain) {
+            chain = bvl_chain_length(p, i, j->live, j->call->states);
+            shared = BVL_MAX(shared, bvl_chain_shared(p, r, count, in));
+        }
+        if (r->op->shared) shared = BVL_MAX(shared, r->op->shared(p, r, count, in));
+        if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
+    }
+    ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
+         reserve(&l->rotary, &l->total, count * in->L, 2 * p->rotary_half) &&
+         reserve(&l->shared, &l->total, 1, shared);
+    l->local_size = (size_t)bvl_round_up(local, 16);
+    return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
+}
+
 /* Decides the split and lays out the memory; false when sizes overflow. */
 static bool prepare(job *j, int threads) {
     const bvl_program *p = j->program;
@@ -320,7 +328,7 @@ static bool prepare(job *j, int threads) {
     const int64_t share = j->whole / threads, most = BVL_MAX(1, together / rows);
     const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
     j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
-    return plan(&j->own, p, j->micro, j->inputs, 1) && plan(&j->together, p, j->shared, j->inputs, threads);
+    return plan(&j->own, j, j->micro, 1) && plan(&j->together, j, j->shared, threads);
 }
 
 /* The scratch of the last call when it is large enough, else new memory; no lock: the spare is

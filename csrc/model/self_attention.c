@@ -286,7 +286,6 @@ const bvl_op bvl_op_self_attention = {
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
                 "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", NULL},
     .build = self_attention_build,
-    .shared = bvl_chain_shared,
     .local = self_attention_local,
     .steps = &(const bvl_steps){project, attend, add},
     .prunes = true,

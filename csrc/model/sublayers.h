@@ -108,8 +108,7 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
  * next self-attention; `live` and `states` of the call end them too. */
 int bvl_chain_length(const bvl_program *p, int first, const bool *live, float *const *states);
 void bvl_chain_run(const bvl_record *records, int count, const bvl_run *run);
-/* Scratch of the chain that begins with self-attention over windows, for a worker; of any other, the team's.
- */
+/* Scratch of the team for the chain that a record begins; over windows it is each worker's. */
 int64_t bvl_chain_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in);
 int64_t bvl_windows_local(const bvl_program *p, const bvl_record *r);
 
