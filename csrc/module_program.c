@@ -162,17 +162,17 @@ static const int64_t *own_integers(PyObject *dict, const char *name, PyArrayObje
 }
 
 /* What a call gives of the inputs that the program takes. */
-static bool parse_given(const bvl_program *p, PyObject *dict, bvl_given *given) {
+static bool parse_arguments(const bvl_program *p, PyObject *dict, bvl_argument *arguments) {
     for (int i = 0; i < BVL_INPUT_COUNT; i++) {
         const bvl_declared *d = &p->declared[i];
         PyObject *value = d->rank ? PyDict_GetItemString(dict, d->name) : NULL;
         if (!value || value == Py_None) continue;
         PyArrayObject *a = bvl_borrow(value, d->name, d->integers ? NPY_INT64 : NPY_FLOAT32, d->rank);
         if (!a) return false;
-        given[i].rank = d->rank;
-        for (int k = 0; k < d->rank; k++) given[i].shape[k] = PyArray_DIM(a, k);
-        given[i].data = d->integers ? (const void *)own_integers(dict, d->name, a) : PyArray_DATA(a);
-        if (!given[i].data) return false;
+        arguments[i].rank = d->rank;
+        for (int k = 0; k < d->rank; k++) arguments[i].shape[k] = PyArray_DIM(a, k);
+        arguments[i].data = d->integers ? (const void *)own_integers(dict, d->name, a) : PyArray_DATA(a);
+        if (!arguments[i].data) return false;
     }
     PyObject *features = p->declared[BVL_FEATURES].rank ? NULL : PyDict_GetItemString(dict, "features");
     if (!features || features == Py_None) return true;
@@ -211,15 +211,15 @@ static bool parse_contexts(PyObject *dict, bvl_inputs *in, const bvl_context ***
 
 static bool parse_inputs(const bvl_program *p, PyObject *dict, bvl_inputs *in,
                          const bvl_context ***contexts) {
-    bvl_given given[BVL_INPUT_COUNT] = {{0}};
+    bvl_argument arguments[BVL_INPUT_COUNT] = {{0}};
     bvl_error err;
     PyObject *cache = PyDict_GetItemString(dict, "cache");
     if (cache && cache != Py_None) {
         if (!(in->cache = bvl_held(cache, BVL_CACHE, "cache"))) return false;
         in->past = in->cache->length;
     }
-    if (!parse_given(p, dict, given)) return false;
-    if (bvl_inputs_take(in, p->declared, given, &err) != BVL_OK) {
+    if (!parse_arguments(p, dict, arguments)) return false;
+    if (bvl_inputs_take(in, p->declared, arguments, &err) != BVL_OK) {
         bvl_raise(&err);
         return false;
     }

@@ -35,6 +35,14 @@ def normed(x: np.ndarray, gain: np.ndarray, offset: np.ndarray | None, eps: floa
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * gain + offset
 
 
+def turned(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """x [B, T, heads, hd], whose halves of the first columns are turned by turns [T, cosines and sines]."""
+    cos, sin = (part[:, None] for part in np.split(turns, 2, 1))
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
 def added(x: np.ndarray, w: dict, params: dict, f) -> np.ndarray:
     """x + f(norm(x)), or norm(x + f(x))."""
 
@@ -56,6 +64,8 @@ def self_attention(x: np.ndarray, w: dict, params: dict, mask: np.ndarray) -> np
             q, k = (
                 normed(part, w[f"{n}_norm_weight"], None, params["layer_norm_eps"]) for n, part in (("q", q), ("k", k))
             )
+        if "turns" in w:
+            q, k = (turned(part, w["turns"]) for part in (q, k))
         k, v = (np.repeat(part, count // kv, 2) for part in (k, v))
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) * (params["attention_scale"] or 1 / np.sqrt(hd))
         seen = np.broadcast_to(mask[:, None, None], scores.shape)
@@ -154,27 +164,78 @@ def test_a_norm_of_queries_needs_one_of_keys():
             program.add(op, slot, slot, params, given, 1)
 
 
+class Picture:
+    """A program over the 8 rows of a small picture."""
+
+    def __init__(self, rng: np.random.Generator, precision: str = "float32"):
+        self.program = _C.Program(precision=precision)
+        self.slot = self.program.slot("x", 8, D)
+        patches = {"channels": 1, "height": 8, "width": 6, "stride_down": 1, "stride_right": 6, "pad_top": 0, "pad_left": 0,
+                   "out_height": 8, "out_width": 1, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
+        project = weights(rng, weight=(D, 6))["weight"]
+        self.program.add("patch_embed", self.slot, self.slot, patches, {"weight": project.reshape(D, 1, 1, 6)}, 1)
+        self.pixels = rng.standard_normal((5, 1, 8, 6)).astype(np.float32)
+        self.rows = self.pixels[:, 0].astype(np.float64) @ project.T.astype(np.float64)
+
+    def add(self, op: str, params: dict, arrays: dict) -> None:
+        self.program.add(op, self.slot, self.slot, params, arrays, 1)
+
+    def run(self, names: list[str], num_threads: int = 2) -> dict:
+        return self.program.run({"pixel_values": self.pixels}, names, num_threads)
+
+
 def test_a_chain_over_windows_may_be_cut(isa):
     """What a sub-layer leaves can be asked for, also within windows, and is what NumPy computes."""
     rng = np.random.default_rng(0)
-    program = _C.Program()
-    slot = program.slot("x", 8, D)
-    patches = {"channels": 1, "height": 8, "width": 6, "stride_down": 1, "stride_right": 6, "pad_top": 0, "pad_left": 0,
-               "out_height": 8, "out_width": 1, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
-    project = weights(rng, weight=(D, 6))["weight"]
-    program.add("patch_embed", slot, slot, patches, {"weight": project.reshape(D, 1, 1, 6)}, 1)
-    made = list(layers(rng, 1, True, False, False, False, False))
+    picture, made = Picture(rng), list(layers(rng, 1, True, False, False, False, False))
     order = np.array([3, 0, 7, 4, 1, 2, 6, 5])
     made[0][1]["window"] = 4
     made[0][2]["window_rows"] = order.astype(np.float32)
-    for op, params, arrays in made:
-        program.add(op, slot, slot, params, arrays, 1)
-    pixels = rng.standard_normal((5, 1, 8, 6)).astype(np.float32)
-    wanted = pixels[:, 0].astype(np.float64) @ project.T.astype(np.float64)
+    for record in made:
+        picture.add(*record)
+    wanted = picture.rows
     windows = wanted[:, order].reshape(-1, 4, D)
     windows = self_attention(windows, made[0][2], made[0][1], np.ones(windows.shape[:2], bool))
     wanted[:, order] = windows.reshape(5, 8, D)
-    states = program.run({"pixel_values": pixels}, ["@1", "@2"], 2)
+    states = picture.run(["@1", "@2"])
     np.testing.assert_allclose(states["@1"], wanted, atol=1e-5)
     np.testing.assert_allclose(states["@2"], feed_forward(wanted, made[1][2], made[1][1]), atol=1e-5)
-    np.testing.assert_array_equal(program.run({"pixel_values": pixels}, ["x"], 1)["x"], states["@2"])
+    np.testing.assert_array_equal(picture.run(["x"], 1)["x"], states["@2"])
+
+
+@pytest.mark.parametrize("half", [3, 8])
+@pytest.mark.parametrize("precision", CLOSE)
+def test_rows_of_a_picture_are_turned_by_a_table(isa, precision, half):
+    """Any number of axes, and rows that have no place, are a table of cosines and sines."""
+    rng = np.random.default_rng(half)
+    picture, made = Picture(rng, precision), list(layers(rng, 2, True, False, False, False, half == 3))
+    angles = rng.uniform(-3, 3, (8, half))
+    angles[0] = 0
+    for op, _, arrays in made:
+        if op == "self_attention":
+            arrays["turns"] = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    wanted = picture.rows
+    for op, params, arrays in made:
+        picture.add(op, params, arrays)
+        exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+        if op == "self_attention":
+            wanted = self_attention(wanted, exact, params, np.ones((5, 8), bool))
+        else:
+            wanted = feed_forward(wanted, exact, params)
+    found = picture.run(["x"])["x"]
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < CLOSE[precision]
+
+
+def test_a_table_of_turns_is_checked():
+    rng = np.random.default_rng(0)
+    ((op, params, arrays), *_) = layers(rng, 1, True, False, False, False, False)
+    for shape, change, match in (
+        ((7, 8), {}, r"turns: found \(7, 8\), expected shape \(8, \*\)"),
+        ((8, 7), {}, "turns: found 7 columns, expected an even number up to 16"),
+        ((8, 18), {}, "turns: found 18 columns"),
+        ((8, 8), {"window": 8}, "turns: found a window"),
+    ):
+        more = {"turns": np.ones(shape, np.float32)}
+        more |= {"window_rows": np.arange(8, dtype=np.float32)} if change else {}
+        with pytest.raises(ValueError, match=match):
+            Picture(rng).add(op, params | change, arrays | more)

@@ -36,7 +36,7 @@ static bvl_status context_build(bvl_program *p, bvl_record *r, const bvl_build *
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for context");
     s->inner = inner;
     s->layer = p->makes.layers;
-    s->bf16 = bvl_block_bf16(p, inner / heads, inner);
+    s->bf16 = bvl_heads_bf16(p, inner / heads, inner);
     p->context_slot = r->src;
     if (bvl_linear_init(&s->kv, &p->store, p->kernels, p->precision, &b->weights[0], &b->weights[1],
                         b->threads, err) != BVL_OK)

@@ -46,14 +46,14 @@ static const char *format(char *text, size_t room, const bvl_declared *d, const 
     return text;
 }
 
-static bvl_status misshapen(const bvl_declared *d, const bvl_given *given, const bvl_inputs *in,
+static bvl_status misshapen(const bvl_declared *d, const bvl_argument *argument, const bvl_inputs *in,
                             bvl_error *err) {
     char found[96], expected[96];
-    bvl_declared as_given = {.rank = given->rank};
-    for (int i = 0; i < given->rank; i++) as_given.sizes[i].count = given->shape[i];
+    bvl_declared shape = {.rank = argument->rank};
+    for (int i = 0; i < argument->rank; i++) shape.sizes[i].count = argument->shape[i];
     const bool picture = d->rank == 4; /* which is most often wrong in its type too, so that is said */
     return bvl_fail(err, BVL_INVALID, "%s: found %s%s%s, expected %s%s", d->name, picture ? "" : "shape ",
-                    format(found, sizeof found, &as_given, NULL), picture ? " float32" : "",
+                    format(found, sizeof found, &shape, NULL), picture ? " float32" : "",
                     format(expected, sizeof expected, d, in), picture ? " float32" : "");
 }
 
@@ -74,24 +74,24 @@ static bool take_size(bvl_inputs *in, bvl_size size, int64_t n) {
     }
 }
 
-bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const bvl_given *given,
+bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const bvl_argument *arguments,
                            bvl_error *err) {
     for (int i = 0; i < BVL_INPUT_COUNT; i++) {
         const bvl_declared *d = &declared[i];
-        if (!given[i].data) continue;
+        if (!arguments[i].data) continue;
         const bvl_inputs before = *in;
-        bool same = d->rank == given[i].rank;
-        for (int k = 0; same && k < d->rank; k++) same = take_size(in, d->sizes[k], given[i].shape[k]);
-        if (!same) return misshapen(d, &given[i], &before, err);
+        bool same = d->rank == arguments[i].rank;
+        for (int k = 0; same && k < d->rank; k++) same = take_size(in, d->sizes[k], arguments[i].shape[k]);
+        if (!same) return misshapen(d, &arguments[i], &before, err);
     }
-    in->pixel_values = given[BVL_PIXEL_VALUES].data;
-    in->height = given[BVL_PIXEL_VALUES].shape[2];
-    in->is_longer = given[BVL_IS_LONGER].data;
-    in->features = given[BVL_FEATURES].data;
-    in->input_ids = given[BVL_INPUT_IDS].data;
-    in->attention_mask = given[BVL_ATTENTION_MASK].data;
-    in->position_ids = given[BVL_POSITION_IDS].data;
-    in->token_type_ids = given[BVL_TOKEN_TYPE_IDS].data;
+    in->pixel_values = arguments[BVL_PIXEL_VALUES].data;
+    in->height = arguments[BVL_PIXEL_VALUES].shape[2];
+    in->is_longer = arguments[BVL_IS_LONGER].data;
+    in->features = arguments[BVL_FEATURES].data;
+    in->input_ids = arguments[BVL_INPUT_IDS].data;
+    in->attention_mask = arguments[BVL_ATTENTION_MASK].data;
+    in->position_ids = arguments[BVL_POSITION_IDS].data;
+    in->token_type_ids = arguments[BVL_TOKEN_TYPE_IDS].data;
     return BVL_OK;
 }
 

@@ -48,7 +48,7 @@ typedef struct {
     const void *data;
     int rank;
     int64_t shape[BVL_MAX_RANK];
-} bvl_given;
+} bvl_argument;
 
 /* What one call gives a program; arrays are borrowed. */
 typedef struct {
@@ -79,7 +79,7 @@ void bvl_declare_tokens(bvl_declared *declared, bool past, int64_t types);
 
 /* Checks that the shapes of what was given are those declared and agree with each other, and takes them into
  * `in`, whose cache and past are set; B and L that nothing says stay -1. */
-bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const bvl_given *given,
+bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const bvl_argument *arguments,
                            bvl_error *err);
 
 struct bvl_program;

@@ -21,7 +21,7 @@ extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize
     bvl_op_first_rows; /* head.c */
 
 /* Whether attention over heads of hd columns, `kv` columns of keys in all, runs in bfloat16. */
-bool bvl_block_bf16(const bvl_program *program, int64_t hd, int64_t kv);
+bool bvl_heads_bf16(const bvl_program *program, int64_t hd, int64_t kv);
 
 /* The norm over D columns whose gain is weight `at` and whose offset, which rms_norm has not, is the next. */
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,

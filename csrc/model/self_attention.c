@@ -3,7 +3,8 @@
  *
  * Queries and keys may have a norm of each head (Henry et al., 2020).
  *
- * Positions: queries and keys are turned by theirs (rotary.h), or a bias by distance is added to the scores.
+ * Positions: queries and keys are turned by theirs (rotary.h), which a picture's rows have in a table, of any
+ * number of axes; or a bias by distance is added to the scores.
  * Causal, the keys and values of earlier tokens may be in the call's cache, to which the new ones are added.
  *
  * Windows (Swin; Liu et al., 2021): rows attend within groups of them alone, with a bias by pair; where a
@@ -16,7 +17,7 @@
 #include "sublayers.h"
 
 enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
-enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM };
+enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM, TURNS };
 
 typedef struct {
     bvl_sublayer sublayer;
@@ -24,6 +25,8 @@ typedef struct {
     bvl_sublayer_norm norm;
     float *q_norm, *k_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or NULL */
     float eps;
+    float *turns; /* [T, 2 * half] cosines and sines of each row of a picture, or NULL */
+    int64_t half;
     bool causal, rotary;
     int64_t cached;         /* layer of the cache, or -1 */
     float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
@@ -85,6 +88,25 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
     return bvl_copy_vector(&s->relative, &p->store, relative, err);
 }
 
+/* Turns of the rows of a picture, where a class token has cosines of 1. */
+static bvl_status turns_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
+                              bvl_error *err) {
+    const bvl_slot *slot = &p->slots[r->src];
+    if (!b->weights[TURNS].data) return BVL_OK;
+    if (slot->text || s->rotary || s->window)
+        return bvl_fail(err, BVL_INVALID, "%s: turns: found %s, expected the rows of a picture alone",
+                        r->op->name,
+                        slot->text  ? "a text"
+                        : s->rotary ? "rotary"
+                                    : "a window");
+    if (bvl_expect(r->op, b, TURNS, 2, slot->rows, -1, 0, 0, err) != BVL_OK) return err->status;
+    s->half = b->weights[TURNS].shape[1] / 2;
+    if (b->weights[TURNS].shape[1] % 2 || 2 * s->half > s->heads.hd)
+        return bvl_fail(err, BVL_INVALID, "%s: turns: found %lld columns, expected an even number up to %lld",
+                        r->op->name, (long long)b->weights[TURNS].shape[1], (long long)s->heads.hd);
+    return bvl_copy_vector(&s->turns, &p->store, &b->weights[TURNS], err);
+}
+
 static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
                                    bvl_error *err) {
     if (!b->weights[Q_NORM].data && !b->weights[K_NORM].data) return BVL_OK;
@@ -110,7 +132,8 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     s->causal = b->params[P_CAUSAL] != 0;
     if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK ||
-        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK)
+        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK ||
+        turns_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     s->sublayer.ldq = bvl_qkv_ld(h);
     bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
@@ -167,13 +190,14 @@ static void norm_rows(const self_attention *s, const bvl_run *run, float *qkv, i
 /* Turns queries and keys by their positions; nothing in a block that does not. */
 static void turn_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
     const bvl_heads *h = &s->heads;
-    const int64_t half = run->program->rotary_half;
+    const int64_t half = s->turns ? s->half : run->program->rotary_half;
     int64_t begin, end;
-    if (!s->rotary) return;
+    if (!s->rotary && !s->turns) return;
     bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
-    for (int64_t i = begin; i < end; i++)
-        bvl_rotary_run(qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd,
-                       run->rotary + i * 2 * half, half);
+    for (int64_t i = begin; i < end; i++) {
+        const float *turn = s->turns ? s->turns + i % T * 2 * half : run->rotary + i * 2 * half;
+        bvl_rotary_run(qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd, turn, half);
+    }
     bvl_barrier(run->team);
 }
 
@@ -284,7 +308,8 @@ const bvl_op bvl_op_self_attention = {
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "num_attention_heads", "num_key_value_heads",
                "attention_scale", "causal", "rotary", "window", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
-                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", NULL},
+                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", "turns",
+                NULL},
     .build = self_attention_build,
     .local = self_attention_local,
     .steps = &(const bvl_steps){project, attend, add},

@@ -74,7 +74,7 @@ bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next) {
            2 * next->product->operand_words(next->K) == next->K;
 }
 
-bool bvl_block_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
+bool bvl_heads_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
     /* a product's operand may reach past the last head's query, but only into keys and values */
     return bvl_attention_bf16(p->kernels, p->precision, hd) &&
            2 * p->kernels->product[BVL_BFLOAT16].operand_words(hd) - hd <= 2 * kv;
@@ -109,7 +109,7 @@ bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build 
     if (bvl_affine_build(p, r, b, IN_W, rows, D, p->precision, &h->in, err) != BVL_OK ||
         bvl_affine_build(p, r, b, OUT_W, D, inner, rest, &h->out, err) != BVL_OK)
         return err->status;
-    h->bf16 = queries && bvl_block_bf16(p, h->hd, h->kv);
+    h->bf16 = queries && bvl_heads_bf16(p, h->hd, h->kv);
     h->direct_out = h->bf16 && bvl_writes_operand(p, &h->out);
     return BVL_OK;
 }
