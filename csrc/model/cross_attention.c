@@ -10,9 +10,7 @@ enum { P_PART = P_OWN, P_HEADS, P_SCALE };
 enum { NORM_W = 4 };
 
 typedef struct {
-    bvl_sublayer sublayer;
-    bvl_heads heads;
-    bvl_sublayer_norm norm;
+    bvl_attending base;
     int64_t layer; /* of the contexts */
 } cross_attention;
 
@@ -26,22 +24,20 @@ static bvl_status cross_attention_build(bvl_program *p, bvl_record *r, const bvl
         return bvl_fail(err, BVL_INVALID, "%s: found beside attention within windows", r->op->name);
     cross_attention *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    const bvl_heads *h = &s->heads;
-    if (bvl_heads_build(p, r, b, heads, 0, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
-        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK)
+    const bvl_heads *h = &s->base.heads;
+    if (bvl_heads_build(p, r, b, heads, 0, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
+        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK)
         return err->status;
-    s->sublayer = (bvl_sublayer){.part = (bvl_part)part, .optional = true, .ldq = bvl_qkv_ld(h)};
-    bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
-    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
-    p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
+    s->base.sublayer = (bvl_sublayer){.part = (bvl_part)part, .optional = true};
+    bvl_attending_words(p, &s->base);
     s->layer = p->takes.layers;
     return bvl_context_layer(&p->takes, h->heads, h->hd, h->bf16, r->op->name, err);
 }
 
 static int64_t cross_attention_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const cross_attention *s = r->state;
-    return BVL_MAX(bvl_attention_scratch(p->kernels, in->context_rows, s->heads.hd),
-                   bvl_norm_local(&s->norm.norm));
+    return BVL_MAX(bvl_attention_scratch(p->kernels, in->context_rows, s->base.heads.hd),
+                   bvl_norm_local(&s->base.norm.norm));
 }
 
 /* Zeros behind each row of q, where the operand of the last head reaches past it: stale bits may be NaN. */
@@ -55,25 +51,19 @@ static void clear_tails(const bvl_heads *h, const bvl_run *run, float *q, int64_
 }
 
 static void project(const void *state, const bvl_run *run, const bvl_place *at) {
-    const cross_attention *s = state;
-    const bvl_heads *h = &s->heads;
-    const int64_t ldq = s->sublayer.ldq;
-    int64_t ld;
-    const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
-    clear_tails(h, run, at->qkv, ldq, at->rows);
-    bvl_linear_run(&h->in, run->kernels, at->qkv, ldq, a, ld, at->rows, (bvl_epilogue){.bf16 = h->bf16},
-                   run->team);
-    bvl_barrier(run->team);
+    const bvl_attending *s = state;
+    clear_tails(&s->heads, run, at->qkv, s->sublayer.ldq, at->rows);
+    bvl_attending_project(s, run, at);
 }
 
 static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
                    int64_t count, int64_t T) {
     const cross_attention *s = state;
-    const bvl_heads *h = &s->heads;
+    const bvl_heads *h = &s->base.heads;
     const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1, Tq = at->rows / count;
     bvl_attention_shape shape = {.Tq = Tq,
                                  .hd = h->hd,
-                                 .ldq = s->sublayer.ldq,
+                                 .ldq = s->base.sublayer.ldq,
                                  .ldo = at->ldh,
                                  .scale = h->scale,
                                  .bf16 = h->bf16,
@@ -93,12 +83,6 @@ static void attend(const void *state, const bvl_run *run, int slot, const bvl_pl
     bvl_barrier(run->team);
 }
 
-static void add(const void *state, const bvl_run *run, const bvl_place *at) {
-    const cross_attention *s = state;
-    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
-    bvl_sublayer_end(&s->norm, run, at);
-}
-
 const bvl_op bvl_op_cross_attention = {
     .name = "cross_attention",
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "rows", "num_attention_heads", "attention_scale",
@@ -106,6 +90,6 @@ const bvl_op bvl_op_cross_attention = {
     .weights = {"q_weight", "q_bias", "out_weight", "out_bias", "norm_weight", "norm_bias", NULL},
     .build = cross_attention_build,
     .local = cross_attention_local,
-    .steps = &(const bvl_steps){project, attend, add},
+    .steps = &(const bvl_steps){project, attend, bvl_attending_add},
     .row_wise = true,
 };

@@ -20,9 +20,7 @@ enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
 enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM, TURNS };
 
 typedef struct {
-    bvl_sublayer sublayer;
-    bvl_heads heads;
-    bvl_sublayer_norm norm;
+    bvl_attending base;
     float *q_norm, *k_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or NULL */
     float eps;
     float *turns; /* [T, 2 * half] cosines and sines of each row of a picture, or NULL */
@@ -48,9 +46,9 @@ static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_bu
     p->windowed = true;
     bool apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
     for (int64_t i = 0; i < W && !apart; i++) apart = s->order[i] != (float)i;
-    if (apart) s->sublayer.window = W, s->sublayer.order = s->order;
+    if (apart) s->base.sublayer.window = W, s->base.sublayer.order = s->order;
     if (b->weights[RELATIVE].data &&
-        (bvl_expect(r->op, b, RELATIVE, 2, s->heads.heads, W * W, 0, 0, err) != BVL_OK ||
+        (bvl_expect(r->op, b, RELATIVE, 2, s->base.heads.heads, W * W, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->relative, &p->store, &b->weights[RELATIVE], err) != BVL_OK))
         return err->status;
     if (!b->weights[WINDOW_REGIONS].data) return BVL_OK;
@@ -67,17 +65,17 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
     const bvl_array *relative = &b->weights[RELATIVE];
     const bvl_slot *slot = &p->slots[r->src];
     s->rotary = b->params[P_ROTARY] != 0;
-    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->heads.hd))
+    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->base.heads.hd))
         return bvl_fail(
             err, BVL_INVALID,
             "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
-            r->op->name, (long long)p->rotary_half, (long long)s->heads.hd / 2);
+            r->op->name, (long long)p->rotary_half, (long long)s->base.heads.hd / 2);
     if (b->params[P_WINDOW] != 0) return window_build(p, r, b, s, err);
     if (b->weights[WINDOW_ROWS].data || b->weights[WINDOW_REGIONS].data)
         return bvl_fail(err, BVL_INVALID, "%s: window_rows, window_regions: given, and window is 0",
                         r->op->name);
     if (!relative->data) return BVL_OK;
-    if (bvl_expect(r->op, b, RELATIVE, 2, s->heads.heads, -1, 0, 0, err) != BVL_OK) return err->status;
+    if (bvl_expect(r->op, b, RELATIVE, 2, s->base.heads.heads, -1, 0, 0, err) != BVL_OK) return err->status;
     if (relative->shape[1] % 2 == 0)
         return bvl_fail(err, BVL_INVALID, "%s: relative_bias: found %lld columns, expected an odd number",
                         r->op->name, (long long)relative->shape[1]);
@@ -101,9 +99,9 @@ static bvl_status turns_build(bvl_program *p, const bvl_record *r, const bvl_bui
                                     : "a window");
     if (bvl_expect(r->op, b, TURNS, 2, slot->rows, -1, 0, 0, err) != BVL_OK) return err->status;
     s->half = b->weights[TURNS].shape[1] / 2;
-    if (b->weights[TURNS].shape[1] % 2 || 2 * s->half > s->heads.hd)
+    if (b->weights[TURNS].shape[1] % 2 || 2 * s->half > s->base.heads.hd)
         return bvl_fail(err, BVL_INVALID, "%s: turns: found %lld columns, expected an even number up to %lld",
-                        r->op->name, (long long)b->weights[TURNS].shape[1], (long long)s->heads.hd);
+                        r->op->name, (long long)b->weights[TURNS].shape[1], (long long)s->base.heads.hd);
     return bvl_copy_vector(&s->turns, &p->store, &b->weights[TURNS], err);
 }
 
@@ -111,8 +109,8 @@ static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bv
                                    bvl_error *err) {
     if (!b->weights[Q_NORM].data && !b->weights[K_NORM].data) return BVL_OK;
     s->eps = (float)b->params[P_EPS];
-    if (bvl_expect(r->op, b, Q_NORM, 1, s->heads.hd, 0, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, K_NORM, 1, s->heads.hd, 0, 0, 0, err) != BVL_OK ||
+    if (bvl_expect(r->op, b, Q_NORM, 1, s->base.heads.hd, 0, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, K_NORM, 1, s->base.heads.hd, 0, 0, 0, err) != BVL_OK ||
         bvl_copy_vector(&s->q_norm, &p->store, &b->weights[Q_NORM], err) != BVL_OK)
         return err->status;
     return bvl_copy_vector(&s->k_norm, &p->store, &b->weights[K_NORM], err);
@@ -127,18 +125,15 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
         return err->status;
     self_attention *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
-    const bvl_heads *h = &s->heads;
+    const bvl_heads *h = &s->base.heads;
     s->cached = -1;
     s->causal = b->params[P_CAUSAL] != 0;
-    if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->heads, err) != BVL_OK ||
-        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->norm, err) != BVL_OK ||
+    if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
+        bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK ||
         positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK ||
         turns_build(p, r, b, s, err) != BVL_OK)
         return err->status;
-    s->sublayer.ldq = bvl_qkv_ld(h);
-    bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
-    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
-    p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
+    bvl_attending_words(p, &s->base);
     if (s->causal && slot->text && slot->rows == 0) {
         s->cached = p->cached_layers;
         p->cached_words[p->cached_layers++] = bvl_words_between(2 * h->kv, h->bf16);
@@ -150,7 +145,8 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
 
 static int64_t self_attention_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const self_attention *s = r->state;
-    const int64_t hd = s->heads.hd, W = s->sublayer.window, norm = bvl_norm_local(&s->norm.norm);
+    const int64_t hd = s->base.heads.hd, W = s->base.sublayer.window,
+                  norm = bvl_norm_local(&s->base.norm.norm);
     if (W)
         return bvl_windows_local(p, r) +
                BVL_MAX(bvl_attention_scratch(p->kernels, W, hd) + (s->regions ? W * W : 0), norm);
@@ -161,9 +157,9 @@ static int64_t self_attention_local(const bvl_program *p, const bvl_record *r, c
 /* Norms `heads` heads of a row, in float32 whatever they are. */
 static void norm_heads(const self_attention *s, const bvl_run *run, float *row, const float *gain,
                        int64_t heads) {
-    const int64_t hd = s->heads.hd;
+    const int64_t hd = s->base.heads.hd;
     for (int64_t i = 0; i < heads; i++) {
-        if (!s->heads.bf16) {
+        if (!s->base.heads.bf16) {
             run->kernels->norm(row + i * hd, hd, row + i * hd, hd, gain, NULL, s->eps, 1, hd, false);
             continue;
         }
@@ -176,7 +172,7 @@ static void norm_heads(const self_attention *s, const bvl_run *run, float *row, 
 
 /* Norms the heads of queries and of keys, each by itself; nothing where there is no such norm. */
 static void norm_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
-    const bvl_heads *h = &s->heads;
+    const bvl_heads *h = &s->base.heads;
     int64_t begin, end;
     if (!s->q_norm) return;
     bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
@@ -189,7 +185,7 @@ static void norm_rows(const self_attention *s, const bvl_run *run, float *qkv, i
 
 /* Turns queries and keys by their positions; nothing in a block that does not. */
 static void turn_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
-    const bvl_heads *h = &s->heads;
+    const bvl_heads *h = &s->base.heads;
     const int64_t half = s->turns ? s->half : run->program->rotary_half;
     int64_t begin, end;
     if (!s->rotary && !s->turns) return;
@@ -205,7 +201,7 @@ static void turn_rows(const self_attention *s, const bvl_run *run, float *qkv, i
 static void append_to_cache(const self_attention *s, const bvl_run *run, const float *qkv, int64_t ld,
                             int64_t T) {
     const bvl_inputs *in = run->inputs;
-    const bvl_heads *h = &s->heads;
+    const bvl_heads *h = &s->base.heads;
     if (s->cached < 0 || !in->cache) return;
     const int64_t q = h->inner / (h->bf16 ? 2 : 1), kv = h->kv / (h->bf16 ? 2 : 1);
     const int64_t words = bvl_words_between(2 * h->kv, h->bf16);
@@ -236,8 +232,8 @@ static const float *part_regions(const self_attention *s, int64_t window, float 
 static void attend_heads(const self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
                          int64_t first, int64_t count, int64_t T) {
     const bvl_inputs *in = run->inputs;
-    const bvl_heads *h = &s->heads;
-    const int64_t ld = s->sublayer.ldq;
+    const bvl_heads *h = &s->base.heads;
+    const int64_t ld = s->base.sublayer.ldq;
     const bool cached = s->cached >= 0 && in->cache;
     const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1; /* elements in a word */
     const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
@@ -277,30 +273,14 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
     }
 }
 
-static void project(const void *state, const bvl_run *run, const bvl_place *at) {
-    const self_attention *s = state;
-    const bvl_heads *h = &s->heads;
-    int64_t ld;
-    const float *a = bvl_sublayer_begin(&s->norm, run, &h->in, at, &ld);
-    bvl_linear_run(&h->in, run->kernels, at->qkv, s->sublayer.ldq, a, ld, at->rows,
-                   (bvl_epilogue){.bf16 = h->bf16}, run->team);
-    bvl_barrier(run->team);
-}
-
 static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
                    int64_t count, int64_t T) {
     const self_attention *s = state;
-    norm_rows(s, run, at->qkv, s->sublayer.ldq, T);
-    turn_rows(s, run, at->qkv, s->sublayer.ldq, T);
-    append_to_cache(s, run, at->qkv, s->sublayer.ldq, T);
+    norm_rows(s, run, at->qkv, s->base.sublayer.ldq, T);
+    turn_rows(s, run, at->qkv, s->base.sublayer.ldq, T);
+    append_to_cache(s, run, at->qkv, s->base.sublayer.ldq, T);
     attend_heads(s, run, slot, at, first, count, T);
     bvl_barrier(run->team);
-}
-
-static void add(const void *state, const bvl_run *run, const bvl_place *at) {
-    const self_attention *s = state;
-    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
-    bvl_sublayer_end(&s->norm, run, at);
 }
 
 const bvl_op bvl_op_self_attention = {
@@ -312,6 +292,6 @@ const bvl_op bvl_op_self_attention = {
                 NULL},
     .build = self_attention_build,
     .local = self_attention_local,
-    .steps = &(const bvl_steps){project, attend, add},
+    .steps = &(const bvl_steps){bvl_attending_project, attend, bvl_attending_add},
     .prunes = true,
 };

@@ -113,3 +113,26 @@ bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build 
     h->direct_out = h->bf16 && bvl_writes_operand(p, &h->out);
     return BVL_OK;
 }
+
+void bvl_attending_words(bvl_program *p, bvl_attending *s) {
+    const bvl_heads *h = &s->heads;
+    s->sublayer.ldq = bvl_words_between(h->inner + 2 * h->kv, h->bf16);
+    bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
+    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
+    p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
+}
+
+void bvl_attending_project(const void *state, const bvl_run *run, const bvl_place *at) {
+    const bvl_attending *s = state;
+    int64_t ld;
+    const float *a = bvl_sublayer_begin(&s->norm, run, &s->heads.in, at, &ld);
+    bvl_linear_run(&s->heads.in, run->kernels, at->qkv, s->sublayer.ldq, a, ld, at->rows,
+                   (bvl_epilogue){.bf16 = s->heads.bf16}, run->team);
+    bvl_barrier(run->team);
+}
+
+void bvl_attending_add(const void *state, const bvl_run *run, const bvl_place *at) {
+    const bvl_attending *s = state;
+    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
+    bvl_sublayer_end(&s->norm, run, at);
+}

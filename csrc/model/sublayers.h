@@ -50,6 +50,13 @@ typedef struct {
     bool direct_out; /* attention writes out's operand itself */
 } bvl_heads;
 
+/* What the state of a sub-layer that attends begins with. */
+typedef struct {
+    bvl_sublayer sublayer;
+    bvl_heads heads;
+    bvl_sublayer_norm norm;
+} bvl_attending;
+
 enum { BVL_FFN_PARTS = 8 };
 
 /* Its inner columns may be parted, `width` to a part, of which the last may have fewer: fc2 is then the sum
@@ -71,10 +78,6 @@ BVL_INLINE int64_t bvl_words_between(int64_t cols, bool bf16) {
     return bvl_padded(bf16 ? (cols + 1) / 2 : cols);
 }
 
-BVL_INLINE int64_t bvl_qkv_ld(const bvl_heads *h) {
-    return bvl_words_between(h->inner + 2 * h->kv, h->bf16);
-}
-
 /* Weight number `at`, which is [N, K], and the next, which may be absent, its bias; N -1: any. */
 bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, int64_t N, int64_t K,
                              bvl_error *err);
@@ -92,6 +95,12 @@ bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next);
  * here) and `kv_heads` of keys and values (where these are); scale 0: the root of hd. */
 bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int64_t heads,
                            int64_t kv_heads, bool queries, double scale, bvl_heads *h, bvl_error *err);
+
+/* Notes what the program needs for each row of such a sub-layer. */
+void bvl_attending_words(bvl_program *p, bvl_attending *s);
+/* Two of its steps (bvl_steps); attention is its own. */
+void bvl_attending_project(const void *state, const bvl_run *run, const bvl_place *at);
+void bvl_attending_add(const void *state, const bvl_run *run, const bvl_place *at);
 
 /* The six weights fc1, fc2 and norm from `at` on, of a feed-forward in a sub-layer or a pool. */
 typedef struct {
