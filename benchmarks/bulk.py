@@ -47,6 +47,15 @@ def photographs(folder: Path, count: int) -> None:
         small.resize((1920, 1080), Image.Resampling.BICUBIC).save(folder / f"{at:05}.jpg", quality=90)
 
 
+def write_rows(path: Path, keys: list[str], rows: np.ndarray) -> None:
+    """A Parquet file of keys and rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    parquet.write_table(pa.table({"key": keys, "vector": vectors}), path)
+
+
 def stages(work: Path) -> dict[str, Any]:
     folder, model = work / "photographs", bvl.AutoModel.from_pretrained(NAME, dtype="fastest")
     photographs(folder, 400)
@@ -59,11 +68,7 @@ def stages(work: Path) -> dict[str, Any]:
         clock.append(time.perf_counter())
         rows = np.concatenate([model._embed("vision", {"pixel_values": batch}) for batch in pixels])
         clock.append(time.perf_counter())
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-        parquet.write_table(pa.table({"key": paths, "vector": vectors}), work / f"alone-{number}.parquet")
+        write_rows(work / f"alone-{number}.parquet", paths, rows)
         clock.append(time.perf_counter())
         model.encode_to(work / f"out-{number}", folder)
         clock.append(time.perf_counter())

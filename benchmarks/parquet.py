@@ -23,6 +23,7 @@ from pathlib import Path
 import bench
 import numpy as np
 import peers
+from bulk import write_rows
 from PIL import Image
 from pipeline import BATCH, jpegs
 
@@ -32,16 +33,13 @@ import conftest  # noqa: F401  transformers without a torchvision of another bui
 import beyondvl as bvl
 
 
-def write_rows(path: Path, keys: list[str], rows: np.ndarray) -> np.ndarray:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float32).reshape(-1)), rows.shape[1])
-    parquet.write_table(pa.table({"key": keys, "vector": vectors}), path)
+def written(path: Path, keys: list[str], rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32, copy=False)
+    write_rows(path, keys, rows)
     return rows
 
 
-def ours(model: bvl.Model, folder: Path, out: Path) -> Callable[[], np.ndarray]:
+def ours(model: bvl.PreTrainedModel, folder: Path, out: Path) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
         from pyarrow import parquet
 
@@ -76,8 +74,8 @@ def sentence_transformers(checkpoint: Path, folder: Path, paths: list[str], thre
         return model.encode(items, batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True).float().numpy()
 
     return {
-        "sentence-transformers bfloat16": lambda: write_rows(folder / "st.parquet", paths, encode(paths)),
-        "sentence-transformers bfloat16, decoded ahead": lambda: write_rows(
+        "sentence-transformers bfloat16": lambda: written(folder / "st.parquet", paths, encode(paths)),
+        "sentence-transformers bfloat16, decoded ahead": lambda: written(
             folder / "st.parquet", paths, np.concatenate([encode(pictures) for pictures in ahead()])
         ),
     }
@@ -88,13 +86,12 @@ def fastembed(model, checkpoint: Path, folder: Path, paths: list[str], threads: 
     from fastembed import ImageEmbedding
 
     shutil.copy(checkpoint / "preprocessor_config.json", folder)
-    size = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
     torch.onnx.export(peers.tower(model, "image"), (torch.zeros(2, 3, 224, 224),), str(folder / "model.onnx"), dynamo=True,
-                      external_data=False, verbose=False, dynamic_shapes=list(size.values()))  # fmt: skip
+                      external_data=False, verbose=False, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}])  # fmt: skip
     found: dict[str, Callable] = {}
     for title, each, parallel in ((f"{threads} threads", threads, None), (f"{threads} processes", 1, threads)):
         engine = ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path=str(folder), threads=each)
-        found[f"fastembed, {title}"] = lambda engine=engine, parallel=parallel: write_rows(
+        found[f"fastembed, {title}"] = lambda engine=engine, parallel=parallel: written(
             folder / "fe.parquet", paths, np.stack(list(engine.embed(paths, batch_size=BATCH, parallel=parallel)))
         )
     return found
@@ -165,8 +162,7 @@ def report(options: argparse.Namespace, calls: dict[str, Callable[[], np.ndarray
         print(f"{name:<48} {np.median(each):7.2f} ms a picture; "
               + ", ".join(f"{peer} / it {ratio:.2f}" for peer, ratio in ratios.items()), flush=True)  # fmt: skip
     if options.json:
-        known = json.loads(options.json.read_text()) if options.json.exists() else {}
-        options.json.write_text(json.dumps(known | {"parquet": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps(bench.recorded(options.json) | {"parquet": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
