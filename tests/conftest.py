@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ def isa(request):
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk(request, tmp_path_factory):
+    """Checkpoints that a file of tests writes for all of them go with it, or the suite fills a disk; those of a file
+    with a failure stay, to be looked at."""
+    base = tmp_path_factory.getbasetemp()
+    before, failed = set(base.iterdir()), request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for place in set(base.iterdir()) - before:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
