@@ -11,6 +11,8 @@ ACTIVATIONS: tuple[str, ...]
 POOLS: tuple[str, ...]
 ROWS: tuple[str, ...]
 """Of an item, that a sub-layer works on."""
+ROW_KINDS: tuple[str, ...]
+"""What the rows of an item in a slot are."""
 ISAS: tuple[str, ...]
 PRECISIONS: tuple[str, ...]
 
@@ -18,9 +20,9 @@ class Program:
     """An immutable list of operations over packed weights; runs from many threads at once."""
 
     def __new__(cls, gemm: str | None = None, precision: str = "float32") -> Program: ...
-    def slot(self, name: str, rows: int, cols: int, text: bool = False, /) -> int:
-        """A matrix per item; a text slot has the padded text length of the call besides, and its `rows` are learned
-        queries, there when the call gives contexts."""
+    def slot(self, name: str, rows: int, cols: int, kind: int = 0, /) -> int:
+        """A matrix per item, whose rows are of that place in ROW_KINDS: as many in every call; the padded text length
+        after `rows` learned queries, there when the call gives contexts; or the patches of each picture."""
     def add(
         self,
         op: str,

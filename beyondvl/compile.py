@@ -24,6 +24,7 @@ from .spec import (
     Message,
     Norm,
     Normalize,
+    PatchRowsStem,
     PatchStem,
     Pool,
     Project,
@@ -81,13 +82,8 @@ class Reader:
             self.used.add(name)
             if ref.stored_as == "diagonal":
                 return np.diag(self.checkpoint.read(name, ref.shape[:1]))
-            out, channels, height, width = ref.shape
-            if ref.stored_as == "time":
-                return np.ascontiguousarray(self.checkpoint.read(name, (out, width, height)).transpose(0, 2, 1))[
-                    :, None
-                ]
-            array = self.checkpoint.read(name, (out, height * width * channels))
-            return np.ascontiguousarray(array.reshape(out, height, width, channels).transpose(0, 3, 1, 2))
+            out, _, height, width = ref.shape
+            return np.ascontiguousarray(self.checkpoint.read(name, (out, width, height)).transpose(0, 2, 1))[:, None]
         shape = (rows, *ref.shape[1:])
         stored = shape[::-1] if ref.transpose else shape
         array = self.checkpoint.read(name, stored)
@@ -137,7 +133,7 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
 class Compiled(Spec):
     """A program and what its caller must know of it. `gemm` says whose products it runs: "own" or "openblas".
 
-    `outputs` maps an output's name to its slot, `sizes` to its columns. `slots` [name, rows, cols] and `records`
+    `outputs` maps an output's name to its slot, `sizes` to its columns. `slots` [name, rows, cols, kind] and `records`
     [operation, src, dst, params, {weight: shape}] say how it was built, for packed.py.
     """
 
@@ -170,12 +166,12 @@ class Builder:
         self.program = _C.Program(gemm=gemm, precision=precision)
         self.slots: dict[str, int] = {}
         self.records: list[list] = []
-        self.sizes: dict[str, tuple[int, int, bool]] = {}
+        self.sizes: dict[str, tuple[int, int, str]] = {}
 
-    def slot(self, name: str, rows: int, cols: int, text: bool = False) -> str:
+    def slot(self, name: str, rows: int, cols: int, kind: str = "fixed") -> str:
         if name not in self.slots:
-            self.slots[name] = self.program.slot(name, rows, cols, text)
-            self.sizes[name] = (rows, cols, text)
+            self.slots[name] = self.program.slot(name, rows, cols, _C.ROW_KINDS.index(kind))
+            self.sizes[name] = (rows, cols, kind)
         return name
 
     def add(self, op: str, src: str, dst: str, params: dict | None = None, **weights) -> None:
@@ -196,15 +192,21 @@ class Builder:
         stem = self.encoder.stem
         if isinstance(stem, PatchStem):
             return self.patch_stem(stem)
+        if isinstance(stem, PatchRowsStem):
+            hidden = self.slot("hidden", 0, self.encoder.hidden_size, "patches")
+            params = {"grid_height": stem.grid[0], "grid_width": stem.grid[1]}
+            weights = {name: self.read(getattr(stem, name)) for name in ("weight", "bias", "position")}
+            self.add("embed_patches", hidden, hidden, params, **weights)
+            return hidden
         if isinstance(stem, JoinStem):
-            hidden = self.slot("hidden", 0, self.encoder.hidden_size, True)
+            hidden = self.slot("hidden", 0, self.encoder.hidden_size, "text")
             weights = {name: self.read(getattr(stem, name)) for name in ("class_token", "type")}
             self.add("join_features", hidden, hidden, **weights)
             return hidden
         tokens, queries = stem, 0
         if isinstance(stem, QueryStem):
             tokens, queries = stem.tokens, stem.query.shape[0]
-        hidden = self.slot("hidden", queries, self.encoder.hidden_size, tokens is not None)
+        hidden = self.slot("hidden", queries, self.encoder.hidden_size, "text" if tokens else "fixed")
         if queries:
             self.add("query_tokens", hidden, hidden, query=self.read(stem.query))
         if tokens:
@@ -382,19 +384,19 @@ class Builder:
         self.add("attention_pool", src, dst, params, query=query.astype(np.float32), **weights)
 
     def step(self, dst: str, src: str, what: object) -> None:
-        rows, cols, text = self.sizes[src]
+        rows, cols, kind = self.sizes[src]
         if isinstance(what, Project) and not self.read.has(what.linear.weight):
             return
         if isinstance(what, Pool | AttentionPool):
-            rows, text = 1, False
+            rows, kind = 1, "fixed"
         if isinstance(what, FirstRows):
-            rows, text = what.count, False
+            rows, kind = what.count, "fixed"
         if isinstance(what, TakeRows):
             self.take_rows(src, dst, what.rows, what.count)
             return
         if isinstance(what, Project):
             cols = what.linear.out_features
-        self.slot(dst, rows, cols, text)
+        self.slot(dst, rows, cols, kind)
         match what:
             case Pool():
                 self.add("pool", src, dst, {"kind": _C.POOLS.index(what.kind), "token": what.token})
@@ -443,9 +445,8 @@ class Builder:
         sizes = {name: self.sizes[slot][1] for name, slot in outputs.items()}
         if self.encoder.context:
             outputs |= {name: name for name in ("context", "padded_context")}
-        return Compiled(
-            self.program, outputs, sizes, [[n, *self.sizes[n]] for n in self.slots], self.records, self.gemm
-        )
+        slots = [[n, rows, cols, _C.ROW_KINDS.index(kind)] for n, (rows, cols, kind) in self.sizes.items()]
+        return Compiled(self.program, outputs, sizes, slots, self.records, self.gemm)
 
 
 def compile_encoder(

@@ -243,9 +243,9 @@ class EncodeMixin(BulkMixin, EmbeddingOptions):
             read_ahead(map(_picture_of, [items[i] for i in following]))
             pictures = {i: outcomes.attempt(i, content_of, items[i], IMAGE.name) for i in batch}
             batch = outcomes.left(batch)
-            pixels = self.image_processor.pixels([pictures[i] for i in batch], batch, outcomes.fail) if batch else None
+            inputs = self.image_processor.inputs([pictures[i] for i in batch], batch, outcomes.fail) if batch else {}
             if batch := outcomes.left(batch):
-                yield batch, self._embed(IMAGE.tower, {"pixel_values": pixels})
+                yield batch, self._embed(IMAGE.tower, inputs)
 
     def _attempt(
         self, encode: Callable[..., Iterable[tuple]], size: int, indices: list[int], items: list[Any], batch_size: int,
@@ -287,9 +287,9 @@ class EncodeMixin(BulkMixin, EmbeddingOptions):
             # the decoder leaves a processor to the model, and the model one to the decoder while there is work for it
             with Ahead(video_frames(video, Sampling.of(sampling), others), CLIP_BATCH) as frames:
                 while batch := frames.take(most):
-                    pixels = self.image_processor(batch)["pixel_values"]
+                    inputs = self.image_processor.inputs(batch, range(len(batch)))
                     threads = self.num_threads if frames.idle else others
-                    rows.append(unit_rows(self._embed(IMAGE.tower, {"pixel_values": pixels}, threads)))
+                    rows.append(unit_rows(self._embed(IMAGE.tower, inputs, threads)))
             yield [i], np.concatenate(rows).mean(0, keepdims=True)
 
     def _encode_clips(self, indices: list[int], items: list[Any]) -> Iterable[tuple]:

@@ -28,7 +28,9 @@ class Modality(Spec):
 
 
 TEXT = Modality("text", "text", ("input_ids",), ("attention_mask", "token_type_ids"))
-IMAGE = Modality("image", "vision", ("pixel_values",), (), ("pixel_values",))
+IMAGE = Modality(
+    "image", "vision", ("pixel_values",), (), ("pixel_values",), ("pixel_attention_mask", "spatial_shapes")
+)
 VIDEO = Modality("video", "video", ("pixel_values_videos",), (), ("pixel_values_videos",))
 AUDIO = Modality(
     "audio",

@@ -261,8 +261,8 @@ class ImageFeatureExtraction(Pipeline):
         batch_size = self._batch_size(batch_size)
         name, results = "pooler_output" if pool else "last_hidden_state", []
         for start in range(0, len(pictures), batch_size):
-            pixels = processor(pictures[start : start + batch_size])["pixel_values"]
-            results += list(self.model.run_tower("vision", {"pixel_values": pixels}, [name])[name][:, None])
+            inputs = dict(processor(pictures[start : start + batch_size]))
+            results += list(self.model.run_tower("vision", inputs, [name])[name][:, None])
         if not return_tensors:
             results = [array.tolist() for array in results]
         return results[0] if single else results

@@ -3,8 +3,8 @@
 A weight is named as in the checkpoint. `Ref` adds what a stored layout may need: a slice of rows (packed q, k, v),
 a transposition (OpenCLIP's projections), or several tensors stacked by rows (separate q, k, v).
 
-They are frozen dataclasses but for where their methods come from: one base class has them, because to generate them
-for each of thirty classes takes longer than to load packed weights. No two of them are compared.
+They are frozen dataclasses but for where their methods come from, one base class: to generate them for each of thirty
+classes takes longer than to load packed weights.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "Message",
     "Norm",
     "Normalize",
+    "PatchRowsStem",
     "PatchStem",
     "Pool",
     "Project",
@@ -96,9 +97,8 @@ class Ref(Spec):
     `transpose` is for tensors stored as [in, out]. `optional` parameters may be absent and are then zero or left out. A
     `tied` parameter is stored under another name where its own is absent. What is read is multiplied by `scale`, and
     its rows by the elements of `scaled_by`.
-    `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "patches" of a convolution
-    [D, C, k, k] a linear [D, k * k * C]; "time" of one [D, 1, k, C] along the lines of a picture whose columns are C,
-    [D, C, k].
+    `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "time" of a convolution
+    [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k].
     """
 
     names: tuple[str, ...]
@@ -177,8 +177,7 @@ class Windows(Spec):
 
 
 class Context(Spec):
-    """What an encoder gives to the blocks of another one to attend to: `layers` in their order, each one linear of
-    2 * heads * head_dim rows in the order k, v."""
+    """What an encoder gives the blocks of another to attend to: a linear each, 2 * heads * head_dim rows, k then v."""
 
     src: str
     layers: tuple[Linear, ...]
@@ -223,7 +222,7 @@ class MergeRows(Spec):
 
 class Message(Spec):
     """One row of each picture, from `rows`, attends to those of the others and is put in its row `spare` (Ni et al.,
-    2022): m = fc(x[rows]); m + block(m), whose feed-forward is nothing."""
+    2022): m = fc(x[rows]); m + attention(m)."""
 
     fc: Linear
     block: Block
@@ -267,8 +266,7 @@ class InvertedResidual(Spec):
 class TokenStem(Spec):
     """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
 
-    Without a table of positions there may be `max_positions` of them, told apart by the blocks: by distance, or by
-    angles of position times each frequency in `rotary`.
+    Without a table of positions there may be `max_positions`, told apart by the blocks: by distance, or by `rotary`.
     """
 
     word: Ref
@@ -276,7 +274,7 @@ class TokenStem(Spec):
     type: Ref | None = None
     feature_token: int = -1
     max_positions: int = 0
-    rotary: tuple[float, ...] = ()
+    rotary: tuple[float, ...] = ()  # frequencies, whose products with a position are angles
 
 
 class QueryStem(Spec):
@@ -325,10 +323,9 @@ class CropFusion(Spec):
 class PatchStem(Spec):
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
-    `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (above and below,
-    left and right). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: the
-    rows of another convolution as a picture of one channel, or a spectrogram. An item may be several
-    `pictures`, as many channels each; each may have `spare` rows of nothing after its own, for the layers to fill.
+    `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (vertical,
+    horizontal). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: rows of
+    another convolution, or a spectrogram. An item may be several `pictures`; each may have `spare` rows to be filled.
     """
 
     weight: Ref | BatchNormConv
@@ -377,6 +374,16 @@ class PatchStem(Spec):
             return tuple(out_size(*each, self.padding) for each in sizes)
         sizes = zip(self.size, self.zeros, self.kernel, self.strides, strict=True)
         return tuple(out_size(n + 2 * pad, kernel, stride, "valid") for n, pad, kernel, stride in sizes)
+
+
+class PatchRowsStem(Spec):
+    """Pictures of any size, each given as its patches; `position` is a table over the cells of `grid`, resized to each
+    picture (bilinear, antialiased). An item has as many rows as its picture has patches."""
+
+    weight: Ref  # [D, numbers of a patch]
+    bias: Ref | None
+    position: Ref  # [rows * columns of the grid, D]
+    grid: tuple[int, int]
 
 
 def out_size(size: int, kernel: int, stride: int, padding: str) -> int:
@@ -457,7 +464,7 @@ class Encoder(Spec):
     program) -> inputs; `arrange` lays the outputs out as a caller expects them. Positions count from `first_position`.
     """
 
-    stem: TokenStem | PatchStem | QueryStem | JoinStem
+    stem: TokenStem | PatchStem | PatchRowsStem | QueryStem | JoinStem
     layers: tuple[Block | InvertedResidual | MergeRows | Message, ...]
     steps: tuple[Step, ...]
     hidden_size: int

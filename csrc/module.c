@@ -14,7 +14,7 @@
 #include "model/program.h"
 #include "parallel.h"
 
-extern const char *const bvl_pool_names[], *const bvl_part_names[];
+extern const char *const bvl_pool_names[], *const bvl_part_names[], *const bvl_row_kind_names[];
 
 /* A tuple of strings. */
 static PyObject *name_tuple(const char *const *names, int count) {
@@ -201,6 +201,8 @@ static int module_exec(PyObject *module) {
         add_object(module, "Cache", bvl_cache_type(module)) < 0 ||
         add_object(module, "OPS", describe_ops()) < 0 ||
         add_object(module, "ROWS", name_tuple(bvl_part_names, count_names(bvl_part_names))) < 0 ||
+        add_object(module, "ROW_KINDS", name_tuple(bvl_row_kind_names, count_names(bvl_row_kind_names))) <
+            0 ||
         add_object(module, "ACTIVATIONS", name_tuple(bvl_activation_names, BVL_ACT_COUNT)) < 0 ||
         add_object(module, "ISAS", name_tuple(bvl_isa_names, BVL_ISA_COUNT)) < 0 ||
         add_object(module, "PRECISIONS", name_tuple(bvl_precision_names, BVL_PRECISION_COUNT)) < 0)

@@ -54,10 +54,14 @@ static void program_dealloc(PyObject *self) {
 static PyObject *program_slot(PyObject *self, PyObject *args) {
     const char *name;
     long long rows, cols;
-    int text = 0;
+    int kind = BVL_FIXED_ROWS;
     bvl_error err;
-    if (!PyArg_ParseTuple(args, "sLL|p", &name, &rows, &cols, &text)) return NULL;
-    const int slot = bvl_program_slot(((ProgramObject *)self)->program, name, rows, cols, text != 0, &err);
+    if (!PyArg_ParseTuple(args, "sLL|i", &name, &rows, &cols, &kind)) return NULL;
+    if (kind < 0 || kind >= BVL_ROW_KINDS)
+        return PyErr_Format(PyExc_ValueError, "slot '%s': kind: found %d, expected 0 to %d", name, kind,
+                            BVL_ROW_KINDS - 1);
+    const int slot =
+        bvl_program_slot(((ProgramObject *)self)->program, name, rows, cols, (bvl_row_kind)kind, &err);
     return slot < 0 ? bvl_raise(&err) : PyLong_FromLong(slot);
 }
 
@@ -255,7 +259,7 @@ static PyObject *new_output(const bvl_program *p, const char *name, const bvl_in
     if (is_state ? call->states[record] : call->outputs[s])
         return PyErr_Format(PyExc_ValueError, "output '%s': asked for twice", name);
     const bvl_slot *slot = &p->slots[s];
-    const bool single = slot->rows == 1 && !slot->text;
+    const bool single = slot->rows == 1 && slot->kind == BVL_FIXED_ROWS;
     const int64_t shape[3] = {in->B, single ? slot->cols : bvl_slot_rows(slot, in), slot->cols};
     call->any_state = call->any_state || is_state;
     return bvl_new_array(single ? 2 : 3, shape, NPY_FLOAT32,
@@ -405,7 +409,7 @@ static PyObject *program_info(PyObject *self, PyObject *unused) {
 
 static PyMethodDef program_methods[] = {
     {"slot", program_slot, METH_VARARGS,
-     "slot(name, rows, cols, text=False) -> index; text: and the text's length"},
+     "slot(name, rows, cols, kind=0) -> index; kind: a place in ROW_KINDS, what an item's rows are"},
     {"add", program_add, METH_VARARGS, "add(op, src, dst, params, weights, num_threads): append a record"},
     {"run", program_run, METH_VARARGS, "run(inputs, outputs, num_threads) -> dict of float32 arrays"},
     {"map", program_map, METH_VARARGS,

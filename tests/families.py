@@ -68,8 +68,11 @@ ROWS = [
     chinese_clip("chinese_clip odd", text=heads(72, 1, 100), vision=heads(48, 3, 60) | {"image_size": 33}),
     chinese_clip("chinese_clip full depth", text={"num_hidden_layers": 12}, vision={"num_hidden_layers": 12},
                  full=True),
-    Row("siglip2 at its grid", "Siglip2Model", "Siglip2Config", text={"num_hidden_layers": 2, "vocab_size": 1000},
+    Row("siglip2", "Siglip2Model", "Siglip2Config", text={"num_hidden_layers": 2, "vocab_size": 1000},
         vision={"num_hidden_layers": 2, "num_patches": 16, "patch_size": 16}),
+    Row("siglip2 odd", "Siglip2Model", "Siglip2Config",
+        text=heads(48, 3, 64) | {"max_position_embeddings": 16, "projection_size": 80, "vocab_size": 1000},
+        vision=heads(80, 5, 90) | {"num_patches": 25, "patch_size": 7}),
     Row("chinese_clip text tower", "ChineseCLIPTextModel", "ChineseCLIPTextConfig",
         text={"num_hidden_layers": 2, "vocab_size": 1000}),
     Row("chinese_clip vision tower", "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig",
@@ -156,13 +159,42 @@ def inputs(row: Row, model, batch: int = 5, seed: int = 0):
         found |= {"input_ids": ids, "attention_mask": mask}
     if row.vision is not None:
         section = getattr(model.config, "vision_config", model.config)
-        size = getattr(section, "image_size", None) or 16 * int(section.num_patches**0.5)
+        if "Siglip2" in row.cls:
+            return found | patches_of_several_sizes(generator, section, batch)
+        size = section.image_size
         coarse = 3 * torch.randn(batch, 3, 4, 4, generator=generator) + 4 * torch.randn(
             batch, 3, 1, 1, generator=generator
         )
         smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
         found["pixel_values"] = smooth + torch.randn(batch, 3, size, size, generator=generator)
     return found
+
+
+def patchified(pixels, side: int = 16, most: int | None = None):
+    """Pictures (B, C, H, W) as Siglip2Model takes them: patches in the order row, column, channel, noise after them up
+    to `most`."""
+    import torch
+
+    b, c, h, w = pixels.shape
+    x = pixels.reshape(b, c, h // side, side, w // side, side).permute(0, 2, 4, 3, 5, 1)
+    x = x.reshape(b, -1, side * side * c)
+    noise = torch.randn(b, (most or x.shape[1]) - x.shape[1], x.shape[2], generator=torch.Generator().manual_seed(9))
+    mask = torch.cat([torch.ones(x.shape[:2]), torch.zeros(noise.shape[:2])], 1).long()
+    shapes = torch.tensor([[h // side, w // side]] * b)
+    return {"pixel_values": torch.cat([x, noise], 1), "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def patches_of_several_sizes(generator, section, batch: int):
+    """Of pictures that are smaller and larger than the grid of positions, wide, high, and of one row of patches."""
+    import torch
+
+    most, side, each = 40, section.patch_size, []
+    for rows, cols in [(5, 8), (4, 4), (1, 9), (13, 3), (2, 2)][:batch]:
+        coarse = 3 * torch.randn(1, 3, 4, 4, generator=generator) + 4 * torch.randn(1, 3, 1, 1, generator=generator)
+        size = (rows * side, cols * side)
+        smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+        each.append(patchified(smooth + torch.randn(1, 3, *size, generator=generator), side, most))
+    return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
 
 def mean_cosine(x: np.ndarray) -> float:

@@ -94,7 +94,7 @@ def test_image_processor_files(tmp_path):
     (tmp_path / "processor_config.json").write_text(
         '{"image_processor": {"image_processor_type": "Siglip2ImageProcessor"}}'
     )
-    assert bvl.AutoImageProcessor.from_pretrained(tmp_path).size == {"height": 256, "width": 256}
+    assert bvl.AutoImageProcessor.from_pretrained(tmp_path).max_num_patches == 256
 
 
 def test_open_clip_folders(tmp_path):

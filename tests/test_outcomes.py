@@ -181,9 +181,9 @@ def test_a_model_of_varying_sizes(tmp_path):
     )
     failed = {}
     square = Image.new("RGB", (64, 64), "blue")
-    pixels = processor.pixels([square, b"bad", square], [4, 5, 6], failed.__setitem__)
+    pixels = processor.inputs([square, b"bad", square], [4, 5, 6], failed.__setitem__)["pixel_values"]
     assert pixels.shape == (2, 3, 32, 32) and list(failed) == [5]
     with pytest.raises(bvl.ImageError, match="image 5"):
-        processor.pixels([square, b"bad", square], [4, 5, 6])
+        processor.inputs([square, b"bad", square], [4, 5, 6])
     with pytest.raises(ValueError, match="different sizes"):
-        processor.pixels([square, b"bad", Image.new("RGB", (64, 99))], [4, 5, 6], failed.__setitem__)
+        processor.inputs([square, b"bad", Image.new("RGB", (64, 99))], [4, 5, 6], failed.__setitem__)

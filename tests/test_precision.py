@@ -43,6 +43,11 @@ CONFIGS = {
         "text_config": tower(144, 2, 304, 4, vocab_size=600, max_position_embeddings=16, projection_size=144),
         "vision_config": tower(144, 2, 304, 4, image_size=70, patch_size=14),
     },
+    "siglip2": {
+        "model_type": "siglip2", "architectures": ["Siglip2Model"],
+        "text_config": tower(144, 2, 304, 4, vocab_size=600, max_position_embeddings=16, projection_size=144),
+        "vision_config": tower(144, 2, 304, 4, num_patches=25, patch_size=14),
+    },
     "chinese_clip": {
         "model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"], "projection_dim": 48,
         "text_config": tower(96, 3, 384, 2, vocab_size=600, max_position_embeddings=20),
@@ -117,12 +122,22 @@ def inputs(model, count: int = 64) -> dict[str, dict[str, np.ndarray]]:
         ids[:, -1] = size - 1
         found["text"] = {"input_ids": ids}
     if "vision" in model.towers:
-        _, height, width = model.tower("vision").program.info()["image"]
+        facts = model.tower("vision").program.info()
+        if "spatial_shapes" in facts["inputs"]:
+            return found | {"vision": patches(rng, count, facts["image"][1])}
+        _, height, width = facts["image"]
         coarse = rng.normal(size=(count, 3, 4, 4)) * 2 + 3 * rng.normal(size=(count, 3, 1, 1))
         y, x = (np.arange(n) * 4 // n for n in (height, width))
         pixels = coarse[:, :, y][:, :, :, x] + rng.normal(size=(count, 3, height, width))
         found["vision"] = {"pixel_values": pixels.astype(np.float32)}
     return found
+
+
+def patches(rng, count: int, numbers: int) -> dict[str, np.ndarray]:
+    """Of pictures of several sizes, each patch of a colour of its own or of its picture's."""
+    values = 2 * rng.normal(size=(count, 40, 1)) + 3 * rng.normal(size=(count, 1, 1))
+    pixels = (values + rng.normal(size=(count, 40, numbers))).astype(np.float32)
+    return {"pixel_values": pixels, "spatial_shapes": rng.integers([2, 2], [6, 8], (count, 2))}
 
 
 def embeddings(model, given) -> dict[str, np.ndarray]:

@@ -15,7 +15,6 @@ CROP = {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
 
 CLIP: Mapping[str, Any] = {"size": {"shortest_edge": 224}, "resample": BICUBIC, "do_convert_rgb": True} | CROP | OPENAI
 SIGLIP: Mapping[str, Any] = {"size": {"height": 224, "width": 224}, "resample": BICUBIC, "do_convert_rgb": True} | HALF
-# its size is that of its grid of patches
 SIGLIP2: Mapping[str, Any] = {"resample": BILINEAR, "max_num_patches": 256, "patch_size": 16} | HALF
 FLAVA: Mapping[str, Any] = (
     {"size": {"height": 224, "width": 224}, "resample": BICUBIC, "default_to_square": True} | CROP | OPENAI

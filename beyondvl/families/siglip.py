@@ -2,8 +2,8 @@
 
 No class token, no pre-norm of the stem, bidirectional text. Vision pools by a learned probe (MAP head), text by its
 last position, padding or not: texts must be padded to the length of training. logits = cos exp(scale) + bias, read
-through a sigmoid. Published fixed-resolution SigLIP 2 checkpoints have model_type siglip; `siglip2` stores its patch
-embedding as a linear over patches in the order row, column, channel, and is read here at its own square grid.
+through a sigmoid. Published fixed-resolution SigLIP 2 checkpoints have model_type siglip; `siglip2` (NaFlex) takes
+pictures of any size as patches, and its positions are resized to each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ import math
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Encoder, Linear, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref, replace
+from ..spec import (
+    AttentionPool,
+    Encoder,
+    Linear,
+    Normalize,
+    PatchRowsStem,
+    PatchStem,
+    Pool,
+    Project,
+    Step,
+    TokenStem,
+    ref,
+)
 from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block
 from .clip import patch_stem, tower_config
 from .pictures import SIGLIP, SIGLIP2
@@ -74,7 +86,7 @@ def map_head(prefix: str, hidden: int, intermediate: int, heads: int, activation
     )
 
 
-def stem(config: Config, section: Config, hidden: int) -> PatchStem:
+def stem(config: Config, section: Config, hidden: int) -> PatchStem | PatchRowsStem:
     prefix = "vision_model.embeddings"
     if "siglip2" not in str(config.get("model_type")):
         return patch_stem(
@@ -84,13 +96,13 @@ def stem(config: Config, section: Config, hidden: int) -> PatchStem:
             bias=True,
             class_token=False,
         )
-    patches, patch = section.integer("num_patches", 256, 1, 1 << 16), section.integer("patch_size", 16, 1, 1 << 10)
+    patches, patch = section.integer("num_patches", 256, 1, 1 << 16), section.integer("patch_size", 16, 1, 256)
     side = math.isqrt(patches)
     if side * side != patches:
         raise ConfigError(f"vision_config: num_patches: found {patches}, expected a square number")
-    values = {"image_size": side * patch, "patch_size": patch}
-    square = patch_stem(section.updated(Config(values)), hidden, prefix, bias=True, class_token=False)
-    return replace(square, weight=replace(square.weight, stored_as="patches"))
+    embedding = linear(f"{prefix}.patch_embedding", hidden, section.integer("num_channels", 3, 3, 3) * patch * patch)
+    position = ref(f"{prefix}.position_embedding.weight", patches, hidden)
+    return PatchRowsStem(embedding.weight, embedding.bias, position, (side, side))
 
 
 def vision(config: Config) -> Encoder:

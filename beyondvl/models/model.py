@@ -59,8 +59,9 @@ class PreTrainedModel(EncodeMixin):
     changes, but for the options of `encode` that are named in EmbeddingOptions.
 
     `model(**inputs)` takes what a processor returns: `input_ids` (B, L) integers, `attention_mask` (B, L),
-    `pixel_values` (B, 3, H, W) float32, `input_features` (B, C, frames, mels) float32. NumPy in gives NumPy out, torch
-    tensors in give torch tensors out.
+    `pixel_values` (B, 3, H, W) float32, or of pictures of any size their patches (B, N, numbers of a patch) with
+    `spatial_shapes` (B, 2) and `pixel_attention_mask` (B, N), `input_features` (B, C, frames, mels) float32. NumPy in
+    gives NumPy out, torch tensors in give torch tensors out.
     """
 
     spec: ClassVar[ModelClass | None] = None
@@ -302,11 +303,15 @@ class PreTrainedModel(EncodeMixin):
             "text", {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         )
 
-    def get_image_features(self, pixel_values: Any, **kwargs: Any) -> Any:
+    def get_image_features(
+        self, pixel_values: Any, *, pixel_attention_mask: Any = None, spatial_shapes: Any = None, **kwargs: Any
+    ) -> Any:
         """Projected image embeddings (B, D), not normalised: an array that also has `.pooler_output`; a torch tensor
-        where the inputs are torch tensors."""
+        where the inputs are torch tensors. `spatial_shapes` and `pixel_attention_mask` come with pictures of any size.
+        """
         check_neutral(kwargs)
-        return self._features("vision", {"pixel_values": pixel_values})
+        inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        return self._features("vision", {"pixel_values": pixel_values} | inputs)
 
     def get_audio_features(self, input_features: Any, is_longer: Any = None, **kwargs: Any) -> Any:
         """Projected embeddings (B, D) of sounds, unit norm: an array that also has `.pooler_output`; a torch tensor

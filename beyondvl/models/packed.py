@@ -27,7 +27,7 @@ from .tower import Tower
 
 __all__ = ["Packed", "is_packed", "packed_class", "read_packed", "save", "write_companions"]
 
-FORMAT = 10  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (csrc/model/)
+FORMAT = 11  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (csrc/model/)
 ALIGNMENT = 64
 COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block
@@ -153,8 +153,8 @@ def _program(section: Config, mapping: mmap.mmap, precision: str, num_threads: i
     if size:
         program.map(memoryview(mapping)[begin : begin + size])
     fields = section.to_dict()
-    for name, rows, cols, text in fields["slots"]:
-        program.slot(name, rows, cols, text)
+    for name, rows, cols, kind in fields["slots"]:
+        program.slot(name, rows, cols, kind)
     for op, src, dst, params, shapes in fields["records"]:
         program.add(op, src, dst, params, shapes, num_threads)
     known = {name: cols for name, _, cols, _ in fields["slots"]} | dict.fromkeys(("context", "padded_context"))

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from .loading import MAX_PIXELS
 
-__all__ = ["crop_start", "fixed_size", "resized", "size_field"]
+__all__ = ["crop_start", "fixed_size", "resized", "resized_to_patches", "size_field"]
 
 KEYS = ({"shortest_edge"}, {"height", "width"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
@@ -52,6 +52,25 @@ def resized(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
     short, long = sorted((height, width))
     new_long = int(edge * long / short)
     return (edge, new_long) if height <= width else (new_long, edge)
+
+
+def resized_to_patches(height: int, width: int, patch_size: int, most: int) -> tuple[int, int]:
+    """The largest height and width in whole patches, `most` of them at most, in the proportions of a picture; found by
+    halving, to 1e-5 of its sides, as transformers does."""
+
+    def scaled(scale: float) -> tuple[int, int]:
+        down, across = (max(1, math.ceil(n * scale / patch_size)) * patch_size for n in (height, width))
+        return down, across
+
+    fits, too_large = 1e-6, 100.0
+    while too_large - fits >= 1e-5:
+        scale = (fits + too_large) / 2
+        down, across = scaled(scale)
+        if (down // patch_size) * (across // patch_size) <= most:
+            fits = scale
+        else:
+            too_large = scale
+    return scaled(fits)
 
 
 def _within(edge: int, most: int, height: int, width: int) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,43 +24,15 @@ from ..errors import ConfigError, ImageError
 from ..families.registry import Processing, families, load_config, processing_of
 from ..folder import Folder
 from ..hub import open_folder
-from ..outputs import BatchFeature, check_allowed, from_numpy, thread_count
+from ..outputs import BatchFeature, from_numpy, thread_count
 from .fields import JsonFields
-from .geometry import crop_start, fixed_size, resized, size_field
+from .geometry import crop_start, fixed_size, resized, resized_to_patches, size_field
+from .image_fields import CHECKS, FIELDS, KINDS, NEAREST, NEUTRAL, PATCH_FIELDS, SWITCHES, check_neutral
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels, to_bytes
 
 __all__ = ["AutoImageProcessor", "ImageProcessor", "image_class", "image_config"]
 
-NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
 SUFFIXES = ("Pil", "Fast")
-# fields of a processor, in the order they are set in: a crop needs its size
-FIELDS: dict[str, Any] = {
-    "default_to_square": False,
-    "do_convert_rgb": None,
-    "do_resize": True,
-    "size": None,
-    "resample": BICUBIC,
-    "crop_size": None,
-    "do_center_crop": False,
-    "crop_rounding": "down",
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": None,
-    "image_std": None,
-}
-KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
-# of a call or a file, accepted for the sake of callers of transformers at the values that change nothing
-NEUTRAL = {
-    "data_format": (None, "channels_first"),
-    "disable_grouping": (None, True, False),
-    "device": (None, "cpu"),
-    "do_pad": (None, False),
-    "pad_size": (None,),
-    "image_seq_length": (None,),
-    "image_like_kwargs": (None,),
-}
-SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")  # None of a call turns them off, too
 
 
 class ImageProcessor(JsonFields):
@@ -76,6 +47,7 @@ class ImageProcessor(JsonFields):
     """
 
     part: ClassVar[str] = "image_processor"  # what it is of a processor
+    fields: ClassVar[Mapping[str, Any]] = FIELDS  # of the class, in the order they are set in
     class_name: ClassVar[str] = "ImageProcessor"
     defaults: ClassVar[Mapping[str, Any]] = {}  # of the class, where neither a file nor a caller says so
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -86,14 +58,12 @@ class ImageProcessor(JsonFields):
 
     def __init__(self, *, decoder: str = "auto", fast: bool = False, num_threads: int | None = None, **fields: Any):
         for name in [name for name in fields if name in NEUTRAL]:
-            _check_neutral(name, fields.pop(name))
-        if unknown := sorted(set(fields) - set(FIELDS)):
-            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
-        stated = {name: value for name, value in fields.items() if value is not None}
-        values = FIELDS | dict(self.defaults) | self.from_file(Config({})) | stated
-        if values["size"] is None:
+            check_neutral(name, fields.pop(name))
+        self._check_known(fields)
+        values = self.fields | dict(self.defaults) | {n: value for n, value in fields.items() if value is not None}
+        if "size" in values and values["size"] is None:
             raise ConfigError("size: not given, expected the size that pictures become")
-        for name in FIELDS:
+        for name in self.fields:
             setattr(self, name, values[name])
         self.decoder, self.fast, self.others = decoder, fast, {}
         self.num_threads = thread_count(num_threads)
@@ -118,22 +88,13 @@ class ImageProcessor(JsonFields):
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> ImageProcessor:
         """From the fields of preprocessor_config.json; unknown ones change nothing and are kept."""
         config = Config(dict(image_processor_dict), "preprocessor_config.json")
-        fields = {name: config.get(name) for name in FIELDS if config.get(name) is not None}
+        fields = {name: config.get(name) for name in cls.fields if config.get(name) is not None}
         if "rescale_factor" in fields:
             fields["rescale_factor"] = config.number("rescale_factor", 1 / 255, -1e6, 1e6)
-        made = cls(**({n: v for n, v in cls.from_file(config).items() if n not in overrides} | fields | overrides))
-        apart = (*FIELDS, *KINDS, "decoder", "fast", "num_threads", "processor_class")
+        made = cls(**(fields | overrides))
+        apart = (*cls.fields, *KINDS, "decoder", "fast", "num_threads", "processor_class")
         made.others = {n: v for n, v in image_processor_dict.items() if n not in apart and not n.startswith("_")}
         return made
-
-    @classmethod
-    def from_file(cls, config: Config) -> dict[str, Any]:
-        """Fields that follow from others of a file: of a grid of patches the size."""
-        if "max_num_patches" not in cls.defaults:
-            return {}
-        patches, side = (config.integer(name, cls.defaults[name]) for name in ("max_num_patches", "patch_size"))
-        side *= math.isqrt(patches)
-        return {"size": {"height": side, "width": side}}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ImageProcessor:
@@ -175,11 +136,18 @@ class ImageProcessor(JsonFields):
         channels = getattr(input_data_format, "value", input_data_format)
         if channels not in (None, "channels_first", "channels_last"):
             raise ValueError(f"input_data_format: found {channels!r}, expected 'channels_first' or 'channels_last'")
-        pixels = self.pixels(batch, positions or range(len(batch)), channels=channels)
-        tensors = from_numpy(pixels, return_tensors) if return_tensors else list(pixels)
-        return BatchFeature(pixel_values=tensors)
+        arrays = self.inputs(batch, positions or range(len(batch)), channels=channels)
+        return BatchFeature(
+            {name: from_numpy(a, return_tensors) if return_tensors else list(a) for name, a in arrays.items()}
+        )
 
     preprocess = __call__
+
+    def _check_known(self, fields: dict[str, Any]) -> None:
+        """TypeError for fields it does not have."""
+        if unknown := sorted(set(fields) - set(self.fields)):
+            known = ", ".join(self.fields)
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {known}")
 
     @property
     def image_processor_type(self) -> str:
@@ -189,22 +157,21 @@ class ImageProcessor(JsonFields):
     def _changed(self, settings: dict[str, Any]) -> ImageProcessor:
         """This processor with some fields set."""
         for name in [name for name in settings if name in NEUTRAL]:
-            _check_neutral(name, settings.pop(name))
-        if unknown := sorted(set(settings) - set(FIELDS)):
-            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; an image processor has {', '.join(FIELDS)}")
+            check_neutral(name, settings.pop(name))
+        self._check_known(settings)
         changed = copy.copy(self)
         settings |= {name: False for name in SWITCHES if name in settings and settings[name] is None}
-        for name in (name for name in FIELDS if settings.get(name) is not None):
+        for name in (name for name in self.fields if settings.get(name) is not None):
             setattr(changed, name, settings[name])
         return changed
 
-    def pixels(
+    def inputs(
         self, batch: list[Any], positions: Any, failed: Callable[[int, ImageError], None] | None = None,
         channels: str | None = None,
-    ) -> np.ndarray:  # fmt: skip
-        """pixel_values (n, 3, H, W) of pictures, without those that cannot be read: `failed` is told of each (its
-        position and the error); where that is None the first one's ImageError is raised. Each picture goes from source
-        to result on one thread, so that its pixels are resized while in the cache."""
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """A model's inputs of pictures, without those that cannot be read: `failed` is told of each (its position and
+        the error); where that is None the first one's ImageError is raised. Each picture goes from source to result on
+        one thread, so that its pixels are resized while in the cache."""
         unread: dict[int, ImageError] = {}
         workers = min(self.num_threads, len(batch))
         with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
@@ -219,25 +186,35 @@ class ImageProcessor(JsonFields):
                 left = [index for index in range(len(batch)) if index not in unread]
                 return list((pool.map if pool else map)(attempt, left))
 
-            shape = self._output_shape()
-            if shape is None:  # it depends on the pictures, which must agree
-                out = self._agreeing(each, batch, positions, channels)
-            else:
-                out = np.empty((len(batch), 3, *shape), np.float32)
-                local = threading.local()
-
-                def work(index: int) -> None:
-                    if not hasattr(local, "scratch"):
-                        local.scratch = Scratch(self._least if self.fast else None)
-                    pixels = self._load(batch[index], positions[index], local.scratch, channels)
-                    self._fill(out[index], pixels, positions[index])
-
-                each(work)
+            arrays = self._arrays(each, batch, positions, channels)
         for index in sorted(unread):
             if failed is None:
                 raise unread[index]
             failed(positions[index], unread[index])
-        return np.delete(out, list(unread), 0) if unread else out
+        return {name: np.delete(array, list(unread), 0) if unread else array for name, array in arrays.items()}
+
+    def _arrays(
+        self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
+    ) -> dict[str, np.ndarray]:
+        """The inputs, undefined where a picture cannot be read; `each` runs a function over all that can."""
+        shape = self._output_shape()
+        if shape is None:  # it depends on the pictures, which must agree
+            return {"pixel_values": self._agreeing(each, batch, positions, channels)}
+        out = np.empty((len(batch), 3, *shape), np.float32)
+        load = self._loader(batch, positions, channels)
+        each(lambda index: self._fill(out[index], load(index), positions[index]))
+        return {"pixel_values": out}
+
+    def _loader(self, batch: list[Any], positions: Any, channels: str | None) -> Callable[[int], np.ndarray]:
+        """Loads the pixels of one picture, into memory that the next one on its thread takes over."""
+        local = threading.local()
+
+        def load(index: int) -> np.ndarray:
+            if not hasattr(local, "scratch"):
+                local.scratch = Scratch(self._least if self.fast else None)
+            return self._load(batch[index], positions[index], local.scratch, channels)
+
+        return load
 
     def _agreeing(
         self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
@@ -344,13 +321,63 @@ class ImageProcessor(JsonFields):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as preprocessor_config.json holds them."""
-        fields = self.others | {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
-        if self.crop_rounding == FIELDS["crop_rounding"]:
-            del fields["crop_rounding"]
+        kept = {name: getattr(self, name) for name in self.fields}
+        if kept.get("crop_rounding") == FIELDS["crop_rounding"]:
+            del kept["crop_rounding"]
+        fields = self.others | {name: value for name, value in kept.items() if value is not None}
         return fields | {"image_processor_type": self.class_name}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_dict()})"
+
+
+class PatchImageProcessor(ImageProcessor):
+    """`processor(images) -> {"pixel_values": (B, max_num_patches, patch_size * patch_size * 3) float32,
+    "pixel_attention_mask": (B, max_num_patches) int32, "spatial_shapes": (B, 2) int64}` (NaFlex; Tschannen et al.,
+    2025): a picture keeps its proportions and becomes as large as that many patches allow, and its patches stand row by
+    row, each in the order row, column, channel, then zeros. `spatial_shapes` counts them down and across.
+
+    Fields as in preprocessor_config.json: do_resize, resample, do_rescale, rescale_factor, do_normalize, image_mean,
+    image_std, patch_size, max_num_patches; see ImageProcessor.
+    """
+
+    fields: ClassVar[Mapping[str, Any]] = {name: FIELDS[name] for name in PATCH_FIELDS} | {
+        "patch_size": 16,
+        "max_num_patches": 256,
+    }
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+    do_center_crop = False
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not self.do_resize:
+            return height, width
+        return resized_to_patches(height, width, self.patch_size, self.max_num_patches)
+
+    def _arrays(
+        self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
+    ) -> dict[str, np.ndarray]:
+        side, most = self.patch_size, self.max_num_patches
+        out = np.zeros((len(batch), most, side * side * 3), np.float32)
+        shapes = np.zeros((len(batch), 2), np.int64)
+        load = self._loader(batch, positions, channels)
+
+        def work(index: int) -> None:
+            image = load(index)
+            with _placed(positions[index]):
+                height, width = self._target(image)[2:4]
+                if height % side or width % side or height * width > most * side * side:
+                    raise ImageError(
+                        f"{width} x {height} pixels, expected at most {most} whole patches of {side} x {side}"
+                    )
+            pixels = np.empty((3, height, width), np.float32)
+            self._fill(pixels, image, positions[index])
+            rows, cols = shapes[index] = height // side, width // side
+            patches = pixels.reshape(3, rows, side, cols, side).transpose(1, 3, 2, 4, 0)
+            out[index, : rows * cols] = patches.reshape(rows * cols, -1)
+
+        each(work)
+        mask = np.arange(most) < shapes.prod(1)[:, None]
+        return {"pixel_values": out, "pixel_attention_mask": mask.astype(np.int32), "spatial_shapes": shapes}
 
 
 class AutoImageProcessor:
@@ -397,73 +424,15 @@ def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor
         if defaults is None:
             known = ", ".join(sorted({n for w in ways for n in w.image_processors}))
             raise ConfigError(f"image_processor_type: found {name!r}, expected one of {known}")
-        members = {
-            "class_name": plain,
-            "defaults": defaults,
-            "__doc__": ImageProcessor.__doc__,
-            "__module__": "beyondvl",
-        }
-        _CLASSES[plain] = type(plain, (ImageProcessor,), members)
+        base = PatchImageProcessor if "max_num_patches" in defaults else ImageProcessor
+        members = {"class_name": plain, "defaults": defaults, "__doc__": base.__doc__, "__module__": "beyondvl"}
+        _CLASSES[plain] = type(plain, (base,), members)
     return _CLASSES[plain]
-
-
-def _check_neutral(name: str, value: Any) -> None:
-    check_allowed(name, getattr(value, "value", value), NEUTRAL[name])
 
 
 def _as_batch(images: Any) -> list[Any]:
     """A 4-dimensional array is a batch; anything else is one picture."""
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-
-
-def _three(value: Any, name: str, default: float, least: float) -> list[float]:
-    numbers = [default] * 3 if value is None else list(value) if isinstance(value, list | tuple) else [value] * 3
-    if len(numbers) != 3 or not all(_is_number(n) and least <= n < 1e6 for n in numbers):
-        raise ConfigError(f"{name}: found {value!r}, expected 3 numbers{' above 0' if least > 0 else ''}")
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _resample(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value not in range(6):
-        raise ConfigError(f"resample: found {value!r}, expected Pillow's 0 to 5")
-    return int(value)
-
-
-def _factor(value: Any) -> float:
-    if not _is_number(value) or not -1e6 <= value <= 1e6:
-        raise ConfigError(f"rescale_factor: found {value!r}, expected a number from -1e6 to 1e6")
-    return value
-
-
-def _choice(value: Any, name: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ConfigError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if type(value) is not bool:
-        raise ConfigError(f"{name}: found {value!r}, expected true or false")
-    return value
-
-
-CHECKS = {
-    **{
-        name: functools.partial(_flag, name=name)
-        for name in FIELDS
-        if name.startswith("do_") and name != "do_convert_rgb"
-    },
-    "crop_size": lambda value: value if value is None else size_field(value, "crop_size", cropped=True),
-    "resample": _resample,
-    "crop_rounding": lambda value: _choice(value, "crop_rounding", ("down", "even")),
-    "rescale_factor": _factor,
-    "image_mean": functools.partial(_three, name="image_mean", default=0.0, least=-1e6),
-    "image_std": functools.partial(_three, name="image_std", default=1.0, least=1e-12),
-}
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ TEXT_OPTIONS = frozenset(
 )
 IMAGE_OPTIONS = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
-    "do_convert_rgb default_to_square do_pad pad_size data_format input_data_format device disable_grouping".split()
+    "do_convert_rgb default_to_square patch_size max_num_patches do_pad pad_size data_format input_data_format device "
+    "disable_grouping".split()
 )
 AUDIO_OPTIONS = frozenset(
     "sampling_rate padding truncation max_length pad_to_multiple_of return_attention_mask do_normalize device "
@@ -294,7 +295,7 @@ class Processor(JsonFields):
             n for n in (self.tokenizer.model_input_names if self.tokenizer else ()) if n not in self.kind.unused_inputs
         ]
         qformer = ["qformer_input_ids", "qformer_attention_mask"] if self.qformer_tokenizer else []
-        pictures = [IMAGE.main[0]] if self.image_processor else []
+        pictures = self.image_processor.model_input_names if self.image_processor else []
         sounds = self.feature_extractor.model_input_names if self.feature_extractor else []
         return [*pictures, *sounds, *text, *qformer]
 

@@ -8,57 +8,10 @@
  */
 #include "resize.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "../arena.h"
 #include "../kernels/kernels.h"
-
-static const double pi = 3.14159265358979323846;
-
-static double bilinear(double x) {
-    x = fabs(x);
-    return x < 1.0 ? 1.0 - x : 0.0;
-}
-
-static double bicubic(double x) { /* Keys, a = -1/2 */
-    const double a = -0.5;
-    x = fabs(x);
-    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-    return 0.0;
-}
-
-static double box(double x) {
-    return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
-}
-
-static double hamming(double x) {
-    x = fabs(x);
-    if (x == 0.0) return 1.0;
-    if (x >= 1.0) return 0.0;
-    x *= pi;
-    return sin(x) / x * (0.54 + 0.46 * cos(x));
-}
-
-static double sinc(double x) {
-    if (x == 0.0) return 1.0;
-    x *= pi;
-    return sin(x) / x;
-}
-
-static double lanczos(double x) {
-    return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0;
-}
-
-static const struct {
-    double (*weight)(double);
-    double support;
-} filters[] = {[BVL_LANCZOS] = {lanczos, 3.0},
-               [BVL_BILINEAR] = {bilinear, 1.0},
-               [BVL_BICUBIC] = {bicubic, 2.0},
-               [BVL_BOX] = {box, 0.5},
-               [BVL_HAMMING] = {hamming, 1.0}};
 
 static void taps_free(bvl_taps *a) {
     bvl_free(a->words);
@@ -66,26 +19,10 @@ static void taps_free(bvl_taps *a) {
     bvl_free(a->length);
 }
 
-/* Weights of one output sample, rounded to whole numbers, zeros after them; Pillow's arithmetic in double. */
-static void sample_weights(int32_t *weights, double *exact, double center, double inverse, bvl_filter filter,
-                           int64_t begin, int64_t length) {
-    double sum = 0.0;
-    for (int64_t x = 0; x < length; x++) {
-        exact[x] = filters[filter].weight(((double)(x + begin) - center + 0.5) * inverse);
-        sum += exact[x];
-    }
-    for (int64_t x = 0; x < length; x++) {
-        const double w = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << BVL_RESAMPLE_BITS);
-        weights[x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
-    }
-}
-
 /* Taps of output samples [first, first + count) along one axis. */
 static bool taps_init(bvl_taps *a, const bvl_kernels *kernels, int64_t in, int64_t out, bvl_filter filter,
                       int64_t first, int64_t count) {
-    const double scale = (double)in / (double)out, wider = scale < 1.0 ? 1.0 : scale;
-    const double support = filters[filter].support * wider, inverse = 1.0 / wider;
-    a->groups = ((int64_t)ceil(support) * 2 + 1 + 3) / 4;
+    a->groups = (bvl_filter_most(filter, in, out) + 3) / 4;
     double *exact = bvl_alloc_array((size_t)(4 * a->groups), sizeof *exact);
     int32_t *weights = bvl_alloc_array((size_t)(4 * a->groups), sizeof *weights);
     a->words = bvl_alloc_array((size_t)(count * a->groups), 4 * sizeof *a->words);
@@ -93,15 +30,14 @@ static bool taps_init(bvl_taps *a, const bvl_kernels *kernels, int64_t in, int64
     a->length = bvl_alloc_array((size_t)count, sizeof *a->length);
     const bool ok = exact && weights && a->words && a->begin && a->length;
     for (int64_t i = 0; ok && i < count; i++) {
-        const double center = ((double)(first + i) + 0.5) * scale;
-        const int64_t begin = BVL_MAX(0, (int64_t)(center - support + 0.5));
-        const int64_t length = BVL_MIN(in, (int64_t)(center + support + 0.5)) - begin;
+        a->length[i] = bvl_filter_weights(exact, filter, in, out, first + i, &a->begin[i]);
         memset(weights, 0, (size_t)(4 * a->groups) * sizeof *weights);
-        sample_weights(weights, exact, center, inverse, filter, begin, length);
+        for (int64_t x = 0; x < a->length[i]; x++) { /* rounded to whole numbers */
+            const double w = exact[x] * (1 << BVL_RESAMPLE_BITS);
+            weights[x] = (int32_t)(w < 0 ? -0.5 + w : 0.5 + w);
+        }
         for (int64_t g = 0; g < a->groups; g++)
             kernels->resample_pack(a->words + (i * a->groups + g) * 4, weights + 4 * g);
-        a->begin[i] = begin;
-        a->length[i] = length;
     }
     bvl_free(exact);
     bvl_free(weights);

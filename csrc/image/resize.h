@@ -2,10 +2,7 @@
 #ifndef BVL_RESIZE_H
 #define BVL_RESIZE_H
 
-#include "../core.h"
-
-/* Pillow's filters and their numbers. */
-typedef enum { BVL_LANCZOS = 1, BVL_BILINEAR = 2, BVL_BICUBIC = 3, BVL_BOX = 4, BVL_HAMMING = 5 } bvl_filter;
+#include "../kernels/filters.h"
 
 /* A borrowed picture, [height, width, channels] with contiguous pixels. */
 typedef struct {

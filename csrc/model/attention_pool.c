@@ -18,7 +18,8 @@ typedef struct {
 } attention_pool;
 
 static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    if (p->slots[r->dst].text || p->slots[r->dst].rows != 1 || p->slots[r->dst].cols != p->slots[r->src].cols)
+    if (p->slots[r->dst].kind != BVL_FIXED_ROWS || p->slots[r->dst].rows != 1 ||
+        p->slots[r->dst].cols != p->slots[r->src].cols)
         return bvl_fail(err, BVL_INVALID, "attention_pool: expected one row of %lld",
                         (long long)p->slots[r->src].cols);
     attention_pool *s = r->state = bvl_alloc(sizeof *s);
@@ -56,28 +57,24 @@ static void attention_pool_run(const bvl_record *r, const bvl_run *run) {
     const bvl_kernels *k = run->kernels;
     const bvl_team team = run->team;
     const bvl_slot *src = &run->program->slots[r->src];
-    const int64_t T = bvl_slot_rows(src, run->inputs), n = run->count, ldy = run->program->slots[r->dst].ld;
+    const int64_t n = run->count, rows = bvl_rows_before(run, src, n), ldy = run->program->slots[r->dst].ld;
     const int64_t ldkv = bvl_padded(2 * heads->inner), ldh = bvl_padded(BVL_MAX(heads->D, heads->inner)),
                   ldm = bvl_padded(s->ffn.intermediate);
-    float *kv = run->shared, *h = kv + n * T * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
+    float *kv = run->shared, *h = kv + rows * ldkv, *wide = h + n * ldh, *z = wide + n * ldm;
     float *y = run->slots[r->dst];
     int64_t ld = src->ld;
 
-    const float *a = bvl_linear_load(&heads->in, z, run->slots[r->src], &ld, n * T, team);
-    bvl_linear_run(&heads->in, k, kv, ldkv, a, ld, n * T, (bvl_epilogue){0}, team);
+    const float *a = bvl_linear_load(&heads->in, z, run->slots[r->src], &ld, rows, team);
+    bvl_linear_run(&heads->in, k, kv, ldkv, a, ld, rows, (bvl_epilogue){0}, team);
     bvl_barrier(team);
-    const bvl_attention_shape shape = {.Tq = 1,
-                                       .Tk = T,
-                                       .hd = heads->hd,
-                                       .ldq = heads->inner,
-                                       .ldkv = ldkv,
-                                       .ldo = ldh,
-                                       .scale = heads->scale};
+    bvl_attention_shape shape = {
+        .Tq = 1, .hd = heads->hd, .ldq = heads->inner, .ldkv = ldkv, .ldo = ldh, .scale = heads->scale};
     int64_t begin, end;
     bvl_share(n * heads->heads, team.tid, team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / heads->heads, at = u % heads->heads * heads->hd;
-        const float *keys = kv + item * T * ldkv + at;
+        const float *keys = kv + bvl_rows_before(run, src, item) * ldkv + at;
+        shape.Tk = bvl_item_rows(run, src, item);
         bvl_attention(k, h + item * ldh + at, s->query + at, keys, keys + heads->inner, &shape, run->local);
     }
     bvl_barrier(team);

@@ -43,7 +43,7 @@ static int64_t scratch(const bvl_program *p, int64_t rows) {
 
 int64_t bvl_chain_shared(const bvl_program *p, const bvl_record *r, int64_t count, const bvl_inputs *in) {
     const bvl_sublayer *s = r->state;
-    return s->window ? 0 : scratch(p, count * bvl_slot_rows(&p->slots[r->src], in));
+    return s->window ? 0 : scratch(p, count * bvl_slot_rows(&p->slots[r->src], in)); /* or fewer */
 }
 
 static int64_t windows_at_once(int64_t window) {
@@ -119,7 +119,8 @@ static void run_part(const bvl_record *r, const bvl_run *run, const bvl_place *a
     }
 }
 
-/* The chain over run->count items of T rows at `at`, whose scratch begins at its h. */
+/* The chain over run->count items of T rows, or of as many as each has, at `at`, whose scratch begins at its
+ * h. */
 static void run_rows(const bvl_record *records, int count, const bvl_run *run, bvl_place at, int64_t T) {
     const bvl_program *p = run->program;
     const int64_t queries = run->inputs->contexts ? p->queries : 0;
@@ -190,6 +191,7 @@ void bvl_chain_run(const bvl_record *records, int count, const bvl_run *run) {
         run_windows(records, count, run);
         return;
     }
-    bvl_place at = {.x = run->slots[records->src], .h = run->shared, .ldx = slot->ld, .rows = run->count * T};
+    bvl_place at = {.x = run->slots[records->src], .h = run->shared, .ldx = slot->ld};
+    at.rows = bvl_rows_before(run, slot, run->count);
     run_rows(records, count, run, at, T);
 }

@@ -26,9 +26,11 @@ static bvl_status context_build(bvl_program *p, bvl_record *r, const bvl_build *
                         (long long)b->weights[0].shape[0], (long long)heads);
     if (b->weights[1].data && bvl_expect(r->op, b, 1, 1, 2 * inner, 0, 0, 0, err) != BVL_OK)
         return err->status;
-    if (p->slots[r->src].text && p->slots[r->src].rows)
+    if ((p->slots[r->src].kind == BVL_TEXT_ROWS && p->slots[r->src].rows) ||
+        p->slots[r->src].kind == BVL_PATCH_ROWS)
         return bvl_fail(err, BVL_INVALID,
-                        "context: of query tokens and text in one slot, expected one of them");
+                        "context: of slot %s, expected query tokens, a text or a picture of one size",
+                        p->slots[r->src].name);
     if (p->makes.layers && p->context_slot != r->src)
         return bvl_fail(err, BVL_INVALID, "context: of slot %s, expected %s as before", p->slots[r->src].name,
                         p->slots[p->context_slot].name);
@@ -76,7 +78,7 @@ static void context_run(const bvl_record *r, const bvl_run *run) {
     const float *a = bvl_linear_load(&s->kv, kv + rows * ld, run->slots[r->src], &lda, rows, run->team);
     bvl_linear_run(&s->kv, run->kernels, kv, ld, a, lda, rows, (bvl_epilogue){.bf16 = s->bf16}, run->team);
     bvl_barrier(run->team);
-    if (src->text && in->attention_mask && !run->padded) {
+    if (src->kind == BVL_TEXT_ROWS && in->attention_mask && !run->padded) {
         bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
         for (int64_t i = begin; i < end; i++)
             keep_unmasked(kv + i * T * ld, ld, bvl_item_mask(in, run->first + i), T);

@@ -44,7 +44,7 @@ static bvl_status inverted_residual_check(const bvl_program *p, const bvl_record
         const int64_t most = i == P_ACT ? BVL_ACT_COUNT - 1 : i == P_RESIDUAL ? 1 : MOST;
         if (bvl_expect_whole(r->op, b, i, least, most, &q[i], err) != BVL_OK) return err->status;
     }
-    if (src->text || dst->text || src->rows != q[P_HEIGHT] * q[P_WIDTH] ||
+    if (src->kind != BVL_FIXED_ROWS || dst->kind != BVL_FIXED_ROWS || src->rows != q[P_HEIGHT] * q[P_WIDTH] ||
         dst->rows != q[P_OUT_HEIGHT] * q[P_OUT_WIDTH])
         return bvl_fail(err, BVL_INVALID, "inverted_residual: rows do not match height x width");
     if (q[P_RESIDUAL] && (src->rows != dst->rows || src->cols != dst->cols))

@@ -30,8 +30,9 @@ static bvl_status fuse_check(const bvl_program *p, const bvl_record *r, const bv
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     if (p->declared[BVL_IS_LONGER].rank)
         return bvl_fail(err, BVL_INVALID, "fuse_crops: expected one per program");
-    if (src->text || dst->text || src->rows != (1 + patches->channels) * patches->height ||
-        src->cols != patches->width || dst->rows % patches->out_height ||
+    if (src->kind != BVL_FIXED_ROWS || dst->kind != BVL_FIXED_ROWS ||
+        src->rows != (1 + patches->channels) * patches->height || src->cols != patches->width ||
+        dst->rows % patches->out_height ||
         dst->rows / patches->out_height < patches->channels * patches->out_width)
         return bvl_fail(err, BVL_INVALID, "fuse_crops: slots %s and %s do not hold the pictures", src->name,
                         dst->name);

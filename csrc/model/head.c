@@ -14,7 +14,7 @@
 
 static bvl_status same_rows(const bvl_program *p, const bvl_record *r, bool same_cols, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    if (src->rows == dst->rows && src->text == dst->text && (!same_cols || src->cols == dst->cols))
+    if (src->rows == dst->rows && src->kind == dst->kind && (!same_cols || src->cols == dst->cols))
         return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s differ in shape", r->op->name, src->name,
                     dst->name);
@@ -118,9 +118,12 @@ typedef struct {
 static bvl_status pool_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const int kind = (int)b->params[0];
-    if (kind < 0 || kind >= POOL_COUNT || dst->text || dst->rows != 1 || dst->cols != src->cols ||
-        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) && (!src->text || !p->declared[BVL_INPUT_IDS].rank)) ||
-        (kind != POOL_FIRST && src->text && src->rows)) /* which rows are text changes from call to call */
+    if (kind < 0 || kind >= POOL_COUNT || dst->kind != BVL_FIXED_ROWS || dst->rows != 1 ||
+        dst->cols != src->cols ||
+        ((kind == POOL_ARGMAX || kind == POOL_TOKEN) &&
+         (src->kind != BVL_TEXT_ROWS || !p->declared[BVL_INPUT_IDS].rank)) ||
+        (kind != POOL_FIRST && src->kind == BVL_TEXT_ROWS &&
+         src->rows)) /* which rows are text changes from call to call */
         return bvl_fail(err, BVL_INVALID, "pool: kind %d does not fit slots %s and %s", kind, src->name,
                         dst->name);
     pool_state *s = r->state = bvl_alloc(sizeof *s);
@@ -152,20 +155,21 @@ static int64_t pool_row(const bvl_record *r, const bvl_run *run, int64_t item) {
     const bvl_slot *src = &run->program->slots[r->src];
     if (s->kind == POOL_MEAN) return -1;
     const bool ids = s->kind == POOL_ARGMAX || s->kind == POOL_TOKEN;
-    return pooled_row(s, ids ? in->input_ids + (run->first + item) * in->L : NULL, bvl_slot_rows(src, in));
+    return pooled_row(s, ids ? in->input_ids + (run->first + item) * in->L : NULL,
+                      bvl_item_rows(run, src, item));
 }
 
 static void pool_run(const bvl_record *r, const bvl_run *run) {
     const pool_state *s = r->state;
     const bvl_inputs *in = run->inputs;
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
-    const int64_t T = bvl_slot_rows(src, in);
-    const bool text = src->text;
+    const bool text = src->kind == BVL_TEXT_ROWS;
     int64_t begin, end;
     bvl_share(run->count, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        const float *x = run->slots[r->src] + i * T * src->ld;
+        const float *x = run->slots[r->src] + bvl_rows_before(run, src, i) * src->ld;
         float *y = run->slots[r->dst] + i * dst->ld;
+        const int64_t T = bvl_item_rows(run, src, i);
         if (T < 1)
             memset(y, 0, (size_t)src->cols * sizeof(float));
         else if (s->kind == POOL_MEAN)
@@ -195,7 +199,7 @@ static bvl_status same_shape_build(bvl_program *p, bvl_record *r, const bvl_buil
 static void l2_normalize_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src];
     bvl_l2_normalize_run(run->kernels, run->slots[r->dst], run->program->slots[r->dst].ld, run->slots[r->src],
-                         src->ld, run->count * bvl_slot_rows(src, run->inputs), src->cols, run->team);
+                         src->ld, bvl_rows_before(run, src, run->count), src->cols, run->team);
     bvl_barrier(run->team);
 }
 
@@ -210,7 +214,7 @@ const bvl_op bvl_op_l2_normalize = {
 static void softmax_run(const bvl_record *r, const bvl_run *run) {
     const bvl_slot *src = &run->program->slots[r->src], *dst = &run->program->slots[r->dst];
     int64_t begin, end;
-    bvl_share(run->count * bvl_slot_rows(src, run->inputs), run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(bvl_rows_before(run, src, run->count), run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         float *y = run->slots[r->dst] + i * dst->ld;
         if (r->src != r->dst) memcpy(y, run->slots[r->src] + i * src->ld, (size_t)src->cols * sizeof(float));
@@ -230,7 +234,7 @@ const bvl_op bvl_op_softmax = {
 static bvl_status first_rows_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     (void)b;
-    if (dst->rows <= src->rows && !dst->text && dst->cols == src->cols) return BVL_OK;
+    if (dst->rows <= src->rows && dst->kind == BVL_FIXED_ROWS && dst->cols == src->cols) return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "first_rows: slot %s does not fit the first rows of %s", dst->name,
                     src->name);
 }

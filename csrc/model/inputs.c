@@ -23,6 +23,7 @@ static int64_t known(const bvl_inputs *in, bvl_size size) {
     switch (size.kind) {
         case BVL_EXACTLY: return size.count;
         case BVL_ITEMS: return in->B;
+        case BVL_PATCHES: return in->patches ? in->patches : -1;
         case BVL_TOKENS: return in->L;
         case BVL_ALL_TOKENS: return in->L < 0 ? -1 : in->past + in->L;
         default: return -1;
@@ -31,7 +32,7 @@ static int64_t known(const bvl_inputs *in, bvl_size size) {
 
 /* "(3, n, 48)": with the sizes of the call `in`, or as the program says it where that is NULL. */
 static const char *format(char *text, size_t room, const bvl_declared *d, const bvl_inputs *in) {
-    static const char *const letters[] = {"", "1 to ", "B", "L", "L", "n", "n"};
+    static const char *const letters[] = {"", "1 to ", "B", "N", "L", "L", "n", "n"};
     static const bvl_inputs unknown = {.B = -1, .L = -1};
     size_t used = (size_t)snprintf(text, room, "(");
     for (int i = 0; i < d->rank && used < room; i++) {
@@ -64,6 +65,7 @@ static bool take_size(bvl_inputs *in, bvl_size size, int64_t n) {
     switch (size.kind) {
         case BVL_AT_MOST: return n >= 1 && n <= size.count;
         case BVL_ITEMS: in->B = n; return true;
+        case BVL_PATCHES: in->patches = n; return n >= 1 && n <= 1 << 20;
         case BVL_TOKENS: in->L = n; return true;
         case BVL_ALL_TOKENS: in->L = n - in->past; return n >= in->past;
         default:
@@ -86,6 +88,8 @@ bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const b
     }
     in->pixel_values = arguments[BVL_PIXEL_VALUES].data;
     in->height = arguments[BVL_PIXEL_VALUES].shape[2];
+    in->spatial_shapes = arguments[BVL_SPATIAL_SHAPES].data;
+    in->pixel_attention_mask = arguments[BVL_PIXEL_ATTENTION_MASK].data;
     in->is_longer = arguments[BVL_IS_LONGER].data;
     in->features = arguments[BVL_FEATURES].data;
     in->input_ids = arguments[BVL_INPUT_IDS].data;
@@ -120,6 +124,25 @@ static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_er
     if (in->L > cache->capacity - cache->length)
         return bvl_fail(err, BVL_INVALID, "cache: room for %lld tokens, found %lld more after %lld",
                         (long long)cache->capacity, (long long)in->L, (long long)cache->length);
+    return BVL_OK;
+}
+
+/* Whether every picture has patches, which fit and are those that a mask keeps. */
+static bvl_status check_patches(const bvl_inputs *in, bvl_error *err) {
+    for (int64_t b = 0; b < in->B && in->spatial_shapes; b++) {
+        const int64_t rows = in->spatial_shapes[2 * b], cols = in->spatial_shapes[2 * b + 1], N = in->patches;
+        if (rows < 1 || cols < 1 || rows > N || cols > N || rows * cols > N)
+            return bvl_fail(err, BVL_INVALID,
+                            "spatial_shapes[%lld]: found %lld x %lld patches, expected 1 to %lld in all",
+                            (long long)b, (long long)rows, (long long)cols, (long long)N);
+        const int64_t *mask = in->pixel_attention_mask ? in->pixel_attention_mask + b * N : NULL;
+        for (int64_t i = 0; mask && i < N; i++)
+            if ((mask[i] != 0) != (i < rows * cols))
+                return bvl_fail(err, BVL_INVALID,
+                                "pixel_attention_mask[%lld, %lld]: found %lld, expected 1 for the first %lld "
+                                "alone, as spatial_shapes says",
+                                (long long)b, (long long)i, (long long)mask[i], (long long)(rows * cols));
+    }
     return BVL_OK;
 }
 
@@ -161,13 +184,19 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
     if (in->B < 1) return bvl_fail(err, BVL_INVALID, "the batch is empty: expected at least one item");
     if (check_state(p, in, err) != BVL_OK ||
         check_required(&d[BVL_PIXEL_VALUES], in->pixel_values, err) != BVL_OK ||
+        check_required(&d[BVL_SPATIAL_SHAPES], in->spatial_shapes, err) != BVL_OK ||
         check_required(&d[BVL_IS_LONGER], in->is_longer, err) != BVL_OK ||
         check_required(&d[BVL_FEATURES], in->features, err) != BVL_OK)
         return err->status;
-    for (int s = 0; s < p->slot_count && !d[BVL_ATTENTION_MASK].rank; s++)
-        if (p->slots[s].text)
+    for (int s = 0; s < p->slot_count; s++) {
+        const bvl_row_kind kind = p->slots[s].kind;
+        if (kind == BVL_TEXT_ROWS && !d[BVL_ATTENTION_MASK].rank)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);
+        if (kind == BVL_PATCH_ROWS && !d[BVL_SPATIAL_SHAPES].rank)
+            return bvl_fail(err, BVL_INVALID, "slot %s has rows of patches, and the program takes none",
+                            p->slots[s].name);
+    }
     const bool ids = d[BVL_INPUT_IDS].rank;
     if (p->queries && !in->contexts && !(ids && p->queries_before_text))
         return bvl_fail(err, BVL_INVALID, "contexts: not given, expected one for each item");
@@ -183,5 +212,6 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
         check_ids(&d[BVL_POSITION_IDS], in->position_ids, in, "", err) != BVL_OK ||
         check_ids(&d[BVL_TOKEN_TYPE_IDS], in->token_type_ids, in, "", err) != BVL_OK)
         return err->status;
+    if (check_patches(in, err) != BVL_OK) return err->status;
     return check_placeholders(p, in, err);
 }

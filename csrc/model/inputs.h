@@ -1,7 +1,7 @@
 /* inputs.h: what a call gives a program. Stems declare what they take; all of it is checked in one place.
  *
- * A size of an input is fixed, or one of the call: B items, L tokens, those with the tokens before them in a
- * cache, or rows of features, which may be what L counts.
+ * A size of an input is fixed, or one of the call: B items, N patches, L tokens, those with the tokens before
+ * them in a cache, or rows of features, which may be what L counts.
  */
 #ifndef BVL_INPUTS_H
 #define BVL_INPUTS_H
@@ -10,6 +10,8 @@
 
 typedef enum {
     BVL_PIXEL_VALUES = 0,
+    BVL_SPATIAL_SHAPES,
+    BVL_PIXEL_ATTENTION_MASK,
     BVL_IS_LONGER,
     BVL_FEATURES,
     BVL_INPUT_IDS,
@@ -23,6 +25,7 @@ typedef enum {
     BVL_EXACTLY = 0,
     BVL_AT_MOST, /* 1 to so many */
     BVL_ITEMS,
+    BVL_PATCHES, /* room for those of the largest picture */
     BVL_TOKENS,
     BVL_ALL_TOKENS, /* with those of the cache */
     BVL_ROWS,
@@ -53,10 +56,14 @@ typedef struct {
 /* What one call gives a program; arrays are borrowed. */
 typedef struct {
     int64_t B, L;
-    const float *pixel_values; /* [B, channels, height, width] or NULL */
-    int64_t height;            /* of pixel_values */
-    const int64_t *is_longer;  /* [B] or NULL: items whose crops are fused into the whole */
-    const float *features;     /* [B, feature_rows, D] or NULL: what stands for tokens */
+    const float *pixel_values;           /* [B, channels, height, width], or patches [B, N, D], or NULL */
+    int64_t height;                      /* of pixel_values */
+    int64_t patches;                     /* N, or 0 */
+    const int64_t *spatial_shapes;       /* [B, 2] rows and columns of patches of each picture, or NULL */
+    const int64_t *pixel_attention_mask; /* [B, N] or NULL */
+    const int64_t *patches_before;       /* [B + 1] of all pictures before each; what a run adds */
+    const int64_t *is_longer;            /* [B] or NULL: items whose crops are fused into the whole */
+    const float *features;               /* [B, feature_rows, D] or NULL: what stands for tokens */
     int64_t feature_rows;
     const int64_t *input_ids;      /* [B, L] or NULL */
     const int64_t *attention_mask; /* [B, past + L] or NULL */

@@ -22,7 +22,8 @@ typedef struct {
 
 static bvl_status merge_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    if (src->text || dst->text || src->rows % dst->rows || r->src == r->dst)
+    if (src->kind != BVL_FIXED_ROWS || dst->kind != BVL_FIXED_ROWS || src->rows % dst->rows ||
+        r->src == r->dst)
         return bvl_fail(err, BVL_INVALID,
                         "merge_rows: %lld rows of slot %s into %lld of %s: expected a divisor",
                         (long long)src->rows, src->name, (long long)dst->rows, dst->name);

@@ -71,8 +71,8 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
                                                                                          : 1);
     if (r->src == r->dst && p->declared[BVL_PIXEL_VALUES].rank)
         return bvl_fail(err, BVL_INVALID, "patch_embed: expected one per program that reads pixel_values");
-    if (r->src != r->dst &&
-        (src->text || src->rows < patches->channels * patches->height || src->cols != patches->width))
+    if (r->src != r->dst && (src->kind != BVL_FIXED_ROWS || src->rows < patches->channels * patches->height ||
+                             src->cols != patches->width))
         return bvl_fail(err, BVL_INVALID, "patch_embed: slot %s of %lld x %lld does not hold the picture",
                         src->name, (long long)src->rows, (long long)src->cols);
     int64_t act, pictures, spare;
@@ -81,7 +81,7 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
         bvl_expect_whole(r->op, b, P_SPARE, 0, 64, &spare, err) != BVL_OK)
         return err->status;
     const int64_t wanted = pictures * (total + spare);
-    if (dst->text || dst->rows != wanted)
+    if (dst->kind != BVL_FIXED_ROWS || dst->rows != wanted)
         return bvl_fail(err, BVL_INVALID, "patch_embed: %lld rows, expected %lld", (long long)dst->rows,
                         (long long)wanted);
     if (b->weights[W_BIAS].data && bvl_expect(r->op, b, W_BIAS, 1, dst->cols, 0, 0, 0, err) != BVL_OK)

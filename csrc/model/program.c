@@ -20,6 +20,8 @@
 #include "ops.h"
 #include "sublayers.h"
 
+const char *const bvl_row_kind_names[] = {"fixed", "text", "patches", NULL};
+
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision) {
     bvl_program *program = bvl_alloc(sizeof *program);
     if (!program) return NULL;
@@ -44,7 +46,7 @@ int bvl_program_find_slot(const bvl_program *program, const char *name) {
     return -1;
 }
 
-int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bool text,
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_row_kind kind,
                      bvl_error *err) {
     if (program->sealed || program->slot_count == BVL_MAX_SLOTS ||
         strlen(name) >= sizeof program->slots[0].name || bvl_program_find_slot(program, name) >= 0) {
@@ -52,7 +54,8 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
                  BVL_MAX_SLOTS);
         return -1;
     }
-    if (rows < (text ? 0 : 1) || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
+    if (rows < (kind == BVL_FIXED_ROWS ? 1 : 0) || rows > (kind == BVL_PATCH_ROWS ? 0 : 1 << 20) ||
+        cols < 1 || cols > 1 << 20) {
         bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name, (long long)rows,
                  (long long)cols);
         return -1;
@@ -61,7 +64,7 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
     snprintf(slot->name, sizeof slot->name, "%s", name);
     slot->rows = rows;
     slot->cols = cols;
-    slot->text = text;
+    slot->kind = kind;
     slot->ld = bvl_padded(cols);
     return program->slot_count++;
 }
@@ -145,14 +148,20 @@ static void fill_rotary(float *turns, const bvl_run *run) {
     }
 }
 
-/* A slot's rows of a micro-batch to out [B, rows, cols]; nothing where out is NULL. */
+/* A slot's rows of a micro-batch to out [B, rows, cols], zeros after those of an item; nothing where out is
+ * NULL. */
 static void write_slot(const bvl_run *run, int s, float *out) {
     const bvl_slot *slot = &run->program->slots[s];
     const int64_t rows = bvl_slot_rows(slot, run->inputs);
+    const float *x = run->slots[s];
     if (!out) return;
-    out += run->first * rows * slot->cols;
-    for (int64_t r = 0; r < run->count * rows; r++)
-        memcpy(out + r * slot->cols, run->slots[s] + r * slot->ld, (size_t)slot->cols * sizeof(float));
+    for (int64_t i = 0; i < run->count; i++) {
+        float *item = out + (run->first + i) * rows * slot->cols;
+        const int64_t there = bvl_item_rows(run, slot, i);
+        for (int64_t r = 0; r < there; r++, x += slot->ld)
+            memcpy(item + r * slot->cols, x, (size_t)slot->cols * sizeof(float));
+        memset(item + there * slot->cols, 0, (size_t)((rows - there) * slot->cols) * sizeof(float));
+    }
 }
 
 /* Every record over one micro-batch; team is this worker alone or the whole team. */
@@ -227,7 +236,7 @@ static void work(void *context, bvl_team team) {
 int64_t bvl_context_rows(const bvl_program *p, const bvl_inputs *in, bool padded, int64_t i) {
     const bvl_slot *slot = &p->slots[p->context_slot];
     int64_t rows = 0;
-    if (!slot->text || padded || !in->attention_mask) return bvl_slot_rows(slot, in);
+    if (slot->kind != BVL_TEXT_ROWS || padded || !in->attention_mask) return bvl_slot_rows(slot, in);
     const int64_t *mask = bvl_item_mask(in, i);
     for (int64_t t = 0; t < in->L; t++) rows += mask[t] != 0;
     return rows;
@@ -257,6 +266,7 @@ static void find_pooling(job *j) {
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
     if ((p->queries && j->inputs->contexts) || p->windowed) slot = -1; /* rows of an item part ways */
+    if (slot >= 0 && p->slots[slot].kind == BVL_PATCH_ROWS) slot = -1; /* they are not as many in each */
     if (j->call->any_state) slot = -1;                                 /* all rows are asked for */
     if (slot < 0) {
         j->last_block = -1;
@@ -308,6 +318,31 @@ static bool plan(layout *l, const job *j, int64_t count, int workers) {
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
 }
 
+/* Pictures of several sizes that workers take alone, `micro` at a time, each by who is free: the most after
+ * which all are free within 1/16 of their time. A row costs its products, of some 12 D^2 weights a layer, and
+ * its attention to T others, of 2 T D numbers. Without memory to count with: as if all were alike. */
+static int64_t alone_by_cost(const job *j, int64_t D) {
+    const int64_t *before = j->inputs->patches_before, B = j->inputs->B;
+    int64_t whole = 0;
+    double *busy = bvl_alloc_array((size_t)j->nt, sizeof *busy), total = 0;
+    if (!busy) return B - B % j->nt;
+    for (int64_t i = 0; i < B; i += j->micro) {
+        int free_one = 0;
+        double longest = 0;
+        for (int t = 1; t < j->nt; t++)
+            if (busy[t] < busy[free_one]) free_one = t;
+        for (int64_t n = i; n < BVL_MIN(B, i + j->micro); n++) {
+            const double T = (double)(before[n + 1] - before[n]);
+            busy[free_one] += T * (6.0 * (double)D + T);
+            total += T * (6.0 * (double)D + T);
+        }
+        for (int t = 0; t < j->nt; t++) longest = BVL_MAX(longest, busy[t]);
+        if (longest * j->nt <= total * 17 / 16) whole = BVL_MIN(B, i + j->micro);
+    }
+    bvl_free(busy);
+    return whole;
+}
+
 /* Decides the split and lays out the memory; false when sizes overflow. */
 static bool prepare(job *j, int threads) {
     const bvl_program *p = j->program;
@@ -328,6 +363,8 @@ static bool prepare(job *j, int threads) {
     const int64_t share = j->whole / threads, most = BVL_MAX(1, together / rows);
     const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
     j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
+    for (int i = 0; i < p->slot_count; i++)
+        if (p->slots[i].kind == BVL_PATCH_ROWS) j->whole = alone_by_cost(j, p->slots[i].cols);
     return plan(&j->own, j, j->micro, 1) && plan(&j->together, j, j->shared, threads);
 }
 
@@ -346,9 +383,8 @@ static float *take_memory(bvl_program *p, size_t bytes) {
     return memory;
 }
 
-static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+static bvl_status run_planned(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
                               bvl_error *err) {
-    if (bvl_inputs_check(program, inputs, err) != BVL_OK) return err->status;
     job j = {.program = program, .inputs = inputs, .call = call};
     size_t floats, bytes;
     const int threads = BVL_MAX(1, call->threads);
@@ -362,6 +398,21 @@ static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, co
     bvl_free(__atomic_exchange_n(&program->spare, memory, __ATOMIC_ACQ_REL));
     if (atomic_load(&j.cancelled)) return bvl_fail(err, BVL_CANCELLED, "interrupted");
     return BVL_OK;
+}
+
+static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
+                              bvl_error *err) {
+    if (bvl_inputs_check(program, inputs, err) != BVL_OK) return err->status;
+    if (!inputs->spatial_shapes) return run_planned(program, inputs, call, err);
+    bvl_inputs in = *inputs;
+    int64_t *before = bvl_alloc_array((size_t)in.B + 1, sizeof *before);
+    if (!before) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld items", (long long)in.B);
+    for (int64_t i = 0; i < in.B; i++)
+        before[i + 1] = before[i] + in.spatial_shapes[2 * i] * in.spatial_shapes[2 * i + 1];
+    in.patches_before = before;
+    const bvl_status status = run_planned(program, &in, call, err);
+    bvl_free(before);
+    return status;
 }
 
 bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,

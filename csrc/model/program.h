@@ -1,9 +1,9 @@
 /* program.h: a model as a list of records over named slots; what one operation is.
  *
  * A program is built once (bvl_program_add validates shapes, copies and packs weights), then immutable:
- * any number of threads may run it at the same time. A slot is a matrix per item: `rows` tokens of `cols`
- * floats; L more of them, the padded text length of the call, where it is a `text` slot. The first `rows` of
- * a text slot are learned queries, which are there when the call gives contexts for them to attend to.
+ * any number of threads may run it at the same time. A slot is a matrix per item, `cols` floats a row; how
+ * many rows an item has is a matter of the slot's kind. A micro-batch holds the rows of its items one after
+ * the other, without padding between pictures of several sizes.
  */
 #ifndef BVL_PROGRAM_H
 #define BVL_PROGRAM_H
@@ -15,10 +15,19 @@
 
 enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 28 };
 
+/* What the rows of an item are; the names are exported to Python as _C.ROW_KINDS. */
+typedef enum {
+    BVL_FIXED_ROWS = 0, /* `rows` in every call */
+    BVL_TEXT_ROWS,  /* L, the padded text length of the call, after `rows` learned queries, which are there
+                     * when the call gives contexts for them to attend to */
+    BVL_PATCH_ROWS, /* the patches of its picture, which are its spatial_shapes' */
+    BVL_ROW_KINDS
+} bvl_row_kind;
+
 typedef struct {
     char name[48];
     int64_t rows, cols;
-    bool text;
+    bvl_row_kind kind;
     int64_t ld; /* floats between two rows: cols padded so that rows spread over the cache's sets */
 } bvl_slot;
 
@@ -130,7 +139,7 @@ const bvl_op *bvl_find_op(const char *name);
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision);
 void bvl_program_free(bvl_program *program);
 /* Index of a new slot, or -1 with err filled. */
-int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bool text,
+int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64_t cols, bvl_row_kind kind,
                      bvl_error *err);
 int bvl_program_find_slot(const bvl_program *program, const char *name);
 bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
@@ -167,20 +176,36 @@ BVL_INLINE bvl_precision bvl_outer_precision(const bvl_program *p, int64_t rows)
 
 /* Query tokens of a text slot in this call. */
 BVL_INLINE int64_t bvl_slot_queries(const bvl_slot *slot, const bvl_inputs *in) {
-    return slot->text && in->contexts ? slot->rows : 0;
+    return slot->kind == BVL_TEXT_ROWS && in->contexts ? slot->rows : 0;
 }
 
+/* Rows of an item in a slot; of pictures of several sizes the most. */
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
-    return slot->text ? bvl_slot_queries(slot, in) + in->L : slot->rows;
+    switch (slot->kind) {
+        case BVL_TEXT_ROWS: return bvl_slot_queries(slot, in) + in->L;
+        case BVL_PATCH_ROWS: return in->patches;
+        default: return slot->rows;
+    }
+}
+
+/* Rows of a slot before item i of a micro-batch, which may be run->count: all of them. */
+BVL_INLINE int64_t bvl_rows_before(const bvl_run *run, const bvl_slot *slot, int64_t i) {
+    const bvl_inputs *in = run->inputs;
+    if (slot->kind != BVL_PATCH_ROWS) return i * bvl_slot_rows(slot, in);
+    return in->patches_before[run->first + i] - in->patches_before[run->first];
+}
+
+/* Rows of item i of a micro-batch. */
+BVL_INLINE int64_t bvl_item_rows(const bvl_run *run, const bvl_slot *slot, int64_t i) {
+    return bvl_rows_before(run, slot, i + 1) - bvl_rows_before(run, slot, i);
 }
 
 /* The rows of a slot an operation works on, and the words between them: all, or one of each item (run->pool).
  */
 BVL_INLINE int64_t bvl_run_rows(const bvl_run *run, int slot, int64_t *ld) {
     const bvl_slot *s = &run->program->slots[slot];
-    const int64_t T = bvl_slot_rows(s, run->inputs);
-    *ld = run->pool ? T * s->ld : s->ld;
-    return run->pool ? run->count : run->count * T;
+    *ld = run->pool ? bvl_slot_rows(s, run->inputs) * s->ld : s->ld;
+    return run->pool ? run->count : bvl_rows_before(run, s, run->count);
 }
 
 /* Shape checks for build functions: weight i must be [d0], [d0, d1] ...; -1 means any size >= 1. */

@@ -15,7 +15,8 @@ typedef struct {
 static bvl_status table_build(bvl_program *p, bvl_record *r, const bvl_build *b, int64_t rows, int64_t count,
                               const bvl_slot *inner, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
-    if (src->text || dst->text || src->cols != dst->cols || r->src == r->dst || count < 1 || count > 1 << 20)
+    if (src->kind != BVL_FIXED_ROWS || dst->kind != BVL_FIXED_ROWS || src->cols != dst->cols ||
+        r->src == r->dst || count < 1 || count > 1 << 20)
         return bvl_fail(err, BVL_INVALID, "%s: slots %s and %s, %lld rows at once: expected two of one width",
                         r->op->name, src->name, dst->name, (long long)count);
     row_table *s = r->state = bvl_alloc(sizeof *s);

@@ -37,7 +37,7 @@ static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_bu
                                bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     const int64_t W = s->window = (int64_t)b->params[P_WINDOW];
-    if (slot->text || s->causal || s->rotary || p->queries || W < 1 || slot->rows % W)
+    if (slot->kind != BVL_FIXED_ROWS || s->causal || s->rotary || p->queries || W < 1 || slot->rows % W)
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
@@ -65,7 +65,8 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
     const bvl_array *relative = &b->weights[RELATIVE];
     const bvl_slot *slot = &p->slots[r->src];
     s->rotary = b->params[P_ROTARY] != 0;
-    if (s->rotary && (!slot->text || slot->rows || !p->rotary || 2 * p->rotary_half > s->base.heads.hd))
+    if (s->rotary &&
+        (slot->kind != BVL_TEXT_ROWS || slot->rows || !p->rotary || 2 * p->rotary_half > s->base.heads.hd))
         return bvl_fail(
             err, BVL_INVALID,
             "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
@@ -91,12 +92,12 @@ static bvl_status turns_build(bvl_program *p, const bvl_record *r, const bvl_bui
                               bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     if (!b->weights[TURNS].data) return BVL_OK;
-    if (slot->text || s->rotary || s->window)
+    if (slot->kind != BVL_FIXED_ROWS || s->rotary || s->window)
         return bvl_fail(err, BVL_INVALID, "%s: turns: found %s, expected the rows of a picture alone",
                         r->op->name,
-                        slot->text  ? "a text"
-                        : s->rotary ? "rotary"
-                                    : "a window");
+                        s->rotary   ? "rotary"
+                        : s->window ? "a window"
+                                    : "rows that vary");
     if (bvl_expect(r->op, b, TURNS, 2, slot->rows, -1, 0, 0, err) != BVL_OK) return err->status;
     s->half = b->weights[TURNS].shape[1] / 2;
     if (b->weights[TURNS].shape[1] % 2 || 2 * s->half > s->base.heads.hd)
@@ -134,10 +135,10 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
         turns_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     bvl_attending_words(p, &s->base);
-    if (s->causal && slot->text && slot->rows == 0) {
+    if (s->causal && slot->kind == BVL_TEXT_ROWS && slot->rows == 0) {
         s->cached = p->cached_layers;
         p->cached_words[p->cached_layers++] = bvl_words_between(2 * h->kv, h->bf16);
-    } else if (slot->text) {
+    } else if (slot->kind == BVL_TEXT_ROWS) {
         p->uncached = true;
     }
     return BVL_OK;
@@ -171,11 +172,13 @@ static void norm_heads(const self_attention *s, const bvl_run *run, float *row, 
 }
 
 /* Norms the heads of queries and of keys, each by itself; nothing where there is no such norm. */
-static void norm_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+static void norm_rows(const self_attention *s, const bvl_run *run, const bvl_place *at) {
+    float *qkv = at->qkv;
+    const int64_t ld = s->base.sublayer.ldq;
     const bvl_heads *h = &s->base.heads;
     int64_t begin, end;
     if (!s->q_norm) return;
-    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
+    bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         norm_heads(s, run, qkv + i * ld, s->q_norm, h->heads);
         norm_heads(s, run, qkv + i * ld + h->inner / (h->bf16 ? 2 : 1), s->k_norm, h->heads / h->group);
@@ -227,8 +230,8 @@ static const float *part_regions(const self_attention *s, int64_t window, float 
     return mixed ? apart : NULL;
 }
 
-/* out[rows, inner] = attention over qkv[count * T, inner + 2 * kv]; a unit of work is an item's head. Rows
- * are all tokens, or the one that run->pool takes of each item. */
+/* out[rows, inner] = attention over qkv[rows of all items, inner + 2 * kv]; a unit of work is an item's head.
+ * Its rows are all tokens, or the one that run->pool takes of each item. */
 static void attend_heads(const self_attention *s, const bvl_run *run, int slot, const bvl_place *at,
                          int64_t first, int64_t count, int64_t T) {
     const bvl_inputs *in = run->inputs;
@@ -237,9 +240,7 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
     const bool cached = s->cached >= 0 && in->cache;
     const int64_t per = h->bf16 ? 2 : 1, to = h->direct_out ? 2 : 1; /* elements in a word */
     const int64_t past = cached ? in->past : 0, queries = bvl_slot_queries(&run->program->slots[slot], in);
-    bvl_attention_shape shape = {.Tq = run->pool ? 1 : T,
-                                 .Tk = past + T,
-                                 .hd = h->hd,
+    bvl_attention_shape shape = {.hd = h->hd,
                                  .ldq = ld,
                                  .ldkv = cached ? bvl_words_between(2 * h->kv, h->bf16) : ld,
                                  .ldo = at->ldh,
@@ -249,13 +250,19 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
                                  .prefix = queries,
                                  .bf16 = h->bf16,
                                  .out_bf16 = h->direct_out};
-    const bool text = run->program->slots[slot].text; /* attention_mask is about text alone */
+    const bvl_slot *held = &run->program->slots[slot];
+    const bool text = held->kind == BVL_TEXT_ROWS; /* attention_mask is about text alone */
+    const bool vary = held->kind == BVL_PATCH_ROWS;
     int64_t begin, end;
     bvl_share(count * h->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {
         const int64_t item = u / h->heads, head = u % h->heads;
         const int64_t row = run->pool ? run->pool->op->row(run->pool, run, item) : 0;
-        const float *q = at->qkv + item * T * ld;
+        const int64_t before = vary ? bvl_rows_before(run, held, item) : item * T;
+        const int64_t rows = vary ? bvl_item_rows(run, held, item) : T;
+        const float *q = at->qkv + before * ld;
+        shape.Tq = run->pool ? 1 : rows;
+        shape.Tk = past + rows;
         const float *k = cached ? bvl_cache_rows(in->cache, s->cached, first + item) : q + h->inner / per;
         k += head / h->group * h->hd / per;
         shape.first = past + row;
@@ -268,7 +275,7 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
             shape.relative = s->relative ? s->relative + head * (2 * s->reach + 1) : NULL;
         }
         shape.bias = text && run->key_bias ? run->key_bias + item * shape.Tk : NULL;
-        bvl_attention(run->kernels, at->h + item * shape.Tq * at->ldh + head * h->hd / to,
+        bvl_attention(run->kernels, at->h + (run->pool ? item : before) * at->ldh + head * h->hd / to,
                       q + row * ld + head * h->hd / per, k, k + h->kv / per, &shape, run->local);
     }
 }
@@ -276,7 +283,7 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
 static void attend(const void *state, const bvl_run *run, int slot, const bvl_place *at, int64_t first,
                    int64_t count, int64_t T) {
     const self_attention *s = state;
-    norm_rows(s, run, at->qkv, s->base.sublayer.ldq, T);
+    norm_rows(s, run, at);
     turn_rows(s, run, at->qkv, s->base.sublayer.ldq, T);
     append_to_cache(s, run, at->qkv, s->base.sublayer.ldq, T);
     attend_heads(s, run, slot, at, first, count, T);

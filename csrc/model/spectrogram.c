@@ -17,7 +17,7 @@ typedef struct {
 static bvl_status fold_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *dst = &p->slots[r->dst];
     const int64_t channels = (int64_t)b->params[0], parts = (int64_t)b->params[1];
-    if (p->declared[BVL_PIXEL_VALUES].rank || dst->text || channels < 1 || parts < 1 ||
+    if (p->declared[BVL_PIXEL_VALUES].rank || dst->kind != BVL_FIXED_ROWS || channels < 1 || parts < 1 ||
         dst->rows % (channels * parts))
         return bvl_fail(
             err, BVL_INVALID,

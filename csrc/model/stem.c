@@ -50,7 +50,7 @@ static void declare_text(bvl_declared *declared, const bvl_build *b, int64_t pos
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
-    if (p->declared[BVL_ATTENTION_MASK].rank || !p->slots[r->dst].text)
+    if (p->declared[BVL_ATTENTION_MASK].rank || p->slots[r->dst].kind != BVL_TEXT_ROWS)
         return bvl_fail(err, BVL_INVALID, "embed_tokens: expected one per program, into a slot of text rows");
     const bool table = b->weights[POSITION].data != NULL;
     if (bvl_expect(r->op, b, WORD, 2, -1, D, 0, 0, err) != BVL_OK ||
@@ -123,7 +123,7 @@ typedef struct {
 
 static bvl_status join_features_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *dst = &p->slots[r->dst];
-    if (p->declared[BVL_ATTENTION_MASK].rank || p->queries || !dst->text || dst->rows)
+    if (p->declared[BVL_ATTENTION_MASK].rank || p->queries || dst->kind != BVL_TEXT_ROWS || dst->rows)
         return bvl_fail(err, BVL_INVALID,
                         "join_features: expected one per program, into a slot of text rows");
     if (b->weights[0].data && bvl_expect(r->op, b, 0, 1, dst->cols, 0, 0, 0, err) != BVL_OK)
@@ -185,7 +185,7 @@ static bvl_status query_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     query_tokens *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for query_tokens");
     p->queries = dst->rows;
-    p->queries_before_text = dst->text;
+    p->queries_before_text = dst->kind == BVL_TEXT_ROWS;
     return bvl_copy_vector(&s->query, &p->store, &b->weights[0], err);
 }
 

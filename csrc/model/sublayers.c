@@ -41,7 +41,7 @@ bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool f
     const bvl_record *before = p->record_count ? &p->records[p->record_count - 1] : NULL;
     const bvl_slot *slot = &p->slots[r->src];
     if (r->src != r->dst) return bvl_fail(err, BVL_INVALID, "%s: expected src == dst", r->op->name);
-    if ((slot->text || p->queries) && slot->rows != p->queries)
+    if ((slot->kind == BVL_TEXT_ROWS || p->queries) && slot->rows != p->queries)
         return bvl_fail(err, BVL_INVALID, "%s: slot %s of %lld rows, %lld query tokens", r->op->name,
                         slot->name, (long long)slot->rows, (long long)p->queries);
     if (first || (before && before->op->steps && before->src == r->src)) return BVL_OK;
