@@ -11,6 +11,7 @@ ACTIVATIONS: tuple[str, ...]
 POOLS: tuple[str, ...]
 ROWS: tuple[str, ...]
 """Of an item, that a sub-layer works on."""
+FILTERS: tuple[str, ...]
 ROW_KINDS: tuple[str, ...]
 """What the rows of an item in a slot are."""
 ISAS: tuple[str, ...]
@@ -85,6 +86,9 @@ def arrow_pixels(capsule: Any, height: int, width: int, /) -> NDArray[np.uint8]:
 def resize(
     image: NDArray[np.uint8], height: int, width: int, filter: int, top: int, left: int, /
 ) -> NDArray[np.uint8]: ...
+def resize_floats(image: NDArray[np.float32], height: int, width: int, filter: int, /) -> NDArray[np.float32]:
+    """[H, W, C] resampled as torchvision does, nothing rounded in between."""
+
 def stb_decode(data: bytes, max_pixels: int, /) -> NDArray[np.uint8]: ...
 def log_mel(
     sound: NDArray[np.float32],

@@ -12,30 +12,25 @@ from .spec import (
     AttentionPool,
     BatchNormConv,
     Block,
-    CropFusion,
     Cross,
     Encoder,
     FeedForward,
     FirstRows,
     InvertedResidual,
-    JoinStem,
     Linear,
     MergeRows,
     Message,
     Norm,
     Normalize,
-    PatchRowsStem,
-    PatchStem,
     Pool,
     Project,
-    QueryStem,
     Ref,
     Softmax,
     Spec,
-    SpectrogramStem,
     TakeRows,
     same_padding,
 )
+from .stems import CropFusion, JoinStem, PatchRowsStem, PatchStem, QueryStem, SpectrogramStem
 
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 SUBLAYERS = ("self_attention", "cross_attention", "feed_forward")  # of a block, which begins with the first
@@ -193,11 +188,7 @@ class Builder:
         if isinstance(stem, PatchStem):
             return self.patch_stem(stem)
         if isinstance(stem, PatchRowsStem):
-            hidden = self.slot("hidden", 0, self.encoder.hidden_size, "patches")
-            params = {"grid_height": stem.grid[0], "grid_width": stem.grid[1]}
-            weights = {name: self.read(getattr(stem, name)) for name in ("weight", "bias", "position")}
-            self.add("embed_patches", hidden, hidden, params, **weights)
-            return hidden
+            return self.patch_rows_stem(stem)
         if isinstance(stem, JoinStem):
             hidden = self.slot("hidden", 0, self.encoder.hidden_size, "text")
             weights = {name: self.read(getattr(stem, name)) for name in ("class_token", "type")}
@@ -214,6 +205,28 @@ class Builder:
             rotary = np.array(tokens.rotary, np.float32) if tokens.rotary else None
             params = {name: getattr(tokens, name) for name in ("feature_token", "max_positions")}
             self.add("embed_tokens", hidden, hidden, params, rotary=rotary, **weights)
+        return hidden
+
+    def patch_rows_stem(self, stem: PatchRowsStem) -> str:
+        names = ("weight", "bias", "class_token", "position")
+        weights = {name: self.read(getattr(stem, name)) for name in names}
+        sizes = dict(zip(("channels", "patch_height", "patch_width"), weights["weight"].shape[1:], strict=False))
+        if len(sizes) == 1:  # patches are given
+            sizes = dict.fromkeys(("channels", "patch_height", "patch_width"), 0)
+        if stem.class_position:
+            weights["class_token"][0] += weights["position"][0]
+            weights["position"] = np.ascontiguousarray(weights["position"][1:])
+        weights["weight"] = weights["weight"].reshape(len(weights["weight"]), -1)
+        params = {
+            "grid_height": stem.grid[0],
+            "grid_width": stem.grid[1],
+            "filter": _C.FILTERS.index(stem.filter),
+            "centred": stem.centred,
+        } | sizes
+        rotary = np.array(stem.frequencies, np.float32) if stem.frequencies[0] else None
+        lead = 0 if weights["class_token"] is None else len(weights["class_token"])
+        hidden = self.slot("hidden", lead, self.encoder.hidden_size, "patches")
+        self.add("embed_patches", hidden, hidden, params, rotary=rotary, **weights)
         return hidden
 
     def patch_stem(self, stem: PatchStem, name: str = "hidden") -> str:

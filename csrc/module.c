@@ -15,6 +15,7 @@
 #include "parallel.h"
 
 extern const char *const bvl_pool_names[], *const bvl_part_names[], *const bvl_row_kind_names[];
+extern const char *const bvl_filter_names[];
 
 /* A tuple of strings. */
 static PyObject *name_tuple(const char *const *names, int count) {
@@ -145,6 +146,8 @@ static PyMethodDef functions[] = {
      "preprocess(out, (image, height, width, filter, top, left), table): on this thread, without the GIL"},
     {"arrow_pixels", bvl_py_arrow_pixels, METH_VARARGS,
      "arrow_pixels(capsule, height, width) -> uint8 (H, W, 4)"},
+    {"resize_floats", bvl_py_resize_floats, METH_VARARGS,
+     "resize_floats(image, height, width, filter) -> float32 array"},
     {"resize", bvl_py_resize, METH_VARARGS, "resize(image, height, width, filter, 0, 0) -> uint8 array"},
     {"stb_decode", bvl_py_stb_decode, METH_VARARGS, "stb_decode(bytes, max_pixels) -> uint8 (H, W, 3)"},
     {"log_mel", bvl_py_log_mel, METH_VARARGS,
@@ -203,6 +206,7 @@ static int module_exec(PyObject *module) {
         add_object(module, "ROWS", name_tuple(bvl_part_names, count_names(bvl_part_names))) < 0 ||
         add_object(module, "ROW_KINDS", name_tuple(bvl_row_kind_names, count_names(bvl_row_kind_names))) <
             0 ||
+        add_object(module, "FILTERS", name_tuple(bvl_filter_names, count_names(bvl_filter_names))) < 0 ||
         add_object(module, "ACTIVATIONS", name_tuple(bvl_activation_names, BVL_ACT_COUNT)) < 0 ||
         add_object(module, "ISAS", name_tuple(bvl_isa_names, BVL_ISA_COUNT)) < 0 ||
         add_object(module, "PRECISIONS", name_tuple(bvl_precision_names, BVL_PRECISION_COUNT)) < 0)

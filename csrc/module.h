@@ -46,6 +46,7 @@ PyObject *bvl_context_wrap(bvl_context *context); /* takes it over, also when it
 /* module_image.c */
 PyObject *bvl_py_preprocess(PyObject *module, PyObject *args);
 PyObject *bvl_py_resize(PyObject *module, PyObject *args);
+PyObject *bvl_py_resize_floats(PyObject *module, PyObject *args);
 PyObject *bvl_py_arrow_pixels(PyObject *module, PyObject *args);
 PyObject *bvl_py_stb_decode(PyObject *module, PyObject *args);
 /* module_audio.c */

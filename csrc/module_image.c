@@ -90,6 +90,37 @@ PyObject *bvl_py_resize(PyObject *module, PyObject *args) {
     return bvl_raise(&err);
 }
 
+PyObject *bvl_py_resize_floats(PyObject *module, PyObject *args) {
+    PyObject *object;
+    long long height, width;
+    int filter;
+    float *out;
+    bvl_error err;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OLLi", &object, &height, &width, &filter)) return NULL;
+    PyArrayObject *a = bvl_borrow(object, "image", NPY_FLOAT32, 3);
+    if (!a) return NULL;
+    const int64_t *from = (const int64_t *)PyArray_DIMS(a), most = 1 << 20;
+    if (from[0] < 1 || from[1] < 1 || from[2] < 1 || from[2] > 4 || height < 1 || width < 1 ||
+        height > most || width > most || filter < BVL_LANCZOS || filter > BVL_HAMMING)
+        return PyErr_Format(
+            PyExc_ValueError,
+            "image: %zd x %zd x %zd to %lld x %lld, filter %d: expected 1 to 4 channels, sizes "
+            "of 1 to 2^20, filter 1 to 5",
+            (Py_ssize_t)from[0], (Py_ssize_t)from[1], (Py_ssize_t)from[2], height, width, filter);
+    const int64_t shape[3] = {height, width, from[2]};
+    PyObject *result = bvl_new_array(3, shape, NPY_FLOAT32, (void **)&out);
+    if (!result) return NULL;
+    const float *pixels = PyArray_DATA(a);
+    PyThreadState *state = PyEval_SaveThread();
+    const bvl_status status =
+        bvl_resize_floats(out, height, width, pixels, from[0], from[1], from[2], (bvl_filter)filter, &err);
+    PyEval_RestoreThread(state);
+    if (status == BVL_OK) return result;
+    Py_DECREF(result);
+    return bvl_raise(&err);
+}
+
 /* https://arrow.apache.org/docs/format/CDataInterface.html: the fields read here, in their order. */
 typedef struct arrow_array {
     int64_t length, null_count, offset, buffer_count, child_count;

@@ -73,6 +73,23 @@ ROWS = [
     Row("siglip2 odd", "Siglip2Model", "Siglip2Config",
         text=heads(48, 3, 64) | {"max_position_embeddings": 16, "projection_size": 80, "vocab_size": 1000},
         vision=heads(80, 5, 90) | {"num_patches": 25, "patch_size": 7}),
+    Row("dinov2, scale and positions of another size", "Dinov2Model", "Dinov2Config",
+        vision=heads(96, 3, 0, 3) | {"image_size": 70, "layerscale_value": 0.7}),
+    Row("dinov2 gated", "Dinov2Model", "Dinov2Config",
+        vision=heads(80, 5, 0) | {"image_size": 42, "patch_size": 7, "use_swiglu_ffn": True, "qkv_bias": False}),
+    Row("dinov2 base/14", "Dinov2Model", "Dinov2Config", vision={"num_hidden_layers": 2, "image_size": 518}),
+    Row("dinov2 with registers", "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig",
+        vision=heads(96, 3, 0) | {"image_size": 112, "num_register_tokens": 3}),
+    Row("dinov3_vit", "DINOv3ViTModel", "DINOv3ViTConfig",
+        vision=heads(96, 3, 160, 3) | {"image_size": 64, "num_register_tokens": 4}),
+    Row("dinov3_vit gated, biases", "DINOv3ViTModel", "DINOv3ViTConfig",
+        vision=heads(80, 5, 90) | {"patch_size": 7, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True,
+                                   "mlp_bias": False, "proj_bias": False}),
+    Row("dinov3_vit small/16, full depth", "DINOv3ViTModel", "DINOv3ViTConfig",
+        vision={"num_register_tokens": 4}, full=True),
+    Row("metaclip_2", "MetaClip2Model", "MetaClip2Config",
+        text=heads(64, 4, 128) | {"vocab_size": 1000, "eos_token_id": 2},
+        vision=heads(80, 5, 90) | {"image_size": 45, "patch_size": 14}),
     Row("chinese_clip text tower", "ChineseCLIPTextModel", "ChineseCLIPTextConfig",
         text={"num_hidden_layers": 2, "vocab_size": 1000}),
     Row("chinese_clip vision tower", "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig",
@@ -132,6 +149,8 @@ def rescale(model, gain: float, tower: str = "") -> None:
                 continue
             if "norm" in name.lower() and name.endswith("weight"):
                 p.copy_(1 + 0.1 * noise)
+            elif "layer_scale" in name:
+                p.copy_(0.8 + 0.3 * noise)
             elif p.ndim < 2:
                 p.copy_(0.05 * noise)
             elif "embedding" in name and "patch" not in name:
@@ -152,7 +171,7 @@ def inputs(row: Row, model, batch: int = 5, seed: int = 0):
         ids = torch.randint(3, 900, (batch, length), generator=generator)
         mask = torch.ones_like(ids)
         lengths = [length, length, length - 3, 4, length][:batch]
-        eos = row.vocab - 1 if row.legacy_eos or "CLIP" in row.cls else 1
+        eos = row.vocab - 1 if row.legacy_eos or "CLIP" in row.cls else 2 if "MetaClip" in row.cls else 1
         for i, n in enumerate(lengths):
             ids[i, n - 1 :] = eos
             mask[i, n:] = 0
@@ -161,12 +180,14 @@ def inputs(row: Row, model, batch: int = 5, seed: int = 0):
         section = getattr(model.config, "vision_config", model.config)
         if "Siglip2" in row.cls:
             return found | patches_of_several_sizes(generator, section, batch)
-        size = section.image_size
+        size = (section.image_size,) * 2
+        if "dino" in row.cls.lower():  # no square, no multiple of the patch
+            size = (3 * section.patch_size + 2, 5 * section.patch_size)
         coarse = 3 * torch.randn(batch, 3, 4, 4, generator=generator) + 4 * torch.randn(
             batch, 3, 1, 1, generator=generator
         )
-        smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-        found["pixel_values"] = smooth + torch.randn(batch, 3, size, size, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+        found["pixel_values"] = smooth + torch.randn(batch, 3, *size, generator=generator)
     return found
 
 

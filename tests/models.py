@@ -52,6 +52,8 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
                 for part in BATCH_NORM_PARTS:
                     out[f"{r.norm}.{part}"] = np.float32(rng.uniform(0.5, 1.5, r.weight.shape[0]))
                 continue
+            if r.scaled_by:
+                out[r.scaled_by] = np.full(r.shape[0], 1.5, np.float32)
             for name, rows in zip(r.names, r.stored_rows, strict=True):
                 if not name:  # stands for zeros
                     continue

@@ -6,7 +6,8 @@ import numpy as np
 
 from beyondvl.compile import BATCH_NORM_PARTS, Reader
 from beyondvl.models.load import _named
-from beyondvl.spec import BatchNormConv, Spec, SpectrogramStem, refs
+from beyondvl.spec import BatchNormConv, Spec, refs
+from beyondvl.stems import SpectrogramStem
 from beyondvl.weights import Checkpoint, Entry
 
 

@@ -17,7 +17,8 @@ from beyondvl.families.blocks import linear
 from beyondvl.families.registry import Family, Head
 from beyondvl.folder import Folder
 from beyondvl.models.load import class_named, load_towers
-from beyondvl.spec import Encoder, JoinStem, Project, Step, ref, replace
+from beyondvl.spec import Encoder, Project, Step, ref, replace
+from beyondvl.stems import JoinStem
 from beyondvl.tasks.joint import JointModel
 from beyondvl.weights import save_safetensors
 

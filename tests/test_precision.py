@@ -48,6 +48,10 @@ CONFIGS = {
         "text_config": tower(144, 2, 304, 4, vocab_size=600, max_position_embeddings=16, projection_size=144),
         "vision_config": tower(144, 2, 304, 4, num_patches=25, patch_size=14),
     },
+    "dinov2": {"model_type": "dinov2", "architectures": ["Dinov2Model"], "image_size": 70, "patch_size": 14}
+    | tower(144, 2, 0, 4),
+    "dinov3_vit": {"model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"], "num_register_tokens": 2, "patch_size": 14}
+    | tower(144, 2, 304, 4),
     "chinese_clip": {
         "model_type": "chinese_clip", "architectures": ["ChineseCLIPModel"], "projection_dim": 48,
         "text_config": tower(96, 3, 384, 2, vocab_size=600, max_position_embeddings=20),
@@ -88,7 +92,7 @@ def weights(config: dict, gains: dict[str, float]) -> dict[str, np.ndarray]:
             gain, sharp = gains["vision" if name.startswith("vis") else "text"], re.search(SHARP, name)
             values = 2 * len(array) // 3 if "in_proj" in name else len(array) if sharp else 0
             array[values:] *= gain
-        elif array.ndim == 1:
+        elif array.ndim == 1 and "layer_scale" not in name:
             norm = re.search(r"norm|\bln_", name.lower()) and name.endswith("weight")
             array[:] = (1 if norm else 0) + (0.1 if norm else 0.05) * rng.normal(size=array.shape)
     return found
@@ -125,7 +129,7 @@ def inputs(model, count: int = 64) -> dict[str, dict[str, np.ndarray]]:
         facts = model.tower("vision").program.info()
         if "spatial_shapes" in facts["inputs"]:
             return found | {"vision": patches(rng, count, facts["image"][1])}
-        _, height, width = facts["image"]
+        _, height, width = (5 * n if "dino" in model.family.model_type else n for n in facts["image"])
         coarse = rng.normal(size=(count, 3, 4, 4)) * 2 + 3 * rng.normal(size=(count, 3, 1, 1))
         y, x = (np.arange(n) * 4 // n for n in (height, width))
         pixels = coarse[:, :, y][:, :, :, x] + rng.normal(size=(count, 3, height, width))

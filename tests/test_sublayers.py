@@ -203,39 +203,93 @@ def test_a_chain_over_windows_may_be_cut(isa):
     np.testing.assert_array_equal(picture.run(["x"], 1)["x"], states["@2"])
 
 
-@pytest.mark.parametrize("half", [3, 8])
+def pictures_of(rng: np.random.Generator, program, slot: int, given: bool, half: int, centred: bool):
+    """A stem of two class tokens and pictures, `given` as patches of several sizes or as they are: (inputs, grids, rows
+    [T, D] of each, turns of each)."""
+    channels, side, grids = 2, 3, [(2, 5), (4, 1), (3, 3)] if given else [(3, 4)] * 3
+    w = weights(rng, weight=(D, channels * side * side), bias=(D,), class_token=(2, D), position=(12, D))
+    w["rotary"] = rng.uniform(-2, 2, (2, half)).astype(np.float32)
+    sizes = {"channels": channels, "patch_height": side, "patch_width": side}
+    params = {"grid_height": 3, "grid_width": 4, "filter": _C.FILTERS.index("bilinear"), "centred": centred}
+    if given:
+        sizes, w["position"] = dict.fromkeys(sizes, 0), None
+    program.add("embed_patches", slot, slot, params | sizes, {n: a for n, a in w.items() if a is not None}, 1)
+    pixels = rng.standard_normal((3, channels, 3 * side + 1, 4 * side + 2)).astype(np.float32)  # with some to spare
+    patches = pixels[:, :, : 3 * side, : 4 * side].reshape(3, channels, 3, side, 4, side).transpose(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(3, 12, -1)
+    inputs = {"pixel_values": pixels}
+    if given:
+        inputs = {"pixel_values": patches.copy(), "spatial_shapes": np.array(grids)}
+    rows, turns = [], []
+    for i, (height, width) in enumerate(grids):
+        own = patches[i, : height * width].astype(np.float64) @ w["weight"].T + w["bias"]
+        rows.append(np.concatenate([w["class_token"], own if given else own + w["position"]]))
+        y, x = np.divmod(np.arange(height * width), width)
+        if centred:
+            y, x = (2 * (at + 0.5) / n - 1 for at, n in ((y, height), (x, width)))
+        angles = y[:, None] * w["rotary"][0] + x[:, None] * w["rotary"][1]
+        angles = np.concatenate([np.zeros((2, half)), angles])  # class tokens have no place
+        turns.append(np.concatenate([np.cos(angles), np.sin(angles)], 1))
+    return inputs, grids, rows, turns
+
+
+@pytest.mark.parametrize(
+    "given, centred, half", [(True, False, 3), (True, True, 8), (False, True, 8), (False, False, 5)]
+)
 @pytest.mark.parametrize("precision", CLOSE)
-def test_rows_of_a_picture_are_turned_by_a_table(isa, precision, half):
-    """Any number of axes, and rows that have no place, are a table of cosines and sines."""
+def test_rows_of_pictures_are_turned(isa, precision, given, centred, half):
+    """By two axes; pictures of several sizes in one call, or one size that the call says."""
     rng = np.random.default_rng(half)
-    picture, made = Picture(rng, precision), list(layers(rng, 2, True, False, False, False, half == 3))
-    angles = rng.uniform(-3, 3, (8, half))
-    angles[0] = 0
-    for op, _, arrays in made:
-        if op == "self_attention":
-            arrays["turns"] = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    wanted = picture.rows
+    program = _C.Program(precision=precision)
+    slot = program.slot("x", 2, D, _C.ROW_KINDS.index("patches"))
+    inputs, grids, rows, turns = pictures_of(rng, program, slot, given, half, centred)
+    made = list(layers(rng, 2, True, False, False, False, half == 3))
     for op, params, arrays in made:
-        picture.add(op, params, arrays)
-        exact = {name: array.astype(np.float64) for name, array in arrays.items()}
-        if op == "self_attention":
-            wanted = self_attention(wanted, exact, params, np.ones((5, 8), bool))
-        else:
-            wanted = feed_forward(wanted, exact, params)
-    found = picture.run(["x"])["x"]
-    assert np.abs(found - wanted).max() / np.abs(wanted).max() < CLOSE[precision]
+        params |= {"rotary": True} if op == "self_attention" else {}
+        program.add(op, slot, slot, params, arrays, 1)
+    for threads in (1, 3):
+        found = program.run(inputs, ["x"], threads)["x"]
+        for i, (height, width) in enumerate(grids):
+            wanted = rows[i][None]
+            for op, params, arrays in made:
+                exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+                if op == "self_attention":
+                    seen = np.ones((1, 2 + height * width), bool)
+                    wanted = self_attention(wanted, exact | {"turns": turns[i]}, params, seen)
+                else:
+                    wanted = feed_forward(wanted, exact, params)
+            own = found[i, : 2 + height * width]
+            assert np.abs(own - wanted[0]).max() / np.abs(wanted).max() < CLOSE[precision]
+            assert not found[i, 2 + height * width :].any()
 
 
-def test_a_table_of_turns_is_checked():
+def test_a_stem_of_pictures_is_checked():
     rng = np.random.default_rng(0)
-    ((op, params, arrays), *_) = layers(rng, 1, True, False, False, False, False)
-    for shape, change, match in (
-        ((7, 8), {}, r"turns: found \(7, 8\), expected shape \(8, \*\)"),
-        ((8, 7), {}, "turns: found 7 columns, expected an even number up to 16"),
-        ((8, 18), {}, "turns: found 18 columns"),
-        ((8, 8), {"window": 8}, "turns: found a window"),
+    weight = np.ones((D, 18), np.float32)
+    params = {"grid_height": 3, "grid_width": 4, "filter": 2, "channels": 2, "patch_height": 3, "patch_width": 3,
+              "centred": 0}  # fmt: skip
+    for change, more, match in (
+        ({}, {"weight": weight[:, 1:]}, r"weight: found \(48, 17\), expected shape \(48, 18\)"),
+        ({}, {"position": weight[:11].repeat(3, 1)[:, :D]}, r"position: found \(11, 48\), expected shape \(12, 48\)"),
+        ({}, {"rotary": np.ones((3, 2), np.float32)}, r"rotary: found \(3, 2\), expected shape \(2, \*\)"),
+        ({"filter": 0}, {}, "filter: found 0, expected a whole number from 1 to 6"),
+        ({"grid_width": 0}, {}, "grid_width: found 0, expected a whole number from 1 to 1024"),
     ):
-        more = {"turns": np.ones(shape, np.float32)}
-        more |= {"window_rows": np.arange(8, dtype=np.float32)} if change else {}
+        program = _C.Program()
+        slot = program.slot("x", 0, D, _C.ROW_KINDS.index("patches"))
+        arrays = {n: np.ascontiguousarray(a) for n, a in ({"weight": weight} | more).items()}
         with pytest.raises(ValueError, match=match):
-            Picture(rng).add(op, params | change, arrays | more)
+            program.add("embed_patches", slot, slot, params | change, arrays, 1)
+    program = _C.Program()
+    slot = program.slot("x", 2, D, _C.ROW_KINDS.index("patches"))
+    pictures_of(rng, program, slot, False, 9, False)
+    ((op, settings, arrays), *_) = layers(rng, 1, True, False, False, False, False)
+    with pytest.raises(ValueError, match="rotary: found 9 frequencies, expected 1 to 8"):
+        program.add(op, slot, slot, settings | {"rotary": True}, arrays, 1)
+    for shape, match in (((1, 2, 2, 9), r"found \(1, 2, 2, 9\) float32, expected \(B, 2, H, W\) float32"),
+                         ((1, 3, 9, 9), r"found \(1, 3, 9, 9\) float32")):  # fmt: skip
+        program = _C.Program()
+        slot = program.slot("x", 0, D, _C.ROW_KINDS.index("patches"))
+        program.add("embed_patches", slot, slot, params, {"weight": weight}, 1)
+        with pytest.raises(ValueError, match=match):
+            program.run({"pixel_values": np.ones(shape, np.float32)}, ["x"], 1)

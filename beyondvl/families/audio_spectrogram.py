@@ -14,7 +14,8 @@ from ..config import Config
 from ..errors import ConfigError
 from ..outputs import BatchFeature, from_numpy
 from ..processing.features import MOST_FEATURES, MOST_MELS, FeatureExtractor, hann, mel_filters
-from ..spec import Encoder, FirstRows, PatchStem, Pool, Project, Step, ref, replace
+from ..spec import Encoder, FirstRows, Pool, Project, Step, ref, replace
+from ..stems import PatchStem
 from .blocks import ACTIVATIONS, as_picture, linear, norm, vit_block
 from .registry import Family, Head, Processing, strip_prefixes
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Cross, Encoder, FeedForward, Normalize, Pool, Project, Step, TokenStem, ref, replace
+from ..spec import Block, Cross, Encoder, FeedForward, Normalize, Pool, Project, Step, ref, replace
+from ..stems import TokenStem
 from .blocks import ACTIVATIONS, linear, norm, stacked
 from .registry import Family, Processing, strip_prefixes
 

@@ -28,21 +28,19 @@ from ..spec import (
     Cross,
     Encoder,
     InvertedResidual,
-    JoinStem,
     Linear,
     Norm,
     Normalize,
-    PatchStem,
     Pool,
     Project,
     QFormer,
     Softmax,
     Step,
     TakeRows,
-    TokenStem,
     ref,
     replace,
 )
+from ..stems import JoinStem, PatchStem, TokenStem
 from .blocks import bart_block, linear, norm, stacked, under
 from .pictures import CLIP
 from .registry import Family, Head, Processing, ProcessorKind, find_family

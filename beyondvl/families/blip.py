@@ -12,21 +12,8 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import (
-    Block,
-    CFormer,
-    Context,
-    Encoder,
-    Linear,
-    Normalize,
-    PatchStem,
-    Pool,
-    Project,
-    Step,
-    TokenStem,
-    ref,
-    replace,
-)
+from ..spec import Block, CFormer, Context, Encoder, Linear, Normalize, Pool, Project, Step, ref, replace
+from ..stems import PatchStem, TokenStem
 from .bert import cross_part, feed_forward, post_norm_block
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, prediction_head, square_picture, stacked
 from .clip import tower_config

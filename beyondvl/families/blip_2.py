@@ -12,23 +12,8 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import (
-    Block,
-    Context,
-    Encoder,
-    FirstRows,
-    JoinStem,
-    Linear,
-    Normalize,
-    Pool,
-    Project,
-    QFormer,
-    QueryStem,
-    Step,
-    TokenStem,
-    ref,
-    replace,
-)
+from ..spec import Block, Context, Encoder, FirstRows, Linear, Normalize, Pool, Project, QFormer, Step, ref, replace
+from ..stems import JoinStem, QueryStem, TokenStem
 from . import language
 from .bert import cross_part, feed_forward, post_norm_block
 from .blip import NO_TYPES, PICTURES, stem, vision_layers, vision_steps

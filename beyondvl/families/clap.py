@@ -24,21 +24,19 @@ from ..processing.features import DB, MOST_MELS, MOST_WINDOW, FeatureExtractor, 
 from ..spec import (
     BatchNormConv,
     Block,
-    CropFusion,
     Encoder,
     Linear,
     MergeRows,
     Normalize,
-    PatchStem,
     Pool,
     Project,
     RelativeBias,
-    SpectrogramStem,
     Step,
     Windows,
     ref,
     replace,
 )
+from ..stems import CropFusion, PatchStem, SpectrogramStem
 from .bert import bert_encoder
 from .blocks import ACTIVATIONS, as_picture, counted_positions, linear, norm, vit_block
 from .clip import tower_config

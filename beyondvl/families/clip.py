@@ -8,7 +8,8 @@ OpenAI's weights use quick_gelu, LAION's gelu: the config decides.
 from __future__ import annotations
 
 from ..config import Config
-from ..spec import Encoder, Normalize, PatchStem, Pool, Project, Step, TokenStem, ref
+from ..spec import Encoder, Normalize, Pool, Project, Step, ref
+from ..stems import PatchStem, TokenStem
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture
 from .pictures import CLIP
 from .registry import Family, Processing

@@ -11,21 +11,8 @@ from collections.abc import Callable
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import (
-    Block,
-    CFormer,
-    Encoder,
-    JoinStem,
-    Norm,
-    Normalize,
-    PatchStem,
-    Pool,
-    Project,
-    Step,
-    TokenStem,
-    ref,
-    replace,
-)
+from ..spec import Block, CFormer, Encoder, Norm, Normalize, Pool, Project, Step, ref, replace
+from ..stems import JoinStem, PatchStem, TokenStem
 from .blocks import ACTIVATIONS, linear, norm, prediction_head, square_picture, vit_block
 from .clip import tower_config
 from .pictures import FLAVA

@@ -32,10 +32,10 @@ from ..spec import (
     Ref,
     RelativeBias,
     Step,
-    TokenStem,
     ref,
     replace,
 )
+from ..stems import TokenStem
 from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, stacked
 
 OPT_OFFSET = 2

@@ -16,22 +16,8 @@ from typing import Any
 from ..config import Config
 from ..errors import ConfigError
 from ..processing.text import Tokenizer
-from ..spec import (
-    Block,
-    Encoder,
-    FeedForward,
-    Linear,
-    Norm,
-    Normalize,
-    PatchStem,
-    Pool,
-    Project,
-    Step,
-    TakeRows,
-    TokenStem,
-    ref,
-    replace,
-)
+from ..spec import Block, Encoder, FeedForward, Linear, Norm, Normalize, Pool, Project, Step, TakeRows, ref, replace
+from ..stems import PatchStem, TokenStem
 from .blocks import linear, norm, square_picture
 from .pictures import BICUBIC, BILINEAR, CLIP, OPENAI
 from .registry import Family, Processing, strip_prefixes

@@ -50,6 +50,10 @@ MODULES = [
     "whisper",
     "audio_spectrogram",
     "x_clip",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "metaclip_2",
 ]
 
 # buffers that older versions of the libraries stored: recomputed, never read

@@ -12,19 +12,8 @@ import math
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import (
-    AttentionPool,
-    Encoder,
-    Linear,
-    Normalize,
-    PatchRowsStem,
-    PatchStem,
-    Pool,
-    Project,
-    Step,
-    TokenStem,
-    ref,
-)
+from ..spec import AttentionPool, Encoder, Linear, Normalize, Pool, Project, Step, ref
+from ..stems import PatchRowsStem, PatchStem, TokenStem
 from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block
 from .clip import patch_stem, tower_config
 from .pictures import SIGLIP, SIGLIP2
@@ -102,7 +91,7 @@ def stem(config: Config, section: Config, hidden: int) -> PatchStem | PatchRowsS
         raise ConfigError(f"vision_config: num_patches: found {patches}, expected a square number")
     embedding = linear(f"{prefix}.patch_embedding", hidden, section.integer("num_channels", 3, 3, 3) * patch * patch)
     position = ref(f"{prefix}.position_embedding.weight", patches, hidden)
-    return PatchRowsStem(embedding.weight, embedding.bias, position, (side, side))
+    return PatchRowsStem(embedding.weight, embedding.bias, position=position, grid=(side, side))
 
 
 def vision(config: Config) -> Encoder:

@@ -16,21 +16,8 @@ from ..config import Config
 from ..errors import ConfigError
 from ..outputs import BatchFeature, check_device, from_numpy
 from ..processing.features import MOST_MELS, MOST_WINDOW, FeatureExtractor, hann, mel_filters
-from ..spec import (
-    Block,
-    Context,
-    Cross,
-    Encoder,
-    Linear,
-    PatchStem,
-    Pool,
-    Project,
-    Ref,
-    Step,
-    TokenStem,
-    ref,
-    replace,
-)
+from ..spec import Block, Context, Cross, Encoder, Linear, Pool, Project, Ref, Step, ref, replace
+from ..stems import PatchStem, TokenStem
 from .blocks import ACTIVATIONS, as_picture, bart_block, linear, norm
 from .registry import Family, Head, Processing, ProcessorKind, Speech
 from .whisper_words import LANGUAGES, PRECISION, TASKS, WHISPER_TOKENS, WhisperTokenizer, language_code

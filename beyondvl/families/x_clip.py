@@ -19,11 +19,9 @@ from ..spec import (
     Cross,
     Encoder,
     FeedForward,
-    JoinStem,
     Linear,
     Message,
     Norm,
-    PatchStem,
     Pool,
     Project,
     Step,
@@ -32,6 +30,7 @@ from ..spec import (
     ref,
     replace,
 )
+from ..stems import JoinStem, PatchStem
 from . import clip
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, square_picture, stacked
 from .clip import sizes

@@ -51,7 +51,7 @@ class ImageProcessor(JsonFields):
     class_name: ClassVar[str] = "ImageProcessor"
     defaults: ClassVar[Mapping[str, Any]] = {}  # of the class, where neither a file nor a caller says so
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    backend: ClassVar[str] = "pil"  # whose pixels they are
+    backend: ClassVar[str] = "pil"  # whose pixels they are; "torchvision": resized as floats, to within 2e-5
     # what transformers' processors have besides, at the values that change nothing
     data_format = input_data_format = device = disable_grouping = return_tensors = None
     do_pad = pad_size = image_seq_length = None
@@ -240,7 +240,7 @@ class ImageProcessor(JsonFields):
     def _fill(self, out: np.ndarray, image: np.ndarray, position: int) -> None:
         """pixel_values (3, H, W) of loaded pixels."""
         with _placed(position):
-            if image.dtype != np.uint8 or self.resample == NEAREST:
+            if image.dtype != np.uint8 or self.resample == NEAREST or self.backend == "torchvision":
                 out[...] = self._process_floats(image[:, :, :3])
                 return
             target = self._target(image)
@@ -304,6 +304,9 @@ class ImageProcessor(JsonFields):
             raise _too_large(image, new_height, new_width)
         if not self.do_resize:
             values = image
+        elif self.backend == "torchvision" and self.resample != NEAREST:
+            floats = np.ascontiguousarray(image, np.float32)
+            values = _C.resize_floats(floats, new_height, new_width, self.resample)
         else:
             scaled, pixels = to_bytes(image)
             values = _resize(pixels, new_height, new_width, self.resample)
@@ -425,7 +428,9 @@ def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor
             known = ", ".join(sorted({n for w in ways for n in w.image_processors}))
             raise ConfigError(f"image_processor_type: found {name!r}, expected one of {known}")
         base = PatchImageProcessor if "max_num_patches" in defaults else ImageProcessor
-        members = {"class_name": plain, "defaults": defaults, "__doc__": base.__doc__, "__module__": "beyondvl"}
+        stated = {name: value for name, value in defaults.items() if name in base.fields}
+        members = {"class_name": plain, "defaults": stated, "__doc__": base.__doc__, "__module__": "beyondvl"}
+        members["backend"] = defaults.get("backend", base.backend)
         _CLASSES[plain] = type(plain, (base,), members)
     return _CLASSES[plain]
 

@@ -28,4 +28,10 @@ bvl_status bvl_resize(uint8_t *out, const bvl_picture *picture, const bvl_geomet
 bvl_status bvl_preprocess(float *out, const bvl_picture *picture, const bvl_geometry *geometry,
                           const float *table, int64_t channels, bvl_error *err);
 
+/* out[height, width, channels] from x[from_height, from_width, channels], as torchvision does
+ * (resize_floats.c).
+ */
+bvl_status bvl_resize_floats(float *out, int64_t height, int64_t width, const float *x, int64_t from_height,
+                             int64_t from_width, int64_t channels, bvl_filter filter, bvl_error *err);
+
 #endif

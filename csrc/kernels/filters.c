@@ -3,6 +3,9 @@
 
 #include <math.h>
 
+const char *const bvl_filter_names[] = {"nearest", "lanczos", "bilinear",      "bicubic",
+                                        "box",     "hamming", "bicubic_point", NULL};
+
 static const double pi = 3.14159265358979323846;
 
 static double bilinear(double x) {
@@ -62,8 +65,24 @@ int64_t bvl_filter_most(bvl_filter filter, int64_t in, int64_t out) {
     return (int64_t)ceil(support) * 2 + 1;
 }
 
+static int64_t point_weights(double *weights, int64_t in, int64_t out, int64_t at, int64_t *begin) {
+    const double a = -0.75, center = ((double)at + 0.5) * ((double)in / (double)out) - 0.5;
+    const int64_t first = (int64_t)floor(center) - 1;
+    *begin = BVL_MIN(BVL_MAX(first, 0), in - 1);
+    const int64_t last = BVL_MIN(BVL_MAX(first + 3, 0), in - 1);
+    for (int64_t i = *begin; i <= last; i++) weights[i - *begin] = 0.0;
+    for (int64_t i = first; i < first + 4; i++) {
+        const double x = fabs(center - (double)i);
+        weights[BVL_MIN(BVL_MAX(i, 0), in - 1) - *begin] +=
+            x <= 1.0 ? ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+                     : ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a;
+    }
+    return last + 1 - *begin;
+}
+
 int64_t bvl_filter_weights(double *weights, bvl_filter filter, int64_t in, int64_t out, int64_t at,
                            int64_t *begin) {
+    if (filter == BVL_BICUBIC_POINT) return point_weights(weights, in, out, at, begin);
     const double scale = (double)in / (double)out, center = ((double)at + 0.5) * scale;
     double support, sum = 0.0;
     const double inverse = 1.0 / widened(filter, scale, &support);

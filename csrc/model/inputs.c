@@ -32,7 +32,7 @@ static int64_t known(const bvl_inputs *in, bvl_size size) {
 
 /* "(3, n, 48)": with the sizes of the call `in`, or as the program says it where that is NULL. */
 static const char *format(char *text, size_t room, const bvl_declared *d, const bvl_inputs *in) {
-    static const char *const letters[] = {"", "1 to ", "B", "N", "L", "L", "n", "n"};
+    static const char *const letters[] = {"", "1 to ", "B", "N", "H", "W", "L", "L", "n", "n"};
     static const bvl_inputs unknown = {.B = -1, .L = -1};
     size_t used = (size_t)snprintf(text, room, "(");
     for (int i = 0; i < d->rank && used < room; i++) {
@@ -66,6 +66,8 @@ static bool take_size(bvl_inputs *in, bvl_size size, int64_t n) {
         case BVL_AT_MOST: return n >= 1 && n <= size.count;
         case BVL_ITEMS: in->B = n; return true;
         case BVL_PATCHES: in->patches = n; return n >= 1 && n <= 1 << 20;
+        case BVL_HEIGHT: in->grid_height = n / size.count; return n >= size.count && n <= 1 << 15;
+        case BVL_WIDTH: in->grid_width = n / size.count; return n >= size.count && n <= 1 << 15;
         case BVL_TOKENS: in->L = n; return true;
         case BVL_ALL_TOKENS: in->L = n - in->past; return n >= in->past;
         default:
@@ -88,6 +90,8 @@ bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const b
     }
     in->pixel_values = arguments[BVL_PIXEL_VALUES].data;
     in->height = arguments[BVL_PIXEL_VALUES].shape[2];
+    in->width = arguments[BVL_PIXEL_VALUES].shape[3];
+    if (in->grid_height) in->patches = in->grid_height * in->grid_width;
     in->spatial_shapes = arguments[BVL_SPATIAL_SHAPES].data;
     in->pixel_attention_mask = arguments[BVL_PIXEL_ATTENTION_MASK].data;
     in->is_longer = arguments[BVL_IS_LONGER].data;
@@ -193,7 +197,7 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
         if (kind == BVL_TEXT_ROWS && !d[BVL_ATTENTION_MASK].rank)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);
-        if (kind == BVL_PATCH_ROWS && !d[BVL_SPATIAL_SHAPES].rank)
+        if (kind == BVL_PATCH_ROWS && !in->patches)
             return bvl_fail(err, BVL_INVALID, "slot %s has rows of patches, and the program takes none",
                             p->slots[s].name);
     }

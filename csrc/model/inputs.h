@@ -26,6 +26,8 @@ typedef enum {
     BVL_AT_MOST, /* 1 to so many */
     BVL_ITEMS,
     BVL_PATCHES, /* room for those of the largest picture */
+    BVL_HEIGHT,  /* of all pictures, in patches of `count` lines */
+    BVL_WIDTH,
     BVL_TOKENS,
     BVL_ALL_TOKENS, /* with those of the cache */
     BVL_ROWS,
@@ -57,8 +59,9 @@ typedef struct {
 typedef struct {
     int64_t B, L;
     const float *pixel_values;           /* [B, channels, height, width], or patches [B, N, D], or NULL */
-    int64_t height;                      /* of pixel_values */
+    int64_t height, width;               /* of pixel_values */
     int64_t patches;                     /* N, or 0 */
+    int64_t grid_height, grid_width;     /* patches of each picture where all are of one size, or 0 */
     const int64_t *spatial_shapes;       /* [B, 2] rows and columns of patches of each picture, or NULL */
     const int64_t *pixel_attention_mask; /* [B, N] or NULL */
     const int64_t *patches_before;       /* [B + 1] of all pictures before each; what a run adds */

@@ -54,8 +54,7 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
                  BVL_MAX_SLOTS);
         return -1;
     }
-    if (rows < (kind == BVL_FIXED_ROWS ? 1 : 0) || rows > (kind == BVL_PATCH_ROWS ? 0 : 1 << 20) ||
-        cols < 1 || cols > 1 << 20) {
+    if (rows < (kind == BVL_FIXED_ROWS ? 1 : 0) || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
         bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name, (long long)rows,
                  (long long)cols);
         return -1;
@@ -182,10 +181,10 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         run.padded = j->call->padded_contexts;
     }
     if (j->inputs->attention_mask) run.key_bias = memory + l->key_bias;
-    if (p->rotary) run.rotary = memory + l->rotary;
+    run.rotary = memory + l->rotary;
     if (team.tid == 0 && run.key_bias) fill_key_bias(memory + l->key_bias, &run);
-    if (team.tid == 0 && run.rotary) fill_rotary(memory + l->rotary, &run);
-    if (run.key_bias || run.rotary) bvl_barrier(team);
+    if (team.tid == 0 && p->rotary) fill_rotary(run.rotary, &run);
+    if (run.key_bias || p->rotary) bvl_barrier(team);
     for (int i = 0; i < p->record_count; i++) {
         /* a team must agree on stopping, so it stops only between micro-batches */
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
@@ -266,8 +265,8 @@ static void find_pooling(job *j) {
     for (int i = p->record_count - 1; i >= 0 && slot < 0; i--)
         if (j->live[i] && p->records[i].op->prunes) j->last_block = i, slot = p->records[i].dst;
     if ((p->queries && j->inputs->contexts) || p->windowed) slot = -1; /* rows of an item part ways */
-    if (slot >= 0 && p->slots[slot].kind == BVL_PATCH_ROWS) slot = -1; /* they are not as many in each */
-    if (j->call->any_state) slot = -1;                                 /* all rows are asked for */
+    if (j->inputs->patches_before) slot = -1; /* items have rows of their own number */
+    if (j->call->any_state) slot = -1;        /* all rows are asked for */
     if (slot < 0) {
         j->last_block = -1;
         return;
@@ -294,12 +293,13 @@ static void find_pooling(job *j) {
 static bool plan(layout *l, const job *j, int64_t count, int workers) {
     const bvl_program *p = j->program;
     const bvl_inputs *in = j->inputs;
-    int64_t shared = 0, local = 0;
+    int64_t shared = 0, local = 0, turned = in->L;
     bool ok = true;
     l->total = 0;
     for (int i = 0; i < p->slot_count; i++) {
         const bvl_slot *slot = &p->slots[i];
         ok = ok && reserve(&l->slots[i], &l->total, count * bvl_slot_rows(slot, in), slot->ld);
+        if (slot->kind == BVL_PATCH_ROWS) turned = BVL_MAX(turned, bvl_slot_rows(slot, in));
     }
     for (int i = 0, chain = 0; i < p->record_count; i++, chain -= chain > 0) {
         const bvl_record *r = &p->records[i];
@@ -312,7 +312,7 @@ static bool plan(layout *l, const job *j, int64_t count, int workers) {
         if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
     }
     ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
-         reserve(&l->rotary, &l->total, count * in->L, 2 * p->rotary_half) &&
+         reserve(&l->rotary, &l->total, count * turned, 2 * p->rotary_half) &&
          reserve(&l->shared, &l->total, 1, shared);
     l->local_size = (size_t)bvl_round_up(local, 16);
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);
@@ -364,7 +364,8 @@ static bool prepare(job *j, int threads) {
     const int64_t pieces = BVL_MAX(1, (share + most - 1) / most);
     j->micro = BVL_MAX(1, (share + pieces - 1) / pieces);
     for (int i = 0; i < p->slot_count; i++)
-        if (p->slots[i].kind == BVL_PATCH_ROWS) j->whole = alone_by_cost(j, p->slots[i].cols);
+        if (p->slots[i].kind == BVL_PATCH_ROWS && j->inputs->patches_before)
+            j->whole = alone_by_cost(j, p->slots[i].cols);
     return plan(&j->own, j, j->micro, 1) && plan(&j->together, j, j->shared, threads);
 }
 

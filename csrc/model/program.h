@@ -20,7 +20,7 @@ typedef enum {
     BVL_FIXED_ROWS = 0, /* `rows` in every call */
     BVL_TEXT_ROWS,  /* L, the padded text length of the call, after `rows` learned queries, which are there
                      * when the call gives contexts for them to attend to */
-    BVL_PATCH_ROWS, /* the patches of its picture, which are its spatial_shapes' */
+    BVL_PATCH_ROWS, /* the patches of its picture, after `rows` class tokens */
     BVL_ROW_KINDS
 } bvl_row_kind;
 
@@ -55,8 +55,8 @@ typedef struct bvl_program {
     int64_t feature_token;                  /* the id that features stand in for, or -1 */
     bool windowed;                          /* some sub-layer attends within windows */
     bvl_row_words words;                    /* scratch of sub-layers for each row */
-    float *rotary;                          /* [rotary_half] frequencies of a rotary embedding, or NULL */
-    int64_t rotary_half;
+    float *rotary;                  /* [rotary_half] frequencies of a text's rotary embedding, or NULL */
+    int64_t rotary_half;            /* angles of a row, which of pictures their stem fills in */
     int64_t queries;                /* learned query tokens, or 0 */
     bool queries_before_text;       /* they are the first rows of a text slot */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
@@ -77,7 +77,7 @@ typedef struct {
     int64_t first, count;
     float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
     const float *key_bias;       /* [count, queries + past + L] 0 or -inf from attention_mask, or NULL */
-    const float *rotary;         /* [count * L, 2 * rotary_half] cosines, sines of each token; or NULL */
+    float *rotary;               /* [rows of tokens or patches, 2 * rotary_half] cosines, then sines */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
     /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is
@@ -183,7 +183,7 @@ BVL_INLINE int64_t bvl_slot_queries(const bvl_slot *slot, const bvl_inputs *in) 
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
     switch (slot->kind) {
         case BVL_TEXT_ROWS: return bvl_slot_queries(slot, in) + in->L;
-        case BVL_PATCH_ROWS: return in->patches;
+        case BVL_PATCH_ROWS: return slot->rows + in->patches;
         default: return slot->rows;
     }
 }
@@ -191,8 +191,8 @@ BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
 /* Rows of a slot before item i of a micro-batch, which may be run->count: all of them. */
 BVL_INLINE int64_t bvl_rows_before(const bvl_run *run, const bvl_slot *slot, int64_t i) {
     const bvl_inputs *in = run->inputs;
-    if (slot->kind != BVL_PATCH_ROWS) return i * bvl_slot_rows(slot, in);
-    return in->patches_before[run->first + i] - in->patches_before[run->first];
+    if (slot->kind != BVL_PATCH_ROWS || !in->patches_before) return i * bvl_slot_rows(slot, in);
+    return i * slot->rows + in->patches_before[run->first + i] - in->patches_before[run->first];
 }
 
 /* Rows of item i of a micro-batch. */

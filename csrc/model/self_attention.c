@@ -3,9 +3,9 @@
  *
  * Queries and keys may have a norm of each head (Henry et al., 2020).
  *
- * Positions: queries and keys are turned by theirs (rotary.h), which a picture's rows have in a table, of any
- * number of axes; or a bias by distance is added to the scores.
- * Causal, the keys and values of earlier tokens may be in the call's cache, to which the new ones are added.
+ * Positions: queries and keys are turned by theirs (rotary.h), of one axis or of several; or a bias by
+ * distance is added to the scores. Causal, the keys and values of earlier tokens may be in the call's cache,
+ * to which the new ones are added.
  *
  * Windows (Swin; Liu et al., 2021): rows attend within groups of them alone, with a bias by pair; where a
  * window holds rows of several regions, scores between them are lowered.
@@ -17,14 +17,12 @@
 #include "sublayers.h"
 
 enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
-enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM, TURNS };
+enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM };
 
 typedef struct {
     bvl_attending base;
     float *q_norm, *k_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or NULL */
     float eps;
-    float *turns; /* [T, 2 * half] cosines and sines of each row of a picture, or NULL */
-    int64_t half;
     bool causal, rotary;
     int64_t cached;         /* layer of the cache, or -1 */
     float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
@@ -65,12 +63,12 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
     const bvl_array *relative = &b->weights[RELATIVE];
     const bvl_slot *slot = &p->slots[r->src];
     s->rotary = b->params[P_ROTARY] != 0;
-    if (s->rotary &&
-        (slot->kind != BVL_TEXT_ROWS || slot->rows || !p->rotary || 2 * p->rotary_half > s->base.heads.hd))
-        return bvl_fail(
-            err, BVL_INVALID,
-            "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text alone",
-            r->op->name, (long long)p->rotary_half, (long long)s->base.heads.hd / 2);
+    const bool turned = slot->kind == BVL_PATCH_ROWS || (slot->kind == BVL_TEXT_ROWS && !slot->rows);
+    if (s->rotary && (!turned || !p->rotary_half || 2 * p->rotary_half > s->base.heads.hd))
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text "
+                        "alone or of patches",
+                        r->op->name, (long long)p->rotary_half, (long long)s->base.heads.hd / 2);
     if (b->params[P_WINDOW] != 0) return window_build(p, r, b, s, err);
     if (b->weights[WINDOW_ROWS].data || b->weights[WINDOW_REGIONS].data)
         return bvl_fail(err, BVL_INVALID, "%s: window_rows, window_regions: given, and window is 0",
@@ -85,25 +83,6 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
                         r->op->name, (long long)p->queries);
     s->reach = relative->shape[1] / 2;
     return bvl_copy_vector(&s->relative, &p->store, relative, err);
-}
-
-/* Turns of the rows of a picture, where a class token has cosines of 1. */
-static bvl_status turns_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
-                              bvl_error *err) {
-    const bvl_slot *slot = &p->slots[r->src];
-    if (!b->weights[TURNS].data) return BVL_OK;
-    if (slot->kind != BVL_FIXED_ROWS || s->rotary || s->window)
-        return bvl_fail(err, BVL_INVALID, "%s: turns: found %s, expected the rows of a picture alone",
-                        r->op->name,
-                        s->rotary   ? "rotary"
-                        : s->window ? "a window"
-                                    : "rows that vary");
-    if (bvl_expect(r->op, b, TURNS, 2, slot->rows, -1, 0, 0, err) != BVL_OK) return err->status;
-    s->half = b->weights[TURNS].shape[1] / 2;
-    if (b->weights[TURNS].shape[1] % 2 || 2 * s->half > s->base.heads.hd)
-        return bvl_fail(err, BVL_INVALID, "%s: turns: found %lld columns, expected an even number up to %lld",
-                        r->op->name, (long long)b->weights[TURNS].shape[1], (long long)s->base.heads.hd);
-    return bvl_copy_vector(&s->turns, &p->store, &b->weights[TURNS], err);
 }
 
 static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
@@ -131,8 +110,7 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     s->causal = b->params[P_CAUSAL] != 0;
     if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK ||
-        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK ||
-        turns_build(p, r, b, s, err) != BVL_OK)
+        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     bvl_attending_words(p, &s->base);
     if (s->causal && slot->kind == BVL_TEXT_ROWS && slot->rows == 0) {
@@ -187,16 +165,15 @@ static void norm_rows(const self_attention *s, const bvl_run *run, const bvl_pla
 }
 
 /* Turns queries and keys by their positions; nothing in a block that does not. */
-static void turn_rows(const self_attention *s, const bvl_run *run, float *qkv, int64_t ld, int64_t T) {
+static void turn_rows(const self_attention *s, const bvl_run *run, const bvl_place *at) {
     const bvl_heads *h = &s->base.heads;
-    const int64_t half = s->turns ? s->half : run->program->rotary_half;
+    const int64_t half = run->program->rotary_half, ld = s->base.sublayer.ldq;
     int64_t begin, end;
-    if (!s->rotary && !s->turns) return;
-    bvl_share(run->count * T, run->team.tid, run->team.nt, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        const float *turn = s->turns ? s->turns + i % T * 2 * half : run->rotary + i * 2 * half;
-        bvl_rotary_run(qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd, turn, half);
-    }
+    if (!s->rotary) return;
+    bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        bvl_rotary_run(at->qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd,
+                       run->rotary + i * 2 * half, half);
     bvl_barrier(run->team);
 }
 
@@ -284,7 +261,7 @@ static void attend(const void *state, const bvl_run *run, int slot, const bvl_pl
                    int64_t count, int64_t T) {
     const self_attention *s = state;
     norm_rows(s, run, at);
-    turn_rows(s, run, at->qkv, s->base.sublayer.ldq, T);
+    turn_rows(s, run, at);
     append_to_cache(s, run, at->qkv, s->base.sublayer.ldq, T);
     attend_heads(s, run, slot, at, first, count, T);
     bvl_barrier(run->team);
@@ -295,8 +272,7 @@ const bvl_op bvl_op_self_attention = {
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "num_attention_heads", "num_key_value_heads",
                "attention_scale", "causal", "rotary", "window", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
-                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", "turns",
-                NULL},
+                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", NULL},
     .build = self_attention_build,
     .local = self_attention_local,
     .steps = &(const bvl_steps){bvl_attending_project, attend, bvl_attending_add},
