@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import _C
+from .reader import Reader
 from .spec import (
     AttentionPool,
     BatchNormConv,
@@ -16,6 +17,7 @@ from .spec import (
     Encoder,
     FeedForward,
     FirstRows,
+    GatedInput,
     InvertedResidual,
     Linear,
     MergeRows,
@@ -24,7 +26,6 @@ from .spec import (
     Normalize,
     Pool,
     Project,
-    Ref,
     Softmax,
     Spec,
     TakeRows,
@@ -32,78 +33,16 @@ from .spec import (
 )
 from .stems import CropFusion, JoinStem, PatchRowsStem, PatchStem, QueryStem, SpectrogramStem
 
-BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-SUBLAYERS = ("self_attention", "cross_attention", "feed_forward")  # of a block, which begins with the first
+SUBLAYERS = (
+    "self_attention",
+    "cross_attention",
+    "feed_forward",
+    "gated_input",
+)  # of a block, which begins with the first
 
 
 def activation_code(name: str) -> int:
     return _C.ACTIVATIONS.index(name)
-
-
-class Reader:
-    """Reads parameters of a checkpoint by `Ref`, and remembers which keys were used."""
-
-    def __init__(self, checkpoint):
-        self.checkpoint = checkpoint
-        self.used: set[str] = set()
-
-    def has(self, ref: Ref) -> bool:
-        """False for an optional parameter that the checkpoint lacks."""
-        return not ref.optional or all(name in self.checkpoint for name in ref.names if name)
-
-    def stored(self, ref: Ref, name: str) -> str:
-        """The name a parameter is read under; of a tied one that is stored twice, both count as used."""
-        if ref.tied is None or not name:
-            return name
-        self.used |= {twin for twin in (name, ref.tied) if twin in self.checkpoint}
-        return name if name in self.checkpoint else ref.tied
-
-    def __call__(self, ref: Ref | None) -> np.ndarray | None:
-        if ref is None or not self.has(ref):
-            return None
-        parts = [
-            self.part(ref, self.stored(ref, name), rows) for name, rows in zip(ref.names, ref.stored_rows, strict=True)
-        ]
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if ref.scaled_by is not None:
-            factors = self(Ref((ref.scaled_by,), ref.shape[:1]))
-            array = array * factors.reshape(-1, *[1] * (array.ndim - 1))
-        return array if ref.scale == 1 else array * np.float32(ref.scale)
-
-    def part(self, ref: Ref, name: str, rows: int) -> np.ndarray:
-        if not name:
-            return np.zeros((rows, *ref.shape[1:]), np.float32)
-        if ref.stored_as:
-            self.used.add(name)
-            if ref.stored_as == "diagonal":
-                return np.diag(self.checkpoint.read(name, ref.shape[:1]))
-            out, _, height, width = ref.shape
-            return np.ascontiguousarray(self.checkpoint.read(name, (out, width, height)).transpose(0, 2, 1))[:, None]
-        shape = (rows, *ref.shape[1:])
-        stored = shape[::-1] if ref.transpose else shape
-        array = self.checkpoint.read(name, stored)
-        self.used.add(name)
-        if ref.transpose:
-            array = array.T
-        if ref.rows:
-            array = array[ref.rows[0] : ref.rows[1]]
-        return np.ascontiguousarray(array)
-
-    def batch_norm(self, prefix: str, channels: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
-        """Factor and offset of a batch norm in inference: g / s, b - mean g / s, float64."""
-        gamma, beta, mean, var = (
-            self(Ref((f"{prefix}.{part}",), (channels,))).astype(np.float64) for part in BATCH_NORM_PARTS
-        )
-        scale = gamma / np.sqrt(var + eps)
-        return scale, beta - mean * scale
-
-    def folded(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of conv followed by its batch norm."""
-        scale, shift = self.batch_norm(conv.norm, conv.weight.shape[0], conv.eps)
-        weight = self(conv.weight) * scale[:, None, None, None]
-        if conv.bias:
-            shift = shift + self(conv.bias) * scale
-        return weight.astype(np.float32), shift.astype(np.float32)
 
 
 def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> None:
@@ -202,9 +141,11 @@ class Builder:
             self.add("query_tokens", hidden, hidden, query=self.read(stem.query))
         if tokens:
             weights = {name: self.read(getattr(tokens, name)) for name in ("word", "position", "type")}
-            rotary = np.array(tokens.rotary, np.float32) if tokens.rotary else None
+            for name in ("rotary", "rotary_2"):
+                if frequencies := getattr(tokens, name):
+                    weights[name] = np.array(frequencies, np.float32)
             params = {name: getattr(tokens, name) for name in ("feature_token", "max_positions")}
-            self.add("embed_tokens", hidden, hidden, params, rotary=rotary, **weights)
+            self.add("embed_tokens", hidden, hidden, params, **weights)
         return hidden
 
     def patch_rows_stem(self, stem: PatchRowsStem) -> str:
@@ -293,11 +234,18 @@ class Builder:
             self.feed_forward(block, block.query_ffn, hidden, "queries")
         if block.ffn:
             self.feed_forward(block, block.ffn, hidden, "tokens" if block.query_ffn else "all")
+        if block.gated_input:
+            self.gated_input(block, block.gated_input, hidden)
         return hidden
 
-    def sublayer(self, op: str, block: Block, norm: Norm, first: str, hidden: str, params: dict, weights: dict) -> None:
+    def sublayer(
+        self, op: str, block: Block, norm: Norm, first: str, hidden: str, params: dict, weights: dict,
+        post_norm: Norm | None = None,
+    ) -> None:  # fmt: skip
         """One of a block, whose product `first` reads what is normed."""
         weights |= self.affine(norm, "norm_")
+        if post_norm:
+            weights |= self.affine(post_norm, "post_norm_")
         if self.precision == "int8" and block.pre_norm:
             fold_norm(weights, "norm", first)
         common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None, "pre_norm": block.pre_norm}
@@ -311,6 +259,7 @@ class Builder:
             "causal": block.causal,
             "rotary": block.rotary,
             "window": block.windows.size if block.windows else 0,
+            "sliding_window": block.sliding_window,
         }
         weights = self.affine(block.qkv, "qkv_") | self.affine(block.out, "out_")
         if block.relative:
@@ -320,7 +269,11 @@ class Builder:
             weights["window_rows"] = np.array(block.windows.rows, np.float32)
             if len(set(block.windows.regions)) > 1:
                 weights["window_regions"] = np.array(block.windows.regions, np.float32)
-        self.sublayer("self_attention", block, block.norm1, "qkv", hidden, params, weights)
+        if block.head_norms:
+            weights["q_norm_weight"], weights["k_norm_weight"] = (self.read(gain) for gain in block.head_norms)
+        if block.norms_values:
+            weights["v_norm_weight"] = np.ones_like(weights["q_norm_weight"])
+        self.sublayer("self_attention", block, block.norm1, "qkv", hidden, params, weights, block.post_norm)
 
     def cross_attention(self, block: Block, cross: Cross, hidden: str) -> None:
         params = {
@@ -334,7 +287,18 @@ class Builder:
     def feed_forward(self, block: Block, ffn: FeedForward, hidden: str, rows: str) -> None:
         params = {"rows": _C.ROWS.index(rows), "activation": activation_code(block.activation), "gated": ffn.gated}
         weights = self.affine(ffn.fc1, "fc1_") | self.affine(ffn.fc2, "fc2_")
-        self.sublayer("feed_forward", block, ffn.norm, "fc1", hidden, params, weights)
+        self.sublayer("feed_forward", block, ffn.norm, "fc1", hidden, params, weights, ffn.post_norm)
+
+    def gated_input(self, block: Block, gated: GatedInput, hidden: str) -> None:
+        params = {
+            "layer_norm_eps": gated.norm.eps,
+            "activation": activation_code(block.activation),
+            "inputs": self.slots["inputs"],
+        }
+        weights = self.affine(gated.norm, "in_norm_") | self.affine(gated.post_norm, "post_norm_")
+        names = {"gate_weight": gated.gate, "in_weight": gated.inputs, "out_weight": gated.out, "scale": gated.scale}
+        weights |= {name: self.read(parameter) for name, parameter in names.items()}
+        self.add("gated_input", hidden, hidden, params, **weights)
 
     def inverted_residual(self, layer: InvertedResidual, src: str, index: int) -> str:
         kernel, (height, width), (rows, cols) = layer.kernel, layer.size, layer.out_size
@@ -436,6 +400,9 @@ class Builder:
         hidden = self.stem()
         if self.encoder.stem_norm:
             self.step(hidden, hidden, self.encoder.stem_norm)
+        if any(isinstance(layer, Block) and layer.gated_input for layer in self.encoder.layers):
+            rows, cols, kind = self.sizes[hidden]
+            self.add("copy", hidden, self.slot("inputs", rows, cols, kind))
         for index, layer in enumerate(self.encoder.layers):
             match layer:
                 case Block():

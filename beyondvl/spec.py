@@ -22,6 +22,7 @@ __all__ = [
     "Encoder",
     "FeedForward",
     "FirstRows",
+    "GatedInput",
     "InvertedResidual",
     "Linear",
     "MergeRows",
@@ -90,8 +91,8 @@ class Ref(Spec):
     `names` are stacked along rows when there are several, `row_counts` of each where they differ; an empty name stands
     for zeros. `rows` = (begin, end) takes part of a packed tensor whose full number of rows is `packed_rows`.
     `transpose` is for tensors stored as [in, out]. `optional` parameters may be absent and are then zero or left out. A
-    `tied` parameter is stored under another name where its own is absent. What is read is multiplied by `scale`, and
-    its rows by the elements of `scaled_by`.
+    `tied` parameter is stored under another name where its own is absent. To what is read `plus` is added, then it is
+    multiplied by `scale`, and its rows by the elements of `scaled_by`.
     `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "time" of a convolution
     [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k].
     """
@@ -104,6 +105,7 @@ class Ref(Spec):
     transpose: bool = False
     optional: bool = False
     tied: str | None = None
+    plus: float = 0.0
     scale: float = 1.0
     scaled_by: str | None = None
     stored_as: str = ""
@@ -146,12 +148,26 @@ class Cross(Spec):
 
 
 class FeedForward(Spec):
-    """fc2(act(fc1(x))) and the norm before or after it; `gated`: fc2(act(g) * u), where fc1's rows are g, then u."""
+    """fc2(act(fc1(x))) and the norm before or after it; `gated`: fc2(act(g) * u), where fc1's rows are g, then u.
+    `post_norm` is of what is added."""
 
     fc1: Linear
     fc2: Linear
     norm: Norm
     gated: bool = False
+    post_norm: Norm | None = None
+
+
+class GatedInput(Spec):
+    """Per-layer embeddings (Gemma 3n, 2025): x = scale (x + post_norm(out(act(gate(x)) * norm(inputs(e))))), where e is
+    what the first layer was given."""
+
+    gate: Ref
+    inputs: Ref
+    norm: Norm
+    out: Ref
+    post_norm: Norm
+    scale: Ref | None = None
 
 
 class RelativeBias(Spec):
@@ -183,7 +199,9 @@ class Block(Spec):
     """A transformer block; `qkv` is one linear of heads * head_dim rows for q, then as many for k and v, or fewer where
     several heads share one of `num_key_value_heads`.
 
-    Scores are scaled by `scale`, None: 1 / sqrt(head_dim). With `rotary` q and k are turned by the stem's frequencies.
+    Scores are scaled by `scale`, None: 1 / sqrt(head_dim). With `rotary` q and k are turned by the stem's frequencies,
+    2: by its second ones. `head_norms` are gains [head_dim] of a norm of each head of q and of k, `norms_values` has
+    one of v too. Rows see `sliding_window` others to either side, 0: all. `post_norm` is of what attention adds.
 
     In a Q-Former query tokens have a feed-forward of their own, `query_ffn`, and they alone attend to the context;
     `ffn` is the text's, None where there is no text.
@@ -202,8 +220,13 @@ class Block(Spec):
     num_key_value_heads: int | None = None
     scale: float | None = None
     relative: RelativeBias | None = None
-    rotary: bool = False
+    rotary: int = 0
     windows: Windows | None = None
+    head_norms: tuple[Ref, Ref] | None = None
+    norms_values: bool = False
+    sliding_window: int = 0
+    post_norm: Norm | None = None
+    gated_input: GatedInput | None = None
 
 
 class MergeRows(Spec):

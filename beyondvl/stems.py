@@ -18,7 +18,8 @@ __all__ = [
 class TokenStem(Spec):
     """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
 
-    Without a table of positions there may be `max_positions`, told apart by the blocks: by distance, or by `rotary`.
+    Without a table of positions there may be `max_positions`, told apart by the blocks: by distance, or by `rotary`,
+    or some of them by `rotary_2`.
     """
 
     word: Ref
@@ -27,6 +28,7 @@ class TokenStem(Spec):
     feature_token: int = -1
     max_positions: int = 0
     rotary: tuple[float, ...] = ()  # frequencies, whose products with a position are angles
+    rotary_2: tuple[float, ...] = ()
 
 
 class QueryStem(Spec):

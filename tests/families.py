@@ -105,6 +105,26 @@ ROWS = [
     Row("bert head size 16", "BertModel", "BertConfig",
         text=heads(48, 3, 77) | {"vocab_size": 1000, "max_position_embeddings": 40}),
     Row("bert base, full depth", "BertModel", "BertConfig", text={"vocab_size": 1000}, full=True),
+    Row("embedding_gemma2_text", "EmbeddingGemma2TextModel", "EmbeddingGemma2TextConfig",
+        text={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
+              "hidden_size_per_layer_input": 24, "embedding_dim": 40, "sliding_window": 2, "sliding_window_pattern": 2,
+              "global_head_dim": 32, "num_global_key_value_heads": 1, "vocab_size": 1000}),
+    Row("embedding_gemma2_text at its widths", "EmbeddingGemma2TextModel", "EmbeddingGemma2TextConfig",
+        text={"num_hidden_layers": 6, "vocab_size": 1000}, full=True),
+    Row("gemma3_text, both ways", "Gemma3TextModel", "Gemma3TextConfig",
+        text=heads(72, 4, 100, 4) | {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 20,
+                                     "sliding_window": 6, "sliding_window_pattern": 2, "vocab_size": 1000,
+                                     "use_bidirectional_attention": True}),
+    Row("gemma3_text, one way", "Gemma3TextModel", "Gemma3TextConfig",
+        text=heads(64, 2, 96, 3) | {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 3, "vocab_size": 1000,
+                                    "sliding_window_pattern": 3}),
+    Row("gemma3_text at EmbeddingGemma's widths", "Gemma3TextModel", "Gemma3TextConfig",
+        text=heads(768, 3, 1152, 6) | {"num_key_value_heads": 1, "vocab_size": 1000, "sliding_window": 512,
+                                       "use_bidirectional_attention": True}, full=True),
+    Row("roberta", "RobertaModel", "RobertaConfig",
+        text=heads(48, 3, 77) | {"vocab_size": 1000, "max_position_embeddings": 40}),
+    Row("xlm-roberta", "XLMRobertaModel", "XLMRobertaConfig",
+        text=heads(72, 2, 100) | {"vocab_size": 1000, "max_position_embeddings": 40}),
     Row("clip text tower", "CLIPTextModelWithProjection", "CLIPTextConfig",
         text={"num_hidden_layers": 2, "vocab_size": 1000, "eos_token_id": 999}),
     Row("clip vision tower", "CLIPVisionModelWithProjection", "CLIPVisionConfig", vision={"num_hidden_layers": 2}),
@@ -148,7 +168,9 @@ def rescale(model, gain: float, tower: str = "") -> None:
             if name.startswith("logit_") or not name.startswith(tower):
                 continue
             if "norm" in name.lower() and name.endswith("weight"):
-                p.copy_(1 + 0.1 * noise)
+                # of heads, whose scores are not scaled, less: attention would be of single tokens
+                mean = 0.4 if "q_norm" in name or "k_norm" in name else 1
+                p.copy_(mean - ("Gemma3" in type(model).__name__) + 0.1 * noise)  # whose gains are stored less 1
             elif "layer_scale" in name:
                 p.copy_(0.8 + 0.3 * noise)
             elif p.ndim < 2:

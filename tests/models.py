@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from beyondvl.compile import BATCH_NORM_PARTS
 from beyondvl.config import Config
 from beyondvl.families.registry import find_family
+from beyondvl.reader import BATCH_NORM_PARTS
 from beyondvl.spec import BatchNormConv, Block, Ref, refs
 from beyondvl.weights import save_safetensors
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from beyondvl.compile import BATCH_NORM_PARTS, Reader
 from beyondvl.models.load import _named
+from beyondvl.reader import BATCH_NORM_PARTS, Reader
 from beyondvl.spec import BatchNormConv, Spec, refs
 from beyondvl.stems import SpectrogramStem
 from beyondvl.weights import Checkpoint, Entry

@@ -10,8 +10,9 @@ import pytest
 from parity import close, unit_gain
 
 import beyondvl as bvl
-from beyondvl.compile import Reader, compile_encoder
+from beyondvl.compile import compile_encoder
 from beyondvl.models.tower import Tower
+from beyondvl.reader import Reader
 from beyondvl.spec import replace
 from beyondvl.weights import open_checkpoint
 
@@ -264,7 +265,7 @@ def lying_programs():
     """Programs that no family builds, as a lying packed.json could: (records, call, message)."""
     norm = {"layer_norm_eps": 1e-5, "rms_norm": 0, "pre_norm": 1}
     attention = norm | {"num_attention_heads": 1, "num_key_value_heads": 1, "attention_scale": 0, "causal": 1, "rotary": 0,
-                        "window": 0}  # fmt: skip
+                        "window": 0, "sliding_window": 0}  # fmt: skip
     ones = {n: np.ones(s, np.float32) for n, s in {
         "qkv_weight": (24, 8), "out_weight": (8, 8), "norm_weight": 8, "norm_bias": 8}.items()}  # fmt: skip
     embed = ("embed_tokens", "text", "text", {"feature_token": -1, "max_positions": 0},
@@ -281,7 +282,7 @@ def test_sublayers_are_checked():
     """What no family builds is refused, before it would read rows that are not there."""
     norm = {"layer_norm_eps": 1e-5, "rms_norm": 0, "pre_norm": 1}
     heads = {"num_attention_heads": 2, "attention_scale": 0}
-    attention = norm | heads | {"num_key_value_heads": 2, "causal": 0, "rotary": 0, "window": 0}
+    attention = norm | heads | {"num_key_value_heads": 2, "causal": 0, "rotary": 0, "window": 0, "sliding_window": 0}
     cross, forward = norm | heads | {"rows": 0}, norm | {"rows": 0, "activation": 0, "gated": 0}
     sizes = {"qkv_weight": (24, 8), "q_weight": (8, 8), "out_weight": (8, 8), "fc1_weight": (6, 8), "fc2_weight": (8, 6),
              "norm_weight": 8, "norm_bias": 8}  # fmt: skip

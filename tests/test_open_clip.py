@@ -14,6 +14,7 @@ from test_tokenizers import TEXTS
 import beyondvl as bvl
 import pictures
 import published
+from beyondvl.families.open_clip import FOREIGN_TEXTS
 from beyondvl.families.registry import find_family, load_config
 from beyondvl.folder import Folder
 from beyondvl.models.load import class_for
@@ -25,7 +26,7 @@ from_archive = pytest.mark.skipif(
     published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder"
 )
 REFUSALS = ("timm_model_name", "hf_model_name", "layers: found [", "multimodal_cfg", "attentional_pool", "norm_kwargs",
-            "act_kwargs", "embed_cls", "pos_embed_type")  # fmt: skip
+            "act_kwargs", "embed_cls", "pos_embed_type", "output_tokens")  # fmt: skip
 SMALL = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
@@ -42,13 +43,24 @@ SCALED = {"vision_cfg": {"ls_init_value": 1e-4}, "text_cfg": {"ls_init_value": 1
 def made(model_cfg):
     """OpenCLIP's model of a config."""
     fields = {name: value for name, value in model_cfg.items() if name != "custom_text"}
-    kind = open_clip.CustomTextCLIP if model_cfg.get("custom_text") else open_clip.CLIP
+    foreign = "hf_model_name" in model_cfg["text_cfg"]
+    if foreign:
+        fields["text_cfg"] = fields["text_cfg"] | {"hf_model_pretrained": False}
+    kind = open_clip.CustomTextCLIP if foreign or model_cfg.get("custom_text") else open_clip.CLIP
     return kind(**fields)
 
 
+def known(name, **options):
+    """The config that a name stands for on the hub."""
+    sizes, _ = FOREIGN_TEXTS[name]
+    kind = "XLMRobertaConfig" if "xlm" in name else "RobertaConfig"
+    return getattr(__import__("transformers"), kind)(**sizes | options)
+
+
 @from_archive
-def test_parameters_of_published_configs():
+def test_parameters_of_published_configs(monkeypatch):
     """Names and shapes of each parameter; towers that are none of ours are refused by name."""
+    monkeypatch.setattr(open_clip.hf_model.AutoConfig, "from_pretrained", known)
     compared, refused = 0, 0
     for path in sorted((published.folder() / "mlfoundations--open_clip").iterdir()):
         config = load_config(Folder(path))
@@ -65,7 +77,7 @@ def test_parameters_of_published_configs():
         assert not left, f"{path.name}: {left[:3]} are not read"
         compared += 1
     print(f"OpenCLIP's configs: {compared} compared, {refused} refused by name")
-    assert compared >= 38 and refused >= 99
+    assert compared >= 41 and refused >= 96
 
 
 def merged(changes):
@@ -96,6 +108,36 @@ def test_numbers(tmp_path, changes):
     for a, b in zip(found, expected, strict=True):
         close(a, b)
         assert np.abs(b[0] - b[1]).max() > 0.05, "the reference does not tell inputs apart"
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("name", ["roberta-base", "xlm-roberta-base"])
+def test_texts_by_roberta(tmp_path, monkeypatch, name, kind):
+    """Embeddings of texts of several lengths, whatever mask comes with them; sizes cut, for these are 100 million words'."""
+    small = {"hidden_size": 48, "intermediate_size": 77, "num_hidden_layers": 2, "num_attention_heads": 3,
+             "vocab_size": 300}  # fmt: skip
+    monkeypatch.setitem(FOREIGN_TEXTS, name, (FOREIGN_TEXTS[name][0] | small, FOREIGN_TEXTS[name][1]))
+    monkeypatch.setattr(open_clip.hf_model.AutoConfig, "from_pretrained", known)
+    config = SMALL | {"text_cfg": {"hf_model_name": name, "hf_tokenizer_name": name, "hf_proj_type": kind,
+                                   "hf_pooler_type": "mean_pooler"}}  # fmt: skip
+    torch.manual_seed(0)
+    reference = made(config).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(
+                torch.randn_like(parameter) * (0.3 if parameter.ndim < 2 else 1.4 / parameter[0].numel() ** 0.5)
+            )
+    state = {name: value.numpy() for name, value in reference.state_dict().items() if "position_ids" not in name}
+    save_safetensors(tmp_path / "open_clip_model.safetensors", state)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    ours = bvl.AutoModel.from_pretrained(tmp_path, strict=True)
+    ids = torch.randint(3, 300, (4, 16), generator=torch.Generator().manual_seed(1))
+    ids[1, 9:], ids[3, 2:] = 1, 1
+    with torch.no_grad():
+        expected = reference.encode_text(ids)
+    for more in ({}, {"attention_mask": torch.ones_like(ids)}):
+        close(ours.get_text_features(ids, **more), expected)
+    assert np.abs(expected[0] - expected[1]).max() > 0.05, "the reference does not tell inputs apart"
 
 
 @from_archive

@@ -1,16 +1,20 @@
 """`encode` and its options beside sentence-transformers, on one folder."""
 
 import copy
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image
 from test_callers import sentence_encoder
 
 import beyondvl as bvl
 import pictures
 import published
+from beyondvl.weights import save_safetensors
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 peer = pytest.importorskip("sentence_transformers", reason="parity needs sentence-transformers")
@@ -199,3 +203,57 @@ def test_communities_beside_sentence_transformers():
         bvl.community_detection(rows, min_community_size=0)
     assert bvl.truncate_embeddings(rows, 4).shape == (len(rows), 4) and bvl.quantize_embeddings([], "int8") == []
     assert bvl.quantize_embeddings(rows[:0], "ubinary").shape == (0, 2)
+
+
+@pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder")
+def test_embedding_gemma_as_it_was_published(tmp_path):
+    """Its config (cut to seven layers, a small vocabulary, a window that texts reach past), modules and prompts; queries
+    and documents, Matryoshka sizes, and texts of several lengths in one call."""
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    folder = tmp_path / "model"
+    shutil.copytree(published.folder() / "google--embeddinggemma-300m", folder)
+    config = json.loads((folder / "config.json").read_text())
+    kinds = config["layer_types"][:7]
+    config |= {"num_hidden_layers": 7, "layer_types": kinds, "vocab_size": 90, "sliding_window": 6}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = transformers.Gemma3TextModel(transformers.AutoConfig.from_pretrained(folder)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(-0.6 if "q_norm" in name or "k_norm" in name else 0, 0.1 if "norm" in name else 0.05)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))  # as it was published
+    for place in ("2_Dense", "3_Dense"):
+        sizes = json.loads((folder / place / "config.json").read_text())
+        weight = torch.randn(sizes["out_features"], sizes["in_features"]) / sizes["in_features"] ** 0.5
+        save_safetensors(folder / place / "model.safetensors", {"linear.weight": weight.numpy()})
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        *"a cat dog on the sofa task search result query title none text is".split(),
+    ]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    ours, theirs = bvl.SentenceTransformer(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")
+    texts = ["a cat", "the dog is on the sofa", " ".join(["a cat on the sofa"] * 9), "dog"]
+    for name in ("encode_query", "encode_document", "encode"):
+        for size in (None, 128):
+            found, expected = (getattr(each, name)(texts, truncate_dim=size) for each in (ours, theirs))
+            np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert np.sort(ours.similarity(found, found)[np.triu_indices(4, 1)])[1] < 0.9  # they are told apart
+    packed = ours.encode(texts)
+    ours.save_packed(tmp_path / "packed")
+    assert np.array_equal(bvl.SentenceTransformer(str(tmp_path / "packed")).encode(texts), packed)
+    for dtype, least in (("bfloat16", 0.9995), ("int8", 0.99)):
+        lower = bvl.SentenceTransformer(str(folder), dtype=dtype).encode(texts)
+        assert (lower * packed).sum(1).min() > least

@@ -44,11 +44,13 @@ def turned(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
 
 
 def added(x: np.ndarray, w: dict, params: dict, f) -> np.ndarray:
-    """x + f(norm(x)), or norm(x + f(x))."""
+    """x + f(norm(x)), or norm(x + f(x)), or x + post_norm(f(norm(x)))."""
 
     def norm(x: np.ndarray) -> np.ndarray:
         return normed(x, w["norm_weight"], w.get("norm_bias"), params["layer_norm_eps"])
 
+    if "post_norm_weight" in w:
+        return x + normed(f(norm(x)), w["post_norm_weight"], w.get("post_norm_bias"), params["layer_norm_eps"])
     return x + f(norm(x)) if params["pre_norm"] else norm(x + f(x))
 
 
@@ -64,6 +66,8 @@ def self_attention(x: np.ndarray, w: dict, params: dict, mask: np.ndarray) -> np
             q, k = (
                 normed(part, w[f"{n}_norm_weight"], None, params["layer_norm_eps"]) for n, part in (("q", q), ("k", k))
             )
+        if "v_norm_weight" in w:
+            v = normed(v, w["v_norm_weight"], None, params["layer_norm_eps"])
         if "turns" in w:
             q, k = (turned(part, w["turns"]) for part in (q, k))
         k, v = (np.repeat(part, count // kv, 2) for part in (k, v))
@@ -71,6 +75,9 @@ def self_attention(x: np.ndarray, w: dict, params: dict, mask: np.ndarray) -> np
         seen = np.broadcast_to(mask[:, None, None], scores.shape)
         if params["causal"]:
             seen = seen & np.tril(np.ones(scores.shape[2:], bool))
+        if params["sliding_window"]:
+            places = np.arange(x.shape[1])
+            seen = seen & (np.abs(places[:, None] - places) <= params["sliding_window"])
         scores = np.where(seen, scores, -np.inf)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("bhqk,bkhd->bqhd", shares / shares.sum(-1, keepdims=True), v)
@@ -92,6 +99,12 @@ def feed_forward(x: np.ndarray, w: dict, params: dict) -> np.ndarray:
     return added(x, w, params, forward)
 
 
+def gated_input(x: np.ndarray, e: np.ndarray, w: dict, params: dict) -> np.ndarray:
+    gates = x @ w["gate_weight"].T
+    gates = gates / (1 + np.exp(-gates)) * normed(e @ w["in_weight"].T, w["in_norm_weight"], None, 1e-5)
+    return (x + normed(gates @ w["out_weight"].T, w["post_norm_weight"], None, 1e-5)) * w.get("scale", 1)
+
+
 def layers(rng: np.random.Generator, count: int, pre_norm: bool, rms: bool, causal: bool, gated: bool, qk: bool):
     """(operation, parameters, weights) of so many blocks."""
     common = {"layer_norm_eps": 1e-5, "rms_norm": rms, "pre_norm": pre_norm}
@@ -101,7 +114,7 @@ def layers(rng: np.random.Generator, count: int, pre_norm: bool, rms: bool, caus
                   "out_weight": (D, HEADS * HD), "out_bias": (D,), **norm}  # fmt: skip
         shapes |= {"q_norm_weight": (HD,), "k_norm_weight": (HD,)} if qk else {}
         params = {"num_attention_heads": HEADS, "num_key_value_heads": KV, "attention_scale": 0.3 if qk else 0,
-                  "causal": causal, "rotary": False, "window": 0}  # fmt: skip
+                  "causal": causal, "rotary": 0, "window": 0, "sliding_window": 0}  # fmt: skip
         yield "self_attention", common | params, weights(rng, **shapes)
         rows = 2 * INNER if gated else INNER
         shapes = {"fc1_weight": (rows, D), "fc1_bias": (rows,), "fc2_weight": (D, INNER), "fc2_bias": (D,), **norm}
@@ -147,6 +160,75 @@ def test_sublayers_are_what_numpy_computes(isa, precision, form):
         whole = program.run(inputs, ["x"], 1)["x"]
         np.testing.assert_array_equal(whole, states)  # nor does it matter that a state was asked for, or threads
         np.testing.assert_array_equal(program.run({"features": x[:1], "attention_mask": inputs["attention_mask"][:1]}, ["x"], 2)["x"], whole[:1])  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sliding", [0, 2, 40])
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("precision", CLOSE)
+def test_norms_before_and_after_and_inputs_mixed_in(isa, precision, rms, sliding, causal):
+    """Gemma's layers: what a sub-layer adds is normed, values too, rows see near ones alone, and after each layer what
+    it all began with comes in again; by workers alone and by a team, in strips and without."""
+    rng = np.random.default_rng(0)
+    program = _C.Program(precision=precision)
+    slot, inputs = program.slot("x", 0, D, 1), program.slot("inputs", 0, D, 1)
+    program.add("join_features", slot, slot, {}, {}, 1)
+    program.add("copy", slot, inputs, {}, {}, 1)
+    post = {"post_norm_weight": (D,)} | ({} if rms else {"post_norm_bias": (D,)})
+    silu = _C.ACTIVATIONS.index("silu")
+    made = []
+    for op, params, arrays in layers(rng, 2, True, rms, causal, True, True):
+        arrays |= weights(rng, **post)
+        if op == "self_attention":
+            params["sliding_window"], arrays["v_norm_weight"] = sliding, np.ones(HD, np.float32)
+        made.append((op, params, arrays))
+        if op == "feed_forward":
+            arrays = weights(rng, gate_weight=(24, D), in_weight=(24, D), in_norm_weight=(24,), out_weight=(D, 24),
+                             post_norm_weight=(D,))  # fmt: skip
+            arrays["scale"] = np.array([0.8], np.float32)
+            made.append(("gated_input", {"layer_norm_eps": 1e-5, "activation": silu, "inputs": inputs}, arrays))
+    for op, params, arrays in made:
+        program.add(op, slot, slot, params, arrays, 1)
+    for items, length in ((1, 1), (3, 7), (2, 150), (1, 400)):
+        x = rng.standard_normal((items, length, D)).astype(np.float32)
+        mask = rng.random((items, length)) < 0.8
+        mask[:, ::2] = True
+        wanted = x.astype(np.float64)
+        for op, params, arrays in made:
+            exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+            if op == "self_attention":
+                wanted = self_attention(wanted, exact, params, mask)
+            else:
+                wanted = (
+                    feed_forward(wanted, exact, params)
+                    if op == "feed_forward"
+                    else gated_input(wanted, x, exact, params)
+                )
+        given = {"features": x, "attention_mask": mask.astype(np.int64)}
+        found = program.run(given, ["x"], 1)["x"]
+        assert np.abs(found - wanted).max() / np.abs(wanted).max() < 2 * CLOSE[precision]
+        assert np.array_equal(program.run(given, ["x"], 3)["x"], found)
+
+
+def test_norms_and_inputs_are_checked():
+    rng = np.random.default_rng(0)
+    ((op, params, arrays), *_) = layers(rng, 1, False, False, False, True, False)
+    program = _C.Program()
+    slot = program.slot("x", 0, D, 1)
+    with pytest.raises(ValueError, match="post_norm_weight: given, expected none where the norm comes last"):
+        program.add(op, slot, slot, params, arrays | {"post_norm_weight": arrays["norm_weight"]}, 1)
+    for name, rows, kind, match in (
+        ("inputs", 3, 0, "slot inputs does not have the rows of x"),
+        ("x", 0, 1, "slot x does not"),
+    ):
+        program = _C.Program()
+        slots = {"x": program.slot("x", 0, D, 1)}
+        slots.setdefault(name, program.slot(name, rows, D, kind) if name != "x" else 0)
+        for record in layers(rng, 1, True, True, False, True, False):
+            program.add(record[0], slots["x"], slots["x"], record[1], record[2], 1)
+        gated = {"layer_norm_eps": 1e-5, "activation": 0, "inputs": slots[name]}
+        with pytest.raises(ValueError, match=match):
+            program.add("gated_input", slots["x"], slots["x"], gated, {"gate_weight": np.ones((4, D), np.float32)}, 1)
 
 
 def test_a_norm_of_queries_needs_one_of_keys():
@@ -245,7 +327,7 @@ def test_rows_of_pictures_are_turned(isa, precision, given, centred, half):
     inputs, grids, rows, turns = pictures_of(rng, program, slot, given, half, centred)
     made = list(layers(rng, 2, True, False, False, False, half == 3))
     for op, params, arrays in made:
-        params |= {"rotary": True} if op == "self_attention" else {}
+        params |= {"rotary": 1} if op == "self_attention" else {}
         program.add(op, slot, slot, params, arrays, 1)
     for threads in (1, 3):
         found = program.run(inputs, ["x"], threads)["x"]
@@ -285,7 +367,7 @@ def test_a_stem_of_pictures_is_checked():
     pictures_of(rng, program, slot, False, 9, False)
     ((op, settings, arrays), *_) = layers(rng, 1, True, False, False, False, False)
     with pytest.raises(ValueError, match="rotary: found 9 frequencies, expected 1 to 8"):
-        program.add(op, slot, slot, settings | {"rotary": True}, arrays, 1)
+        program.add(op, slot, slot, settings | {"rotary": 1}, arrays, 1)
     for shape, match in (((1, 2, 2, 9), r"found \(1, 2, 2, 9\) float32, expected \(B, 2, H, W\) float32"),
                          ((1, 3, 9, 9), r"found \(1, 3, 9, 9\) float32")):  # fmt: skip
         program = _C.Program()

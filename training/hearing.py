@@ -30,11 +30,12 @@ import whisper_tiny
 from splits import Archive, esc10, flickr8k
 from words import captions
 
-from beyondvl.compile import Reader, compile_encoder
+from beyondvl.compile import compile_encoder
 from beyondvl.config import Config
 from beyondvl.families.beyond_vl import BeyondVLFeatureExtractor
 from beyondvl.families.whisper import audio
 from beyondvl.models.tower import Tower
+from beyondvl.reader import Reader
 from beyondvl.spec import replace
 from beyondvl.weights import open_checkpoint
 

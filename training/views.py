@@ -24,10 +24,11 @@ from PIL import Image, ImageEnhance, ImageFilter
 from splits import Archive, Part, daquar, flickr8k
 
 import beyondvl as bvl
-from beyondvl.compile import Reader, compile_encoder
+from beyondvl.compile import compile_encoder
 from beyondvl.config import Config
 from beyondvl.families.efficientnet_lite import VARIANTS, lite_encoder
 from beyondvl.models.tower import Tower
+from beyondvl.reader import Reader
 from beyondvl.spec import replace
 from beyondvl.weights import open_checkpoint, save_safetensors
 from data import on_white

@@ -89,10 +89,11 @@ def bert_encoder(section: Config, prefix: str, steps: tuple[Step, ...], **more: 
     )
 
 
-def sentence_steps(config: Config) -> tuple[Step, ...]:
-    """Pooling, further linears and normalisation as the folder of a sentence encoder states them (see sentences.py)."""
+def sentence_steps(config: Config, src: str = "hidden") -> tuple[Step, ...]:
+    """Pooling of `src`, further linears and normalisation as the folder of a sentence encoder states them (see
+    sentences.py)."""
     settings = config.section("sentence_transformers")
-    steps = [Step("pooled", "hidden", Pool(settings.choice("pooling", "mean", ("mean", "first"))))]
+    steps = [Step("pooled", src, Pool(settings.choice("pooling", "mean", ("mean", "first"))))]
     for layer in settings.get("dense", []):
         place = linear(f"{layer['place']}.linear", layer["out_features"], layer["in_features"], layer["bias"])
         steps.append(Step(f"dense_{len(steps)}", steps[-1].dst, Project(place, layer["activation"])))

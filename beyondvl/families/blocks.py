@@ -49,6 +49,18 @@ def rms_norm(name: str, size: int, eps: float) -> Norm:
     return Norm(ref(f"{name}.weight", size), None, eps)
 
 
+def rope_frequencies(rope: Config, head_dim: int, theta: float) -> tuple[float, ...]:
+    """Of each pair of a head's columns: theta ** (-2 i / head_dim), divided by the factor of a linear scaling."""
+    theta, kind = rope.number("rope_theta", theta, 1e-3, 1e12), rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"text_config: rope_type: found {kind!r}, expected one of default, linear")
+    if kind == "linear" and rope.get("factor") is None:
+        raise ConfigError("text_config: rope_parameters: factor is missing, expected it beside rope_type linear")
+    factor = rope.number("factor", 1.0, 1e-3, 1e6) if kind == "linear" else 1.0
+    powers = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    return tuple(float(f) for f in np.float32(1) / powers / np.float32(factor))
+
+
 def packed_rows(name: str, size: int, first: int, parts: int, in_features: int | None = None) -> Ref:
     """`parts` blocks of `size` rows of a packed q, k, v parameter, from block `first` on."""
     shape = (size * parts,) if in_features is None else (size * parts, in_features)

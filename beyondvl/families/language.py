@@ -36,7 +36,7 @@ from ..spec import (
     replace,
 )
 from ..stems import TokenStem
-from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, stacked
+from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, rope_frequencies, stacked
 
 OPT_OFFSET = 2
 OPT_EPS = 1e-5
@@ -250,17 +250,9 @@ def t5_decoder(section: Config, prefix: str, feature_token: int) -> Encoder:
 
 
 def llama_frequencies(section: Config, head_dim: int) -> tuple[float, ...]:
-    """Of each pair of a head's columns: theta ** (-2 i / head_dim), divided by the factor of a linear scaling."""
+    """Newer configs and older ones say it in places of their own."""
     rope = section.section("rope_scaling" if section.get("rope_scaling") else "rope_parameters")
-    theta = rope.number("rope_theta", section.number("rope_theta", 10000.0, 1.0, 1e12), 1.0, 1e12)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "linear"):
-        raise ConfigError(f"text_config: rope_type: found {kind!r}, expected one of default, linear")
-    if kind == "linear" and rope.get("factor") is None:
-        raise ConfigError("text_config: rope_parameters: factor is missing, expected it beside rope_type linear")
-    factor = rope.number("factor", 1.0, 1e-3, 1e6) if kind == "linear" else 1.0
-    powers = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
-    return tuple(float(f) for f in np.float32(1) / powers / np.float32(factor))
+    return rope_frequencies(rope, head_dim, section.number("rope_theta", 10000.0, 1.0, 1e12))
 
 
 def llama(section: Config, prefix: str, feature_token: int) -> Encoder:

@@ -3,8 +3,9 @@
 q, k, v are packed in one parameter, projections are stored as [in, out]; the activation is erf GELU unless the config
 says quick_gelu; text pools at the largest token id. CLIPA's text is not causal, has no mask and ends in its last row,
 its picture's rows are averaged (Li et al., 2023). A layer scale (Touvron et al., 2021) is folded into what it scales.
-Other towers (timm, Hugging Face text, CoCa) are refused by name. Texts are cleaned before they are cut into tokens:
-ftfy's repairs, HTML entities twice, single spaces, lower case; what fills them up is id 0.
+A text may be read by RoBERTa or XLM-RoBERTa, whose sizes follow from its name, averaged and projected. Other towers
+(timm, other Hugging Face texts, CoCa) are refused by name. Texts are cleaned before they are cut into tokens: ftfy's
+repairs, HTML entities twice, single spaces, lower case; what fills them up is id 0, but RoBERTa's own padding.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ import html
 import string
 from typing import Any
 
+import numpy as np
+
 from ..config import Config
 from ..errors import ConfigError
 from ..processing.text import Tokenizer
 from ..spec import Block, Encoder, FeedForward, Linear, Norm, Normalize, Pool, Project, Step, TakeRows, ref, replace
 from ..stems import PatchStem, TokenStem
-from .blocks import linear, norm, square_picture
+from .bert import bert_encoder
+from .blocks import counted_positions, linear, norm, square_picture
 from .pictures import BICUBIC, BILINEAR, CLIP, OPENAI
 from .registry import Family, Processing, strip_prefixes
 from .tokens import TOKENIZERS
 
 EPS = 1e-5
 OWN, FOREIGN, PICTURES = "OpenClipTokenizer", "OpenClipBertTokenizer", "OpenClipImageProcessor"
+ROBERTA, XLM = "OpenClipRobertaTokenizer", "OpenClipXlmTokenizer"
+BASE = {"layer_norm_eps": 1e-5, "pad_token_id": 1, "max_position_embeddings": 514, "type_vocab_size": 1}
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+# texts of Hugging Face that are read, by their names there: sizes and tokenizer
+FOREIGN_TEXTS = {
+    "roberta-base": (BASE | {"vocab_size": 50265}, ROBERTA),
+    "xlm-roberta-base": (BASE | {"vocab_size": 250002}, XLM),
+    "xlm-roberta-large": (BASE | LARGE | {"vocab_size": 250002}, XLM),
+}
 PLAIN = {
     "timm_model_name",
     "hf_model_name",
@@ -98,7 +111,44 @@ def projection(config: Config, name: str, width: int) -> Project:
     return Project(Linear(ref(name, embed, width, transpose=True)))
 
 
+def foreign_text(section: Config) -> tuple[dict[str, Any], str] | None:
+    """Sizes and tokenizer of a Hugging Face text that is read."""
+    return FOREIGN_TEXTS.get(str(section.get("hf_model_name")).removeprefix("FacebookAI/"))
+
+
+def roberta_text(config: Config, section: Config, sizes: Config) -> Encoder:
+    """The mean of RoBERTa's rows that are not padding, projected by one linear, or by two."""
+    hidden, embed = (
+        sizes.integer("hidden_size", 768),
+        config.section("model_cfg").integer("embed_dim", None, 1, 1 << 16),
+    )
+    section.choice("hf_pooler_type", "mean_pooler", ("mean_pooler",))
+    if section.get("output_tokens"):
+        raise ConfigError("open_clip_config.json: text_cfg: output_tokens True is not supported")
+    kind = section.choice("hf_proj_type", "mlp", ("mlp", "linear"))
+    inner = (hidden + embed) // 2
+    projected = (Step("embeds", "pooler_output", Project(linear("proj", embed, hidden, bias=False))),)
+    if kind == "mlp":
+        projected = (
+            Step("embeds_inner", "pooler_output", Project(linear("proj.0", inner, hidden, bias=False), "gelu")),
+            Step("embeds", "embeds_inner", Project(linear("proj.2", embed, inner, bias=False))),
+        )
+    padding = sizes.integer("pad_token_id", 1)
+    count = counted_positions(padding)
+
+    def prepare(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """The mask is what is not padding, whatever a caller says, as in OpenCLIP."""
+        mask = (inputs["input_ids"] != padding).astype(np.int64)
+        return count(inputs, facts) | {"attention_mask": mask}
+
+    steps = (Step("pooler_output", "hidden", Pool("mean")), *projected, Step("unit_embeds", "embeds", Normalize()))
+    return bert_encoder(sizes, "transformer.", steps, prepare=prepare, first_position=padding + 1)
+
+
 def text(config: Config) -> Encoder:
+    stated = config.section("model_cfg").section("text_cfg")
+    if foreign := foreign_text(stated):
+        return roberta_text(config, stated, Config(foreign[0], "open_clip_config.json: text_cfg"))
     section = section_of(config, "text_cfg")
     width, heads = section.integer("width", 512, 1, 1 << 16), section.integer("heads", 8, 1, 1024)
     pool = section.choice("pool_type", "argmax", ("argmax", "first", "last"))
@@ -179,10 +229,10 @@ def tokenizer_config(config: Config) -> Config:
     section = config.section("model_cfg").section("text_cfg")
     options = section.section("tokenizer_kwargs")
     foreign = section.get("hf_tokenizer_name") or section.get("hf_model_name")
-    kinds = ("lower", "whitespace", "canonicalize")
+    kind, kinds = foreign_text(section), ("lower", "whitespace", "canonicalize")
     return Config(
         {
-            "tokenizer_class": FOREIGN if foreign else OWN,
+            "tokenizer_class": kind[1] if kind else FOREIGN if foreign else OWN,
             "model_max_length": section.integer("context_length", 77, 1, 1 << 16),
             "model_input_names": ["input_ids"] if foreign else ["input_ids", "attention_mask"],
             "clean": options.choice("clean", "whitespace" if foreign else "lower", kinds),
@@ -193,7 +243,7 @@ def tokenizer_config(config: Config) -> Config:
 
 class OpenClipTokenizer(Tokenizer):
     """As Tokenizer, over texts cleaned as OpenCLIP does; special tokens in a text are words to its own tokenizer, and
-    what fills rows up is id 0."""
+    what fills rows up is id 0, but RoBERTa's own padding."""
 
     def __init__(self, vocabulary: Any, settings: Config, **options: Any):
         super().__init__(vocabulary, settings, **options)
@@ -202,7 +252,7 @@ class OpenClipTokenizer(Tokenizer):
     @property
     def pad_token_id(self) -> int:
         """What fills rows up."""
-        return 0
+        return 0 if self.settings.get("tokenizer_class") in (OWN, FOREIGN) else super().pad_token_id
 
     def _encodings(self, items: list[Any], options: Any) -> list[Any]:
         return super()._encodings([cleaned(item, self.settings.get("clean", "lower")) for item in items], options)
@@ -248,8 +298,10 @@ FAMILY = Family(
         tokenizers={
             OWN: TOKENIZERS["CLIPTokenizer"],
             FOREIGN: replace(TOKENIZERS["BertTokenizer"], exact_length=True, model_input_names=("input_ids",)),
+            ROBERTA: replace(TOKENIZERS["RobertaTokenizer"], exact_length=True, model_input_names=("input_ids",)),
+            XLM: replace(TOKENIZERS["XLMRobertaTokenizer"], exact_length=True, model_input_names=("input_ids",)),
         },
-        tokenizer_classes={OWN: OpenClipTokenizer, FOREIGN: OpenClipTokenizer},
+        tokenizer_classes=dict.fromkeys((OWN, FOREIGN, ROBERTA, XLM), OpenClipTokenizer),
         tokenizer_config=tokenizer_config,
         image_processor=PICTURES,
         image_processors={PICTURES: dict(CLIP) | {"crop_rounding": "even"}, "CLIPImageProcessor": CLIP},

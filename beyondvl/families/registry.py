@@ -54,6 +54,9 @@ MODULES = [
     "dinov2_with_registers",
     "dinov3_vit",
     "metaclip_2",
+    "embedding_gemma2",
+    "gemma3_text",
+    "roberta",
 ]
 
 # buffers that older versions of the libraries stored: recomputed, never read

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from ..compile import Reader, compile_encoder
+from ..compile import compile_encoder
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, MissingWeightError
 from ..families.registry import Family, Head
@@ -19,6 +19,7 @@ from ..folder import Folder
 from ..hub import SHIPPED, shipped_folder
 from ..modalities import of_tower
 from ..outputs import check_device
+from ..reader import Reader
 from ..sentences import Sentences
 from ..spec import Encoder, Ref, Spec, ref, refs
 from ..weights import Checkpoint, open_checkpoint

@@ -150,7 +150,7 @@ static void run_rows(const bvl_record *records, int count, const bvl_run *run, b
             }
         }
         put(&f, run, &at, (step){steps->add, s});
-        f.inner |= !steps->attend;
+        f.inner |= s->inner;
     }
     run_phase(&f, run, &at);
 }

@@ -52,7 +52,7 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
         return err->status;
     if (!b->weights[W_ROTARY].data) return BVL_OK;
     if (bvl_expect(r->op, b, W_ROTARY, 2, 2, -1, 0, 0, err) != BVL_OK) return err->status;
-    s->half = p->rotary_half = b->weights[W_ROTARY].shape[1];
+    s->half = p->turns[0].half = b->weights[W_ROTARY].shape[1];
     return bvl_copy_vector(&s->rotary, &p->store, &b->weights[W_ROTARY], err);
 }
 
@@ -187,7 +187,7 @@ static void embed_patches_run(const bvl_record *r, const bvl_run *run) {
         int64_t ld, begin, end, rows, cols;
         const int64_t before = bvl_rows_before(run, dst, i);
         float *x = run->slots[r->dst] + before * dst->ld, *first = x + s->lead * dst->ld;
-        float *turns = run->rotary + before * 2 * s->half;
+        float *turns = run->turns[0] + before * 2 * s->half;
         grid_of(run->inputs, run->first + i, &rows, &cols);
         const float *a = load_patches(s, run, run->first + i, &ld);
         bvl_linear_run(&s->linear, run->kernels, first, dst->ld, a, ld, rows * cols, (bvl_epilogue){0},

@@ -5,7 +5,7 @@
 #include "sublayers.h"
 
 enum { P_PART = P_OWN, P_ACT, P_GATED };
-enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B }; /* from a feed-forward's first on */
+enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B, POST_NORM }; /* from a feed-forward's first on */
 
 typedef struct {
     bvl_sublayer sublayer;
@@ -49,7 +49,7 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
                         r->op->name, r->op->weights[at + FC1_W], (long long)rows);
     if (bvl_affine_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
-    const bool part = most && settings->pre_norm && !f->gated && precision != BVL_FLOAT32 &&
+    const bool part = most && settings->pre_norm && !f->norm.posts && !f->gated && precision != BVL_FLOAT32 &&
                       precision != BVL_INT8; /* whose operand has one scale for all inner columns */
     f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
     f->width = f->intermediate;
@@ -81,8 +81,10 @@ static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_bu
     feed_forward *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     bvl_feed_forward *f = &s->ffn;
+    f->norm.first = settings.pre_norm;
+    if (bvl_post_norm_build(p, r, b, POST_NORM, &f->norm, err) != BVL_OK) return err->status;
     if (bvl_feed_forward_build(p, r, b, &settings, f, err) != BVL_OK) return err->status;
-    s->sublayer.part = (bvl_part)part;
+    s->sublayer = (bvl_sublayer){.part = (bvl_part)part, .inner = true};
     bvl_sublayer_words(p, &f->norm, &f->fc1[0], &f->fc2[0]);
     p->words.wide = BVL_MAX(p->words.wide, inner_ld(f, f->parts));
     p->words.operand = BVL_MAX(p->words.operand, f->parts * bvl_linear_operand(&f->fc2[0]));
@@ -119,8 +121,8 @@ static void add(const void *state, const bvl_run *run, const bvl_place *at) {
         bvl_barrier(run->team);
         if (f->gated) open_gates(f, run, at, ldm);
         for (int i = 0; i < step; i++)
-            bvl_sublayer_add(run, &f->fc2[first + i], at, at->z + i * operand, at->wide + i * words, ldm,
-                             f->direct);
+            bvl_sublayer_add(&f->norm, run, &f->fc2[first + i], at, at->z + i * operand, at->wide + i * words,
+                             ldm, f->direct, at->h);
     }
     bvl_sublayer_end(&f->norm, run, at);
 }
@@ -128,7 +130,8 @@ static void add(const void *state, const bvl_run *run, const bvl_place *at) {
 const bvl_op bvl_op_feed_forward = {
     .name = "feed_forward",
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "rows", "activation", "gated", NULL},
-    .weights = {"fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm_weight", "norm_bias", NULL},
+    .weights = {"fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm_weight", "norm_bias",
+                "post_norm_weight", "post_norm_bias", NULL},
     .build = feed_forward_build,
     .local = feed_forward_local,
     .steps = &(const bvl_steps){.add = add},

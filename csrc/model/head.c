@@ -5,6 +5,7 @@
  * l2_normalize   y = x / |x|, every row            softmax        y = softmax(x), every row
  * pool           y = one row of x, or a mean over its rows
  * first_rows     y = the first rows of x: what the query tokens drew
+ * copy           y = x, for what changes x in place
  */
 #include <string.h>
 
@@ -209,6 +210,23 @@ const bvl_op bvl_op_l2_normalize = {
     .weights = {NULL},
     .build = same_shape_build,
     .run = l2_normalize_run,
+};
+
+static void copy_run(const bvl_record *r, const bvl_run *run) {
+    const bvl_slot *src = &run->program->slots[r->src];
+    int64_t begin, end;
+    bvl_share(bvl_rows_before(run, src, run->count), run->team.tid, run->team.nt, &begin, &end);
+    memcpy(run->slots[r->dst] + begin * src->ld, run->slots[r->src] + begin * src->ld,
+           (size_t)((end - begin) * src->ld) * sizeof(float));
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_copy = {
+    .name = "copy",
+    .params = {NULL},
+    .weights = {NULL},
+    .build = same_shape_build,
+    .run = copy_run,
 };
 
 static void softmax_run(const bvl_record *r, const bvl_run *run) {

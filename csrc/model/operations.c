@@ -24,5 +24,7 @@ const bvl_op *const bvl_ops[] = {
     &bvl_op_l2_normalize,
     &bvl_op_softmax,
     &bvl_op_first_rows,
+    &bvl_op_copy,
+    &bvl_op_gated_input,
     NULL,
 };

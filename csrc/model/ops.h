@@ -7,19 +7,20 @@
 #include "../ops/rows.h"
 #include "program.h"
 
-extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens;     /* stem.c */
-extern const bvl_op bvl_op_patch_embed;                                                 /* patch.c */
-extern const bvl_op bvl_op_embed_patches;                                               /* embed_patches.c */
-extern const bvl_op bvl_op_fold_spectrogram;                                            /* spectrogram.c */
-extern const bvl_op bvl_op_fuse_crops;                                                  /* fuse.c */
-extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;                                  /* rows.c */
-extern const bvl_op bvl_op_merge_rows;                                                  /* merge.c */
-extern const bvl_op bvl_op_self_attention, bvl_op_cross_attention, bvl_op_feed_forward; /* of these names */
-extern const bvl_op bvl_op_attention_pool;                                              /* attention_pool.c */
-extern const bvl_op bvl_op_context;                                                     /* context.c */
-extern const bvl_op bvl_op_inverted_residual;                                           /* conv.c */
+extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens; /* stem.c */
+extern const bvl_op bvl_op_patch_embed;                                             /* patch.c */
+extern const bvl_op bvl_op_embed_patches;                                           /* embed_patches.c */
+extern const bvl_op bvl_op_fold_spectrogram;                                        /* spectrogram.c */
+extern const bvl_op bvl_op_fuse_crops;                                              /* fuse.c */
+extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;                              /* rows.c */
+extern const bvl_op bvl_op_merge_rows;                                              /* merge.c */
+extern const bvl_op bvl_op_self_attention, bvl_op_cross_attention, bvl_op_feed_forward,
+    bvl_op_gated_input;                       /* of these names */
+extern const bvl_op bvl_op_attention_pool;    /* attention_pool.c */
+extern const bvl_op bvl_op_context;           /* context.c */
+extern const bvl_op bvl_op_inverted_residual; /* conv.c */
 extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize, bvl_op_softmax,
-    bvl_op_first_rows; /* head.c */
+    bvl_op_first_rows, bvl_op_copy; /* head.c */
 
 /* Whether attention over heads of hd columns, `kv` columns of keys in all, runs in bfloat16. */
 bool bvl_heads_bf16(const bvl_program *program, int64_t hd, int64_t kv);

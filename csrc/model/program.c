@@ -76,7 +76,7 @@ const bvl_op *bvl_find_op(const char *name) {
 
 bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int dst, const bvl_build *build,
                            bvl_error *err) {
-    bvl_record record = {op, src, dst, NULL};
+    bvl_record record = {op, src, dst, -1, NULL};
     if (program->sealed)
         return bvl_fail(err, BVL_INVALID,
                         "%s: the program has run, or a record before this one failed: it is immutable",
@@ -99,7 +99,8 @@ bvl_status bvl_program_add(bvl_program *program, const bvl_op *op, int src, int 
 /* Layout of one worker's memory for micro-batches of `count` items. */
 typedef struct {
     size_t slots[BVL_MAX_SLOTS];
-    size_t key_bias, rotary, shared, local; /* offsets in floats; local: one per worker of a team */
+    size_t key_bias, turns[BVL_MAX_TURNS], shared,
+        local; /* offsets in floats; local: one per worker of a team */
     size_t local_size, total;
 } layout;
 
@@ -136,14 +137,13 @@ static void fill_key_bias(float *bias, const bvl_run *run) {
     }
 }
 
-static void fill_rotary(float *turns, const bvl_run *run) {
-    const bvl_program *p = run->program;
+static void fill_turns(float *rows, const bvl_turns *turns, const bvl_run *run) {
     const bvl_inputs *in = run->inputs;
-    for (int64_t i = 0; i < run->count * in->L; i++) {
+    for (int64_t i = 0; i < run->count * in->L && turns->frequencies; i++) {
         const int64_t at = run->first * in->L + i;
-        bvl_rotary_turn(turns + i * 2 * p->rotary_half,
-                        in->position_ids ? in->position_ids[at] : in->past + i % in->L, p->rotary,
-                        p->rotary_half);
+        bvl_rotary_turn(rows + i * 2 * turns->half,
+                        in->position_ids ? in->position_ids[at] : in->past + i % in->L, turns->frequencies,
+                        turns->half);
     }
 }
 
@@ -181,10 +181,12 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         run.padded = j->call->padded_contexts;
     }
     if (j->inputs->attention_mask) run.key_bias = memory + l->key_bias;
-    run.rotary = memory + l->rotary;
     if (team.tid == 0 && run.key_bias) fill_key_bias(memory + l->key_bias, &run);
-    if (team.tid == 0 && p->rotary) fill_rotary(run.rotary, &run);
-    if (run.key_bias || p->rotary) bvl_barrier(team);
+    for (int i = 0; i < BVL_MAX_TURNS; i++) {
+        run.turns[i] = memory + l->turns[i];
+        if (team.tid == 0) fill_turns(run.turns[i], &p->turns[i], &run);
+    }
+    if (run.key_bias || p->turns[0].frequencies) bvl_barrier(team);
     for (int i = 0; i < p->record_count; i++) {
         /* a team must agree on stopping, so it stops only between micro-batches */
         if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
@@ -251,6 +253,7 @@ static void find_live(job *j) {
         if (j->call->states[i]) needed[r->dst] = true;
         j->live[i] = r->op->makes_context ? j->call->contexts != NULL : needed[r->dst];
         if (j->live[i]) needed[r->src] = true;
+        if (j->live[i] && r->also >= 0) needed[r->also] = true;
     }
 }
 
@@ -312,7 +315,8 @@ static bool plan(layout *l, const job *j, int64_t count, int workers) {
         if (r->op->local) local = BVL_MAX(local, r->op->local(p, r, in));
     }
     ok = ok && reserve(&l->key_bias, &l->total, count, p->queries + in->past + in->L) &&
-         reserve(&l->rotary, &l->total, count * turned, 2 * p->rotary_half) &&
+         reserve(&l->turns[0], &l->total, count * turned, 2 * p->turns[0].half) &&
+         reserve(&l->turns[1], &l->total, count * turned, 2 * p->turns[1].half) &&
          reserve(&l->shared, &l->total, 1, shared);
     l->local_size = (size_t)bvl_round_up(local, 16);
     return ok && reserve(&l->local, &l->total, workers, (int64_t)l->local_size);

@@ -34,8 +34,8 @@ typedef struct {
 struct bvl_op;
 typedef struct {
     const struct bvl_op *op;
-    int src, dst;
-    void *state; /* the operation's own struct */
+    int src, dst, also; /* slots; `also`: another one that is read, or -1 */
+    void *state;        /* the operation's own struct */
 } bvl_record;
 
 /* Words of scratch for each row: normed rows or attention's output; q k v or a feed-forward's inner rows;
@@ -43,6 +43,13 @@ typedef struct {
 typedef struct {
     int64_t narrow, wide, operand;
 } bvl_row_words;
+
+/* Angles of a row: a token's position times each frequency; those of pictures their stem fills in. */
+enum { BVL_MAX_TURNS = 2 };
+typedef struct {
+    float *frequencies; /* [half], or NULL */
+    int64_t half;
+} bvl_turns;
 
 typedef struct bvl_program {
     const bvl_kernels *kernels;
@@ -55,10 +62,9 @@ typedef struct bvl_program {
     int64_t feature_token;                  /* the id that features stand in for, or -1 */
     bool windowed;                          /* some sub-layer attends within windows */
     bvl_row_words words;                    /* scratch of sub-layers for each row */
-    float *rotary;                  /* [rotary_half] frequencies of a text's rotary embedding, or NULL */
-    int64_t rotary_half;            /* angles of a row, which of pictures their stem fills in */
-    int64_t queries;                /* learned query tokens, or 0 */
-    bool queries_before_text;       /* they are the first rows of a text slot */
+    bvl_turns turns[BVL_MAX_TURNS];         /* by which queries and keys may be turned */
+    int64_t queries;                        /* learned query tokens, or 0 */
+    bool queries_before_text;               /* they are the first rows of a text slot */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
     int context_slot;               /* whose rows those are */
     bool uncached;                  /* some rows of tokens have no layer of the cache */
@@ -77,7 +83,7 @@ typedef struct {
     int64_t first, count;
     float *slots[BVL_MAX_SLOTS]; /* [count * rows, ld] */
     const float *key_bias;       /* [count, queries + past + L] 0 or -inf from attention_mask, or NULL */
-    float *rotary;               /* [rows of tokens or patches, 2 * rotary_half] cosines, then sines */
+    float *turns[BVL_MAX_TURNS]; /* [rows of tokens or patches, 2 * half] cosines, then sines */
     float *shared;               /* scratch of the team */
     float *local;                /* scratch of this worker */
     /* NULL, or the pooling that takes one row of each item: from the last block to it only that row is

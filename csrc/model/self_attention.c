@@ -16,14 +16,17 @@
 #include "../ops/rotary.h"
 #include "sublayers.h"
 
-enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW };
-enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM };
+enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW, P_SLIDING };
+enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM, V_NORM, POST_NORM };
 
 typedef struct {
     bvl_attending base;
-    float *q_norm, *k_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or NULL */
+    float *q_norm, *k_norm, *v_norm; /* [hd] gains of a norm of each head, by the root of the mean square; or
+                                      * NULL */
     float eps;
-    bool causal, rotary;
+    bool causal;
+    int rotary;             /* which of the program's turns, or -1 */
+    int64_t sliding;        /* how far a row sees, or 0: all the way */
     int64_t cached;         /* layer of the cache, or -1 */
     float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
     int64_t reach, window;  /* window: rows that attend to each other, or 0: all */
@@ -35,7 +38,8 @@ static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_bu
                                bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     const int64_t W = s->window = (int64_t)b->params[P_WINDOW];
-    if (slot->kind != BVL_FIXED_ROWS || s->causal || s->rotary || p->queries || W < 1 || slot->rows % W)
+    if (slot->kind != BVL_FIXED_ROWS || s->causal || s->sliding || s->rotary >= 0 || p->queries || W < 1 ||
+        slot->rows % W)
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
@@ -62,13 +66,18 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
                                   bvl_error *err) {
     const bvl_array *relative = &b->weights[RELATIVE];
     const bvl_slot *slot = &p->slots[r->src];
-    s->rotary = b->params[P_ROTARY] != 0;
+    int64_t rotary;
+    if (bvl_expect_whole(r->op, b, P_ROTARY, 0, BVL_MAX_TURNS, &rotary, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_SLIDING, 0, 1 << 24, &s->sliding, err) != BVL_OK)
+        return err->status;
+    s->rotary = (int)rotary - 1;
+    const int64_t half = s->rotary < 0 ? 0 : p->turns[s->rotary].half;
     const bool turned = slot->kind == BVL_PATCH_ROWS || (slot->kind == BVL_TEXT_ROWS && !slot->rows);
-    if (s->rotary && (!turned || !p->rotary_half || 2 * p->rotary_half > s->base.heads.hd))
+    if (s->rotary >= 0 && (!turned || !half || 2 * half > s->base.heads.hd))
         return bvl_fail(err, BVL_INVALID,
                         "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text "
                         "alone or of patches",
-                        r->op->name, (long long)p->rotary_half, (long long)s->base.heads.hd / 2);
+                        r->op->name, (long long)half, (long long)s->base.heads.hd / 2);
     if (b->params[P_WINDOW] != 0) return window_build(p, r, b, s, err);
     if (b->weights[WINDOW_ROWS].data || b->weights[WINDOW_REGIONS].data)
         return bvl_fail(err, BVL_INVALID, "%s: window_rows, window_regions: given, and window is 0",
@@ -87,13 +96,16 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
 
 static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
                                    bvl_error *err) {
-    if (!b->weights[Q_NORM].data && !b->weights[K_NORM].data) return BVL_OK;
+    if (!b->weights[Q_NORM].data && !b->weights[K_NORM].data && !b->weights[V_NORM].data) return BVL_OK;
     s->eps = (float)b->params[P_EPS];
     if (bvl_expect(r->op, b, Q_NORM, 1, s->base.heads.hd, 0, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, K_NORM, 1, s->base.heads.hd, 0, 0, 0, err) != BVL_OK ||
-        bvl_copy_vector(&s->q_norm, &p->store, &b->weights[Q_NORM], err) != BVL_OK)
+        bvl_copy_vector(&s->q_norm, &p->store, &b->weights[Q_NORM], err) != BVL_OK ||
+        bvl_copy_vector(&s->k_norm, &p->store, &b->weights[K_NORM], err) != BVL_OK)
         return err->status;
-    return bvl_copy_vector(&s->k_norm, &p->store, &b->weights[K_NORM], err);
+    if (!b->weights[V_NORM].data) return BVL_OK;
+    if (bvl_expect(r->op, b, V_NORM, 1, s->base.heads.hd, 0, 0, 0, err) != BVL_OK) return err->status;
+    return bvl_copy_vector(&s->v_norm, &p->store, &b->weights[V_NORM], err);
 }
 
 static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -110,6 +122,7 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     s->causal = b->params[P_CAUSAL] != 0;
     if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK ||
+        bvl_post_norm_build(p, r, b, POST_NORM, &s->base.norm, err) != BVL_OK ||
         positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     bvl_attending_words(p, &s->base);
@@ -149,17 +162,18 @@ static void norm_heads(const self_attention *s, const bvl_run *run, float *row, 
     }
 }
 
-/* Norms the heads of queries and of keys, each by itself; nothing where there is no such norm. */
+/* Norms the heads of queries, of keys and of values, each by itself; nothing where there is no such norm. */
 static void norm_rows(const self_attention *s, const bvl_run *run, const bvl_place *at) {
-    float *qkv = at->qkv;
-    const int64_t ld = s->base.sublayer.ldq;
     const bvl_heads *h = &s->base.heads;
+    const int64_t ld = s->base.sublayer.ldq, per = h->bf16 ? 2 : 1, kv_heads = h->heads / h->group;
     int64_t begin, end;
     if (!s->q_norm) return;
     bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        norm_heads(s, run, qkv + i * ld, s->q_norm, h->heads);
-        norm_heads(s, run, qkv + i * ld + h->inner / (h->bf16 ? 2 : 1), s->k_norm, h->heads / h->group);
+        float *q = at->qkv + i * ld, *k = q + h->inner / per;
+        norm_heads(s, run, q, s->q_norm, h->heads);
+        norm_heads(s, run, k, s->k_norm, kv_heads);
+        if (s->v_norm) norm_heads(s, run, k + h->kv / per, s->v_norm, kv_heads);
     }
     bvl_barrier(run->team);
 }
@@ -167,13 +181,14 @@ static void norm_rows(const self_attention *s, const bvl_run *run, const bvl_pla
 /* Turns queries and keys by their positions; nothing in a block that does not. */
 static void turn_rows(const self_attention *s, const bvl_run *run, const bvl_place *at) {
     const bvl_heads *h = &s->base.heads;
-    const int64_t half = run->program->rotary_half, ld = s->base.sublayer.ldq;
+    const int64_t ld = s->base.sublayer.ldq;
     int64_t begin, end;
-    if (!s->rotary) return;
+    if (s->rotary < 0) return;
+    const int64_t half = run->program->turns[s->rotary].half;
     bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++)
         bvl_rotary_run(at->qkv + i * ld, h->bf16, h->heads + h->heads / h->group, h->hd,
-                       run->rotary + i * 2 * half, half);
+                       run->turns[s->rotary] + i * 2 * half, half);
     bvl_barrier(run->team);
 }
 
@@ -223,6 +238,7 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
                                  .ldo = at->ldh,
                                  .scale = h->scale,
                                  .reach = s->reach,
+                                 .sliding = s->sliding,
                                  .causal = s->causal,
                                  .prefix = queries,
                                  .bf16 = h->bf16,
@@ -270,9 +286,10 @@ static void attend(const void *state, const bvl_run *run, int slot, const bvl_pl
 const bvl_op bvl_op_self_attention = {
     .name = "self_attention",
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "num_attention_heads", "num_key_value_heads",
-               "attention_scale", "causal", "rotary", "window", NULL},
+               "attention_scale", "causal", "rotary", "window", "sliding_window", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
-                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight", NULL},
+                "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight",
+                "v_norm_weight", "post_norm_weight", "post_norm_bias", NULL},
     .build = self_attention_build,
     .local = self_attention_local,
     .steps = &(const bvl_steps){bvl_attending_project, attend, bvl_attending_add},

@@ -22,15 +22,19 @@ typedef struct {
 enum { WORD, POSITION, TYPE, ROTARY };
 enum { P_FEATURE_TOKEN, P_MAX_POSITIONS }; /* the latter where there is no table of positions */
 
-/* Positions without a table: how many there may be, and the frequencies of a rotary embedding. */
+/* Positions without a table: how many there may be, and the frequencies of a rotary embedding, or of two. */
 static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     if (!(b->params[P_MAX_POSITIONS] >= 1 && b->params[P_MAX_POSITIONS] <= 1 << 24))
         return bvl_fail(err, BVL_INVALID, "embed_tokens: max_positions: found %g, expected 1 to 2^24",
                         b->params[P_MAX_POSITIONS]);
-    if (!b->weights[ROTARY].data) return BVL_OK;
-    if (bvl_expect(r->op, b, ROTARY, 1, -1, 0, 0, 0, err) != BVL_OK) return err->status;
-    p->rotary_half = b->weights[ROTARY].shape[0];
-    return bvl_copy_vector(&p->rotary, &p->store, &b->weights[ROTARY], err);
+    for (int i = 0; i < BVL_MAX_TURNS && b->weights[ROTARY + i].data; i++) {
+        bvl_turns *turns = &p->turns[i];
+        if (bvl_expect(r->op, b, ROTARY + i, 1, -1, 0, 0, 0, err) != BVL_OK ||
+            bvl_copy_vector(&turns->frequencies, &p->store, &b->weights[ROTARY + i], err) != BVL_OK)
+            return err->status;
+        turns->half = b->weights[ROTARY + i].shape[0];
+    }
+    return BVL_OK;
 }
 
 /* A text of at most so many positions; features of D numbers in place of some tokens, or 0. */
@@ -111,7 +115,7 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_embed_tokens = {
     .name = "embed_tokens",
     .params = {"feature_token", "max_positions", NULL},
-    .weights = {"word", "position", "type", "rotary", NULL},
+    .weights = {"word", "position", "type", "rotary", "rotary_2", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,
 };

@@ -15,9 +15,25 @@ const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *ru
     return at->h;
 }
 
-void bvl_sublayer_add(const bvl_run *run, const bvl_linear *last, const bvl_place *at, float *z,
-                      const float *y, int64_t ldy, bool direct) {
+/* x += norm(last(a)), whose rows lie in `free` meanwhile. */
+static void add_normed(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
+                       const bvl_place *at, const float *a, int64_t lda, float *free) {
+    const int64_t D = norm->post.D, ld = bvl_padded(D);
+    int64_t begin, end;
+    bvl_linear_run(last, run->kernels, free, ld, a, lda, at->rows, (bvl_epilogue){0}, run->team);
+    bvl_barrier(run->team);
+    bvl_norm_run(&norm->post, run->kernels, free, ld, free, ld, at->rows, run->team);
+    bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) run->kernels->add(at->x + i * at->ldx, free + i * ld, D);
+}
+
+void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
+                      const bvl_place *at, float *z, const float *y, int64_t ldy, bool direct, float *free) {
     const float *a = direct ? y : bvl_linear_load(last, z, y, &ldy, at->rows, run->team);
+    if (norm->posts) {
+        add_normed(norm, run, last, at, a, ldy, free);
+        return;
+    }
     bvl_linear_run(last, run->kernels, at->x, at->ldx, a, ldy, at->rows,
                    (bvl_epilogue){.residual = at->x, .ldr = at->ldx}, run->team);
 }
@@ -69,6 +85,19 @@ bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bv
                           &norm->norm, err);
 }
 
+bvl_status bvl_post_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                               bvl_sublayer_norm *norm, bvl_error *err) {
+    norm->posts = b->weights[at].data != NULL;
+    if (!norm->posts) return BVL_OK;
+    const int64_t D = p->slots[r->src].cols;
+    if (!norm->first)
+        return bvl_fail(err, BVL_INVALID, "%s: %s: given, expected none where the norm comes last",
+                        r->op->name, r->op->weights[at]);
+    p->words.wide = BVL_MAX(p->words.wide, bvl_padded(D));
+    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(D));
+    return bvl_norm_build(p, r, b, at, D, b->params[P_EPS], b->params[P_RMS] != 0, &norm->post, err);
+}
+
 bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next) {
     return p->precision == BVL_BFLOAT16 && p->kernels->bf16_rows &&
            2 * next->product->operand_words(next->K) == next->K;
@@ -117,6 +146,7 @@ bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build 
 void bvl_attending_words(bvl_program *p, bvl_attending *s) {
     const bvl_heads *h = &s->heads;
     s->sublayer.ldq = bvl_words_between(h->inner + 2 * h->kv, h->bf16);
+    s->sublayer.inner = s->norm.posts;
     bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
     p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
     p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);
@@ -133,6 +163,6 @@ void bvl_attending_project(const void *state, const bvl_run *run, const bvl_plac
 
 void bvl_attending_add(const void *state, const bvl_run *run, const bvl_place *at) {
     const bvl_attending *s = state;
-    bvl_sublayer_add(run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out);
+    bvl_sublayer_add(&s->norm, run, &s->heads.out, at, at->z, at->h, at->ldh, s->heads.direct_out, at->wide);
     bvl_sublayer_end(&s->norm, run, at);
 }

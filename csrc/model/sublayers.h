@@ -1,6 +1,7 @@
 /* sublayers.h: the sub-layers of a transformer, each of which adds to rows of x in place:
  *
- *   x = x + f(norm(x)), or with the norm after it (BERT) x = norm(x + f(x))
+ *   x = x + f(norm(x)), or with the norm after it (BERT) x = norm(x + f(x)), or with one more (Gemma) x = x +
+ *   post_norm(f(norm(x)))
  *
  * Each works row by row, but for attention in between. What is known of one by the program that runs it
  * (which rows, where it looks across rows) is in `bvl_sublayer`, with which the state of each begins.
@@ -21,19 +22,23 @@ typedef struct {
     int64_t ldq;        /* words between rows of what `project` writes */
     int64_t window;     /* rows that attend to each other where there are several such windows, or 0 */
     const float *order; /* [T] the rows, window by window */
+    bool inner;         /* `add` fills `wide`, where what is projected would lie */
 } bvl_sublayer;
 
 typedef struct {
     bvl_norm norm;
-    bool first; /* of what is read; else of the sum */
+    bool first;    /* of what is read; else of the sum */
+    bvl_norm post; /* of what is added, where `posts` */
+    bool posts;
 } bvl_sublayer_norm;
 
 /* The rows that the first product of a sub-layer reads, *ld apart. */
 const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
                                 const bvl_place *at, int64_t *ld);
-/* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. */
-void bvl_sublayer_add(const bvl_run *run, const bvl_linear *last, const bvl_place *at, float *z,
-                      const float *y, int64_t ldy, bool direct);
+/* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. A norm of
+ * what is added needs rows for it, `free`, which nobody reads meanwhile. */
+void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
+                      const bvl_place *at, float *z, const float *y, int64_t ldy, bool direct, float *free);
 /* A barrier, and the norm where it comes last. */
 void bvl_sublayer_end(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_place *at);
 /* Notes what the program needs for each row of a sub-layer with these products. */
@@ -86,6 +91,9 @@ bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build
 /* The norm of a sub-layer, whose gain is weight `at`. */
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
                                    bvl_sublayer_norm *norm, bvl_error *err);
+/* The norm of what it adds, whose gain is weight `at`, if any. */
+bvl_status bvl_post_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                               bvl_sublayer_norm *norm, bvl_error *err);
 /* Whether its rows are a slot's, and follow those of a sub-layer that attends, unless it does itself. */
 bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool first, bvl_error *err);
 /* Whether an epilogue that writes bfloat16 rows writes the operand of `next`, with no padding to clear. */

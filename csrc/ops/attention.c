@@ -4,11 +4,12 @@
  *   K [Tk, hd] is packed as weights of S = Q K^T       (N = Tk, K = hd)
  *   V [Tk, hd] is packed as weights of O = softmax(S) V (N = hd, K = Tk), given transposed
  *
- * A bias by distance (T5; Raffel et al., 2020) is one table per head: a query's row of it is a window of the
- * table, its ends repeated.
+ * Keys too far from a query are lowered as masked ones are. A bias by distance (T5; Raffel et al., 2020) is
+ * one table per head: a query's row of it is a window of the table, its ends repeated.
  */
 #include "attention.h"
 
+#include <math.h>
 #include <string.h>
 
 #define QUERY_BLOCK 64 /* at most: a window of Swin's, five tiles of AVX-512 */
@@ -58,6 +59,15 @@ static void relative_row(const bvl_kernels *kernels, float *row, int64_t n, int6
     if (s->bias) kernels->add(row, s->bias, n);
 }
 
+/* row[n] = -inf for keys that are further than s->sliding from the query at place `at`, else what is added.
+ */
+static const float *sliding_row(float *row, int64_t n, int64_t at, const bvl_attention_shape *s,
+                                const float *bias) {
+    for (int64_t j = 0; j < n; j++)
+        row[j] = j < at - s->sliding || j > at + s->sliding ? -INFINITY : bias ? bias[j] : 0.0f;
+    return row;
+}
+
 /* The biases by pair of the queries from t0 on, [rows, Tk]; `bias` is scratch. */
 static const float *pair_rows(const bvl_kernels *kernels, float *bias, int64_t t0, int64_t rows,
                               const bvl_attention_shape *s) {
@@ -80,7 +90,8 @@ static void clear_rest(float *shares, int64_t seen, const bvl_attention_shape *s
 static void share_rows(const bvl_kernels *kernels, float *scores, int64_t t0, int64_t rows, int64_t words,
                        const bvl_attention_shape *s, float *biases) {
     const int64_t ld = bvl_padded(s->Tk);
-    if (!s->causal && !s->relative) {
+    const bool slides = s->sliding && s->Tk > s->sliding + 1; /* some keys are too far from some queries */
+    if (!s->causal && !s->relative && !slides) {
         const float *bias = s->pairs ? pair_rows(kernels, biases, t0, rows, s) : s->bias;
         kernels->softmax(scores, ld, scores, ld, rows, s->Tk, s->scale, bias, s->pairs ? s->Tk : 0, s->bf16);
         for (int64_t i = 0; i < rows; i++) clear_rest(scores + i * ld, s->Tk, s, words);
@@ -94,6 +105,7 @@ static void share_rows(const bvl_kernels *kernels, float *scores, int64_t t0, in
             relative_row(kernels, biases, seen, at, s);
             bias = biases;
         }
+        if (slides) bias = sliding_row(biases, seen, at, s, bias);
         kernels->softmax(scores + i * ld, ld, scores + i * ld, ld, 1, seen, s->scale, bias, 0, s->bf16);
         clear_rest(scores + i * ld, seen, s, words);
     }

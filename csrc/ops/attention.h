@@ -16,6 +16,7 @@ typedef struct {
      * to reach; what lies further off counts as that far */
     const float *relative;
     int64_t reach;
+    int64_t sliding; /* a query sees keys at most so far from its place, 0: all */
     /* [Tq, Tk] or NULL: added to the score of each pair */
     const float *pairs;
     /* [Tq, Tk] or NULL: added to those, the same for every head; nothing without them */

@@ -1,0 +1,129 @@
+"""EmbeddingGemma 2 (Google, 2026): texts into one space of 768 numbers, by a transformer that looks both ways.
+
+Traps: two kinds of layer, one that sees `sliding_window` tokens to either side and one that sees all, with their own
+heads and frequencies; norms before and after every sub-layer and of q, k and v of each head, scores not scaled; what
+the tokens were is mixed in again after each layer, from a projection alone; a layer ends with a factor; the last
+one sees all. The embedding is the mean over the tokens of the projected rows, normalised. Pictures and sounds are not
+read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import Config
+from ..errors import ConfigError
+from ..spec import Block, Encoder, FeedForward, GatedInput, Linear, Normalize, Pool, Project, Step, ref
+from ..stems import TokenStem
+from .blocks import ACTIVATIONS, linear, rms_norm, rope_frequencies, stacked
+from .registry import Family, Processing
+
+KINDS = ("sliding_attention", "full_attention")
+
+
+def kinds(section: Config, layers: int) -> list[str]:
+    """What each layer sees."""
+    stated = section.get("layer_types")
+    if stated is None:
+        pattern = section.integer("sliding_window_pattern", 6, 1, 1024)
+        stated = [KINDS[not (i + 1) % pattern] for i in range(layers)]
+    if not isinstance(stated, list) or len(stated) != layers or not set(stated) <= set(KINDS):
+        raise ConfigError(f"text_config: layer_types: found {stated!r}, expected {layers} of {', '.join(KINDS)}")
+    return stated
+
+
+def heads_of(section: Config, index: int, kind: str) -> tuple[int, int]:
+    """head_dim and the heads of keys of a layer."""
+    layers = section.get("per_layer_config")
+    own: dict[str, Any] = {}
+    if layers is None and kind == "full_attention":
+        own = {"head_dim": section.get("global_head_dim", 512),
+               "num_key_value_heads": section.get("num_global_key_value_heads", 1)}  # fmt: skip
+    elif layers is not None:
+        own = section.section("per_layer_config").section(str(index)).to_dict()
+    merged = section.updated(Config(own))
+    head_dim = merged.integer("head_dim", 256, 2, 1 << 12)
+    if head_dim % 2:
+        raise ConfigError(f"text_config: head_dim: found {head_dim}, expected an even number")
+    return head_dim, merged.integer("num_key_value_heads", 2, 1, 1 << 10)
+
+
+def block(section: Config, prefix: str, index: int, kind: str, layers: int, hidden: int, eps: float) -> Block:
+    name = f"{prefix}layers.{index}"
+    attention, mlp, ple = f"{name}.self_attn", f"{name}.mlp", f"{name}.ple_block"
+    heads, (head_dim, kv_heads) = section.integer("num_attention_heads", 4, 1, 1 << 10), heads_of(section, index, kind)
+    if heads % kv_heads:
+        raise ConfigError(f"text_config: {heads} heads and {kv_heads} of keys, expected a divisor")
+    intermediate = section.integer("intermediate_size", 2048, 1, 1 << 18)
+    width = section.integer("hidden_size_per_layer_input", 512, 1, 1 << 16)
+    biased = section.boolean("attention_bias", False)
+    rows = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    projection = ref(f"{prefix}ple.per_layer_model_projection.weight", width, hidden, packed_rows=layers * width,
+                     rows=(index * width, (index + 1) * width), scale=hidden**-0.5)  # fmt: skip
+    return Block(
+        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], rows, hidden, bias=biased),
+        out=linear(f"{attention}.o_proj", hidden, heads * head_dim, bias=biased),
+        norm1=rms_norm(f"{name}.input_layernorm", hidden, eps),
+        ffn=FeedForward(
+            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=False),
+            linear(f"{mlp}.down_proj", hidden, intermediate, bias=False),
+            rms_norm(f"{name}.pre_feedforward_layernorm", hidden, eps),
+            gated=True,
+            post_norm=rms_norm(f"{name}.post_feedforward_layernorm", hidden, eps),
+        ),
+        num_attention_heads=heads,
+        activation=section.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
+        num_key_value_heads=kv_heads,
+        scale=1.0,
+        rotary=1 + KINDS.index(kind),
+        head_norms=(ref(f"{attention}.q_norm.weight", head_dim), ref(f"{attention}.k_norm.weight", head_dim)),
+        norms_values=True,
+        sliding_window=section.integer("sliding_window", 512, 1, 1 << 20) if kind == "sliding_attention" else 0,
+        post_norm=rms_norm(f"{name}.post_attention_layernorm", hidden, eps),
+        gated_input=GatedInput(
+            gate=ref(f"{ple}.per_layer_input_gate.weight", width, hidden),
+            inputs=projection,
+            norm=rms_norm(f"{prefix}ple.per_layer_projection_norm", width, eps),
+            out=ref(f"{ple}.per_layer_projection.weight", hidden, width),
+            post_norm=rms_norm(f"{ple}.post_per_layer_input_norm", hidden, eps),
+            scale=ref(f"{name}.layer_scalar", 1),
+        ),
+    )
+
+
+def text(config: Config) -> Encoder:
+    alone = config.get("model_type") == "embedding_gemma2_text"
+    section, prefix = (config, "") if alone else (config.section("text_config"), "language_model.")
+    hidden = section.integer("hidden_size", 512, 1, 1 << 16)
+    layers, eps = section.integer("num_hidden_layers", 24, 1, 1024), section.number("rms_norm_eps", 1e-6, 0.0, 1.0)
+    sees, rope = [*kinds(section, layers)[:-1], KINDS[1]], section.section("rope_parameters")
+    head_dims = {kind: heads_of(section, sees.index(kind), kind)[0] for kind in KINDS if kind in sees}
+    projection = ref(f"{prefix}embedding_projection.weight", section.integer("embedding_dim", 768, 1, 1 << 16), hidden)
+    vocab = section.integer("vocab_size", 262_144, 1, 1 << 22)
+    return Encoder(
+        hidden_size=hidden,
+        stem=TokenStem(
+            word=ref(f"{prefix}embed_tokens.weight", vocab, hidden, scale=hidden**0.5),
+            position=None,
+            max_positions=section.integer("max_position_embeddings", 262_144, 1, 1 << 24),
+            rotary=rope_frequencies(rope.section(KINDS[0]), head_dims.get(KINDS[0], 2), 1e4),
+            rotary_2=rope_frequencies(rope.section(KINDS[1]), head_dims[KINDS[1]], 1e6),
+        ),
+        layers=tuple(block(section, prefix, i, kind, layers, hidden, eps) for i, kind in enumerate(sees)),
+        steps=(
+            Step("normed", "hidden", rms_norm(f"{prefix}norm", hidden, eps)),
+            Step("last_hidden_state", "normed", Project(Linear(projection))),
+            Step("pooled", "last_hidden_state", Pool("mean")),
+            Step("sentence_embedding", "pooled", Normalize()),
+        ),
+    )
+
+
+FAMILY = Family(
+    model_type="embedding_gemma2",
+    processing=Processing(tokenizer="GemmaTokenizer"),
+    aliases=("embedding_gemma2_text",),
+    towers={"text": text},
+    classes={"EmbeddingGemma2Model": ("text",), "EmbeddingGemma2TextModel": ("text",)},
+    ignored=("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio."),
+)
