@@ -23,6 +23,7 @@ from ..spec import Block, Encoder, FeedForward, Linear, Norm, Normalize, Pool, P
 from ..stems import PatchStem, TokenStem
 from .bert import bert_encoder
 from .blocks import counted_positions, linear, norm, square_picture
+from .open_clip_trunks import trunk
 from .pictures import BICUBIC, BILINEAR, CLIP, OPENAI
 from .registry import Family, Processing, strip_prefixes
 from .tokens import TOKENIZERS
@@ -30,6 +31,14 @@ from .tokens import TOKENIZERS
 EPS = 1e-5
 OWN, FOREIGN, PICTURES = "OpenClipTokenizer", "OpenClipBertTokenizer", "OpenClipImageProcessor"
 ROBERTA, XLM = "OpenClipRobertaTokenizer", "OpenClipXlmTokenizer"
+T5, GEMMA = "OpenClipSiglipTokenizer", "OpenClipSiglip2Tokenizer"
+FOREIGN_TOKENIZERS = {
+    FOREIGN: "BertTokenizer",
+    ROBERTA: "RobertaTokenizer",
+    XLM: "XLMRobertaTokenizer",
+    T5: "SiglipTokenizer",
+    GEMMA: "Siglip2Tokenizer",
+}
 BASE = {"layer_norm_eps": 1e-5, "pad_token_id": 1, "max_position_embeddings": 514, "type_vocab_size": 1}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 # texts of Hugging Face that are read, by their names there: sizes and tokenizer
@@ -44,8 +53,6 @@ PLAIN = {
     "attentional_pool",
     "patch_dropout",
     "pos_embed_type",
-    "norm_kwargs",
-    "act_kwargs",
     "embed_cls",
     "global_average_pool",
     "block_type",
@@ -67,11 +74,26 @@ def section_of(config: Config, name: str) -> Config:
     return section
 
 
-def activation(config: Config) -> str:
+def activation(config: Config, section: Config) -> str:
+    options = section.section("act_kwargs").to_dict() if section.get("act_kwargs") else {}
+    if options not in ({}, {"approximate": "tanh"}):
+        raise ConfigError(f"open_clip_config.json: act_kwargs {options!r} is not supported")
+    if options:
+        return "gelu_pytorch_tanh"
     return "quick_gelu" if config.section("model_cfg").boolean("quick_gelu", False) else "gelu"
 
 
-def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal: bool, scaled: bool) -> Block:
+def eps_of(section: Config) -> float:
+    """Of a tower's norms."""
+    options = section.section("norm_kwargs") if section.get("norm_kwargs") else Config({})
+    if set(options.to_dict()) - {"eps"}:
+        raise ConfigError(f"open_clip_config.json: norm_kwargs {options.to_dict()!r} is not supported")
+    return options.number("eps", EPS, 0.0, 1.0)
+
+
+def block(
+    prefix: str, width: int, mlp: int, heads: int, activation: str, eps: float, causal: bool, scaled: bool
+) -> Block:
     """A residual block; with `scaled` what attention and feed-forward add is multiplied by a vector each."""
     attention = f"{prefix}.attn"
 
@@ -84,11 +106,11 @@ def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal
     return Block(
         qkv=Linear(ref(f"{attention}.in_proj_weight", 3 * width, width), ref(f"{attention}.in_proj_bias", 3 * width)),
         out=scale(linear(f"{attention}.out_proj", width, width), "ls_1"),
-        norm1=norm(f"{prefix}.ln_1", width, EPS),
+        norm1=norm(f"{prefix}.ln_1", width, eps),
         ffn=FeedForward(
             linear(f"{prefix}.mlp.c_fc", mlp, width),
             scale(linear(f"{prefix}.mlp.c_proj", width, mlp), "ls_2"),
-            norm(f"{prefix}.ln_2", width, EPS),
+            norm(f"{prefix}.ln_2", width, eps),
         ),
         num_attention_heads=heads,
         activation=activation,
@@ -99,9 +121,10 @@ def block(prefix: str, width: int, mlp: int, heads: int, activation: str, causal
 def tower(config: Config, section: Config, prefix: str, width: int, heads: int, causal: bool) -> tuple[Block, ...]:
     if width % heads:
         raise ConfigError(f"open_clip_config.json: width {width} is not a multiple of {heads} heads")
+    act = activation(config, section)
     mlp, scaled = int(width * section.number("mlp_ratio", 4.0, 0.1, 64.0)), section.get("ls_init_value") is not None
     return tuple(
-        block(f"{prefix}transformer.resblocks.{i}", width, mlp, heads, activation(config), causal, scaled)
+        block(f"{prefix}transformer.resblocks.{i}", width, mlp, heads, act, eps_of(section), causal, scaled)
         for i in range(section.integer("layers", 12, 1, 1024))
     )
 
@@ -152,6 +175,12 @@ def text(config: Config) -> Encoder:
     section = section_of(config, "text_cfg")
     width, heads = section.integer("width", 512, 1, 1 << 16), section.integer("heads", 8, 1, 1024)
     pool = section.choice("pool_type", "argmax", ("argmax", "first", "last"))
+    projected = projection(config, "text_projection", width)
+    if section.get("proj_bias") is True:
+        projected = Project(linear("text_projection", projected.linear.out_features, width))
+    last = (Step("embeds", "pooler_output", projected), Step("unit_embeds", "embeds", Normalize()))
+    if section.choice("proj_type", "linear", ("linear", "none")) == "none":
+        last = (Step("unit_embeds", "pooler_output", Normalize()),)
     return Encoder(
         hidden_size=width,
         stem=TokenStem(
@@ -160,15 +189,17 @@ def text(config: Config) -> Encoder:
         ),
         layers=tower(config, section, "", width, heads, causal=section.get("no_causal_mask") is not True),
         steps=(
-            Step("last_hidden_state", "hidden", norm("ln_final", width, EPS)),
+            Step("last_hidden_state", "hidden", norm("ln_final", width, eps_of(section))),
             Step("pooler_output", "last_hidden_state", Pool(pool)),
-            Step("embeds", "pooler_output", projection(config, "text_projection", width)),
-            Step("unit_embeds", "embeds", Normalize()),
+            *last,
         ),
     )
 
 
 def vision(config: Config) -> Encoder:
+    stated = config.section("model_cfg").section("vision_cfg")
+    if encoder := trunk(config, stated):
+        return encoder
     section = section_of(config, "vision_cfg")
     width = section.integer("width", 768, 1, 1 << 16)
     image, patch = square_picture(section, 224, 16, "open_clip_config.json")
@@ -184,10 +215,10 @@ def vision(config: Config) -> Encoder:
             size=(image, image),
             stride=patch,
         ),
-        stem_norm=None if section.get("no_ln_pre") is True else norm("visual.ln_pre", width, EPS),
+        stem_norm=None if section.get("no_ln_pre") is True else norm("visual.ln_pre", width, eps_of(section)),
         layers=tower(config, section, "visual.", width, heads, causal=False),
         steps=(
-            *pooled(section, rows, norm("visual.ln_post", width, EPS)),
+            *pooled(section, rows, norm("visual.ln_post", width, eps_of(section))),
             Step("embeds", "pooler_output", projection(config, "visual.proj", width)),
             Step("unit_embeds", "embeds", Normalize()),
         ),
@@ -229,10 +260,10 @@ def tokenizer_config(config: Config) -> Config:
     section = config.section("model_cfg").section("text_cfg")
     options = section.section("tokenizer_kwargs")
     foreign = section.get("hf_tokenizer_name") or section.get("hf_model_name")
-    kind, kinds = foreign_text(section), ("lower", "whitespace", "canonicalize")
+    kinds = ("lower", "whitespace", "canonicalize")
     return Config(
         {
-            "tokenizer_class": kind[1] if kind else FOREIGN if foreign else OWN,
+            "tokenizer_class": tokenizer_name(section, foreign),
             "model_max_length": section.integer("context_length", 77, 1, 1 << 16),
             "model_input_names": ["input_ids"] if foreign else ["input_ids", "attention_mask"],
             "clean": options.choice("clean", "whitespace" if foreign else "lower", kinds),
@@ -241,9 +272,18 @@ def tokenizer_config(config: Config) -> Config:
     )
 
 
+def tokenizer_name(section: Config, foreign: Any) -> str:
+    """Of OpenCLIP itself, or of Hugging Face: RoBERTa's, SigLIP's by its name, else BERT's."""
+    if text := foreign_text(section):
+        return text[1]
+    if "SigLIP" in str(foreign):
+        return GEMMA if "SigLIP2" in str(foreign) else T5
+    return FOREIGN if foreign else OWN
+
+
 class OpenClipTokenizer(Tokenizer):
     """As Tokenizer, over texts cleaned as OpenCLIP does; special tokens in a text are words to its own tokenizer, and
-    what fills rows up is id 0, but RoBERTa's own padding."""
+    what fills rows up is id 0, or what RoBERTa's and SigLIP's are filled up with."""
 
     def __init__(self, vocabulary: Any, settings: Config, **options: Any):
         super().__init__(vocabulary, settings, **options)
@@ -297,11 +337,12 @@ FAMILY = Family(
         tokenizer=OWN,
         tokenizers={
             OWN: TOKENIZERS["CLIPTokenizer"],
-            FOREIGN: replace(TOKENIZERS["BertTokenizer"], exact_length=True, model_input_names=("input_ids",)),
-            ROBERTA: replace(TOKENIZERS["RobertaTokenizer"], exact_length=True, model_input_names=("input_ids",)),
-            XLM: replace(TOKENIZERS["XLMRobertaTokenizer"], exact_length=True, model_input_names=("input_ids",)),
+            **{
+                name: replace(TOKENIZERS[kind], exact_length=True, model_input_names=("input_ids",))
+                for name, kind in FOREIGN_TOKENIZERS.items()
+            },
         },
-        tokenizer_classes=dict.fromkeys((OWN, FOREIGN, ROBERTA, XLM), OpenClipTokenizer),
+        tokenizer_classes=dict.fromkeys((OWN, *FOREIGN_TOKENIZERS), OpenClipTokenizer),
         tokenizer_config=tokenizer_config,
         image_processor=PICTURES,
         image_processors={PICTURES: dict(CLIP) | {"crop_rounding": "even"}, "CLIPImageProcessor": CLIP},
@@ -312,5 +353,8 @@ FAMILY = Family(
     rename=strip_prefixes("module.", "text."),
     ignored=("attn_mask",),
     scale="logit_scale",
+    bias="logit_bias",
+    sigmoid=True,
+    biased=lambda config: config.section("model_cfg").get("init_logit_bias") is not None,
     weight_files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 )

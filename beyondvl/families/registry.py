@@ -159,7 +159,8 @@ class Family(Spec):
     `rename` maps a stored key to the name the encoders use, undoing the prefixes of library versions. `classes` maps a
     public class name to the towers that class loads; `heads` holds the classes that have towers of their own.
     `scale` and `bias` name the parameters of logits = cos * exp(scale) + bias (`text_scale` that of logits_per_text
-    where it is another one), and `sigmoid` tells how scores become probabilities. `unit_features`: get_*_features are
+    where it is another one), and `sigmoid` tells how scores become probabilities; where only some of a family's
+    configs have that bias and sigmoid, `biased` tells which. `unit_features`: get_*_features are
     normalised. `projected_pooler`: a whole model's towers give their projection as pooler_output. `processing` says how
     its inputs are made, `variants` the same of model types that begin so.
     """
@@ -176,6 +177,7 @@ class Family(Spec):
     bias: str | None = None
     text_scale: str | None = None
     sigmoid: bool = False
+    biased: Callable[[Config], bool] | None = None
     unit_features: bool = False
     projected_pooler: bool = False
     weight_files: tuple[str, ...] = ()  # names looked for before the usual ones
@@ -184,6 +186,10 @@ class Family(Spec):
     older_sections: bool = False  # whole configs may hold a "text_config_dict"
     bare: frozenset[str] = frozenset()  # classes that stop before the projection
     prefixes: Mapping[str, tuple[str, ...]] = NONE  # keys of each tower, for one-tower classes
+
+    def bias_of(self, config: Config) -> str | None:
+        """The bias that a config's model has."""
+        return self.bias if self.biased is None or self.biased(config) else None
 
     def is_ignored(self, key: str) -> bool:
         return key.endswith(IGNORED_SUFFIXES) or key.startswith(self.ignored)

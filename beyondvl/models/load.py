@@ -59,7 +59,9 @@ class ModelClass(Spec):
     def parameters(self, config: Config) -> list[Ref]:
         """What the class reads."""
         family = self.family
-        scalars = [ref(name) for name in (family.scale, family.bias, family.text_scale) if name and self.scaled]
+        scalars = [
+            ref(name) for name in (family.scale, family.bias_of(config), family.text_scale) if name and self.scaled
+        ]
         encoders = self.encoders(config).values()
         return [r for encoder in encoders for r in refs(encoder) if isinstance(r, Ref)] + scalars
 
@@ -129,7 +131,7 @@ def load_towers(
         _check_sizes(cls, towers)
         scale = float(np.exp(_scalar(reader, family.scale, cls.scaled)))
         other = float(np.exp(_scalar(reader, family.text_scale, cls.scaled))) if family.text_scale else scale
-        scales = [scale, _scalar(reader, family.bias, cls.scaled), other]
+        scales = [scale, _scalar(reader, family.bias_of(config), cls.scaled), other]
     except MissingWeightError as error:
         raise MissingWeightError(f"{error}{_advice(stored, config, cls)}") from None
     finally:

@@ -228,7 +228,7 @@ class PreTrainedModel(EncodeMixin):
     @property
     def sigmoid(self) -> bool:
         """Whether scores are read through a sigmoid (SigLIP) instead of a softmax."""
-        return self.family.sigmoid
+        return self.family.sigmoid and self.family.bias_of(self.config) is not None
 
     @property
     def modalities(self) -> list[str]:
