@@ -163,6 +163,7 @@ class Builder:
             "grid_width": stem.grid[1],
             "filter": _C.FILTERS.index(stem.filter),
             "centred": stem.centred,
+            "offset": stem.offset,
         } | sizes
         rotary = np.array(stem.frequencies, np.float32) if stem.frequencies[0] else None
         lead = 0 if weights["class_token"] is None else len(weights["class_token"])

@@ -36,6 +36,8 @@ class Reader:
             self.part(ref, self.stored(ref, name), rows) for name, rows in zip(ref.names, ref.stored_rows, strict=True)
         ]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if ref.order:
+            array = np.ascontiguousarray(array[list(ref.order)])
         if ref.plus:
             array = array + np.float32(ref.plus)
         if ref.scaled_by is not None:

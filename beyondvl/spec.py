@@ -94,7 +94,7 @@ class Ref(Spec):
     `tied` parameter is stored under another name where its own is absent. To what is read `plus` is added, then it is
     multiplied by `scale`, and its rows by the elements of `scaled_by`.
     `stored_as` tells another layout of the weight: "diagonal" of [D, D] its diagonal [D]; "time" of a convolution
-    [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k].
+    [D, 1, k, C] along the lines of a picture whose columns are C, [D, C, k]. Rows are taken in that `order`, if any.
     """
 
     names: tuple[str, ...]
@@ -109,6 +109,7 @@ class Ref(Spec):
     scale: float = 1.0
     scaled_by: str | None = None
     stored_as: str = ""
+    order: tuple[int, ...] = ()
 
     @property
     def stored_rows(self) -> tuple[int, ...]:

@@ -136,7 +136,8 @@ class PatchRowsStem(Spec):
 
     `position` is a table over the cells of `grid`, resized to each picture by `filter` (of _C.FILTERS); with
     `class_position` its first row is the class token's. Or blocks turn queries and keys (`rotary`) by the angles
-    y f_y + x f_x, for each f_y and f_x of `frequencies`, where y and x count patches or, `centred`, go from -1 to 1.
+    y f_y + x f_x, for each f_y and f_x of `frequencies`, where y and x count patches from `offset` on or, `centred`, go
+    from -1 to 1.
     """
 
     weight: Ref  # [D, channels, k, k], or [D, numbers of a patch]
@@ -148,3 +149,4 @@ class PatchRowsStem(Spec):
     filter: str = "bilinear"
     frequencies: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     centred: bool = False
+    offset: float = 0.0

@@ -292,7 +292,13 @@ def pictures_of(rng: np.random.Generator, program, slot: int, given: bool, half:
     w = weights(rng, weight=(D, channels * side * side), bias=(D,), class_token=(2, D), position=(12, D))
     w["rotary"] = rng.uniform(-2, 2, (2, half)).astype(np.float32)
     sizes = {"channels": channels, "patch_height": side, "patch_width": side}
-    params = {"grid_height": 3, "grid_width": 4, "filter": _C.FILTERS.index("bilinear"), "centred": centred}
+    params = {
+        "grid_height": 3,
+        "grid_width": 4,
+        "filter": _C.FILTERS.index("bilinear"),
+        "centred": centred,
+        "offset": 2,
+    }
     if given:
         sizes, w["position"] = dict.fromkeys(sizes, 0), None
     program.add("embed_patches", slot, slot, params | sizes, {n: a for n, a in w.items() if a is not None}, 1)
@@ -307,6 +313,7 @@ def pictures_of(rng: np.random.Generator, program, slot: int, given: bool, half:
         own = patches[i, : height * width].astype(np.float64) @ w["weight"].T + w["bias"]
         rows.append(np.concatenate([w["class_token"], own if given else own + w["position"]]))
         y, x = np.divmod(np.arange(height * width), width)
+        y, x = (y + 2, x + 2) if not centred else (y, x)
         if centred:
             y, x = (2 * (at + 0.5) / n - 1 for at, n in ((y, height), (x, width)))
         angles = y[:, None] * w["rotary"][0] + x[:, None] * w["rotary"][1]
@@ -349,7 +356,7 @@ def test_a_stem_of_pictures_is_checked():
     rng = np.random.default_rng(0)
     weight = np.ones((D, 18), np.float32)
     params = {"grid_height": 3, "grid_width": 4, "filter": 2, "channels": 2, "patch_height": 3, "patch_width": 3,
-              "centred": 0}  # fmt: skip
+              "centred": 0, "offset": 0}  # fmt: skip
     for change, more, match in (
         ({}, {"weight": weight[:, 1:]}, r"weight: found \(48, 17\), expected shape \(48, 18\)"),
         ({}, {"position": weight[:11].repeat(3, 1)[:, :D]}, r"position: found \(11, 48\), expected shape \(12, 48\)"),

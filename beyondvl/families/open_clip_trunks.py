@@ -1,7 +1,10 @@
-"""Picture towers of OpenCLIP's format that are timm's: SigLIP's (Zhai et al., 2023), by the names of timm 1.0.
+"""Picture towers of OpenCLIP's format that are timm's, by the names of timm 1.0: what a name stands for is said here,
+for a file holds the name alone.
 
-No class token; a norm, then a learned query attends to all rows and is the embedding. What a name stands for is said
-here, for a file holds the name alone.
+SigLIP's (Zhai et al., 2023) have no class token; after a norm a learned query attends to all rows and is the embedding.
+PE-Core's (Bolya et al., 2025) turn queries and keys by the place of their patch, counted from 1, whose columns are
+paired side by side (here: a head's first half with its second, to which the rows of q and k are brought); a learned
+query of 8 heads draws from all rows, the class token's too, and a linear follows.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import re
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Block, Encoder, FeedForward, Normalize, Step, ref
-from ..stems import PatchStem
+from ..spec import AttentionPool, Block, Encoder, FeedForward, Linear, Normalize, Project, Step, ref
+from ..stems import PatchRowsStem, PatchStem
 from .blocks import linear, norm
 
 EPS = 1e-6
@@ -22,6 +25,15 @@ SIZES = {
     "so400m": (1152, 27, 16, 3.7362),
     "giantopt": (1536, 40, 16, 4.0),
 }
+# of PE-Core: width, layers, heads, inner columns, whether it has a class token
+PE_SIZES = {
+    "tiny": (192, 12, 3, 768, True),
+    "small": (384, 12, 6, 1536, True),
+    "base": (768, 12, 12, 3072, True),
+    "large": (1024, 24, 16, 4096, True),
+    "gigantic": (1536, 50, 16, 8960, False),
+}
+PE = re.compile(r"vit_pe_core_(tiny|small|base|large|gigantic)_patch(14|16)_(\d+)")
 NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(14|16|32)_siglip_(\d+)")
 # of the others it is erf's GELU
 TANH = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16", "vit_giantopt")
@@ -30,6 +42,8 @@ TANH = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16"
 def trunk(config: Config, section: Config) -> Encoder | None:
     """The tower of a timm name; None for a name that is none of these. ConfigError where it goes on otherwise."""
     name = str(section.get("timm_model_name"))
+    if parts := PE.fullmatch(name):
+        return perception(config, section, name, PE_SIZES[parts[1]], int(parts[2]), int(parts[3]))
     parts = NAME.fullmatch(name)
     if not parts:
         return None
@@ -42,7 +56,6 @@ def trunk(config: Config, section: Config) -> Encoder | None:
     if embed != width:
         raise ConfigError(f"open_clip_config.json: embed_dim: found {embed}, expected the {width} of {name}")
     activation, rows = "gelu_pytorch_tanh" if name.startswith(TANH) else "gelu", (image // patch) ** 2
-    pool = "visual.trunk.attn_pool"
     return Encoder(
         hidden_size=width,
         stem=PatchStem(
@@ -53,36 +66,92 @@ def trunk(config: Config, section: Config) -> Encoder | None:
             size=(image, image),
             stride=patch,
         ),
-        layers=tuple(block(f"visual.trunk.blocks.{i}", width, inner, heads, activation) for i in range(layers)),
+        layers=tuple(block(f"visual.trunk.blocks.{i}", width, inner, heads, activation, EPS) for i in range(layers)),
         steps=(
             Step("last_hidden_state", "hidden", norm("visual.trunk.norm", width, EPS)),
-            Step("pooler_output", "last_hidden_state", AttentionPool(
-                probe=ref(f"{pool}.latent", 1, 1, width),
-                query=linear(f"{pool}.q", width, width),
-                kv=linear(f"{pool}.kv", 2 * width, width),
-                out=linear(f"{pool}.proj", width, width),
-                norm=norm(f"{pool}.norm", width, EPS),
-                fc1=linear(f"{pool}.mlp.fc1", inner, width),
-                fc2=linear(f"{pool}.mlp.fc2", width, inner),
-                num_attention_heads=heads,
-                activation=activation,
-            )),
+            Step("pooler_output", "last_hidden_state", pooled(width, inner, heads, activation, EPS)),
             Step("unit_embeds", "pooler_output", Normalize()),
         ),
-    )  # fmt: skip
+    )
 
 
-def block(prefix: str, width: int, inner: int, heads: int, activation: str) -> Block:
-    """A layer of timm's vision transformer."""
-    return Block(
-        qkv=linear(f"{prefix}.attn.qkv", 3 * width, width),
-        out=linear(f"{prefix}.attn.proj", width, width),
-        norm1=norm(f"{prefix}.norm1", width, EPS),
-        ffn=FeedForward(
-            linear(f"{prefix}.mlp.fc1", inner, width),
-            linear(f"{prefix}.mlp.fc2", width, inner),
-            norm(f"{prefix}.norm2", width, EPS),
+def perception(
+    config: Config, section: Config, name: str, size: tuple[int, int, int, int, bool], patch: int, image: int
+) -> Encoder:
+    """PE-Core's tower."""
+    width, layers, heads, inner, lead = size
+    found, eps = section.integer("image_size", image, 1, 1 << 13), 1e-5
+    if found != image:
+        raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
+    section.choice("timm_pool", "map", ("map",))
+    if section.get("timm_proj") is not None:
+        raise ConfigError(f"open_clip_config.json: timm_proj: found {section.get('timm_proj')!r}, expected null")
+    embed = config.section("model_cfg").integer("embed_dim", None, 1, 1 << 16)
+    side, quarter = image // patch, width // heads // 4
+    bands, still = tuple(1e4 ** (-i / quarter) for i in range(quarter)), (0.0,) * quarter
+    return Encoder(
+        hidden_size=width,
+        stem=PatchRowsStem(
+            weight=ref("visual.trunk.patch_embed.proj.weight", width, 3, patch, patch),
+            bias=None,
+            class_token=ref("visual.trunk.cls_token", 1, width) if lead else None,
+            position=ref("visual.trunk.pos_embed", side * side + lead, width),
+            grid=(side, side),
+            class_position=lead,
+            frequencies=(still + bands, bands + still),
+            offset=float(lead),
         ),
+        stem_norm=norm("visual.trunk.norm_pre", width, eps),
+        layers=tuple(
+            block(f"visual.trunk.blocks.{i}", width, inner, heads, "gelu", eps, turned=True) for i in range(layers)
+        ),
+        steps=(
+            Step("last_hidden_state", "hidden", norm("visual.trunk.norm", width, eps)),
+            Step("pooler_output", "last_hidden_state", pooled(width, 4 * width, 8, "gelu", eps)),
+            Step("embeds", "pooler_output", Project(linear("visual.trunk.head", embed, width))),
+            Step("unit_embeds", "embeds", Normalize()),
+        ),
+    )
+
+
+def pooled(width: int, inner: int, heads: int, activation: str, eps: float) -> AttentionPool:
+    """timm's pool by a learned query."""
+    pool = "visual.trunk.attn_pool"
+    return AttentionPool(
+        probe=ref(f"{pool}.latent", 1, 1, width),
+        query=linear(f"{pool}.q", width, width),
+        kv=linear(f"{pool}.kv", 2 * width, width),
+        out=linear(f"{pool}.proj", width, width),
+        norm=norm(f"{pool}.norm", width, eps),
+        fc1=linear(f"{pool}.mlp.fc1", inner, width),
+        fc2=linear(f"{pool}.mlp.fc2", width, inner),
         num_attention_heads=heads,
         activation=activation,
     )
+
+
+def halves_first(width: int, heads: int) -> tuple[int, ...]:
+    """The rows of a packed q, k, v, of which each head of q and k has its even ones first, then its odd ones."""
+    size = width // heads
+    head = [*range(0, size, 2), *range(1, size, 2)]
+    turned = [at * size + row for at in range(2 * heads) for row in head]
+    return (*turned, *range(2 * width, 3 * width))
+
+
+def block(prefix: str, width: int, inner: int, heads: int, activation: str, eps: float, turned: bool = False) -> Block:
+    """A layer of timm's vision transformer."""
+    order = halves_first(width, heads) if turned else ()
+    return Block(
+        qkv=Linear(ref(f"{prefix}.attn.qkv.weight", 3 * width, width, order=order),
+                   ref(f"{prefix}.attn.qkv.bias", 3 * width, order=order)),
+        out=linear(f"{prefix}.attn.proj", width, width),
+        norm1=norm(f"{prefix}.norm1", width, eps),
+        ffn=FeedForward(
+            linear(f"{prefix}.mlp.fc1", inner, width),
+            linear(f"{prefix}.mlp.fc2", width, inner),
+            norm(f"{prefix}.norm2", width, eps),
+        ),
+        num_attention_heads=heads,
+        activation=activation,
+        rotary=int(turned),
+    )  # fmt: skip

@@ -19,7 +19,16 @@
 #include "../ops/linear.h"
 #include "ops.h"
 
-enum { P_GRID_HEIGHT, P_GRID_WIDTH, P_FILTER, P_CHANNELS, P_PATCH_HEIGHT, P_PATCH_WIDTH, P_CENTRED };
+enum {
+    P_GRID_HEIGHT,
+    P_GRID_WIDTH,
+    P_FILTER,
+    P_CHANNELS,
+    P_PATCH_HEIGHT,
+    P_PATCH_WIDTH,
+    P_CENTRED,
+    P_OFFSET
+};
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION, W_ROTARY };
 
 typedef struct {
@@ -32,6 +41,7 @@ typedef struct {
     float *rotary; /* [2, half] frequencies down and across, or NULL */
     int64_t half;
     bool centred;
+    float offset;                                /* of the first patch, where they are counted */
     int64_t channels, patch_height, patch_width; /* of pictures; 0: their patches are given */
 } embed_patches;
 
@@ -46,6 +56,7 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
         return err->status;
     s->filter = (bvl_filter)filter;
     s->centred = b->params[P_CENTRED] != 0;
+    s->offset = (float)b->params[P_OFFSET];
     if (b->weights[W_POSITION].data &&
         (bvl_expect(r->op, b, W_POSITION, 2, s->height * s->width, D, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err) != BVL_OK))
@@ -143,7 +154,10 @@ static void add_position(const embed_patches *s, float *x, int64_t rows, int64_t
 static void turn_patch(const embed_patches *s, float *turn, int64_t rows, int64_t cols, int64_t row,
                        int64_t col) {
     float y = (float)row, x = (float)col;
-    if (s->centred) y = 2 * ((y + 0.5f) / (float)rows) - 1, x = 2 * ((x + 0.5f) / (float)cols) - 1;
+    if (s->centred)
+        y = 2 * ((y + 0.5f) / (float)rows) - 1, x = 2 * ((x + 0.5f) / (float)cols) - 1;
+    else
+        y += s->offset, x += s->offset;
     for (int64_t i = 0; i < s->half; i++) {
         const float angle = y * s->rotary[i] + x * s->rotary[s->half + i];
         turn[i] = cosf(angle);
@@ -214,7 +228,7 @@ static void embed_patches_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_embed_patches = {
     .name = "embed_patches",
     .params = {"grid_height", "grid_width", "filter", "channels", "patch_height", "patch_width", "centred",
-               NULL},
+               "offset", NULL},
     .weights = {"weight", "bias", "class_token", "position", "rotary", NULL},
     .build = embed_patches_build,
     .shared = embed_patches_shared,
