@@ -358,6 +358,7 @@ class Encoder(Spec):
     Outputs by convention: last_hidden_state, pooler_output, embeds (projected), unit_embeds (normalised), logits;
     "context" where it makes one. `prepare` lays a call's inputs out as the core takes them: (inputs, facts of the
     program) -> inputs; `arrange` lays the outputs out as a caller expects them. Positions count from `first_position`.
+    `states_end_in_output`: the last of all layers' states is last_hidden_state, as transformers has it for some.
     """
 
     stem: Spec  # one of stems.py
@@ -369,6 +370,7 @@ class Encoder(Spec):
     prepare: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
     arrange: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     first_position: int = 0
+    states_end_in_output: bool = False
 
     def without_projection(self) -> Encoder:
         """The encoder as the classes that end in "Model" and not "WithProjection" have it."""

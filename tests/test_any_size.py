@@ -84,6 +84,7 @@ def test_pictures_of_torchvision(size, resample):
     processor = image_class("DINOv3ViTImageProcessor")(resample=resample)
     found = processor(image)["pixel_values"][0]
     assert found.shape == (3, 224, 224) and processor.to_dict()["size"] == {"height": 224, "width": 224}
+    assert image_class("DINOv3ViTImageProcessor")(size=99).size == {"height": 99, "width": 99}
     x = np.asarray(image, np.float32).transpose(2, 0, 1) * np.float32(1 / 255)
     if resample == 1:  # torch has no such filter on the CPU; Pillow's, a channel of floats at a time
         bands = [Image.fromarray(band).resize((224, 224), Image.Resampling.LANCZOS) for band in x]
@@ -320,3 +321,12 @@ def test_encode_of_any_size(tmp_path, name):
         ValueError, match=r"pixel_values: found \(1, 3, 6, 9\) float32, expected \(B, 3, H, W\) float32"
     ):
         first(pixel_values=np.ones((1, 3, 6, 9), np.float32))
+
+
+def test_inputs_of_other_models_are_refused(tmp_path):
+    """A mask of patches means nothing to a model of whole pictures."""
+    clip = bvl.AutoModel.from_pretrained(models.write(tmp_path))
+    pixels = models.inputs()["pixel_values"]
+    clip(pixel_values=pixels)
+    with pytest.raises(ValueError, match="pixel_attention_mask: given to a tower that takes pixel_values"):
+        clip(pixel_values=pixels, pixel_attention_mask=np.ones((1, 4), int))

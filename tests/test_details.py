@@ -92,9 +92,12 @@ def test_image_processor_files(tmp_path):
         with pytest.raises(bvl.ConfigError, match=message):
             bvl.AutoImageProcessor.from_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(
-        '{"image_processor": {"image_processor_type": "Siglip2ImageProcessor"}}'
+        '{"image_processor": {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 100}}'
     )
-    assert bvl.AutoImageProcessor.from_pretrained(tmp_path).max_num_patches == 256
+    found = bvl.AutoImageProcessor.from_pretrained(tmp_path)
+    assert (found.max_num_patches, found.patch_size) == (100, 16)
+    with pytest.raises(bvl.ConfigError, match="max_num_patches: found 16384 of 256 x 256 pixels, expected at most"):
+        found(pictures.photo(), max_num_patches=16384, patch_size=256)
 
 
 def test_open_clip_folders(tmp_path):

@@ -229,6 +229,31 @@ def test_norms_and_inputs_are_checked():
         gated = {"layer_norm_eps": 1e-5, "activation": 0, "inputs": slots[name]}
         with pytest.raises(ValueError, match=match):
             program.add("gated_input", slots["x"], slots["x"], gated, {"gate_weight": np.ones((4, D), np.float32)}, 1)
+    picture = Picture(rng)
+    wide = picture.program.slot("e", 8, 4096)
+    made = list(layers(rng, 1, True, True, False, True, False))
+    made[0][1]["window"], made[0][2]["window_rows"] = 4, np.arange(8, dtype=np.float32)[::-1].copy()
+    for record in made:
+        picture.add(*record)
+    with pytest.raises(ValueError, match="gated_input: found beside attention within windows"):
+        picture.add("gated_input", gated | {"inputs": wide}, {"gate_weight": np.ones((4, D), np.float32)})
+
+
+def test_two_stems_do_not_turn_rows_of_each_other():
+    rng = np.random.default_rng(0)
+    program = _C.Program()
+    seen, read = program.slot("seen", 2, D, _C.ROW_KINDS.index("patches")), program.slot("read", 0, D, 1)
+    pictures_of(rng, program, seen, True, 3, False)
+    text = {"word": np.ones((9, D), np.float32), "rotary": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match="embed_tokens: rotary: given, and another stem of the program has one"):
+        program.add("embed_tokens", read, read, {"feature_token": -1, "max_positions": 9}, text, 1)
+    program = _C.Program()
+    seen, read = program.slot("seen", 2, D, _C.ROW_KINDS.index("patches")), program.slot("read", 0, D, 1)
+    pictures_of(rng, program, seen, True, 3, False)
+    program.add("embed_tokens", read, read, {"feature_token": -1, "max_positions": 9}, {"word": text["word"]}, 1)
+    ((op, settings, arrays), *_) = layers(rng, 1, True, False, False, False, False)
+    with pytest.raises(ValueError, match="rotary: found 3 frequencies, expected 1 to 8, and the rows of a text alone"):
+        program.add(op, read, read, settings | {"rotary": 1}, arrays, 1)
 
 
 def test_a_norm_of_queries_needs_one_of_keys():

@@ -40,7 +40,7 @@ from ..spec import (
     ref,
     replace,
 )
-from ..stems import JoinStem, PatchStem, TokenStem
+from ..stems import JoinStem, PatchRowsStem, PatchStem, TokenStem
 from .blocks import bart_block, linear, norm, stacked, under
 from .pictures import CLIP
 from .registry import Family, Head, Processing, ProcessorKind, find_family
@@ -81,8 +81,12 @@ def tower(config: Config, name: str) -> Encoder:
         raise ConfigError(f"{name}_config: model_type: found {section.get('model_type')!r}, which has no {name} tower")
     encoder = build(section)
     kept = ("last_hidden_state", *(("pooler_output", "logits") if classes(encoder) else ()))
-    steps = tuple(step for step in encoder.steps if step.dst in kept)
-    return under(replace(encoder, steps=steps, context=None), f"{name}_model.")
+    needed, steps = set(kept), []
+    for step in reversed(encoder.steps):
+        if step.dst in needed:
+            needed.add(step.src)
+            steps.insert(0, step)
+    return under(replace(encoder, steps=tuple(steps), context=None), f"{name}_model.")
 
 
 def classes(encoder: Encoder) -> int:
@@ -107,6 +111,8 @@ def places(encoder: Encoder) -> int:
     last = encoder.layers[-1] if encoder.layers else None
     if isinstance(last, InvertedResidual):
         return last.out_size[0] * last.out_size[1]
+    if isinstance(encoder.stem, PatchRowsStem):
+        raise ConfigError("config.json: found a tower of pictures of any size, expected one of a single size")
     if not isinstance(encoder.stem, PatchStem):
         raise ConfigError("config.json: found a tower of texts, expected one of pictures or sounds")
     return encoder.stem.rows

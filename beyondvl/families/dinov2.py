@@ -11,7 +11,7 @@ from ..spec import Block, Encoder, FeedForward, Linear, Pool, Ref, Step, ref
 from ..stems import PatchRowsStem
 from .blocks import ACTIVATIONS, linear, norm, square_picture, stacked
 from .pictures import BIT
-from .registry import Family, Processing
+from .registry import Family, Processing, strip_prefixes
 
 
 def scaled(name: str, scale: str, out_features: int, in_features: int, bias: bool = True) -> Linear:
@@ -84,5 +84,6 @@ FAMILY = Family(
     processing=Processing(image_processor="BitImageProcessor", image_processors={"BitImageProcessor": BIT}),
     towers={"vision": lambda config: tower(config, 14, 0, "bicubic_point")},
     classes={"Dinov2Model": ("vision",)},
-    ignored=("embeddings.mask_token",),
+    rename=strip_prefixes("dinov2."),
+    ignored=("embeddings.mask_token", "classifier."),
 )

@@ -9,7 +9,7 @@ from ..config import Config
 from ..spec import Encoder
 from .dinov2 import tower
 from .pictures import BIT
-from .registry import Family, Processing
+from .registry import Family, Processing, strip_prefixes
 
 
 def vision(config: Config) -> Encoder:
@@ -21,5 +21,6 @@ FAMILY = Family(
     processing=Processing(image_processor="BitImageProcessor", image_processors={"BitImageProcessor": BIT}),
     towers={"vision": vision},
     classes={"Dinov2WithRegistersModel": ("vision",)},
-    ignored=("embeddings.mask_token",),
+    rename=strip_prefixes("dinov2_with_registers."),
+    ignored=("embeddings.mask_token", "classifier."),
 )

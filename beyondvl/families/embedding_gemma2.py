@@ -15,6 +15,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, Encoder, FeedForward, GatedInput, Linear, Normalize, Pool, Project, Step, ref
 from ..stems import TokenStem
+from .bert import sentence_steps
 from .blocks import ACTIVATIONS, linear, rms_norm, rope_frequencies, stacked
 from .registry import Family, Processing
 
@@ -27,7 +28,7 @@ def kinds(section: Config, layers: int) -> list[str]:
     if stated is None:
         pattern = section.integer("sliding_window_pattern", 6, 1, 1024)
         stated = [KINDS[not (i + 1) % pattern] for i in range(layers)]
-    if not isinstance(stated, list) or len(stated) != layers or not set(stated) <= set(KINDS):
+    if not isinstance(stated, list) or len(stated) != layers or not all(kind in KINDS for kind in stated):
         raise ConfigError(f"text_config: layer_types: found {stated!r}, expected {layers} of {', '.join(KINDS)}")
     return stated
 
@@ -100,6 +101,10 @@ def text(config: Config) -> Encoder:
     head_dims = {kind: heads_of(section, sees.index(kind), kind)[0] for kind in KINDS if kind in sees}
     projection = ref(f"{prefix}embedding_projection.weight", section.integer("embedding_dim", 768, 1, 1 << 16), hidden)
     vocab = section.integer("vocab_size", 262_144, 1, 1 << 22)
+    pooled, unit = Step("pooled", "last_hidden_state", Pool("mean")), Step("sentence_embedding", "pooled", Normalize())
+    embedding = (pooled, unit)
+    if config.get("sentence_transformers"):
+        embedding = sentence_steps(config, "last_hidden_state")
     return Encoder(
         hidden_size=hidden,
         stem=TokenStem(
@@ -110,11 +115,11 @@ def text(config: Config) -> Encoder:
             rotary_2=rope_frequencies(rope.section(KINDS[1]), head_dims[KINDS[1]], 1e6),
         ),
         layers=tuple(block(section, prefix, i, kind, layers, hidden, eps) for i, kind in enumerate(sees)),
+        states_end_in_output=True,
         steps=(
             Step("normed", "hidden", rms_norm(f"{prefix}norm", hidden, eps)),
             Step("last_hidden_state", "normed", Project(Linear(projection))),
-            Step("pooled", "last_hidden_state", Pool("mean")),
-            Step("sentence_embedding", "pooled", Normalize()),
+            *embedding,
         ),
     )
 

@@ -86,6 +86,7 @@ def text(config: Config) -> Encoder:
             rotary_2=rope_frequencies(far, head_dim, config.number("rope_theta", 1e6, 1e-3, 1e12)),
         ),
         layers=tuple(block(config, i, kind, hidden, eps) for i, kind in enumerate(sees)),
+        states_end_in_output=True,
         steps=(
             Step("last_hidden_state", "hidden", gain("norm", hidden, eps)),
             *sentence_steps(config, "last_hidden_state"),

@@ -49,8 +49,8 @@ def trunk(config: Config, section: Config) -> Encoder | None:
         return None
     size, patch = SIZES[parts[1]], int(parts[2])
     image = section.integer("image_size", int(parts[3]), patch, 1 << 13)
-    section.choice("timm_pool", "map", ("map",))
-    section.choice("timm_proj", "none", ("none",))
+    section.choice("timm_pool", "avg", ("map",))
+    section.choice("timm_proj", "linear", ("none",))
     width, layers, heads, ratio = size
     embed, inner = config.section("model_cfg").integer("embed_dim", None, 1, 1 << 16), int(width * ratio)
     if embed != width:
@@ -83,8 +83,8 @@ def perception(
     found, eps = section.integer("image_size", image, 1, 1 << 13), 1e-5
     if found != image:
         raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
-    section.choice("timm_pool", "map", ("map",))
-    if section.get("timm_proj") is not None:
+    section.choice("timm_pool", "avg", ("map",))
+    if section.get("timm_proj", "linear") is not None:
         raise ConfigError(f"open_clip_config.json: timm_proj: found {section.get('timm_proj')!r}, expected null")
     embed = config.section("model_cfg").integer("embed_dim", None, 1, 1 << 16)
     side, quarter = image // patch, width // heads // 4

@@ -19,7 +19,7 @@ SIGLIP: Mapping[str, Any] = {"size": {"height": 224, "width": 224}, "resample": 
 BIT = CLIP  # transformers' class that DINOv2 goes with
 # transformers has it by torchvision alone
 DINOV3: Mapping[str, Any] = IMAGE_NET | {
-    "size": {"height": 224, "width": 224}, "resample": BILINEAR, "backend": "torchvision"
+    "size": {"height": 224, "width": 224}, "default_to_square": True, "resample": BILINEAR, "backend": "torchvision"
 }  # fmt: skip
 SIGLIP2: Mapping[str, Any] = {"resample": BILINEAR, "max_num_patches": 256, "patch_size": 16} | HALF
 FLAVA: Mapping[str, Any] = (

@@ -18,9 +18,9 @@ def text(config: Config) -> Encoder:
         Step("pooler_output", "first_token", Project(linear("pooler.dense", hidden, hidden, optional=True), "tanh")),
         *sentence_steps(config),
     )
-    defaults = Config({"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1})
-    section = defaults.updated(config)
-    return bert_encoder(section, "", steps, prepare=counted_positions(padding), first_position=padding + 1)
+    if config.get("vocab_size") is None and config.get("model_type") == "roberta":
+        config = config.updated(Config({"vocab_size": 50265}))
+    return bert_encoder(config, "", steps, prepare=counted_positions(padding), first_position=padding + 1)
 
 
 def rename(key: str) -> str:

@@ -339,10 +339,10 @@ class PreTrainedModel(EncodeMixin):
         states = inputs.pop("output_hidden_states", None)
         check_neutral({name: value for name, value in inputs.items() if name not in INPUTS})
         sides = split_inputs({name: inputs.get(name) for name in INPUTS}, self.spec.towers)
-        outputs = {
-            name: self.run_tower(name, side, self._wanted(name) + self._states(name, states))
-            for name, side in sides.items()
-        }
+        outputs = {}
+        for name, side in sides.items():
+            self.tower(name).check_inputs(side, of_tower(name).by_name)
+            outputs[name] = self.run_tower(name, side, self._wanted(name) + self._states(name, states))
         return self._output(outputs, kind_of(*inputs.values()), bool(states))
 
     def _states(self, tower: str, value: Any) -> list[str]:
@@ -406,7 +406,10 @@ class PreTrainedModel(EncodeMixin):
         if self._pools_projected:
             states["pooler_output"] = from_numpy(arrays["embeds"], kind)
         if with_states:
-            states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in self.tower(tower).states)
+            names = self.tower(tower).states
+            if self.tower(tower).encoder.states_end_in_output:
+                names = (*names[:-1], "last_hidden_state")
+            states["hidden_states"] = tuple(from_numpy(arrays[name], kind) for name in names)
         return ModelOutput(states)
 
     def _logits_of(self, seen: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

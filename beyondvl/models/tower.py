@@ -28,6 +28,12 @@ class Tower:
         if unknown := [name for name in wanted if name not in self.outputs and name not in self.states]:
             raise ValueError(f"wanted: found {unknown[0]!r}, expected some of {', '.join(self.outputs)}")
 
+    def check_inputs(self, inputs: dict[str, Any], by_name: tuple[str, ...]) -> None:
+        """ValueError for an input that some towers take `by_name`, and this one does not."""
+        for name in by_name:
+            if inputs.get(name) is not None and name not in self.program.info()["inputs"]:
+                raise ValueError(f"{name}: given to a tower that takes {', '.join(self.program.info()['inputs'])}")
+
     def run(self, inputs: dict[str, Any], wanted: list[str], num_threads: int) -> dict[str, Any]:
         """Those outputs by name; the encoder may have a say in how inputs are laid out, and outputs."""
         if self.encoder.prepare:

@@ -360,6 +360,10 @@ class PatchImageProcessor(ImageProcessor):
         self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
     ) -> dict[str, np.ndarray]:
         side, most = self.patch_size, self.max_num_patches
+        if side * side * most > MAX_PIXELS:
+            raise ConfigError(
+                f"max_num_patches: found {most} of {side} x {side} pixels, expected at most {MAX_PIXELS} pixels in all"
+            )
         out = np.zeros((len(batch), most, side * side * 3), np.float32)
         shapes = np.zeros((len(batch), 2), np.int64)
         load = self._loader(batch, positions, channels)

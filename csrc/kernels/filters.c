@@ -46,11 +46,10 @@ static double lanczos(double x) {
 static const struct {
     double (*weight)(double);
     double support;
-} filters[] = {[BVL_LANCZOS] = {lanczos, 3.0},
-               [BVL_BILINEAR] = {bilinear, 1.0},
-               [BVL_BICUBIC] = {bicubic, 2.0},
-               [BVL_BOX] = {box, 0.5},
-               [BVL_HAMMING] = {hamming, 1.0}};
+} filters[] = {
+    [BVL_LANCZOS] = {lanczos, 3.0}, [BVL_BILINEAR] = {bilinear, 1.0},
+    [BVL_BICUBIC] = {bicubic, 2.0}, [BVL_BOX] = {box, 0.5},
+    [BVL_HAMMING] = {hamming, 1.0}, [BVL_BICUBIC_POINT] = {bicubic, 2.0}}; /* whose weights are made apart */
 
 /* By how much the filter is widened, where several input samples make one; *support: half its width then. */
 static double widened(bvl_filter filter, double scale, double *support) {

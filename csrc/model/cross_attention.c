@@ -20,8 +20,9 @@ static bvl_status cross_attention_build(bvl_program *p, bvl_record *r, const bvl
         bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK)
         return err->status;
-    if (p->windowed)
-        return bvl_fail(err, BVL_INVALID, "%s: found beside attention within windows", r->op->name);
+    if (p->windowed || p->slots[r->src].kind == BVL_PATCH_ROWS)
+        return bvl_fail(err, BVL_INVALID, "%s: found %s", r->op->name,
+                        p->windowed ? "beside attention within windows" : "over the patches of pictures");
     cross_attention *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     const bvl_heads *h = &s->base.heads;

@@ -62,8 +62,12 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
          bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err) != BVL_OK))
         return err->status;
     if (!b->weights[W_ROTARY].data) return BVL_OK;
+    if (p->turns[0].half)
+        return bvl_fail(err, BVL_INVALID,
+                        "embed_patches: rotary: given, and another stem of the program has one");
     if (bvl_expect(r->op, b, W_ROTARY, 2, 2, -1, 0, 0, err) != BVL_OK) return err->status;
-    s->half = p->turns[0].half = b->weights[W_ROTARY].shape[1];
+    s->half = b->weights[W_ROTARY].shape[1];
+    p->turns[0] = (bvl_turns){.half = s->half, .kind = BVL_PATCH_ROWS};
     return bvl_copy_vector(&s->rotary, &p->store, &b->weights[W_ROTARY], err);
 }
 

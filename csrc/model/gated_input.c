@@ -31,6 +31,7 @@ static bvl_status gated_input_build(bvl_program *p, bvl_record *r, const bvl_bui
         return err->status;
     const bvl_slot *slot = &p->slots[r->src], *e = &p->slots[inputs];
     const int64_t P = b->weights[GATE_W].shape[0];
+    if (p->windowed) return bvl_fail(err, BVL_INVALID, "gated_input: found beside attention within windows");
     if (e->kind != slot->kind || e->rows != slot->rows || inputs == r->src)
         return bvl_fail(err, BVL_INVALID, "gated_input: slot %s does not have the rows of %s", e->name,
                         slot->name);

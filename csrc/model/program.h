@@ -49,6 +49,7 @@ enum { BVL_MAX_TURNS = 2 };
 typedef struct {
     float *frequencies; /* [half], or NULL */
     int64_t half;
+    bvl_row_kind kind; /* of the rows */
 } bvl_turns;
 
 typedef struct bvl_program {

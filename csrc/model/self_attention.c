@@ -71,8 +71,9 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
         bvl_expect_whole(r->op, b, P_SLIDING, 0, 1 << 24, &s->sliding, err) != BVL_OK)
         return err->status;
     s->rotary = (int)rotary - 1;
-    const int64_t half = s->rotary < 0 ? 0 : p->turns[s->rotary].half;
-    const bool turned = slot->kind == BVL_PATCH_ROWS || (slot->kind == BVL_TEXT_ROWS && !slot->rows);
+    const bvl_turns *turns = s->rotary < 0 ? NULL : &p->turns[s->rotary];
+    const int64_t half = turns ? turns->half : 0;
+    const bool turned = turns && turns->kind == slot->kind && (slot->kind == BVL_PATCH_ROWS || !slot->rows);
     if (s->rotary >= 0 && (!turned || !half || 2 * half > s->base.heads.hd))
         return bvl_fail(err, BVL_INVALID,
                         "%s: rotary: found %lld frequencies, expected 1 to %lld, and the rows of a text "

@@ -29,10 +29,14 @@ static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b
                         b->params[P_MAX_POSITIONS]);
     for (int i = 0; i < BVL_MAX_TURNS && b->weights[ROTARY + i].data; i++) {
         bvl_turns *turns = &p->turns[i];
+        if (turns->half)
+            return bvl_fail(err, BVL_INVALID,
+                            "embed_tokens: rotary: given, and another stem of the program has one");
         if (bvl_expect(r->op, b, ROTARY + i, 1, -1, 0, 0, 0, err) != BVL_OK ||
             bvl_copy_vector(&turns->frequencies, &p->store, &b->weights[ROTARY + i], err) != BVL_OK)
             return err->status;
         turns->half = b->weights[ROTARY + i].shape[0];
+        turns->kind = BVL_TEXT_ROWS;
     }
     return BVL_OK;
 }
