@@ -282,34 +282,67 @@ LIKE_A_USER = ["don\u2019t \u201cstop\u201d &amp; \ufb01n", "&amp;lt;b&amp;gt; b
 
 @from_archive
 @pytest.mark.parametrize("tokens, source", [("own", "openai--clip-vit-large-patch14"),
-                                            ("foreign", "sentence-transformers--all-MiniLM-L6-v2"),
-                                            ("siglip", "google--siglip-so400m-patch14-384")])  # fmt: skip
+                                            ("x", "sentence-transformers--all-MiniLM-L6-v2"),
+                                            ("roberta-base", "laion--clap-htsat-fused"),
+                                            ("timm/ViT-B-16-SigLIP", "google--siglip-so400m-patch14-384")])  # fmt: skip
 def test_tokens(tmp_path, tokens, source):
-    """Ids of OpenCLIP's own tokenizer, cleaned texts included, of the BERT that CLIPA's texts go through, and of SigLIP's."""
-    own = tokens == "own"
+    """Ids of OpenCLIP's own tokenizer, cleaned texts included, of the BERT that CLIPA's texts go through, of RoBERTa's
+    and of SigLIP's."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(published.folder() / source / name, tmp_path)
-    if tokens == "siglip":  # OpenCLIP's folders of it hold the class that reads tokenizer.json as it is
+    if "SigLIP" in tokens:  # OpenCLIP's folders of it hold the class that reads tokenizer.json as it is
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    text = {"context_length": 32}
-    if tokens == "foreign":
-        text |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"strip_sep_token": True}}
-    elif tokens == "siglip":
-        text |= {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
-    (tmp_path / "open_clip_config.json").write_text(
+    options = {"x": {"strip_sep_token": True}, "timm/ViT-B-16-SigLIP": {"clean": "canonicalize"}}.get(tokens, {})
+    same_tokens(tmp_path, tokens, options)
+
+
+def same_tokens(folder, name, options):
+    """Ours of a folder against OpenCLIP's."""
+    foreign = {"hf_model_name": name} if name in FOREIGN_TEXTS else {"hf_tokenizer_name": name}
+    text = {"context_length": 32} | ({} if name == "own" else foreign | {"tokenizer_kwargs": options})
+    (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": SMALL | {"text_cfg": text}, "preprocess_cfg": {}})
     )
-    ours = bvl.AutoTokenizer.from_pretrained(tmp_path)
-    if own:
+    if name == "own":
         reference = open_clip.SimpleTokenizer(context_length=32)
     else:
-        options = {"strip_sep_token": True} if tokens == "foreign" else {"clean": "canonicalize"}
-        reference = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=32, **options)
+        reference = open_clip.tokenizer.HFTokenizer(str(folder), context_length=32, **options)
+    ours = bvl.AutoTokenizer.from_pretrained(folder)
     texts = [t for t in (*TEXTS, *LIKE_A_USER) if "<|" not in t and "\0" not in t]
-    found = ours(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
-    np.testing.assert_array_equal(found, reference(texts).numpy())
+    ids = ours(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(ids, reference(texts).numpy())
+    assert len(np.unique(ids)) > 60, "the tokenizer does not tell texts apart"
+
+
+@pytest.mark.parametrize("tokens", ["xlm-roberta-base", "timm/ViT-B-16-SigLIP2-256"])
+def test_tokens_of_many_languages(tmp_path, tokens):
+    """XLM-RoBERTa's and SigLIP 2's, whose files are too large to keep: saved by transformers over a vocabulary of the
+    test's texts."""
+    import tokenizers
+    import transformers
+
+    many = [t for t in (*TEXTS, *LIKE_A_USER) if t.strip()]
+    if "xlm" in tokens:
+        trained = tokenizers.SentencePieceUnigramTokenizer()
+        trained.train_from_iterator(
+            many, vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+        )
+        pieces = json.loads(trained.to_str())["model"]["vocab"][1:]
+        special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+        transformers.XLMRobertaTokenizer(vocab=[*special, *map(tuple, pieces), ("<mask>", 0.0)]).save_pretrained(
+            tmp_path
+        )
+    else:
+        trained = tokenizers.SentencePieceBPETokenizer(unk_token="<unk>", fuse_unk=True)
+        special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        trained.train_from_iterator(many, vocab_size=700, special_tokens=special, show_progress=False)
+        model = json.loads(trained.to_str())["model"]
+        saved = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]],
+                                            add_bos_token=False, add_eos_token=True)  # fmt: skip
+        saved.save_pretrained(tmp_path)
+    same_tokens(tmp_path, tokens, {"clean": "canonicalize"} if "SigLIP2" in tokens else {})
 
 
 def test_text_that_needs_a_library(tmp_path, monkeypatch):
