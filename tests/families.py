@@ -110,7 +110,7 @@ ROWS = [
               "hidden_size_per_layer_input": 24, "embedding_dim": 40, "sliding_window": 2, "sliding_window_pattern": 2,
               "global_head_dim": 32, "num_global_key_value_heads": 1, "vocab_size": 1000}),
     Row("embedding_gemma2_text at its widths", "EmbeddingGemma2TextModel", "EmbeddingGemma2TextConfig",
-        text={"num_hidden_layers": 6, "vocab_size": 1000}, full=True),
+        text={"num_hidden_layers": 12, "vocab_size": 1000}, full=True),
     Row("embedding_gemma2 without its other towers", "EmbeddingGemma2Model", "EmbeddingGemma2Config",
         values={"text_config": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_key_value_heads": 2,
                                 "head_dim": 16, "hidden_size_per_layer_input": 24, "embedding_dim": 40,

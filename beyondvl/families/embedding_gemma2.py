@@ -34,14 +34,16 @@ def kinds(section: Config, layers: int) -> list[str]:
 
 
 def heads_of(section: Config, index: int, kind: str) -> tuple[int, int]:
-    """head_dim and the heads of keys of a layer."""
+    """head_dim and the heads of keys of a layer; the config writes its number with noughts before it ("05" of 24)."""
     layers = section.get("per_layer_config")
     own: dict[str, Any] = {}
     if layers is None and kind == "full_attention":
         own = {"head_dim": section.get("global_head_dim", 512),
                "num_key_value_heads": section.get("num_global_key_value_heads", 1)}  # fmt: skip
     elif layers is not None:
-        own = section.section("per_layer_config").section(str(index)).to_dict()
+        stated = section.section("per_layer_config")
+        name = next((key for key in stated.to_dict() if key.isdecimal() and int(key) == index), str(index))
+        own = stated.section(name).to_dict()
     merged = section.updated(Config(own))
     head_dim = merged.integer("head_dim", 256, 2, 1 << 12)
     if head_dim % 2:
