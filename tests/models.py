@@ -62,7 +62,7 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
                     shape = (rows, r.shape[3], r.shape[2])
                 scale = 1.0 / max(1, np.prod(shape[1:])) ** 0.5 if len(shape) > 1 and "embedding" not in name else 0.5
                 add(name, shape[::-1] if r.transpose else shape, scale)
-    for name in (family.scale, family.bias):
+    for name in (family.scale, family.bias_of(Config(config))):
         if name and (len(family.towers) == 2 or head):
             out[name] = np.array(1.0, np.float32)
     return out
