@@ -61,9 +61,10 @@ class DataFile:
         self.size = os.fstat(self.fd).st_size
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        # first the number goes: it may be another file's as soon as it is closed
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __del__(self):
         self.close()
