@@ -9,15 +9,36 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import BatchNormConv, Block, FeedForward, Linear, Norm, Project, Ref, Spec, Step, ref, replace
+from ..spec import (
+    AttentionPool,
+    BatchNormConv,
+    Block,
+    FeedForward,
+    Linear,
+    Norm,
+    Project,
+    Ref,
+    Spec,
+    Step,
+    ref,
+    replace,
+)
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "relu", "silu")
 
 
-def linear(name: str, out_features: int, in_features: int, bias: bool = True, optional: bool = False) -> Linear:
-    """`name`.weight [out, in] and `name`.bias."""
-    weight = ref(f"{name}.weight", out_features, in_features, optional=optional)
-    return Linear(weight, ref(f"{name}.bias", out_features, optional=optional) if bias else None)
+def linear(
+    name: str,
+    out_features: int,
+    in_features: int,
+    bias: bool = True,
+    optional: bool = False,
+    scaled_by: str | None = None,
+) -> Linear:
+    """`name`.weight [out, in] and `name`.bias; what they give is multiplied by the elements of `scaled_by`."""
+    more: dict[str, Any] = {"optional": optional, "scaled_by": scaled_by}
+    weight = ref(f"{name}.weight", out_features, in_features, **more)
+    return Linear(weight, ref(f"{name}.bias", out_features, **more) if bias else None)
 
 
 def prediction_head(
@@ -33,12 +54,17 @@ def prediction_head(
     )
 
 
-def stacked(names: list[str], out_features: int | list[int], in_features: int, bias: bool = True) -> Linear:
-    """Several linears of the same input as one: rows in the order of the names, `out_features` of each or of all."""
+def stacked(
+    names: list[str], out_features: int | list[int], in_features: int, bias: bool | list[bool] = True
+) -> Linear:
+    """Several linears of the same input as one: rows in the order of the names, `out_features` of each or of all, and
+    whether each or all have a bias."""
     counts = [out_features] * len(names) if isinstance(out_features, int) else out_features
     more = {} if len(set(counts)) == 1 else {"row_counts": tuple(counts)}
     weight = ref(tuple(f"{n}.weight" for n in names), sum(counts), in_features, **more)
-    return Linear(weight, ref(tuple(f"{n}.bias" for n in names), sum(counts), **more) if bias else None)
+    biased = [bias] * len(names) if isinstance(bias, bool) else bias
+    biases = tuple(f"{name}.bias" if has else "" for name, has in zip(names, biased, strict=True))
+    return Linear(weight, ref(biases, sum(counts), **more) if any(biased) else None)
 
 
 def norm(name: str, size: int, eps: float) -> Norm:
@@ -88,19 +114,10 @@ def pre_norm_block(
     """A layer of CLIP's and SigLIP's towers; `packed`: of BLIP's and BLIP-2's, with q, k, v in one parameter."""
     attention = f"{prefix}.self_attn"
     separate = [f"{attention}.{part}_proj" for part in "qkv"]
-    return Block(
-        qkv=linear(f"{attention}.qkv", 3 * hidden, hidden) if packed else stacked(separate, hidden, hidden),
-        out=linear(f"{attention}.projection" if packed else f"{attention}.out_proj", hidden, hidden),
-        norm1=norm(f"{prefix}.layer_norm1", hidden, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.mlp.fc1", intermediate, hidden),
-            linear(f"{prefix}.mlp.fc2", hidden, intermediate),
-            norm(f"{prefix}.layer_norm2", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-        causal=causal,
-    )
+    qkv = linear(f"{attention}.qkv", 3 * hidden, hidden) if packed else stacked(separate, hidden, hidden)
+    out = "self_attn.projection" if packed else "self_attn.out_proj"
+    names = (out, "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2")
+    return named_block(prefix, names, qkv, hidden, intermediate, heads, activation, eps, causal)
 
 
 def vit_block(
@@ -114,37 +131,112 @@ def vit_block(
     bias: bool = True,
 ) -> Block:
     """A layer as transformers' ViT names it: FLAVA's, AST's; CLAP's where `part` is "self". `bias`: of q, k, v."""
-    attention = f"{prefix}.attention.{part}"
-    return Block(
-        qkv=stacked([f"{attention}.{name}" for name in ("query", "key", "value")], hidden, hidden, bias=bias),
-        out=linear(f"{prefix}.attention.output.dense", hidden, hidden),
-        norm1=norm(f"{prefix}.layernorm_before", hidden, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.intermediate.dense", intermediate, hidden),
-            linear(f"{prefix}.output.dense", hidden, intermediate),
-            norm(f"{prefix}.layernorm_after", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-    )
+    separate = [f"{prefix}.attention.{part}.{name}" for name in ("query", "key", "value")]
+    qkv = stacked(separate, hidden, hidden, bias=bias)
+    names = ("attention.output.dense", "layernorm_before", "intermediate.dense", "output.dense", "layernorm_after")
+    return named_block(prefix, names, qkv, hidden, intermediate, heads, activation, eps)
 
 
 def bart_block(
     prefix: str, qkv: Linear, hidden: int, intermediate: int, heads: int, activation: str, eps: float, causal: bool
 ) -> Block:
     """A layer as transformers' BART names it, pre-norm: OPT's, Whisper's."""
+    names = ("self_attn.out_proj", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm")
+    return named_block(prefix, names, qkv, hidden, intermediate, heads, activation, eps, causal)
+
+
+def named_block(
+    prefix: str,
+    names: tuple[str, str, str, str, str],
+    qkv: Linear,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    activation: str,
+    eps: float,
+    causal: bool = False,
+    scales: tuple[str, str] | None = None,
+) -> Block:
+    """A layer whose norms come first, by its names under `prefix`: of the linear after attention and the norm before
+    it, of the feed-forward's two linears and the norm before them. `scales` are vectors by which each of both results
+    is multiplied."""
+    out, norm1, fc1, fc2, norm2 = (f"{prefix}.{name}" for name in names)
+    first, second = (f"{prefix}.{name}" for name in scales) if scales else (None, None)
     return Block(
         qkv=qkv,
-        out=linear(f"{prefix}.self_attn.out_proj", hidden, hidden),
-        norm1=norm(f"{prefix}.self_attn_layer_norm", hidden, eps),
+        out=linear(out, hidden, hidden, scaled_by=first),
+        norm1=norm(norm1, hidden, eps),
         ffn=FeedForward(
-            linear(f"{prefix}.fc1", intermediate, hidden),
-            linear(f"{prefix}.fc2", hidden, intermediate),
-            norm(f"{prefix}.final_layer_norm", hidden, eps),
+            linear(fc1, intermediate, hidden),
+            linear(fc2, hidden, intermediate, scaled_by=second),
+            norm(norm2, hidden, eps),
         ),
         num_attention_heads=heads,
         activation=activation,
         causal=causal,
+    )
+
+
+def llama_block(
+    prefix: str,
+    hidden: int,
+    intermediate: int,
+    heads: tuple[int, int, int],
+    activation: str,
+    norm: Callable[[str], Norm],
+    bias: bool,
+    mlp_bias: bool = False,
+    post_norms: bool = False,
+    **more: Any,
+) -> Block:
+    """A layer as transformers' LLaMA names it, its feed-forward gated; `heads`: of queries and of keys, and their size.
+    With `post_norms` there are Gemma's four norms. `more`: further fields of the block."""
+    attention, mlp, (count, kv_heads, size) = f"{prefix}.self_attn", f"{prefix}.mlp", heads
+    separate = [f"{attention}.{part}_proj" for part in "qkv"]
+    after = norm(f"{prefix}.post_attention_layernorm")
+    return Block(
+        qkv=stacked(separate, [count * size, kv_heads * size, kv_heads * size], hidden, bias=bias),
+        out=linear(f"{attention}.o_proj", hidden, count * size, bias=bias),
+        norm1=norm(f"{prefix}.input_layernorm"),
+        ffn=FeedForward(
+            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=mlp_bias),
+            linear(f"{mlp}.down_proj", hidden, intermediate, bias=mlp_bias),
+            norm(f"{prefix}.pre_feedforward_layernorm") if post_norms else after,
+            gated=True,
+            post_norm=norm(f"{prefix}.post_feedforward_layernorm") if post_norms else None,
+        ),
+        num_attention_heads=count,
+        activation=activation,
+        num_key_value_heads=kv_heads,
+        post_norm=after if post_norms else None,
+        **more,
+    )
+
+
+def probe_pool(
+    prefix: str,
+    names: tuple[str, str, str],
+    query: Linear,
+    kv: Linear,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    activation: str,
+    eps: float,
+) -> AttentionPool:
+    """A learned query's attention, and a feed-forward over what it drew; `names` of the query, of the linear after
+    attention and of the norm, under `prefix`."""
+    probe, out, normed = (f"{prefix}.{name}" for name in names)
+    return AttentionPool(
+        probe=ref(probe, 1, 1, hidden),
+        query=query,
+        kv=kv,
+        out=linear(out, hidden, hidden),
+        norm=norm(normed, hidden, eps),
+        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
+        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
+        num_attention_heads=heads,
+        activation=activation,
     )
 
 

@@ -7,21 +7,15 @@ antialiasing. Each sub-layer's result is scaled by a vector (`layer_scale`), fol
 from __future__ import annotations
 
 from ..config import Config
-from ..spec import Block, Encoder, FeedForward, Linear, Pool, Ref, Step, ref
+from ..spec import Block, Encoder, FeedForward, Pool, Ref, Step, ref
 from ..stems import PatchRowsStem
 from .blocks import ACTIVATIONS, linear, norm, square_picture, stacked
 from .pictures import BIT
 from .registry import Family, Processing, strip_prefixes
 
 
-def scaled(name: str, scale: str, out_features: int, in_features: int, bias: bool = True) -> Linear:
-    """A linear whose outputs are multiplied by the elements of `scale`."""
-    weight = ref(f"{name}.weight", out_features, in_features, scaled_by=scale)
-    return Linear(weight, ref(f"{name}.bias", out_features, scaled_by=scale) if bias else None)
-
-
 def block(config: Config, prefix: str, hidden: int, intermediate: int, heads: int, eps: float) -> Block:
-    attention, scale = f"{prefix}.attention", f"{prefix}.layer_scale2.lambda1"
+    attention = f"{prefix}.attention"
     separate = [f"{attention}.attention.{name}" for name in ("query", "key", "value")]
     gated = config.boolean("use_swiglu_ffn", False)
     if gated:  # two thirds of the width, up to a multiple of 8
@@ -29,11 +23,11 @@ def block(config: Config, prefix: str, hidden: int, intermediate: int, heads: in
     first, second = ("weights_in", "weights_out") if gated else ("fc1", "fc2")
     return Block(
         qkv=stacked(separate, hidden, hidden, bias=config.boolean("qkv_bias", True)),
-        out=scaled(f"{attention}.output.dense", f"{prefix}.layer_scale1.lambda1", hidden, hidden),
+        out=linear(f"{attention}.output.dense", hidden, hidden, scaled_by=f"{prefix}.layer_scale1.lambda1"),
         norm1=norm(f"{prefix}.norm1", hidden, eps),
         ffn=FeedForward(
             linear(f"{prefix}.mlp.{first}", (2 if gated else 1) * intermediate, hidden),
-            scaled(f"{prefix}.mlp.{second}", scale, hidden, intermediate),
+            linear(f"{prefix}.mlp.{second}", hidden, intermediate, scaled_by=f"{prefix}.layer_scale2.lambda1"),
             norm(f"{prefix}.norm2", hidden, eps),
             gated,
         ),

@@ -10,45 +10,34 @@ import math
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, FeedForward, Linear, Pool, Ref, Step, ref
+from ..spec import Block, Encoder, FeedForward, Pool, Step, ref
 from ..stems import PatchRowsStem
-from .blocks import ACTIVATIONS, norm, square_picture
+from .blocks import ACTIVATIONS, linear, norm, square_picture, stacked
 from .dinov2 import class_tokens
 from .pictures import DINOV3
 from .registry import Family, Processing, strip_prefixes
 
 
-def linears(
-    prefix: str, parts: dict[str, bool], out_features: int, in_features: int, scale: str | None = None
-) -> Linear:
-    """Linears of one input as one, by name whether each has a bias; `scale` multiplies their outputs."""
-    rows = len(parts) * out_features
-    weight = ref(tuple(f"{prefix}.{name}.weight" for name in parts), rows, in_features, scaled_by=scale)
-    if not any(parts.values()):
-        return Linear(weight)
-    names = tuple(f"{prefix}.{name}.bias" if has else "" for name, has in parts.items())
-    return Linear(weight, Ref(names, (rows,), scaled_by=scale))
-
-
 def block(config: Config, prefix: str, hidden: int, heads: int, eps: float) -> Block:
     intermediate = config.integer("intermediate_size", 1536, 1, 1 << 18)
     gated, bias = config.boolean("use_gated_mlp", False), config.boolean("mlp_bias", True)
-    qkv = {f"{n[0]}_proj": config.boolean(f"{n}_bias", n != "key") for n in ("query", "key", "value")}
-    output = {"o_proj": config.boolean("proj_bias", True)}
-    inner = {"gate_proj": bias, "up_proj": bias} if gated else {"up_proj": bias}
+    attention, mlp = f"{prefix}.attention", f"{prefix}.mlp"
+    separate, inner = [f"{attention}.{part}_proj" for part in "qkv"], ["gate_proj", "up_proj"][not gated :]
+    biases = [config.boolean(f"{part}_bias", part != "key") for part in ("query", "key", "value")]
+    out_bias, scales = config.boolean("proj_bias", True), [f"{prefix}.layer_scale{i}.lambda1" for i in (1, 2)]
     return Block(
-        qkv=linears(f"{prefix}.attention", qkv, hidden, hidden),
-        out=linears(f"{prefix}.attention", output, hidden, hidden, f"{prefix}.layer_scale1.lambda1"),
+        qkv=stacked(separate, hidden, hidden, bias=biases),
+        out=linear(f"{attention}.o_proj", hidden, hidden, bias=out_bias, scaled_by=scales[0]),
         norm1=norm(f"{prefix}.norm1", hidden, eps),
         ffn=FeedForward(
-            linears(f"{prefix}.mlp", inner, intermediate, hidden),
-            linears(f"{prefix}.mlp", {"down_proj": bias}, hidden, intermediate, f"{prefix}.layer_scale2.lambda1"),
+            stacked([f"{mlp}.{name}" for name in inner], intermediate, hidden, bias=bias),
+            linear(f"{mlp}.down_proj", hidden, intermediate, bias=bias, scaled_by=scales[1]),
             norm(f"{prefix}.norm2", hidden, eps),
             gated,
         ),
         num_attention_heads=heads,
         activation=config.choice("hidden_act", "gelu", ACTIVATIONS),
-        rotary=True,
+        rotary=1,
     )
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, FeedForward, GatedInput, Linear, Normalize, Pool, Project, Step, ref
+from ..spec import Block, Encoder, GatedInput, Linear, Normalize, Pool, Project, Step, ref
 from ..stems import TokenStem
 from .bert import sentence_steps
-from .blocks import ACTIVATIONS, linear, rms_norm, rope_frequencies, stacked
+from .blocks import ACTIVATIONS, llama_block, rms_norm, rope_frequencies
 from .registry import Family, Processing
 
 KINDS = ("sliding_attention", "full_attention")
@@ -53,36 +53,27 @@ def heads_of(section: Config, index: int, kind: str) -> tuple[int, int]:
 
 def block(section: Config, prefix: str, index: int, kind: str, layers: int, hidden: int, eps: float) -> Block:
     name = f"{prefix}layers.{index}"
-    attention, mlp, ple = f"{name}.self_attn", f"{name}.mlp", f"{name}.ple_block"
+    ple = f"{name}.ple_block"
     heads, (head_dim, kv_heads) = section.integer("num_attention_heads", 4, 1, 1 << 10), heads_of(section, index, kind)
     if heads % kv_heads:
         raise ConfigError(f"text_config: {heads} heads and {kv_heads} of keys, expected a divisor")
-    intermediate = section.integer("intermediate_size", 2048, 1, 1 << 18)
     width = section.integer("hidden_size_per_layer_input", 512, 1, 1 << 16)
-    biased = section.boolean("attention_bias", False)
-    rows = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     projection = ref(f"{prefix}ple.per_layer_model_projection.weight", width, hidden, packed_rows=layers * width,
                      rows=(index * width, (index + 1) * width), scale=hidden**-0.5)  # fmt: skip
-    return Block(
-        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], rows, hidden, bias=biased),
-        out=linear(f"{attention}.o_proj", hidden, heads * head_dim, bias=biased),
-        norm1=rms_norm(f"{name}.input_layernorm", hidden, eps),
-        ffn=FeedForward(
-            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=False),
-            linear(f"{mlp}.down_proj", hidden, intermediate, bias=False),
-            rms_norm(f"{name}.pre_feedforward_layernorm", hidden, eps),
-            gated=True,
-            post_norm=rms_norm(f"{name}.post_feedforward_layernorm", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=section.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
-        num_key_value_heads=kv_heads,
+    return llama_block(
+        name,
+        hidden,
+        section.integer("intermediate_size", 2048, 1, 1 << 18),
+        (heads, kv_heads, head_dim),
+        section.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
+        lambda parameter: rms_norm(parameter, hidden, eps),
+        bias=section.boolean("attention_bias", False),
+        post_norms=True,
         scale=1.0,
         rotary=1 + KINDS.index(kind),
-        head_norms=(ref(f"{attention}.q_norm.weight", head_dim), ref(f"{attention}.k_norm.weight", head_dim)),
+        head_norms=tuple(ref(f"{name}.self_attn.{part}_norm.weight", head_dim) for part in "qk"),
         norms_values=True,
         sliding_window=section.integer("sliding_window", 512, 1, 1 << 20) if kind == "sliding_attention" else 0,
-        post_norm=rms_norm(f"{name}.post_attention_layernorm", hidden, eps),
         gated_input=GatedInput(
             gate=ref(f"{ple}.per_layer_input_gate.weight", width, hidden),
             inputs=projection,

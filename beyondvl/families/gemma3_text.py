@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Block, Encoder, FeedForward, Norm, Step, ref
+from ..spec import Block, Encoder, Norm, Step, ref
 from ..stems import TokenStem
 from .bert import sentence_steps
-from .blocks import ACTIVATIONS, linear, rope_frequencies, stacked
+from .blocks import ACTIVATIONS, llama_block, rope_frequencies
 from .embedding_gemma2 import KINDS, kinds
 from .registry import Family, Processing, strip_prefixes
 
@@ -23,41 +23,29 @@ def gain(name: str, size: int, eps: float) -> Norm:
 
 
 def block(config: Config, index: int, kind: str, hidden: int, eps: float) -> Block:
-    attention, mlp = f"layers.{index}.self_attn", f"layers.{index}.mlp"
     heads, head_dim = config.integer("num_attention_heads", 8, 1, 1 << 10), config.integer("head_dim", 256, 2, 1 << 12)
     kv_heads = config.integer("num_key_value_heads", 4, 1, heads)
     if heads % kv_heads or head_dim % 2:
         raise ConfigError(f"config.json: {heads} heads of {head_dim} and {kv_heads} of keys, expected even heads and a "
                           "divisor")  # fmt: skip
-    intermediate, biased = (
-        config.integer("intermediate_size", 9216, 1, 1 << 18),
-        config.boolean("attention_bias", False),
-    )
     window, both = (
         config.integer("sliding_window", 4096, 2, 1 << 20),
         config.boolean("use_bidirectional_attention", False),
     )
-    rows = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-    return Block(
-        qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], rows, hidden, bias=biased),
-        out=linear(f"{attention}.o_proj", hidden, heads * head_dim, bias=biased),
-        norm1=gain(f"layers.{index}.input_layernorm", hidden, eps),
-        ffn=FeedForward(
-            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=False),
-            linear(f"{mlp}.down_proj", hidden, intermediate, bias=False),
-            gain(f"layers.{index}.pre_feedforward_layernorm", hidden, eps),
-            gated=True,
-            post_norm=gain(f"layers.{index}.post_feedforward_layernorm", hidden, eps),
-        ),
-        num_attention_heads=heads,
-        activation=config.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
+    return llama_block(
+        f"layers.{index}",
+        hidden,
+        config.integer("intermediate_size", 9216, 1, 1 << 18),
+        (heads, kv_heads, head_dim),
+        config.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
+        lambda name: gain(name, hidden, eps),
+        bias=config.boolean("attention_bias", False),
+        post_norms=True,
         causal=not both,
-        num_key_value_heads=kv_heads,
         scale=config.number("query_pre_attn_scalar", 256, 1e-6, 1e9) ** -0.5,
         rotary=1 + KINDS.index(kind),
-        head_norms=tuple(gain(f"{attention}.{name}_norm", head_dim, eps).weight for name in "qk"),
+        head_norms=tuple(gain(f"layers.{index}.self_attn.{name}_norm", head_dim, eps).weight for name in "qk"),
         sliding_window=0 if kind == KINDS[1] else window // 2 if both else window - 1,
-        post_norm=gain(f"layers.{index}.post_attention_layernorm", hidden, eps),
     )
 
 

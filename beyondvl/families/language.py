@@ -36,7 +36,7 @@ from ..spec import (
     replace,
 )
 from ..stems import TokenStem
-from .blocks import ACTIVATIONS, bart_block, linear, norm, rms_norm, rope_frequencies, stacked
+from .blocks import ACTIVATIONS, bart_block, linear, llama_block, norm, rms_norm, rope_frequencies, stacked
 
 OPT_OFFSET = 2
 OPT_EPS = 1e-5
@@ -273,23 +273,16 @@ def llama(section: Config, prefix: str, feature_token: int) -> Encoder:
     tied = words if section.boolean("tie_word_embeddings", False) else None
 
     def block(i: int) -> Block:
-        layer = f"{prefix}model.layers.{i}"
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        rows = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-        return Block(
-            qkv=stacked([f"{attention}.{part}_proj" for part in "qkv"], rows, hidden, bias=biased),
-            out=linear(f"{attention}.o_proj", hidden, heads * head_dim, bias=biased),
-            norm1=rms_norm(f"{layer}.input_layernorm", hidden, eps),
-            ffn=FeedForward(
-                stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=mlp_biased),
-                linear(f"{mlp}.down_proj", hidden, intermediate, bias=mlp_biased),
-                rms_norm(f"{layer}.post_attention_layernorm", hidden, eps),
-                gated=True,
-            ),
-            num_attention_heads=heads,
-            activation=ALIASES.get(activation, activation),
+        return llama_block(
+            f"{prefix}model.layers.{i}",
+            hidden,
+            intermediate,
+            (heads, kv_heads, head_dim),
+            ALIASES.get(activation, activation),
+            lambda name: rms_norm(name, hidden, eps),
+            bias=biased,
+            mlp_bias=mlp_biased,
             causal=True,
-            num_key_value_heads=kv_heads,
             rotary=True,
         )
 

@@ -3,9 +3,10 @@
 q, k, v are packed in one parameter, projections are stored as [in, out]; the activation is erf GELU unless the config
 says quick_gelu; text pools at the largest token id. CLIPA's text is not causal, has no mask and ends in its last row,
 its picture's rows are averaged (Li et al., 2023). A layer scale (Touvron et al., 2021) is folded into what it scales.
-A text may be read by RoBERTa or XLM-RoBERTa, whose sizes follow from its name, averaged and projected. Other towers
-(timm, other Hugging Face texts, CoCa) are refused by name. Texts are cleaned before they are cut into tokens: ftfy's
-repairs, HTML entities twice, single spaces, lower case; what fills them up is id 0, but RoBERTa's own padding.
+A text may be read by RoBERTa or XLM-RoBERTa, whose sizes follow from its name, averaged and projected, a picture by
+timm's SigLIP or PE-Core (open_clip_trunks.py). Other towers are refused by name. Texts are cleaned before they are cut
+into tokens: ftfy's repairs, HTML entities twice, single spaces, lower case; what fills them up is id 0, but RoBERTa's
+own padding.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 from ..config import Config
 from ..errors import ConfigError
 from ..processing.text import Tokenizer
-from ..spec import Block, Encoder, FeedForward, Linear, Norm, Normalize, Pool, Project, Step, TakeRows, ref, replace
+from ..spec import Block, Encoder, Linear, Norm, Normalize, Pool, Project, Step, TakeRows, ref, replace
 from ..stems import PatchStem, TokenStem
 from .bert import bert_encoder
-from .blocks import counted_positions, linear, norm, square_picture
+from .blocks import counted_positions, linear, named_block, norm, square_picture
 from .open_clip_trunks import trunk
 from .pictures import BICUBIC, BILINEAR, CLIP, OPENAI
 from .registry import Family, Processing, strip_prefixes
@@ -95,27 +96,11 @@ def block(
     prefix: str, width: int, mlp: int, heads: int, activation: str, eps: float, causal: bool, scaled: bool
 ) -> Block:
     """A residual block; with `scaled` what attention and feed-forward add is multiplied by a vector each."""
-    attention = f"{prefix}.attn"
-
-    def scale(layer: Linear, name: str) -> Linear:
-        if not scaled:
-            return layer
-        gamma = f"{prefix}.{name}.gamma"
-        return Linear(replace(layer.weight, scaled_by=gamma), replace(layer.bias, scaled_by=gamma))
-
-    return Block(
-        qkv=Linear(ref(f"{attention}.in_proj_weight", 3 * width, width), ref(f"{attention}.in_proj_bias", 3 * width)),
-        out=scale(linear(f"{attention}.out_proj", width, width), "ls_1"),
-        norm1=norm(f"{prefix}.ln_1", width, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.mlp.c_fc", mlp, width),
-            scale(linear(f"{prefix}.mlp.c_proj", width, mlp), "ls_2"),
-            norm(f"{prefix}.ln_2", width, eps),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-        causal=causal,
-    )
+    packed = f"{prefix}.attn.in_proj"
+    qkv = Linear(ref(f"{packed}_weight", 3 * width, width), ref(f"{packed}_bias", 3 * width))
+    names = ("attn.out_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
+    scales = ("ls_1.gamma", "ls_2.gamma") if scaled else None
+    return named_block(prefix, names, qkv, width, mlp, heads, activation, eps, causal, scales)
 
 
 def tower(config: Config, section: Config, prefix: str, width: int, heads: int, causal: bool) -> tuple[Block, ...]:

@@ -13,9 +13,9 @@ import re
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Block, Encoder, FeedForward, Linear, Normalize, Project, Step, ref
+from ..spec import AttentionPool, Block, Encoder, Linear, Normalize, Project, Step, ref, replace
 from ..stems import PatchRowsStem, PatchStem
-from .blocks import linear, norm
+from .blocks import linear, named_block, norm, probe_pool
 
 EPS = 1e-6
 # width, layers, heads, inner columns to one
@@ -117,17 +117,8 @@ def perception(
 def pooled(width: int, inner: int, heads: int, activation: str, eps: float) -> AttentionPool:
     """timm's pool by a learned query."""
     pool = "visual.trunk.attn_pool"
-    return AttentionPool(
-        probe=ref(f"{pool}.latent", 1, 1, width),
-        query=linear(f"{pool}.q", width, width),
-        kv=linear(f"{pool}.kv", 2 * width, width),
-        out=linear(f"{pool}.proj", width, width),
-        norm=norm(f"{pool}.norm", width, eps),
-        fc1=linear(f"{pool}.mlp.fc1", inner, width),
-        fc2=linear(f"{pool}.mlp.fc2", width, inner),
-        num_attention_heads=heads,
-        activation=activation,
-    )
+    query, kv = linear(f"{pool}.q", width, width), linear(f"{pool}.kv", 2 * width, width)
+    return probe_pool(pool, ("latent", "proj", "norm"), query, kv, width, inner, heads, activation, eps)
 
 
 def halves_first(width: int, heads: int) -> tuple[int, ...]:
@@ -141,17 +132,8 @@ def halves_first(width: int, heads: int) -> tuple[int, ...]:
 def block(prefix: str, width: int, inner: int, heads: int, activation: str, eps: float, turned: bool = False) -> Block:
     """A layer of timm's vision transformer."""
     order = halves_first(width, heads) if turned else ()
-    return Block(
-        qkv=Linear(ref(f"{prefix}.attn.qkv.weight", 3 * width, width, order=order),
-                   ref(f"{prefix}.attn.qkv.bias", 3 * width, order=order)),
-        out=linear(f"{prefix}.attn.proj", width, width),
-        norm1=norm(f"{prefix}.norm1", width, eps),
-        ffn=FeedForward(
-            linear(f"{prefix}.mlp.fc1", inner, width),
-            linear(f"{prefix}.mlp.fc2", width, inner),
-            norm(f"{prefix}.norm2", width, eps),
-        ),
-        num_attention_heads=heads,
-        activation=activation,
-        rotary=int(turned),
-    )  # fmt: skip
+    weight = ref(f"{prefix}.attn.qkv.weight", 3 * width, width, order=order)
+    qkv = Linear(weight, ref(f"{prefix}.attn.qkv.bias", 3 * width, order=order))
+    names = ("attn.proj", "norm1", "mlp.fc1", "mlp.fc2", "norm2")
+    layer = named_block(prefix, names, qkv, width, inner, heads, activation, eps)
+    return replace(layer, rotary=int(turned))

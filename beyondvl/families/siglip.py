@@ -14,7 +14,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import AttentionPool, Encoder, Linear, Normalize, Pool, Project, Step, ref
 from ..stems import PatchRowsStem, PatchStem, TokenStem
-from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block
+from .blocks import ACTIVATIONS, linear, norm, packed_rows, pre_norm_block, probe_pool
 from .clip import patch_stem, tower_config
 from .pictures import SIGLIP, SIGLIP2
 from .registry import Family, Processing, ProcessorKind
@@ -62,17 +62,10 @@ def text(config: Config) -> Encoder:
 def map_head(prefix: str, hidden: int, intermediate: int, heads: int, activation: str, eps: float) -> AttentionPool:
     """The probe's attention, its q, k, v packed in one parameter as torch's MultiheadAttention stores them."""
     weight, bias = f"{prefix}.attention.in_proj_weight", f"{prefix}.attention.in_proj_bias"
-    return AttentionPool(
-        probe=ref(f"{prefix}.probe", 1, 1, hidden),
-        query=Linear(packed_rows(weight, hidden, 0, 1, hidden), packed_rows(bias, hidden, 0, 1)),
-        kv=Linear(packed_rows(weight, hidden, 1, 2, hidden), packed_rows(bias, hidden, 1, 2)),
-        out=linear(f"{prefix}.attention.out_proj", hidden, hidden),
-        norm=norm(f"{prefix}.layernorm", hidden, eps),
-        fc1=linear(f"{prefix}.mlp.fc1", intermediate, hidden),
-        fc2=linear(f"{prefix}.mlp.fc2", hidden, intermediate),
-        num_attention_heads=heads,
-        activation=activation,
-    )
+    query = Linear(packed_rows(weight, hidden, 0, 1, hidden), packed_rows(bias, hidden, 0, 1))
+    kv = Linear(packed_rows(weight, hidden, 1, 2, hidden), packed_rows(bias, hidden, 1, 2))
+    names = ("probe", "attention.out_proj", "layernorm")
+    return probe_pool(prefix, names, query, kv, hidden, intermediate, heads, activation, eps)
 
 
 def stem(config: Config, section: Config, hidden: int) -> PatchStem | PatchRowsStem:

@@ -18,7 +18,7 @@ from ..outputs import BatchFeature, check_device, from_numpy
 from ..processing.features import MOST_MELS, MOST_WINDOW, FeatureExtractor, hann, mel_filters
 from ..spec import Block, Context, Cross, Encoder, Linear, Pool, Project, Ref, Step, ref, replace
 from ..stems import PatchStem, TokenStem
-from .blocks import ACTIVATIONS, as_picture, bart_block, linear, norm
+from .blocks import ACTIVATIONS, as_picture, bart_block, linear, norm, stacked
 from .registry import Family, Head, Processing, ProcessorKind, Speech
 from .whisper_words import LANGUAGES, PRECISION, TASKS, WHISPER_TOKENS, WhisperTokenizer, language_code
 
@@ -38,10 +38,7 @@ def sizes(config: Config, side: str) -> tuple[int, int, int, int, str]:
 
 def projections(name: str, parts: str, hidden: int) -> Linear:
     """Some of q, k and v as one linear; keys have no bias."""
-    weights = tuple(f"{name}.{part}_proj.weight" for part in parts)
-    biases = tuple("" if part == "k" else f"{name}.{part}_proj.bias" for part in parts)
-    rows = len(parts) * hidden
-    return Linear(ref(weights, rows, hidden), ref(biases, rows))
+    return stacked([f"{name}.{part}_proj" for part in parts], hidden, hidden, bias=[part != "k" for part in parts])
 
 
 def block(prefix: str, hidden: int, wide: int, heads: int, activation: str, causal: bool) -> Block:
