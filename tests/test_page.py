@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
@@ -72,6 +73,12 @@ class Page:
     def wait(self, test):
         return WebDriverWait(self.browser, 60).until(lambda _: test())
 
+    def speak(self, seconds):
+        self["voice"].click()
+        self.wait(lambda: self["voice"].text == "Stop")
+        time.sleep(seconds)  # the browser's microphone, which beeps
+        self["voice"].click()
+
     @property
     def said(self) -> str:
         return self["said"].text
@@ -110,9 +117,7 @@ def test_the_page(browser, running, folder, width):
     page.wait(lambda: len(page.said) > 5 and "nearest" not in page.said)
     page["question"].send_keys("is there a cat in the picture?\n")
     page.wait(lambda: page.said in ("is there a cat in the picture? no", "is there a cat in the picture? yes"))
-    page["voice"].click()
-    page.wait(lambda: page["voice"].text == "Stop")
-    page["voice"].click()
+    page.speak(seconds=1)
     page.wait(lambda: page.said == "14 nearest to what was said")
     (folder.parent / "bad.jpg").write_bytes(b"none")
     page["file"].send_keys(str(folder.parent / "bad.jpg"))
@@ -120,6 +125,20 @@ def test_the_page(browser, running, folder, width):
     assert not browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
     wrong = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert all("404" in line or "400" in line for line in wrong), wrong
+
+
+def test_a_voice_of_which_nothing_was_recorded(browser, running):
+    page = Page(browser, running)
+    page.speak(seconds=1)
+    page.wait(lambda: page.said == "14 nearest to what was said")
+    browser.execute_script("Blob.prototype.arrayBuffer = async () => new ArrayBuffer(0)")
+    page.speak(seconds=0)
+    page.wait(lambda: page.said.startswith("nothing was recorded: ") and page["said"].get_attribute("class") == "wrong")
+    assert page["voice"].text == "Speak" and page["voice"].is_enabled()
+    browser.execute_script("MediaRecorder.prototype.start = () => { throw new Error('none here') }")
+    page["voice"].click()
+    page.wait(lambda: page.said == "no microphone: none here")
+    assert page["voice"].text == "Speak" and page["voice"].is_enabled()
 
 
 def test_a_server_with_a_key(browser, model, index, folder):
