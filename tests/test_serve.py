@@ -65,7 +65,9 @@ class Running:
         self.thread.start()
         while not self.server.started:
             time.sleep(0.01)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+        # httpx closes what it takes for idle where it keeps few connections: one that a thread has just been given, too
+        limits = httpx.Limits(max_keepalive_connections=None)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, limits=limits)
 
     def stop(self):
         self.client.close()
