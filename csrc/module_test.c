@@ -8,14 +8,15 @@
 
 #ifdef BVL_TESTS
 
-/* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL; n: M N K act precision
- * bf16 times lda ldc. Operand rows are lda apart, or as far as they are long; rows of `out` and residual ldc,
- * or N words, also where `out` is bfloat16. The product alone runs `times` times (benchmarks), or once. */
+/* x: a, w ([K, N] when transposed), bias, residual, packed, operand rows or NULL, bounds [2, N]; n: M N K act
+ * precision bf16 times lda ldc. Operand rows are lda apart, or as far as they are long; rows of `out` and
+ * residual ldc, or N words, also where `out` is bfloat16. The product alone runs `times` times (benchmarks),
+ * or once. */
 static void run_gemm(const bvl_kernels *k, bool transposed, float *out, float *const *x, const double *n) {
     const int64_t M = (int64_t)n[0], N = (int64_t)n[1], K = (int64_t)n[2], panels = bvl_panels(k, N);
     const bvl_product *product = &k->product[(int)n[4]];
     const int64_t ldc = n[8] > 0 ? (int64_t)n[8] : N;
-    const bvl_epilogue e = {x[2], x[3], ldc, (bvl_activation)n[3], n[5] != 0};
+    const bvl_epilogue e = {x[2], x[3], ldc, (bvl_activation)n[3], n[5] != 0, x[6], x[6] ? x[6] + N : NULL};
     const int64_t times = BVL_MAX((int64_t)n[6], 1);
     const int64_t words = n[7] > 0 ? (int64_t)n[7] : product->load ? product->operand_words(K) : K;
     product->pack(x[4], x[1], transposed ? N : K, N, K, transposed, 0, panels);
@@ -47,6 +48,8 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
         k->l2_normalize(out, x[0], i0);
     } else if (strcmp(name, "add") == 0) {
         k->add(out, x[0], i0);
+    } else if (strcmp(name, "clip") == 0) { /* out in place; x: low, high */
+        k->clip(out, x[0], x[1], i0);
     } else if (strcmp(name, "scale") == 0) { /* n: n s */
         k->scale(out, (float)n[1], i0);
     } else if (strcmp(name, "depthwise") ==
@@ -90,12 +93,12 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
 PyObject *bvl_py_test_kernel(PyObject *module, PyObject *args) {
     const char *name;
     PyObject *out, *arrays, *numbers;
-    float *x[6] = {NULL};
+    float *x[7] = {NULL};
     double n[9] = {0};
     (void)module;
     if (!PyArg_ParseTuple(args, "sOO!O!", &name, &out, &PyTuple_Type, &arrays, &PyTuple_Type, &numbers))
         return NULL;
-    for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 6; i++)
+    for (Py_ssize_t i = 0; i < PyTuple_Size(arrays) && i < 7; i++)
         if (PyTuple_GetItem(arrays, i) != Py_None)
             x[i] = PyArray_DATA((PyArrayObject *)PyTuple_GetItem(arrays, i));
     for (Py_ssize_t i = 0; i < PyTuple_Size(numbers) && i < 9; i++)

@@ -72,14 +72,15 @@ def precision(isa, request):
 
 
 def product(a, w, bias=None, residual=None, activation="none", precision=FLOAT32, guard=np.ascontiguousarray,
-            transposed=False, out=None):  # fmt: skip
+            transposed=False, out=None, bounds=None):  # fmt: skip
     """C = epilogue(A W^T) by the kernel of one precision, a new array or `out`."""
     (m, k), n = a.shape, w.shape[0]
     sizes = _C._test_scratch(n, k, precision)
     packed = np.zeros(sizes["packed"], np.float32)
     operand = np.zeros((m, sizes["operand"]), np.float32)
     given = [
-        guard(x) if x is not None else None for x in (a, w.T if transposed else w, bias, residual, packed, operand)
+        guard(x) if x is not None else None
+        for x in (a, w.T if transposed else w, bias, residual, packed, operand, bounds)
     ]
     name = "gemm_transposed" if transposed else "gemm"
     return run(name, guard(np.zeros((m, n), np.float32)) if out is None else out, given,
@@ -117,6 +118,22 @@ def test_gemm_activation(isa, rng, activation, precision):
     rtol = 3e-4 if rough else 1e-7
     atol = 2e-4 if precision else 3e-5
     np.testing.assert_allclose(out, reference.gemm(*given, bias, None, activation), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu6"])
+def test_gemm_clipped(isa, rng, guarded, activation, precision):
+    """Between bounds of each column, before the activation; infinite ones leave all as it is."""
+    for n in (45, 96):
+        a, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((35, 33), (n, 33), (n,)))
+        low, high = -np.abs(rng.normal(size=n)), np.abs(rng.normal(size=n))
+        bounds = np.stack([low, high]).astype(np.float32)
+        free = product(a, w, bias, precision=precision)
+        found = product(a, w, bias, activation=activation, precision=precision, guard=guarded, bounds=bounds)
+        clipped = np.clip(free, *bounds)
+        assert 0.2 < (clipped != free).mean() < 0.99
+        np.testing.assert_allclose(found, reference.ACTIVATIONS[activation](clipped.astype(np.float64)), atol=1e-3)
+        open_ended = np.repeat(np.array([[-np.inf], [np.inf]], np.float32), n, 1)
+        np.testing.assert_array_equal(product(a, w, bias, precision=precision, bounds=open_ended), free)
 
 
 def test_gemm_rows_do_not_depend_on_their_number(isa, rng, precision):
@@ -345,6 +362,9 @@ def test_rows(isa, rng, guarded):
         assert np.isnan(run("l2_normalize", guarded(broken), [broken], (n,))).all()
         np.testing.assert_allclose(run("add", guarded(y), [x], (n,)), y + x, atol=1e-6)
         np.testing.assert_allclose(run("scale", guarded(y), [], (n, 0.7)), y * np.float32(0.7), atol=1e-6)
+        low, high = guarded(-np.abs(rng.normal(size=n))), guarded(np.abs(rng.normal(size=n)))
+        np.testing.assert_array_equal(run("clip", guarded(x), [low, high], (n,)), np.clip(x, low, high))
+        assert np.isnan(run("clip", guarded(broken), [low, high], (n,))).sum() == 1
     zeros = np.zeros(5, np.float32)
     np.testing.assert_array_equal(run("l2_normalize", np.ones(5, np.float32), [zeros], (5,)), zeros)
 

@@ -35,6 +35,17 @@ def normed(x: np.ndarray, gain: np.ndarray, offset: np.ndarray | None, eps: floa
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * gain + offset
 
 
+def clipped(x: np.ndarray, w: dict, name: str) -> np.ndarray:
+    """x between the bounds of that name, where there are any."""
+    return np.clip(x, *w[name]) if name in w else x
+
+
+def product(x: np.ndarray, w: dict, name: str) -> np.ndarray:
+    """A linear of a sub-layer, what it reads and gives clipped."""
+    rows = clipped(x, w, f"{name}_reads") @ w[f"{name}_weight"].T + w.get(f"{name}_bias", 0)
+    return clipped(rows, w, f"{name}_gives")
+
+
 def turned(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """x [B, T, heads, hd], whose halves of the first columns are turned by turns [T, cosines and sines]."""
     cos, sin = (part[:, None] for part in np.split(turns, 2, 1))
@@ -60,7 +71,7 @@ def self_attention(x: np.ndarray, w: dict, params: dict, mask: np.ndarray) -> np
     hd = w["out_weight"].shape[1] // count
 
     def attend(x: np.ndarray) -> np.ndarray:
-        rows = x @ w["qkv_weight"].T + w.get("qkv_bias", 0)
+        rows = product(x, w, "qkv")
         q, k, v = (part.reshape(*x.shape[:2], -1, hd) for part in np.split(rows, [count * hd, (count + kv) * hd], 2))
         if "q_norm_weight" in w:
             q, k = (
@@ -81,20 +92,20 @@ def self_attention(x: np.ndarray, w: dict, params: dict, mask: np.ndarray) -> np
         scores = np.where(seen, scores, -np.inf)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("bhqk,bkhd->bqhd", shares / shares.sum(-1, keepdims=True), v)
-        return out.reshape(*x.shape[:2], -1) @ w["out_weight"].T + w.get("out_bias", 0)
+        return product(out.reshape(*x.shape[:2], -1), w, "out")
 
     return added(x, w, params, attend)
 
 
 def feed_forward(x: np.ndarray, w: dict, params: dict) -> np.ndarray:
     def forward(x: np.ndarray) -> np.ndarray:
-        rows = x @ w["fc1_weight"].T + w.get("fc1_bias", 0)
+        rows = product(x, w, "fc1")
         if params["gated"]:
             gate, rows = np.split(rows, 2, -1)
             rows = gate / (1 + np.exp(-gate)) * rows
         else:
             rows = rows * (1 + erf(rows / np.sqrt(2))) / 2
-        return rows @ w["fc2_weight"].T + w.get("fc2_bias", 0)
+        return product(rows, w, "fc2")
 
     return added(x, w, params, forward)
 
@@ -208,6 +219,79 @@ def test_norms_before_and_after_and_inputs_mixed_in(isa, precision, rms, sliding
         found = program.run(given, ["x"], 1)["x"]
         assert np.abs(found - wanted).max() / np.abs(wanted).max() < 2 * CLOSE[precision]
         assert np.array_equal(program.run(given, ["x"], 3)["x"], found)
+
+
+def bounds_of(rng: np.random.Generator, columns: int, most: float) -> np.ndarray:
+    """[2, columns] within which some numbers lie."""
+    return (np.array([[-1], [1]]) * rng.uniform(most / 2, most, (2, columns))).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", CLOSE)
+def test_clipped_products(isa, precision):
+    """What each product of Gemma 4's layers reads and gives is clipped, and each bound tells; by workers alone, a team,
+    in strips."""
+    rng = np.random.default_rng(0)
+    made = []
+    for op, params, arrays in layers(rng, 1, True, True, False, True, True):
+        arrays |= weights(rng, post_norm_weight=(D,))
+        for name in ("qkv", "out") if op == "self_attention" else ("fc1", "fc2"):
+            rows, columns = arrays[f"{name}_weight"].shape
+            most = {"qkv": 0.9, "out": 0.1, "fc1": 0.9, "fc2": 0.05}[name]
+            arrays[f"{name}_reads"], arrays[f"{name}_gives"] = (
+                bounds_of(rng, columns, most),
+                bounds_of(rng, rows, most / 2),
+            )
+        made.append((op, params, arrays))
+
+    def run(left_out: str, x: np.ndarray, threads: int) -> np.ndarray:
+        program = _C.Program(precision=precision)
+        slot = program.slot("x", 0, D, 1)
+        program.add("join_features", slot, slot, {}, {}, 1)
+        for op, params, arrays in made:
+            endless = {
+                n: np.array([[-np.inf], [np.inf]], np.float32) + 0 * a for n, a in arrays.items() if n == left_out
+            }
+            program.add(op, slot, slot, params, arrays | endless, 1)
+        return program.run({"features": x}, ["x"], threads)["x"]
+
+    for items, length in ((1, 1), (3, 7), (2, 150), (1, 400)):
+        x = rng.standard_normal((items, length, D)).astype(np.float32)
+        wanted = x.astype(np.float64)
+        for op, params, arrays in made:
+            exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+            if op == "self_attention":
+                wanted = self_attention(wanted, exact, params, np.ones(x.shape[:2], bool))
+            else:
+                wanted = feed_forward(wanted, exact, params)
+        found = run("", x, 1)
+        assert np.abs(found - wanted).max() / np.abs(wanted).max() < 2 * CLOSE[precision]
+        assert np.array_equal(run("", x, 3), found)
+    for name in (n for _, _, arrays in made for n in arrays if n.endswith(("_reads", "_gives"))):
+        assert np.abs(run(name, x, 1) - found).max() > 1e-2, name
+
+
+def test_bounds_are_checked():
+    rng = np.random.default_rng(0)
+    for at, name, more, match in (
+        (
+            0,
+            "qkv",
+            {"qkv_reads": np.ones((2, D + 1), np.float32)},
+            r"qkv_reads: found \(2, 49\), expected shape \(2, 48\)",
+        ),
+        (0, "qkv", {"qkv_gives": None}, "qkv_gives: found nothing"),
+        (0, "out", {}, "out_reads: found beside a result that is added as it is"),
+        (1, "fc2", {}, "fc2_reads: found beside a result that is added as it is"),
+    ):
+        made = list(layers(rng, 1, True, True, False, True, True))
+        rows, columns = made[at][2][f"{name}_weight"].shape
+        bounds = {f"{name}_reads": np.ones((2, columns), np.float32), f"{name}_gives": np.ones((2, rows), np.float32)}
+        made[at][2].update(bounds | more)
+        program = _C.Program()
+        slot = program.slot("x", 0, D, 1)
+        with pytest.raises(ValueError, match=match):
+            for op, params, arrays in made:
+                program.add(op, slot, slot, params, {n: a for n, a in arrays.items() if a is not None}, 1)
 
 
 def test_norms_and_inputs_are_checked():

@@ -259,7 +259,7 @@ BVL_INLINE void amx_group(const bvl_precision p, const finish_function finish, f
     float t[AMX_GROUP * AMX_ROWS * V_NR] __attribute__((aligned(64)));
     const int64_t most = (x->panels > 1 ? AMX_FEW_WORDS : AMX_WORDS) / (p == BVL_BFLOAT16X3 ? 2 : 1);
     g.direct = p != BVL_INT8 && g.q1 * V_NR <= x->N && k_words(p, x->K) <= most && !epilogue->bias &&
-               !epilogue->residual && !epilogue->bf16 && epilogue->act == BVL_ACT_NONE;
+               !epilogue->residual && !epilogue->bf16 && !epilogue->low && epilogue->act == BVL_ACT_NONE;
     amx_sum(p, t, c, ldc, x, r, &g, most);
     for (int64_t q = g.q0; q < g.q1 && !g.direct; q++) {
         sums s = sums_of_panel(t, x->packed + q * x->bytes, x->bytes, q, x->N, x->lda);

@@ -1,5 +1,5 @@
-/* epilogue.h: a tile's sums on their way into C: int8's become floats, then activation, bias, residual and
- * rounding (gemm.c has the formulas).
+/* epilogue.h: a tile's sums on their way into C: int8's become floats, then bias, clipping, activation,
+ * residual and rounding (gemm.c has the formulas).
  */
 #ifndef BVL_EPILOGUE_H
 #define BVL_EPILOGUE_H
@@ -53,7 +53,8 @@ BVL_INLINE void finish_rows(const bvl_precision p, const bvl_activation act, con
                             const bool bf16, float *c, int64_t ldc, const sums *s, const bvl_epilogue *e) {
     const bool rough = p == BVL_BFLOAT16 || p == BVL_INT8;
     const float *bias = e->bias ? e->bias + s->n0 : NULL,
-                *residual = e->residual ? e->residual + s->n0 : NULL;
+                *residual = e->residual ? e->residual + s->n0 : NULL, *low = e->low ? e->low + s->n0 : NULL,
+                *high = e->low ? e->high + s->n0 : NULL;
     const int64_t width = whole ? V_NR : s->width;
     vf b[2] = {v_set1(0.0f), v_set1(0.0f)}, scales[2], x[2];
     for (int j = 0; j < 2; j++) {
@@ -66,7 +67,9 @@ BVL_INLINE void finish_rows(const bvl_precision p, const bvl_activation act, con
         for (int j = 0; j < 2; j++) {
             const int64_t n = j * V_WIDTH, left = width - n;
             if (left <= 0) continue;
-            vf y = v_activate(act, rough, x[j] + b[j]);
+            vf y = x[j] + b[j];
+            if (low) y = v_min(v_load_first(high + n, left), v_max(v_load_first(low + n, left), y));
+            y = v_activate(act, rough, y);
             if (residual) y = y + v_load_first(residual + i * e->ldr + n, left);
             if (bf16)
                 v_store_bf16((uint16_t *)(void *)c + s->n0 + n, y, left);

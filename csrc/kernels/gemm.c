@@ -127,7 +127,7 @@ BVL_INLINE void multiply(const bvl_precision p, const finish_function finish, fl
     float t[V_MR * V_NR] __attribute__((aligned(64)));
     const bvl_epilogue none = {0};
     /* nothing to do to the sums that store_sums does not */
-    const bool plain = IN_REGISTERS(p) && epilogue->act == BVL_ACT_NONE;
+    const bool plain = IN_REGISTERS(p) && epilogue->act == BVL_ACT_NONE && !epilogue->low;
     const int64_t words = k_words(p, K), bytes = panel_bytes(p, K), skip = p == BVL_INT8 ? INT8_HEAD : 0;
     const int64_t most = BVL_MAX(V_MR, ROW_BLOCK_BYTES / (4 * BVL_MAX(words, 1)) / V_MR * V_MR);
     const int64_t blocks = (M + most - 1) / most;

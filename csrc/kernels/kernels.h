@@ -27,13 +27,15 @@ typedef enum {
 extern const char *const bvl_activation_names[BVL_ACT_COUNT];
 
 /* What happens to a tile of a product before it is written:
- * C = act(A W^T + bias) + residual. residual may be C itself; with a residual, act is none. */
+ * C = act(clip(A W^T + bias)) + residual. residual may be C itself; with a residual, act is
+ * none and nothing is clipped. */
 typedef struct {
     const float *bias;     /* [N] or NULL */
     const float *residual; /* [M, N], rows ldr apart, or NULL */
     int64_t ldr;
     bvl_activation act;
-    bool bf16; /* C is written as rows of bfloat16; only where the level's bf16_rows is set */
+    bool bf16;               /* C is written as rows of bfloat16; only where the level's bf16_rows is set */
+    const float *low, *high; /* [N] between which the sums with their bias are kept, or NULL */
 } bvl_epilogue;
 
 /* What a product's weights are stored as; the names are exported to Python as _C.PRECISIONS. */
@@ -139,6 +141,8 @@ typedef struct {
     void (*l2_normalize)(float *y, const float *x, int64_t n);
     /* y += x */
     void (*add)(float *y, const float *x, int64_t n);
+    /* y = min(high, max(low, y)), element by element; NaN stays */
+    void (*clip)(float *y, const float *low, const float *high, int64_t n);
     /* y *= s */
     void (*scale)(float *y, float s, int64_t n);
     /* output rows [r0, r1) of a depthwise convolution, w [kernel * kernel, channels] */

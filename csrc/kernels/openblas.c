@@ -89,9 +89,13 @@ static void blas_gemm(const bvl_kernels *k, float *c, int64_t ldc, const float *
             memcpy(c + i * ldc, e->residual + i * e->ldr + n0, (size_t)width * sizeof(float));
     sgemm(ROW_MAJOR, NO_TRANS, TRANS, (int)M, (int)width, (int)K, 1.0f, a, (int)lda, packed + n0 * K, (int)K,
           add ? 1.0f : 0.0f, c, (int)ldc);
-    if (e->bias || e->act != BVL_ACT_NONE)
-        for (int64_t i = 0; i < M; i++)
-            k->activate(c + i * ldc, c + i * ldc, e->bias ? e->bias + n0 : NULL, e->act, width);
+    const float *bias = e->bias ? e->bias + n0 : NULL;
+    for (int64_t i = 0; i < M && (bias || e->low || e->act != BVL_ACT_NONE); i++, c += ldc) {
+        k->activate(c, c, bias, e->low ? BVL_ACT_NONE : e->act, width);
+        if (!e->low) continue;
+        k->clip(c, e->low + n0, e->high + n0, width);
+        k->activate(c, c, NULL, e->act, width);
+    }
 }
 
 static bvl_kernels tables[BVL_ISA_COUNT];

@@ -5,7 +5,17 @@
 #include "sublayers.h"
 
 enum { P_PART = P_OWN, P_ACT, P_GATED };
-enum { FC1_W, FC1_B, FC2_W, FC2_B, NORM_W, NORM_B, POST_NORM }; /* from a feed-forward's first on */
+enum {
+    FC1_W,
+    FC1_B,
+    FC2_W,
+    FC2_B,
+    NORM_W,
+    NORM_B,
+    POST_NORM,
+    FC1_BOUNDS = POST_NORM + 2,
+    FC2_BOUNDS = FC1_BOUNDS + 2
+}; /* from a feed-forward's first on */
 
 typedef struct {
     bvl_sublayer sublayer;
@@ -84,6 +94,9 @@ static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_bu
     f->norm.first = settings.pre_norm;
     if (bvl_post_norm_build(p, r, b, POST_NORM, &f->norm, err) != BVL_OK) return err->status;
     if (bvl_feed_forward_build(p, r, b, &settings, f, err) != BVL_OK) return err->status;
+    if (bvl_bounds_build(p, r, b, FC1_BOUNDS, f->norm.first && f->parts == 1, &f->fc1[0], err) != BVL_OK ||
+        bvl_bounds_build(p, r, b, FC2_BOUNDS, f->norm.posts && f->gated, &f->fc2[0], err) != BVL_OK)
+        return err->status;
     s->sublayer = (bvl_sublayer){.part = (bvl_part)part, .inner = true};
     bvl_sublayer_words(p, &f->norm, &f->fc1[0], &f->fc2[0]);
     p->words.wide = BVL_MAX(p->words.wide, inner_ld(f, f->parts));
@@ -131,7 +144,8 @@ const bvl_op bvl_op_feed_forward = {
     .name = "feed_forward",
     .params = {"layer_norm_eps", "rms_norm", "pre_norm", "rows", "activation", "gated", NULL},
     .weights = {"fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm_weight", "norm_bias",
-                "post_norm_weight", "post_norm_bias", NULL},
+                "post_norm_weight", "post_norm_bias", "fc1_reads", "fc1_gives", "fc2_reads", "fc2_gives",
+                NULL},
     .build = feed_forward_build,
     .local = feed_forward_local,
     .steps = &(const bvl_steps){.add = add},

@@ -18,6 +18,7 @@
 
 enum { P_HEADS = P_OWN, P_KV_HEADS, P_SCALE, P_CAUSAL, P_ROTARY, P_WINDOW, P_SLIDING };
 enum { NORM_W = 4, RELATIVE = 6, WINDOW_ROWS, WINDOW_REGIONS, Q_NORM, K_NORM, V_NORM, POST_NORM };
+enum { QKV_BOUNDS = POST_NORM + 2, OUT_BOUNDS = QKV_BOUNDS + 2 };
 
 typedef struct {
     bvl_attending base;
@@ -109,6 +110,17 @@ static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bv
     return bvl_copy_vector(&s->v_norm, &p->store, &b->weights[V_NORM], err);
 }
 
+static bvl_status bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
+                               bvl_error *err) {
+    bvl_heads *h = &s->base.heads;
+    const bool posts = s->base.norm.posts;
+    if (bvl_bounds_build(p, r, b, QKV_BOUNDS, s->base.norm.first, &h->in, err) != BVL_OK ||
+        bvl_bounds_build(p, r, b, OUT_BOUNDS, posts, &h->out, err) != BVL_OK)
+        return err->status;
+    if (h->out.reads) h->direct_out = false;
+    return BVL_OK;
+}
+
 static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *slot = &p->slots[r->src];
     int64_t heads, kv_heads;
@@ -124,7 +136,8 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK ||
         bvl_post_norm_build(p, r, b, POST_NORM, &s->base.norm, err) != BVL_OK ||
-        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK)
+        positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK ||
+        bounds_build(p, r, b, s, err) != BVL_OK)
         return err->status;
     bvl_attending_words(p, &s->base);
     if (s->causal && slot->kind == BVL_TEXT_ROWS && slot->rows == 0) {
@@ -290,7 +303,8 @@ const bvl_op bvl_op_self_attention = {
                "attention_scale", "causal", "rotary", "window", "sliding_window", NULL},
     .weights = {"qkv_weight", "qkv_bias", "out_weight", "out_bias", "norm_weight", "norm_bias",
                 "relative_bias", "window_rows", "window_regions", "q_norm_weight", "k_norm_weight",
-                "v_norm_weight", "post_norm_weight", "post_norm_bias", NULL},
+                "v_norm_weight", "post_norm_weight", "post_norm_bias", "qkv_reads", "qkv_gives", "out_reads",
+                "out_gives", NULL},
     .build = self_attention_build,
     .local = self_attention_local,
     .steps = &(const bvl_steps){bvl_attending_project, attend, bvl_attending_add},

@@ -28,8 +28,8 @@ static void add_normed(const bvl_sublayer_norm *norm, const bvl_run *run, const 
 }
 
 void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
-                      const bvl_place *at, float *z, const float *y, int64_t ldy, bool direct, float *free) {
-    const float *a = direct ? y : bvl_linear_load(last, z, y, &ldy, at->rows, run->team);
+                      const bvl_place *at, float *z, float *y, int64_t ldy, bool direct, float *free) {
+    const float *a = direct ? y : bvl_linear_take(last, run->kernels, z, y, &ldy, at->rows, run->team);
     if (norm->posts) {
         add_normed(norm, run, last, at, a, ldy, free);
         return;
@@ -76,6 +76,22 @@ bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build
     if (bvl_affine_expect(r, b, at, N, K, err) != BVL_OK) return err->status;
     return bvl_linear_init(linear, &p->store, p->kernels, precision, &b->weights[at], &b->weights[at + 1],
                            b->threads, err);
+}
+
+bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool alone,
+                            bvl_linear *linear, bvl_error *err) {
+    const bvl_array *reads = &b->weights[at], *gives = &b->weights[at + 1];
+    if (!reads->data && !gives->data) return BVL_OK;
+    if (!alone)
+        return bvl_fail(err, BVL_INVALID,
+                        "%s: %s: found beside a result that is added as it is, expected a "
+                        "norm in between",
+                        r->op->name, r->op->weights[at]);
+    if (bvl_expect(r->op, b, at, 2, 2, linear->K, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, at + 1, 2, 2, linear->N, 0, 0, err) != BVL_OK ||
+        bvl_copy_vector(&linear->reads, &p->store, reads, err) != BVL_OK)
+        return err->status;
+    return bvl_copy_vector(&linear->gives, &p->store, gives, err);
 }
 
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,

@@ -38,7 +38,7 @@ const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *ru
 /* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. A norm of
  * what is added needs rows for it, `free`, which nobody reads meanwhile. */
 void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
-                      const bvl_place *at, float *z, const float *y, int64_t ldy, bool direct, float *free);
+                      const bvl_place *at, float *z, float *y, int64_t ldy, bool direct, float *free);
 /* A barrier, and the norm where it comes last. */
 void bvl_sublayer_end(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_place *at);
 /* Notes what the program needs for each row of a sub-layer with these products. */
@@ -88,6 +88,10 @@ bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, in
                              bvl_error *err);
 bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
                             int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err);
+/* What a product reads and gives is clipped to, weights `at` [2, K] and the next [2, N], if any; `alone`:
+ * what it gives is added to nothing before. */
+bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool alone,
+                            bvl_linear *linear, bvl_error *err);
 /* The norm of a sub-layer, whose gain is weight `at`. */
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
                                    bvl_sublayer_norm *norm, bvl_error *err);

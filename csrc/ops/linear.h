@@ -1,4 +1,5 @@
-/* linear.h: y = act(x W^T + b) + residual, with W packed when the model is loaded. */
+/* linear.h: y = act(x W^T + b) + residual, with W packed when the model is loaded; what it reads and what it
+ * gives may be clipped. */
 #ifndef BVL_LINEAR_H
 #define BVL_LINEAR_H
 
@@ -11,6 +12,8 @@ typedef struct {
     float *bias;   /* [N] or NULL */
     int64_t N, K;
     const bvl_product *product;
+    float *reads; /* [2, K] the least and the most of each element of x, or NULL */
+    float *gives; /* [2, N] of each element of x W^T + b, or NULL */
 } bvl_linear;
 
 /* Packs weight [N, K] (or [N, ...] flattened to K) and copies bias into the store, on nt threads. */
@@ -28,6 +31,13 @@ int64_t bvl_linear_operand(const bvl_linear *linear);
  * of the team taking part and a barrier after it; then *ld is theirs. */
 const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const float *x, int64_t *ld,
                              int64_t rows, bvl_team team);
+
+/* The same of rows of scratch, which are clipped in place where the product's input is. */
+const float *bvl_linear_take(const bvl_linear *linear, const bvl_kernels *kernels, float *scratch, float *x,
+                             int64_t *ld, int64_t rows, bvl_team team);
+/* Clips x[rows, K] (ldx apart) to what the product reads, without a barrier; nothing where it reads all. */
+void bvl_linear_clip(const bvl_linear *linear, const bvl_kernels *kernels, float *x, int64_t ldx,
+                     int64_t rows);
 
 /* This worker's share of y[M, N] (rows ldy apart) from M operand rows; no barrier. The epilogue's residual
  * may be y; its bias is filled in here. */

@@ -45,17 +45,20 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
                    const float *x, int64_t ldx, int64_t rows, float *local, bvl_team team) {
     const int64_t ldy = bvl_norm_operand(norm, linear);
     int64_t r0, r1;
-    const bool bf16 = kernels->bf16_rows && linear->product == &kernels->product[BVL_BFLOAT16];
+    const bool bf16 =
+        kernels->bf16_rows && linear->product == &kernels->product[BVL_BFLOAT16] && !linear->reads;
+    bvl_share(rows, team.tid, team.nt, &r0, &r1);
     if (bf16 || !linear->product->load) {
         norm_share(norm, kernels, y, ldy, x, ldx, rows, bf16, team);
+        bvl_linear_clip(linear, kernels, y + r0 * ldy, ldy, r1 - r0);
         return;
     }
-    bvl_share(rows, team.tid, team.nt, &r0, &r1);
     const int64_t most = norm_rows_at_once(norm->D);
     for (int64_t r = r0; r < r1; r += most) {
         const int64_t n = BVL_MIN(most, r1 - r);
         kernels->norm(local, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, n, norm->D,
                       false);
+        bvl_linear_clip(linear, kernels, local, norm->D, n);
         linear->product->load(y + r * ldy, ldy, local, norm->D, n, norm->D);
     }
 }
