@@ -25,6 +25,7 @@ from .spec import (
     Norm,
     Normalize,
     Pool,
+    PoolPatches,
     Project,
     Softmax,
     Spec,
@@ -144,7 +145,7 @@ class Builder:
             for name in ("rotary", "rotary_2"):
                 if frequencies := getattr(tokens, name):
                     weights[name] = np.array(frequencies, np.float32)
-            params = {name: getattr(tokens, name) for name in ("feature_token", "max_positions")}
+            params = {name: getattr(tokens, name) for name in ("feature_token", "max_positions", "flat_features")}
             self.add("embed_tokens", hidden, hidden, params, **weights)
         return hidden
 
@@ -164,6 +165,7 @@ class Builder:
             "filter": _C.FILTERS.index(stem.filter),
             "centred": stem.centred,
             "offset": stem.offset,
+            "per_axis": stem.per_axis,
         } | sizes
         rotary = np.array(stem.frequencies, np.float32) if stem.frequencies[0] else None
         lead = 0 if weights["class_token"] is None else len(weights["class_token"])
@@ -369,6 +371,8 @@ class Builder:
             rows, kind = 1, "fixed"
         if isinstance(what, FirstRows):
             rows, kind = what.count, "fixed"
+        if isinstance(what, PoolPatches):
+            rows, kind = what.side, "pooled"
         if isinstance(what, TakeRows):
             self.take_rows(src, dst, what.rows, what.count)
             return
@@ -396,6 +400,8 @@ class Builder:
                 self.add("softmax", src, dst)
             case FirstRows():
                 self.add("first_rows", src, dst)
+            case PoolPatches():
+                self.add("pool_patches", src, dst, gain=self.read(what.gain), offset=self.read(what.offset))
 
     def build(self) -> Compiled:
         hidden = self.stem()

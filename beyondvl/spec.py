@@ -30,6 +30,7 @@ __all__ = [
     "Norm",
     "Normalize",
     "Pool",
+    "PoolPatches",
     "Project",
     "QFormer",
     "Ref",
@@ -336,6 +337,14 @@ class FirstRows(Spec):
     count: int
 
 
+class PoolPatches(Spec):
+    """The mean of each `side` x `side` patches of a picture, times `gain` plus `offset` of each column (Gemma 3)."""
+
+    side: int
+    gain: Ref | None = None
+    offset: Ref | None = None
+
+
 class Softmax(Spec):
     """Probabilities of each row."""
 
@@ -349,7 +358,7 @@ class Step(Spec):
 
     dst: str
     src: str
-    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows
+    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows | PoolPatches
 
 
 class Encoder(Spec):

@@ -16,7 +16,8 @@ __all__ = [
 
 
 class TokenStem(Spec):
-    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`.
+    """Token embeddings plus positions (plus types). Features given to the call stand in for `feature_token`, as many in
+    each item, or those of all items one after the other (`flat_features`).
 
     Without a table of positions there may be `max_positions`, told apart by the blocks: by distance, or by `rotary`,
     or some of them by `rotary_2`.
@@ -26,6 +27,7 @@ class TokenStem(Spec):
     position: Ref | None
     type: Ref | None = None
     feature_token: int = -1
+    flat_features: bool = False
     max_positions: int = 0
     rotary: tuple[float, ...] = ()  # frequencies, whose products with a position are angles
     rotary_2: tuple[float, ...] = ()
@@ -135,7 +137,8 @@ class PatchRowsStem(Spec):
     An item has as many rows as its picture has patches, after the class tokens.
 
     `position` is a table over the cells of `grid`, resized to each picture by `filter` (of _C.FILTERS); with
-    `class_position` its first row is the class token's. Or blocks turn queries and keys (`rotary`) by the angles
+    `class_position` its first row is the class token's; with `per_axis` it is of the columns of the grid, then of its
+    rows, and a patch has the sum of both. Or blocks turn queries and keys (`rotary`) by the angles
     y f_y + x f_x, for each f_y and f_x of `frequencies`, where y and x count patches from `offset` on or, `centred`, go
     from -1 to 1.
     """
@@ -143,9 +146,10 @@ class PatchRowsStem(Spec):
     weight: Ref  # [D, channels, k, k], or [D, numbers of a patch]
     bias: Ref | None
     class_token: Ref | None = None  # [n, D]
-    position: Ref | None = None  # [rows * columns of the grid (+ 1), D]
+    position: Ref | None = None  # [rows * columns of the grid (+ 1), D], or [columns + rows, D]
     grid: tuple[int, int] = (1, 1)
     class_position: bool = False
+    per_axis: bool = False
     filter: str = "bilinear"
     frequencies: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     centred: bool = False

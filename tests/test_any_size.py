@@ -158,7 +158,8 @@ def test_the_stem(isa, precision, filter):
     slot = program.slot("x", 0, D, _C.ROW_KINDS.index("patches"))
     arrays = {"weight": weight, "bias": bias, "position": table}
     params = {"grid_height": height, "grid_width": width, "filter": _C.FILTERS.index(filter), "channels": 0,
-              "patch_height": 0, "patch_width": 0, "centred": 0, "offset": 0}  # fmt: skip
+              "patch_height": 0, "patch_width": 0, "centred": 0, "offset": 0,
+              "per_axis": 0}  # fmt: skip
     program.add("embed_patches", slot, slot, params, arrays, 1)
     patches = rng.standard_normal((len(shapes), 63, K)).astype(np.float32)
     for i, (rows, cols) in enumerate(shapes):

@@ -268,7 +268,7 @@ def lying_programs():
                         "window": 0, "sliding_window": 0}  # fmt: skip
     ones = {n: np.ones(s, np.float32) for n, s in {
         "qkv_weight": (24, 8), "out_weight": (8, 8), "norm_weight": 8, "norm_bias": 8}.items()}  # fmt: skip
-    embed = ("embed_tokens", "text", "text", {"feature_token": -1, "max_positions": 0},
+    embed = ("embed_tokens", "text", "text", {"feature_token": -1, "max_positions": 0, "flat_features": 0},
              {"word": np.ones((9, 8), np.float32), "position": np.ones((9, 8), np.float32)})  # fmt: skip
     wide = ("self_attention", "wide", "wide", attention, ones)
     last = ("pool", "wide", "out", {"kind": bvl._C.POOLS.index("last"), "token": 0}, {})

@@ -330,11 +330,18 @@ def test_two_stems_do_not_turn_rows_of_each_other():
     pictures_of(rng, program, seen, True, 3, False)
     text = {"word": np.ones((9, D), np.float32), "rotary": np.ones(2, np.float32)}
     with pytest.raises(ValueError, match="embed_tokens: rotary: given, and another stem of the program has one"):
-        program.add("embed_tokens", read, read, {"feature_token": -1, "max_positions": 9}, text, 1)
+        program.add("embed_tokens", read, read, {"feature_token": -1, "max_positions": 9, "flat_features": 0}, text, 1)
     program = _C.Program()
     seen, read = program.slot("seen", 2, D, _C.ROW_KINDS.index("patches")), program.slot("read", 0, D, 1)
     pictures_of(rng, program, seen, True, 3, False)
-    program.add("embed_tokens", read, read, {"feature_token": -1, "max_positions": 9}, {"word": text["word"]}, 1)
+    program.add(
+        "embed_tokens",
+        read,
+        read,
+        {"feature_token": -1, "max_positions": 9, "flat_features": 0},
+        {"word": text["word"]},
+        1,
+    )
     ((op, settings, arrays), *_) = layers(rng, 1, True, False, False, False, False)
     with pytest.raises(ValueError, match="rotary: found 3 frequencies, expected 1 to 8, and the rows of a text alone"):
         program.add(op, read, read, settings | {"rotary": 1}, arrays, 1)
@@ -406,6 +413,7 @@ def pictures_of(rng: np.random.Generator, program, slot: int, given: bool, half:
         "grid_width": 4,
         "filter": _C.FILTERS.index("bilinear"),
         "centred": centred,
+        "per_axis": 0,
         "offset": 2,
     }
     if given:
@@ -465,13 +473,13 @@ def test_a_stem_of_pictures_is_checked():
     rng = np.random.default_rng(0)
     weight = np.ones((D, 18), np.float32)
     params = {"grid_height": 3, "grid_width": 4, "filter": 2, "channels": 2, "patch_height": 3, "patch_width": 3,
-              "centred": 0, "offset": 0}  # fmt: skip
+              "centred": 0, "offset": 0, "per_axis": 0}  # fmt: skip
     for change, more, match in (
         ({}, {"weight": weight[:, 1:]}, r"weight: found \(48, 17\), expected shape \(48, 18\)"),
         ({}, {"position": weight[:11].repeat(3, 1)[:, :D]}, r"position: found \(11, 48\), expected shape \(12, 48\)"),
         ({}, {"rotary": np.ones((3, 2), np.float32)}, r"rotary: found \(3, 2\), expected shape \(2, \*\)"),
         ({"filter": 0}, {}, "filter: found 0, expected a whole number from 1 to 6"),
-        ({"grid_width": 0}, {}, "grid_width: found 0, expected a whole number from 1 to 1024"),
+        ({"grid_width": 0}, {}, "grid_width: found 0, expected a whole number from 1 to 65536"),
     ):
         program = _C.Program()
         slot = program.slot("x", 0, D, _C.ROW_KINDS.index("patches"))

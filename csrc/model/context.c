@@ -26,8 +26,7 @@ static bvl_status context_build(bvl_program *p, bvl_record *r, const bvl_build *
                         (long long)b->weights[0].shape[0], (long long)heads);
     if (b->weights[1].data && bvl_expect(r->op, b, 1, 1, 2 * inner, 0, 0, 0, err) != BVL_OK)
         return err->status;
-    if ((p->slots[r->src].kind == BVL_TEXT_ROWS && p->slots[r->src].rows) ||
-        p->slots[r->src].kind == BVL_PATCH_ROWS)
+    if ((p->slots[r->src].kind == BVL_TEXT_ROWS && p->slots[r->src].rows) || bvl_rows_vary(&p->slots[r->src]))
         return bvl_fail(err, BVL_INVALID,
                         "context: of slot %s, expected query tokens, a text or a picture of one size",
                         p->slots[r->src].name);

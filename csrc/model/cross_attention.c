@@ -20,7 +20,7 @@ static bvl_status cross_attention_build(bvl_program *p, bvl_record *r, const bvl
         bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK)
         return err->status;
-    if (p->windowed || p->slots[r->src].kind == BVL_PATCH_ROWS)
+    if (p->windowed || bvl_rows_vary(&p->slots[r->src]))
         return bvl_fail(err, BVL_INVALID, "%s: found %s", r->op->name,
                         p->windowed ? "beside attention within windows" : "over the patches of pictures");
     cross_attention *s = r->state = bvl_alloc(sizeof *s);

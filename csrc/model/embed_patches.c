@@ -7,8 +7,9 @@
  *
  *   position(y, x) = sum over i, j of a_y[i] b_x[j] table[i, j]
  *
- * or angles, y f_y + x f_x, by which attention turns queries and keys (axial rotary embedding); y and x count
- * patches, or go from -1 to 1 over the picture. Class tokens are not turned.
+ * or two tables, of columns and of rows, position(y, x) = across[x] + down[y]; or angles, y f_y + x f_x, by
+ * which attention turns queries and keys (axial rotary embedding); y and x count patches, or go from -1 to 1
+ * over the picture. Class tokens are not turned.
  */
 #include <math.h>
 #include <string.h>
@@ -27,7 +28,8 @@ enum {
     P_PATCH_HEIGHT,
     P_PATCH_WIDTH,
     P_CENTRED,
-    P_OFFSET
+    P_OFFSET,
+    P_PER_AXIS
 };
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION, W_ROTARY };
 
@@ -35,8 +37,9 @@ typedef struct {
     bvl_linear linear;
     int64_t lead;          /* class tokens */
     float *class_token;    /* [lead, D] */
-    float *position;       /* [height, width, D], or NULL */
+    float *position;       /* [height, width, D], or `per_axis` [width + height, D]; or NULL */
     int64_t height, width; /* of the table's grid */
+    bool per_axis;
     bvl_filter filter;
     float *rotary; /* [2, half] frequencies down and across, or NULL */
     int64_t half;
@@ -50,15 +53,20 @@ static bvl_status positions_build(bvl_program *p, const bvl_record *r, const bvl
                                   bvl_error *err) {
     const int64_t D = p->slots[r->dst].cols;
     int64_t filter;
-    if (bvl_expect_whole(r->op, b, P_GRID_HEIGHT, 1, 1 << 10, &s->height, err) != BVL_OK ||
-        bvl_expect_whole(r->op, b, P_GRID_WIDTH, 1, 1 << 10, &s->width, err) != BVL_OK ||
+    if (bvl_expect_whole(r->op, b, P_GRID_HEIGHT, 1, 1 << 16, &s->height, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_GRID_WIDTH, 1, 1 << 16, &s->width, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_FILTER, BVL_LANCZOS, BVL_BICUBIC_POINT, &filter, err) != BVL_OK)
         return err->status;
     s->filter = (bvl_filter)filter;
     s->centred = b->params[P_CENTRED] != 0;
     s->offset = (float)b->params[P_OFFSET];
+    s->per_axis = b->params[P_PER_AXIS] != 0;
+    if (s->per_axis && (s->patch_height || !b->weights[W_POSITION].data))
+        return bvl_fail(err, BVL_INVALID,
+                        "embed_patches: per_axis: expected a position, and patches that are given");
+    const int64_t entries = s->per_axis ? s->width + s->height : s->height * s->width;
     if (b->weights[W_POSITION].data &&
-        (bvl_expect(r->op, b, W_POSITION, 2, s->height * s->width, D, 0, 0, err) != BVL_OK ||
+        (bvl_expect(r->op, b, W_POSITION, 2, entries, D, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->position, &p->store, &b->weights[W_POSITION], err) != BVL_OK))
         return err->status;
     if (!b->weights[W_ROTARY].data) return BVL_OK;
@@ -87,6 +95,7 @@ static void declare_pictures(bvl_declared *declared, const embed_patches *s) {
     pixels->sizes[2] = (bvl_size){BVL_EXACTLY, s->linear.K};
     declared[BVL_SPATIAL_SHAPES] = (bvl_declared){
         .name = "spatial_shapes", .rank = 2, .sizes = {items, pair}, .integers = true, .required = true};
+    if (s->per_axis) declared[BVL_SPATIAL_SHAPES].below = BVL_MIN(s->height, s->width) + 1;
     declared[BVL_PIXEL_ATTENTION_MASK] = (bvl_declared){
         .name = "pixel_attention_mask", .rank = 2, .sizes = {items, patches}, .integers = true};
 }
@@ -129,13 +138,7 @@ static int64_t embed_patches_shared(const bvl_program *p, const bvl_record *r, i
 static int64_t embed_patches_local(const bvl_program *p, const bvl_record *r, const bvl_inputs *in) {
     const embed_patches *s = r->state;
     (void)p, (void)in;
-    return 2 * (s->height + s->width);
-}
-
-/* How many patches the picture of an item has down and across. */
-static void grid_of(const bvl_inputs *in, int64_t item, int64_t *rows, int64_t *cols) {
-    *rows = in->spatial_shapes ? in->spatial_shapes[2 * item] : in->grid_height;
-    *cols = in->spatial_shapes ? in->spatial_shapes[2 * item + 1] : in->grid_width;
+    return s->per_axis ? 0 : 2 * (s->height + s->width);
 }
 
 /* x[D] += position(row, col) of a picture of rows x cols patches; `weights` is scratch. */
@@ -173,7 +176,7 @@ static void turn_patch(const embed_patches *s, float *turn, int64_t rows, int64_
 static const float *load_patches(const embed_patches *s, const bvl_run *run, int64_t item, int64_t *ld) {
     const bvl_inputs *in = run->inputs;
     int64_t rows, cols;
-    grid_of(in, item, &rows, &cols);
+    bvl_grid_of(in, item, &rows, &cols);
     const int64_t K = s->linear.K;
     float *operand = run->shared, *windows = operand + in->patches * bvl_linear_operand(&s->linear);
     const float *patches = in->pixel_values + item * in->patches * K;
@@ -206,7 +209,7 @@ static void embed_patches_run(const bvl_record *r, const bvl_run *run) {
         const int64_t before = bvl_rows_before(run, dst, i);
         float *x = run->slots[r->dst] + before * dst->ld, *first = x + s->lead * dst->ld;
         float *turns = run->turns[0] + before * 2 * s->half;
-        grid_of(run->inputs, run->first + i, &rows, &cols);
+        bvl_grid_of(run->inputs, run->first + i, &rows, &cols);
         const float *a = load_patches(s, run, run->first + i, &ld);
         bvl_linear_run(&s->linear, run->kernels, first, dst->ld, a, ld, rows * cols, (bvl_epilogue){0},
                        run->team);
@@ -220,7 +223,11 @@ static void embed_patches_run(const bvl_record *r, const bvl_run *run) {
                 for (int64_t k = 0; k < s->half; k++) turn[k] = 1.0f, turn[s->half + k] = 0.0f;
                 continue;
             }
-            if (s->position)
+            if (s->per_axis) {
+                run->kernels->add(x + t * dst->ld, s->position + patch % cols * dst->cols, dst->cols);
+                run->kernels->add(x + t * dst->ld, s->position + (s->width + patch / cols) * dst->cols,
+                                  dst->cols);
+            } else if (s->position)
                 add_position(s, x + t * dst->ld, rows, cols, patch / cols, patch % cols,
                              (double *)(void *)run->local);
             if (s->half) turn_patch(s, turn, rows, cols, patch / cols, patch % cols);
@@ -232,7 +239,7 @@ static void embed_patches_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_embed_patches = {
     .name = "embed_patches",
     .params = {"grid_height", "grid_width", "filter", "channels", "patch_height", "patch_width", "centred",
-               "offset", NULL},
+               "offset", "per_axis", NULL},
     .weights = {"weight", "bias", "class_token", "position", "rotary", NULL},
     .build = embed_patches_build,
     .shared = embed_patches_shared,

@@ -252,7 +252,7 @@ const bvl_op bvl_op_softmax = {
 static bvl_status first_rows_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     (void)b;
-    if (dst->rows <= src->rows && src->kind != BVL_PATCH_ROWS && dst->kind == BVL_FIXED_ROWS &&
+    if (dst->rows <= src->rows && !bvl_rows_vary(src) && dst->kind == BVL_FIXED_ROWS &&
         dst->cols == src->cols)
         return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "first_rows: slot %s does not fit the first rows of %s", dst->name,

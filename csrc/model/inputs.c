@@ -131,14 +131,36 @@ static bvl_status check_state(const bvl_program *p, const bvl_inputs *in, bvl_er
     return BVL_OK;
 }
 
-/* Whether every picture has patches, which fit and are those that a mask keeps. */
-static bvl_status check_patches(const bvl_inputs *in, bvl_error *err) {
+/* Whether the patches of every picture make whole squares, where some slot holds these. */
+static bvl_status check_squares(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    for (int s = 0; s < p->slot_count; s++) {
+        const int64_t side = p->slots[s].rows;
+        for (int64_t b = 0; p->slots[s].kind == BVL_POOLED_ROWS && b < in->B; b++) {
+            int64_t rows, cols;
+            bvl_grid_of(in, b, &rows, &cols);
+            if (rows % side || cols % side)
+                return bvl_fail(err, BVL_INVALID,
+                                "spatial_shapes[%lld]: found %lld x %lld patches, expected multiples of %lld",
+                                (long long)b, (long long)rows, (long long)cols, (long long)side);
+        }
+    }
+    return BVL_OK;
+}
+
+/* Whether every picture has patches, which fit, have a position and are those that a mask keeps. */
+static bvl_status check_patches(const bvl_inputs *in, int64_t below, bvl_error *err) {
     for (int64_t b = 0; b < in->B && in->spatial_shapes; b++) {
         const int64_t rows = in->spatial_shapes[2 * b], cols = in->spatial_shapes[2 * b + 1], N = in->patches;
         if (rows < 1 || cols < 1 || rows > N || cols > N || rows * cols > N)
             return bvl_fail(err, BVL_INVALID,
                             "spatial_shapes[%lld]: found %lld x %lld patches, expected 1 to %lld in all",
                             (long long)b, (long long)rows, (long long)cols, (long long)N);
+        if (below && BVL_MAX(rows, cols) >= below)
+            return bvl_fail(
+                err, BVL_INVALID,
+                "spatial_shapes[%lld]: found %lld x %lld patches, expected at most %lld a side (its "
+                "positions)",
+                (long long)b, (long long)rows, (long long)cols, (long long)below - 1);
         const int64_t *mask = in->pixel_attention_mask ? in->pixel_attention_mask + b * N : NULL;
         for (int64_t i = 0; mask && i < N; i++)
             if ((mask[i] != 0) != (i < rows * cols))
@@ -150,18 +172,26 @@ static bvl_status check_patches(const bvl_inputs *in, bvl_error *err) {
     return BVL_OK;
 }
 
-/* Whether the placeholders of every item are as many as its features. */
+/* Whether the placeholders of every item are as many as its features, or those of all where these are flat.
+ */
 static bvl_status check_placeholders(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
+    int64_t all = 0;
     for (int64_t b = 0; b < in->B && in->features && in->input_ids; b++) {
         int64_t count = 0;
         for (int64_t t = 0; t < in->L; t++) count += in->input_ids[b * in->L + t] == p->feature_token;
-        if (count != in->feature_rows)
+        all += count;
+        if (!p->flat_features && count != in->feature_rows)
             return bvl_fail(
                 err, BVL_INVALID,
                 "input_ids: row %lld has %lld placeholders (id %lld), expected %lld, one for each "
                 "row of features",
                 (long long)b, (long long)count, (long long)p->feature_token, (long long)in->feature_rows);
     }
+    if (p->flat_features && in->features && all != in->feature_rows)
+        return bvl_fail(
+            err, BVL_INVALID,
+            "input_ids: found %lld placeholders (id %lld), expected %lld, one for each row of features",
+            (long long)all, (long long)p->feature_token, (long long)in->feature_rows);
     return BVL_OK;
 }
 
@@ -197,7 +227,7 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
         if (kind == BVL_TEXT_ROWS && !d[BVL_ATTENTION_MASK].rank)
             return bvl_fail(err, BVL_INVALID, "slot %s has a text's rows, and the program takes no text",
                             p->slots[s].name);
-        if (kind == BVL_PATCH_ROWS && !in->patches)
+        if (bvl_rows_vary(&p->slots[s]) && !in->patches)
             return bvl_fail(err, BVL_INVALID, "slot %s has rows of patches, and the program takes none",
                             p->slots[s].name);
     }
@@ -216,6 +246,7 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
         check_ids(&d[BVL_POSITION_IDS], in->position_ids, in, "", err) != BVL_OK ||
         check_ids(&d[BVL_TOKEN_TYPE_IDS], in->token_type_ids, in, "", err) != BVL_OK)
         return err->status;
-    if (check_patches(in, err) != BVL_OK) return err->status;
+    if (check_patches(in, d[BVL_SPATIAL_SHAPES].below, err) != BVL_OK || check_squares(p, in, err) != BVL_OK)
+        return err->status;
     return check_placeholders(p, in, err);
 }

@@ -10,6 +10,7 @@
 extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens; /* stem.c */
 extern const bvl_op bvl_op_patch_embed;                                             /* patch.c */
 extern const bvl_op bvl_op_embed_patches;                                           /* embed_patches.c */
+extern const bvl_op bvl_op_pool_patches;                                            /* pool_patches.c */
 extern const bvl_op bvl_op_fold_spectrogram;                                        /* spectrogram.c */
 extern const bvl_op bvl_op_fuse_crops;                                              /* fuse.c */
 extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;                              /* rows.c */

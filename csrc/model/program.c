@@ -20,7 +20,7 @@
 #include "ops.h"
 #include "sublayers.h"
 
-const char *const bvl_row_kind_names[] = {"fixed", "text", "patches", NULL};
+const char *const bvl_row_kind_names[] = {"fixed", "text", "patches", "pooled", NULL};
 
 bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision) {
     bvl_program *program = bvl_alloc(sizeof *program);
@@ -54,9 +54,12 @@ int bvl_program_slot(bvl_program *program, const char *name, int64_t rows, int64
                  BVL_MAX_SLOTS);
         return -1;
     }
-    if (rows < (kind == BVL_FIXED_ROWS ? 1 : 0) || rows > 1 << 20 || cols < 1 || cols > 1 << 20) {
-        bvl_fail(err, BVL_INVALID, "slot '%s': %lld x %lld: expected sizes up to 2^20", name, (long long)rows,
-                 (long long)cols);
+    const int64_t least = kind == BVL_FIXED_ROWS || kind == BVL_POOLED_ROWS;
+    const int64_t most = kind == BVL_POOLED_ROWS ? 1 << 10 : 1 << 20;
+    if (rows < least || rows > most || cols < 1 || cols > 1 << 20) {
+        bvl_fail(err, BVL_INVALID,
+                 "slot '%s': %lld x %lld: expected rows from %lld to %lld and up to 2^20 columns", name,
+                 (long long)rows, (long long)cols, (long long)least, (long long)most);
         return -1;
     }
     bvl_slot *slot = &program->slots[program->slot_count];
@@ -408,13 +411,21 @@ static bvl_status run_planned(bvl_program *program, const bvl_inputs *inputs, co
 static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, const bvl_call *call,
                               bvl_error *err) {
     if (bvl_inputs_check(program, inputs, err) != BVL_OK) return err->status;
-    if (!inputs->spatial_shapes) return run_planned(program, inputs, call, err);
+    const bool flat = program->flat_features && inputs->features;
+    if (!inputs->spatial_shapes && !flat) return run_planned(program, inputs, call, err);
     bvl_inputs in = *inputs;
-    int64_t *before = bvl_alloc_array((size_t)in.B + 1, sizeof *before);
+    int64_t *before = bvl_alloc_array(2 * ((size_t)in.B + 1), sizeof *before); /* of patches, of features */
     if (!before) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld items", (long long)in.B);
-    for (int64_t i = 0; i < in.B; i++)
-        before[i + 1] = before[i] + in.spatial_shapes[2 * i] * in.spatial_shapes[2 * i + 1];
-    in.patches_before = before;
+    int64_t *features = before + in.B + 1;
+    for (int64_t i = 0; i < in.B; i++) {
+        if (in.spatial_shapes)
+            before[i + 1] = before[i] + in.spatial_shapes[2 * i] * in.spatial_shapes[2 * i + 1];
+        features[i + 1] = features[i];
+        for (int64_t t = 0; flat && t < in.L; t++)
+            features[i + 1] += in.input_ids[i * in.L + t] == program->feature_token;
+    }
+    if (in.spatial_shapes) in.patches_before = before;
+    if (flat) in.features_before = features;
     const bvl_status status = run_planned(program, &in, call, err);
     bvl_free(before);
     return status;

@@ -18,9 +18,10 @@ enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_W
 /* What the rows of an item are; the names are exported to Python as _C.ROW_KINDS. */
 typedef enum {
     BVL_FIXED_ROWS = 0, /* `rows` in every call */
-    BVL_TEXT_ROWS,  /* L, the padded text length of the call, after `rows` learned queries, which are there
-                     * when the call gives contexts for them to attend to */
-    BVL_PATCH_ROWS, /* the patches of its picture, after `rows` class tokens */
+    BVL_TEXT_ROWS,   /* L, the padded text length of the call, after `rows` learned queries, which are there
+                      * when the call gives contexts for them to attend to */
+    BVL_PATCH_ROWS,  /* the patches of its picture, after `rows` class tokens */
+    BVL_POOLED_ROWS, /* one for each square of `rows` x `rows` patches of its picture */
     BVL_ROW_KINDS
 } bvl_row_kind;
 
@@ -61,6 +62,7 @@ typedef struct bvl_program {
     int record_count, record_capacity;
     bvl_declared declared[BVL_INPUT_COUNT]; /* what a call gives it */
     int64_t feature_token;                  /* the id that features stand in for, or -1 */
+    bool flat_features;                     /* those of all items stand one after the other */
     bool windowed;                          /* some sub-layer attends within windows */
     bvl_row_words words;                    /* scratch of sub-layers for each row */
     bvl_turns turns[BVL_MAX_TURNS];         /* by which queries and keys may be turned */
@@ -186,11 +188,23 @@ BVL_INLINE int64_t bvl_slot_queries(const bvl_slot *slot, const bvl_inputs *in) 
     return slot->kind == BVL_TEXT_ROWS && in->contexts ? slot->rows : 0;
 }
 
+/* Whether items of one call may differ in their rows. */
+BVL_INLINE bool bvl_rows_vary(const bvl_slot *slot) {
+    return slot->kind == BVL_PATCH_ROWS || slot->kind == BVL_POOLED_ROWS;
+}
+
+/* How many patches the picture of an item has down and across. */
+BVL_INLINE void bvl_grid_of(const bvl_inputs *in, int64_t item, int64_t *rows, int64_t *cols) {
+    *rows = in->spatial_shapes ? in->spatial_shapes[2 * item] : in->grid_height;
+    *cols = in->spatial_shapes ? in->spatial_shapes[2 * item + 1] : in->grid_width;
+}
+
 /* Rows of an item in a slot; of pictures of several sizes the most. */
 BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
     switch (slot->kind) {
         case BVL_TEXT_ROWS: return bvl_slot_queries(slot, in) + in->L;
         case BVL_PATCH_ROWS: return slot->rows + in->patches;
+        case BVL_POOLED_ROWS: return in->patches / (slot->rows * slot->rows);
         default: return slot->rows;
     }
 }
@@ -198,8 +212,9 @@ BVL_INLINE int64_t bvl_slot_rows(const bvl_slot *slot, const bvl_inputs *in) {
 /* Rows of a slot before item i of a micro-batch, which may be run->count: all of them. */
 BVL_INLINE int64_t bvl_rows_before(const bvl_run *run, const bvl_slot *slot, int64_t i) {
     const bvl_inputs *in = run->inputs;
-    if (slot->kind != BVL_PATCH_ROWS || !in->patches_before) return i * bvl_slot_rows(slot, in);
-    return i * slot->rows + in->patches_before[run->first + i] - in->patches_before[run->first];
+    if (!bvl_rows_vary(slot) || !in->patches_before) return i * bvl_slot_rows(slot, in);
+    const int64_t patches = in->patches_before[run->first + i] - in->patches_before[run->first];
+    return slot->kind == BVL_PATCH_ROWS ? i * slot->rows + patches : patches / (slot->rows * slot->rows);
 }
 
 /* Rows of item i of a micro-batch. */

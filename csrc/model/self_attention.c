@@ -259,7 +259,7 @@ static void attend_heads(const self_attention *s, const bvl_run *run, int slot, 
                                  .out_bf16 = h->direct_out};
     const bvl_slot *held = &run->program->slots[slot];
     const bool text = held->kind == BVL_TEXT_ROWS; /* attention_mask is about text alone */
-    const bool vary = held->kind == BVL_PATCH_ROWS;
+    const bool vary = bvl_rows_vary(held);
     int64_t begin, end;
     bvl_share(count * h->heads, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t u = begin; u < end; u++) {

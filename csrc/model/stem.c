@@ -20,7 +20,7 @@ typedef struct {
 } embed_tokens;
 
 enum { WORD, POSITION, TYPE, ROTARY };
-enum { P_FEATURE_TOKEN, P_MAX_POSITIONS }; /* the latter where there is no table of positions */
+enum { P_FEATURE_TOKEN, P_MAX_POSITIONS, P_FLAT }; /* the second where there is no table of positions */
 
 /* Positions without a table: how many there may be, and the frequencies of a rotary embedding, or of two. */
 static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -51,9 +51,12 @@ static void declare_text(bvl_declared *declared, const bvl_build *b, int64_t pos
     declared[BVL_POSITION_IDS].name = "position_ids";
     declared[BVL_POSITION_IDS].below = positions;
     bvl_declare_tokens(declared, true, b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0);
-    if (D)
-        declared[BVL_FEATURES] = (bvl_declared){
-            .name = "features", .rank = 3, .sizes = {{BVL_ITEMS, 0}, {BVL_ROWS, 0}, {BVL_EXACTLY, D}}};
+    if (!D) return;
+    const bvl_size rows = {BVL_ROWS, 0}, columns = {BVL_EXACTLY, D};
+    bvl_declared *features = &declared[BVL_FEATURES];
+    *features = (bvl_declared){.name = "features", .rank = 3, .sizes = {{BVL_ITEMS, 0}, rows, columns}};
+    if (b->params[P_FLAT] != 0)
+        *features = (bvl_declared){.name = "features", .rank = 2, .sizes = {rows, columns}};
 }
 
 static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -70,6 +73,7 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for embed_tokens");
     s->D = D;
     p->feature_token = (int64_t)b->params[P_FEATURE_TOKEN];
+    p->flat_features = b->params[P_FLAT] != 0;
     declare_text(p->declared, b, table ? b->weights[POSITION].shape[0] : (int64_t)b->params[P_MAX_POSITIONS],
                  p->feature_token >= 0 ? D : 0);
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
@@ -86,7 +90,9 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
 static const float *feature_row(const bvl_inputs *in, int64_t at, int64_t token, int64_t D) {
     int64_t before = 0;
     for (int64_t i = at - at % in->L; i < at; i++) before += in->input_ids[i] == token;
-    return in->features + (at / in->L * in->feature_rows + before) * D;
+    const int64_t item = at / in->L;
+    return in->features +
+           ((in->features_before ? in->features_before[item] : item * in->feature_rows) + before) * D;
 }
 
 static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
@@ -118,7 +124,7 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
 
 const bvl_op bvl_op_embed_tokens = {
     .name = "embed_tokens",
-    .params = {"feature_token", "max_positions", NULL},
+    .params = {"feature_token", "max_positions", "flat_features", NULL},
     .weights = {"word", "position", "type", "rotary", "rotary_2", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,
