@@ -1,10 +1,11 @@
-"""Texts of 18 tokens through EmbeddingGemma and EmbeddingGemma 2, beside transformers: random weights at published sizes.
+"""Texts of 18 tokens through EmbeddingGemma and EmbeddingGemma 2, and pictures through the latter, beside transformers:
+random weights at published sizes.
 
-    python benchmarks/embedding_gemma.py [--rounds 7] [--threads 2]
+    python benchmarks/embedding_gemma.py [--only texts|pictures] [--rounds 7] [--threads 2]
 
-One text alone and 32 at once, the same ids in each library, without padding. Vocabularies are cut to 1,000 words, which
-changes no time: a row of the table is read for each token. Prints the time of a text in each variant, interleaved, medians
-of the rounds, how alike its rows are to those of transformers in float32 (random weights have them far apart in half the
+One text alone and 32 at once, the same ids in each library, without padding; a picture of 42 x 60 patches, which are 280
+tokens of a text, and one of 24 x 24, 64 tokens. Vocabularies are cut to 1,000 words, which changes no time: a row of the
+table is read for each token. Prints the time of each in each variant, interleaved, medians of the rounds, how alike its rows are to those of transformers in float32 (random weights have them far apart in half the
 precision, in transformers too), and the machine's ceilings.
 """
 
@@ -80,13 +81,74 @@ def measure(name: str, batch: int, rounds: int, threads: int) -> None:
               f"cosine {alike[variant]:.6f}")  # fmt: skip
 
 
+class Picture(torch.nn.Module):
+    """The whole model over one picture of `grid` patches alone in a text."""
+
+    def __init__(self, model: torch.nn.Module, grid: tuple[int, int]):
+        super().__init__()
+        self.model = model
+        rows, cols = grid
+        tokens = rows * cols // 9
+        self.ids = torch.tensor([[1, 3, *[7] * tokens, 4, 2]])
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+        self.places = torch.stack([x, y], -1).reshape(1, -1, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        given = {"pixel_values": pixels, "image_position_ids": self.places}
+        return self.model(input_ids=self.ids, attention_mask=torch.ones_like(self.ids), **given).last_hidden_state
+
+
+def measure_picture(grid: tuple[int, int], clipped: bool, rounds: int, threads: int) -> None:
+    config = transformers.EmbeddingGemma2Config(
+        text_config={"vocab_size": 1000}, vision_config={"model_type": "gemma4_vision", "use_clipped_linears": clipped},
+        audio_config=None, image_token_id=7, video_token_id=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    reference = transformers.EmbeddingGemma2Model(config).eval()
+    with torch.no_grad():
+        reference.vision_tower.patch_embedder.position_embedding_table.normal_(0, 0.02)
+        for name, buffer in reference.named_buffers():
+            if name.endswith(("put_min", "put_max")):
+                buffer.fill_(-20.0 if name.endswith("min") else 20.0)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        ours = {
+            dtype: bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
+            for dtype in ("float32", "bfloat16", "int8")
+        }
+    module, pixels = Picture(reference, grid), torch.rand((1, grid[0] * grid[1], 768))
+    inputs = {
+        "input_ids": module.ids.numpy(),
+        "pixel_values": pixels.numpy(),
+        "image_position_ids": module.places.numpy(),
+    }
+
+    def our_call(model):
+        return lambda: model(**inputs).last_hidden_state
+
+    calls = torch_calls(module, pixels, ("float32", "bfloat16"))
+    calls |= {f"beyondvl {dtype}": our_call(model) for dtype, model in ours.items()}
+    exact = calls["transformers float32"]()
+    alike = {variant: cosines(call(), exact) for variant, call in calls.items()}
+    times = interleaved_times(calls, rounds)
+    best = min(seconds for variant, seconds in times.items() if "beyondvl" not in variant)
+    print(f"EmbeddingGemma 2, a picture of {grid[0]} x {grid[1]} patches{', clipped' if clipped else ''}")
+    for variant, seconds in times.items():
+        print(f"  {variant:24} {1e3 * seconds:8.1f} ms   {best / seconds:5.2f} times transformers' best   "
+              f"cosine {alike[variant]:.6f}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("texts", "pictures"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for name in MODELS:
+    for grid, clipped in (((42, 60), True), ((42, 60), False), ((24, 24), True)):
+        if options.only != "texts":
+            measure_picture(grid, clipped, options.rounds, options.threads)
+    for name in MODELS if options.only != "pictures" else ():
         for batch in (1, 32):
             measure(name, batch, options.rounds, options.threads)
     print({kind: round(value) for kind, value in ceilings(options.threads).items()})

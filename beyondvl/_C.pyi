@@ -23,7 +23,8 @@ class Program:
     def __new__(cls, gemm: str | None = None, precision: str = "float32") -> Program: ...
     def slot(self, name: str, rows: int, cols: int, kind: int = 0, /) -> int:
         """A matrix per item, whose rows are of that place in ROW_KINDS: as many in every call; the padded text length
-        after `rows` learned queries, there when the call gives contexts; or the patches of each picture."""
+        after `rows` learned queries, there when the call gives contexts; the patches of each picture after `rows`
+        class tokens; or its squares of `rows` x `rows` patches."""
     def add(
         self,
         op: str,

@@ -63,6 +63,11 @@ def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> 
     most = np.abs(weight).max(0)
     smooth = np.sqrt(most / max(np.median(most), 1e-30)).clip(1 / 16, 16).astype(np.float32)
     weights[f"{linear}_weight"], weights[f"{norm}_weight"] = weight / smooth, smooth
+    if f"{linear}_reads" in weights:  # bounds of g x + b become those of s x
+        bounds = weights[f"{linear}_reads"].reshape(-1, 2, len(gain)) - (0 if offset is None else offset)
+        bounds = np.sort(bounds * (smooth / np.where(gain == 0, 1, gain)), 1)
+        bounds = np.where(gain == 0, np.float32([[-np.inf], [np.inf]]), bounds)
+        weights[f"{linear}_reads"] = bounds.reshape(-1, len(gain)).astype(np.float32)
 
 
 class Compiled(Spec):
@@ -122,6 +127,20 @@ class Builder:
             return {f"{prefix}weight": weight.reshape(weight.shape[0], -1), f"{prefix}bias": bias}
         return {f"{prefix}weight": self.read(layer.weight), f"{prefix}bias": self.read(layer.bias)}
 
+    def clipped(self, layer: Linear, prefix: str) -> dict[str, np.ndarray]:
+        """Weights and bias, and the bounds of what a block's linear reads and gives, where it has any."""
+        arrays = self.affine(layer, prefix)
+        if layer.clip is None:
+            return arrays
+        low, high, least, most = (self.read(bound) for bound in vars(layer.clip).values())
+        bounds = np.array([low, high])
+        if (bounds == bounds[:, :1]).all():  # what the parts read is clipped once
+            bounds = bounds[:, :1]
+        counts = layer.weight.row_counts or layer.weight.shape[0] // len(least)
+        reads = np.repeat(bounds.T.reshape(-1, 1), arrays[f"{prefix}weight"].shape[1], 1)
+        gives = np.stack([np.repeat(bound, counts) for bound in (least, most)])
+        return arrays | {f"{prefix}reads": reads, f"{prefix}gives": gives}
+
     def stem(self) -> str:
         """The first slot, filled from the inputs."""
         stem = self.encoder.stem
@@ -158,6 +177,8 @@ class Builder:
         if stem.class_position:
             weights["class_token"][0] += weights["position"][0]
             weights["position"] = np.ascontiguousarray(weights["position"][1:])
+        if stem.per_axis:
+            weights["position"] = weights["position"].reshape(-1, self.encoder.hidden_size)
         weights["weight"] = weights["weight"].reshape(len(weights["weight"]), -1)
         params = {
             "grid_height": stem.grid[0],
@@ -264,7 +285,7 @@ class Builder:
             "window": block.windows.size if block.windows else 0,
             "sliding_window": block.sliding_window,
         }
-        weights = self.affine(block.qkv, "qkv_") | self.affine(block.out, "out_")
+        weights = self.clipped(block.qkv, "qkv_") | self.clipped(block.out, "out_")
         if block.relative:
             table = self.read(block.relative.table)
             weights["relative_bias"] = np.ascontiguousarray(table[list(block.relative.buckets)].T)
@@ -289,7 +310,7 @@ class Builder:
 
     def feed_forward(self, block: Block, ffn: FeedForward, hidden: str, rows: str) -> None:
         params = {"rows": _C.ROWS.index(rows), "activation": activation_code(block.activation), "gated": ffn.gated}
-        weights = self.affine(ffn.fc1, "fc1_") | self.affine(ffn.fc2, "fc2_")
+        weights = self.clipped(ffn.fc1, "fc1_") | self.clipped(ffn.fc2, "fc2_")
         self.sublayer("feed_forward", block, ffn.norm, "fc1", hidden, params, weights, ffn.post_norm)
 
     def gated_input(self, block: Block, gated: GatedInput, hidden: str) -> None:

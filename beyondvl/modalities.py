@@ -29,9 +29,17 @@ class Modality(Spec):
 
 TEXT = Modality("text", "text", ("input_ids",), ("attention_mask", "token_type_ids"))
 IMAGE = Modality(
-    "image", "vision", ("pixel_values",), (), ("pixel_values",), ("pixel_attention_mask", "spatial_shapes")
+    "image", "vision", ("pixel_values",), (), ("pixel_values",),
+    ("pixel_attention_mask", "spatial_shapes", "image_position_ids")
+)  # fmt: skip
+VIDEO = Modality(
+    "video",
+    "video",
+    ("pixel_values_videos",),
+    (),
+    ("pixel_values_videos",),
+    ("video_position_ids", "num_frames_per_video"),
 )
-VIDEO = Modality("video", "video", ("pixel_values_videos",), (), ("pixel_values_videos",))
 AUDIO = Modality(
     "audio",
     "audio",

@@ -17,6 +17,7 @@ __all__ = [
     "BatchNormConv",
     "Block",
     "CFormer",
+    "Clip",
     "Context",
     "Cross",
     "Encoder",
@@ -122,11 +123,22 @@ def ref(name: str | tuple[str, ...], *shape: int, **kwargs) -> Ref:
     return Ref((name,) if isinstance(name, str) else tuple(name), shape, **kwargs)
 
 
+class Clip(Spec):
+    """What a linear reads is kept between two numbers, and what it gives (Gemma 4, 2026): one of each for every part of
+    a stacked weight."""
+
+    input_min: Ref
+    input_max: Ref
+    output_min: Ref
+    output_max: Ref
+
+
 class Linear(Spec):
-    """y = x W^T + b, W [out, in]."""
+    """y = x W^T + b, W [out, in]; in a block both may be clipped."""
 
     weight: Ref
     bias: Ref | None = None
+    clip: Clip | None = None
 
     @property
     def out_features(self) -> int:

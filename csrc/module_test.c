@@ -48,8 +48,8 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
         k->l2_normalize(out, x[0], i0);
     } else if (strcmp(name, "add") == 0) {
         k->add(out, x[0], i0);
-    } else if (strcmp(name, "clip") == 0) { /* out in place; x: low, high */
-        k->clip(out, x[0], x[1], i0);
+    } else if (strcmp(name, "clamp") == 0) { /* out in place; x: low, high */
+        k->clamp(out, x[0], x[1], i0);
     } else if (strcmp(name, "scale") == 0) { /* n: n s */
         k->scale(out, (float)n[1], i0);
     } else if (strcmp(name, "depthwise") ==

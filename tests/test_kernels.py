@@ -363,8 +363,8 @@ def test_rows(isa, rng, guarded):
         np.testing.assert_allclose(run("add", guarded(y), [x], (n,)), y + x, atol=1e-6)
         np.testing.assert_allclose(run("scale", guarded(y), [], (n, 0.7)), y * np.float32(0.7), atol=1e-6)
         low, high = guarded(-np.abs(rng.normal(size=n))), guarded(np.abs(rng.normal(size=n)))
-        np.testing.assert_array_equal(run("clip", guarded(x), [low, high], (n,)), np.clip(x, low, high))
-        assert np.isnan(run("clip", guarded(broken), [low, high], (n,))).sum() == 1
+        np.testing.assert_array_equal(run("clamp", guarded(x), [low, high], (n,)), np.clip(x, low, high))
+        assert np.isnan(run("clamp", guarded(broken), [low, high], (n,))).sum() == 1
     zeros = np.zeros(5, np.float32)
     np.testing.assert_array_equal(run("l2_normalize", np.ones(5, np.float32), [zeros], (5,)), zeros)
 

@@ -41,9 +41,15 @@ def clipped(x: np.ndarray, w: dict, name: str) -> np.ndarray:
 
 
 def product(x: np.ndarray, w: dict, name: str) -> np.ndarray:
-    """A linear of a sub-layer, what it reads and gives clipped."""
-    rows = clipped(x, w, f"{name}_reads") @ w[f"{name}_weight"].T + w.get(f"{name}_bias", 0)
-    return clipped(rows, w, f"{name}_gives")
+    """A linear of a sub-layer, what it reads and gives clipped, or what each of its parts reads."""
+    weight, reads, bias = w[f"{name}_weight"], w.get(f"{name}_reads"), w.get(f"{name}_bias", 0)
+    if reads is None or len(reads) == 2:
+        return clipped(clipped(x, w, f"{name}_reads") @ weight.T + bias, w, f"{name}_gives")
+    ends = [HEADS * HD, (HEADS + KV) * HD] if name == "qkv" else 2
+    parts = zip(np.split(weight, ends), reads.reshape(-1, 2, x.shape[-1]), strict=True)
+    return clipped(
+        np.concatenate([np.clip(x, *bounds) @ part.T for part, bounds in parts], -1) + bias, w, f"{name}_gives"
+    )
 
 
 def turned(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
@@ -226,21 +232,20 @@ def bounds_of(rng: np.random.Generator, columns: int, most: float) -> np.ndarray
     return (np.array([[-1], [1]]) * rng.uniform(most / 2, most, (2, columns))).astype(np.float32)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("precision", CLOSE)
-def test_clipped_products(isa, precision):
+def test_clipped_products(isa, precision, apart):
     """What each product of Gemma 4's layers reads and gives is clipped, and each bound tells; by workers alone, a team,
-    in strips."""
+    in strips; `apart`: what q, k, v, gates and what they gate read each to bounds of its own."""
     rng = np.random.default_rng(0)
     made = []
     for op, params, arrays in layers(rng, 1, True, True, False, True, True):
         arrays |= weights(rng, post_norm_weight=(D,))
         for name in ("qkv", "out") if op == "self_attention" else ("fc1", "fc2"):
             rows, columns = arrays[f"{name}_weight"].shape
-            most = {"qkv": 0.9, "out": 0.1, "fc1": 0.9, "fc2": 0.05}[name]
-            arrays[f"{name}_reads"], arrays[f"{name}_gives"] = (
-                bounds_of(rng, columns, most),
-                bounds_of(rng, rows, most / 2),
-            )
+            most, parts = {"qkv": 0.9, "out": 0.1, "fc1": 0.9, "fc2": 0.05}[name], {"qkv": 3, "fc1": 2}.get(name, 1)
+            bounds = [bounds_of(rng, columns, most) for _ in range(parts if apart else 1)]
+            arrays[f"{name}_reads"], arrays[f"{name}_gives"] = np.concatenate(bounds), bounds_of(rng, rows, most / 2)
         made.append((op, params, arrays))
 
     def run(left_out: str, x: np.ndarray, threads: int) -> np.ndarray:
@@ -248,9 +253,8 @@ def test_clipped_products(isa, precision):
         slot = program.slot("x", 0, D, 1)
         program.add("join_features", slot, slot, {}, {}, 1)
         for op, params, arrays in made:
-            endless = {
-                n: np.array([[-np.inf], [np.inf]], np.float32) + 0 * a for n, a in arrays.items() if n == left_out
-            }
+            open_ended = np.array([[-np.inf], [np.inf]], np.float32)
+            endless = {n: np.tile(open_ended, (len(a) // 2, a.shape[1])) for n, a in arrays.items() if n == left_out}
             program.add(op, slot, slot, params, arrays | endless, 1)
         return program.run({"features": x}, ["x"], threads)["x"]
 

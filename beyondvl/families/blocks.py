@@ -13,6 +13,7 @@ from ..spec import (
     AttentionPool,
     BatchNormConv,
     Block,
+    Clip,
     FeedForward,
     Linear,
     Norm,
@@ -34,11 +35,18 @@ def linear(
     bias: bool = True,
     optional: bool = False,
     scaled_by: str | None = None,
+    clipped: bool = False,
 ) -> Linear:
     """`name`.weight [out, in] and `name`.bias; what they give is multiplied by the elements of `scaled_by`."""
     more: dict[str, Any] = {"optional": optional, "scaled_by": scaled_by}
     weight = ref(f"{name}.weight", out_features, in_features, **more)
-    return Linear(weight, ref(f"{name}.bias", out_features, **more) if bias else None)
+    return Linear(weight, ref(f"{name}.bias", out_features, **more) if bias else None, clip([name], clipped))
+
+
+def clip(names: list[str], clipped: bool) -> Clip | None:
+    """The bounds of linears, `name`.input_min and so on, where they have such."""
+    bounds = ("input_min", "input_max", "output_min", "output_max")
+    return Clip(*(ref(tuple(f"{n}.{bound}" for n in names), len(names)) for bound in bounds)) if clipped else None
 
 
 def prediction_head(
@@ -55,7 +63,11 @@ def prediction_head(
 
 
 def stacked(
-    names: list[str], out_features: int | list[int], in_features: int, bias: bool | list[bool] = True
+    names: list[str],
+    out_features: int | list[int],
+    in_features: int,
+    bias: bool | list[bool] = True,
+    clipped: bool = False,
 ) -> Linear:
     """Several linears of the same input as one: rows in the order of the names, `out_features` of each or of all, and
     whether each or all have a bias."""
@@ -64,7 +76,7 @@ def stacked(
     weight = ref(tuple(f"{n}.weight" for n in names), sum(counts), in_features, **more)
     biased = [bias] * len(names) if isinstance(bias, bool) else bias
     biases = tuple(f"{name}.bias" if has else "" for name, has in zip(names, biased, strict=True))
-    return Linear(weight, ref(biases, sum(counts), **more) if any(biased) else None)
+    return Linear(weight, ref(biases, sum(counts), **more) if any(biased) else None, clip(names, clipped))
 
 
 def norm(name: str, size: int, eps: float) -> Norm:
@@ -187,20 +199,21 @@ def llama_block(
     bias: bool,
     mlp_bias: bool = False,
     post_norms: bool = False,
+    clipped: bool = False,
     **more: Any,
 ) -> Block:
     """A layer as transformers' LLaMA names it, its feed-forward gated; `heads`: of queries and of keys, and their size.
-    With `post_norms` there are Gemma's four norms. `more`: further fields of the block."""
+    With `post_norms` there are Gemma's four norms; linears may be `clipped`. `more`: further fields of the block."""
     attention, mlp, (count, kv_heads, size) = f"{prefix}.self_attn", f"{prefix}.mlp", heads
     separate = [f"{attention}.{part}_proj" for part in "qkv"]
     after = norm(f"{prefix}.post_attention_layernorm")
     return Block(
-        qkv=stacked(separate, [count * size, kv_heads * size, kv_heads * size], hidden, bias=bias),
-        out=linear(f"{attention}.o_proj", hidden, count * size, bias=bias),
+        qkv=stacked(separate, [count * size, kv_heads * size, kv_heads * size], hidden, bias, clipped),
+        out=linear(f"{attention}.o_proj", hidden, count * size, bias=bias, clipped=clipped),
         norm1=norm(f"{prefix}.input_layernorm"),
         ffn=FeedForward(
-            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, bias=mlp_bias),
-            linear(f"{mlp}.down_proj", hidden, intermediate, bias=mlp_bias),
+            stacked([f"{mlp}.gate_proj", f"{mlp}.up_proj"], intermediate, hidden, mlp_bias, clipped),
+            linear(f"{mlp}.down_proj", hidden, intermediate, bias=mlp_bias, clipped=clipped),
             norm(f"{prefix}.pre_feedforward_layernorm") if post_norms else after,
             gated=True,
             post_norm=norm(f"{prefix}.post_feedforward_layernorm") if post_norms else None,

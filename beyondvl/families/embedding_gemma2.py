@@ -1,10 +1,10 @@
-"""EmbeddingGemma 2 (Google, 2026): texts into one space of 768 numbers, by a transformer that looks both ways.
+"""EmbeddingGemma 2 (Google, 2026): texts, pictures and clips into one space of 768 numbers, by a transformer that looks
+both ways; rows of pictures and of frames stand in its texts (gemma4_towers.py makes them).
 
 Traps: two kinds of layer, one that sees `sliding_window` tokens to either side and one that sees all, with their own
 heads and frequencies; norms before and after every sub-layer and of q, k and v of each head, scores not scaled; what
 the tokens were is mixed in again after each layer, from a projection alone; a layer ends with a factor; the last
-one sees all. The embedding is the mean over the tokens of the projected rows, normalised. Pictures and sounds are not
-read.
+one sees all. The embedding is the mean over the tokens of the projected rows, normalised. Sounds are not read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, Encoder, GatedInput, Linear, Normalize, Pool, Project, Step, ref
 from ..stems import TokenStem
+from . import gemma4_towers
 from .bert import sentence_steps
 from .blocks import ACTIVATIONS, llama_block, rms_norm, rope_frequencies
-from .registry import Family, Processing
+from .pictures import GEMMA4
+from .registry import Family, Head, Processing, ProcessorKind
 
 KINDS = ("sliding_attention", "full_attention")
 
@@ -85,6 +87,28 @@ def block(section: Config, prefix: str, index: int, kind: str, layers: int, hidd
     )
 
 
+def sees_pictures(config: Config) -> bool:
+    return config.get("vision_config") is not None
+
+
+def placeholders(config: Config) -> dict[str, int]:
+    """The ids that stand for rows of pictures and of clips."""
+    words = config.section("text_config").integer("vocab_size", 262_144, 1, 1 << 22)
+    most = words - 1 if sees_pictures(config) else 1 << 22
+    defaults = {"image": 258_880, "video": 258_884}
+    return {name: config.integer(f"{name}_token_id", default, 0, most) for name, default in defaults.items()}
+
+
+def vision(config: Config) -> Encoder | None:
+    size = config.section("text_config").integer("hidden_size", 512, 1, 1 << 16)
+    return gemma4_towers.vision(config, size) if sees_pictures(config) else None
+
+
+def rename(key: str) -> str:
+    """Without the wrapper of linears that may be clipped."""
+    return key.replace(".linear.", ".") if key.startswith(("vision_tower.", "audio_tower.")) else key
+
+
 def text(config: Config) -> Encoder:
     alone = config.get("model_type") == "embedding_gemma2_text"
     section, prefix = (config, "") if alone else (config.section("text_config"), "language_model.")
@@ -103,6 +127,8 @@ def text(config: Config) -> Encoder:
         stem=TokenStem(
             word=ref(f"{prefix}embed_tokens.weight", vocab, hidden, scale=hidden**0.5),
             position=None,
+            feature_token=placeholders(config)["image"] if sees_pictures(config) else -1,
+            flat_features=True,
             max_positions=section.integer("max_position_embeddings", 262_144, 1, 1 << 24),
             rotary=rope_frequencies(rope.section(KINDS[0]), head_dims.get(KINDS[0], 2), 1e4),
             rotary_2=rope_frequencies(rope.section(KINDS[1]), head_dims[KINDS[1]], 1e6),
@@ -119,9 +145,18 @@ def text(config: Config) -> Encoder:
 
 FAMILY = Family(
     model_type="embedding_gemma2",
-    processing=Processing(tokenizer="GemmaTokenizer"),
+    processing=Processing(
+        processor="EmbeddingGemma2Processor",
+        tokenizer="GemmaTokenizer",
+        image_processor="Gemma4ImageProcessor",
+        image_processors={"Gemma4ImageProcessor": GEMMA4},
+        kind=ProcessorKind({"padding": True}, clip_soft_tokens=70),
+    ),
     aliases=("embedding_gemma2_text",),
     towers={"text": text},
-    classes={"EmbeddingGemma2Model": ("text",), "EmbeddingGemma2TextModel": ("text",)},
-    ignored=("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio."),
+    classes={"EmbeddingGemma2TextModel": ("text",)},
+    heads={"EmbeddingGemma2Model": Head("interleaved", {"text": text, "vision": vision}, placeholders)},
+    base="EmbeddingGemma2Model",
+    rename=rename,
+    ignored=("audio_tower.", "embed_audio."),
 )

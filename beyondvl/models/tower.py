@@ -14,6 +14,14 @@ from ..spec import Encoder
 __all__ = ["Tower", "prepared"]
 
 
+# of whole numbers that are of other axes than a text's
+SHAPES = {
+    "image_position_ids": "(n, N, 2)",
+    "video_position_ids": "(n, N, 2)",
+    "num_frames_per_video": "(n,)",
+}
+
+
 class Tower:
     """One compiled encoder; `outputs` maps the names of its outputs to slots of its program, `sizes` to columns.
     `states` names what each of its layers makes, where all are alike: outputs too."""
@@ -61,6 +69,7 @@ def prepared(name: str, value: Any) -> np.ndarray:
         array = array != 0
     if array.size and array.dtype.kind not in "iub":
         raise ValueError(f"{name}: found dtype {array.dtype}, expected integers")
-    if array.ndim != 2:
-        raise ValueError(f"{name}: found shape {array.shape}, expected (B, L)")
+    shape = SHAPES.get(name, "(B, L)")
+    if array.ndim != shape.count(",") + 1 - shape.count(",)"):
+        raise ValueError(f"{name}: found shape {array.shape}, expected {shape}")
     return np.ascontiguousarray(array, np.int64)  # the core takes a copy of its own, and checks that

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ImageError
 from .loading import MAX_PIXELS
 
-__all__ = ["crop_start", "fixed_size", "resized", "resized_to_patches", "size_field"]
+__all__ = ["crop_start", "fixed_size", "resized", "resized_to_patches", "resized_to_squares", "size_field"]
 
 KEYS = ({"shortest_edge"}, {"height", "width"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
@@ -71,6 +71,20 @@ def resized_to_patches(height: int, width: int, patch_size: int, most: int) -> t
         else:
             too_large = scale
     return scaled(fits)
+
+
+def resized_to_squares(height: int, width: int, side: int, most: int) -> tuple[int, int]:
+    """The largest height and width in whole squares of `side` pixels, `most` of them at most, in the proportions of a
+    picture, rounded down; a long and thin one is one square wide. ImageError where it would have none."""
+    factor = math.sqrt(most * side * side / (height * width))
+    down, across = (math.floor(factor * n / side) for n in (height, width))
+    if not (down or across):
+        raise ImageError(f"{width} x {height} pixels, expected room for a square of {side} x {side} among {most}")
+    if not down:
+        down, across = 1, min(width // height, most)
+    elif not across:
+        down, across = min(height // width, most), 1
+    return down * side, across * side
 
 
 def _within(edge: int, most: int, height: int, width: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from ..folder import Folder
 from ..hub import open_folder
 from ..outputs import BatchFeature, from_numpy, thread_count
 from .fields import JsonFields
-from .geometry import crop_start, fixed_size, resized, resized_to_patches, size_field
+from .geometry import crop_start, fixed_size, resized, resized_to_patches, resized_to_squares, size_field
 from .image_fields import CHECKS, FIELDS, KINDS, NEAREST, NEUTRAL, PATCH_FIELDS, SWITCHES, check_neutral
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels, to_bytes
 
@@ -130,7 +130,8 @@ class ImageProcessor(JsonFields):
         """
         if settings:
             return self._changed(settings)(images, return_tensors, positions, input_data_format)
-        batch = list(images) if isinstance(images, list | tuple) else _as_batch(images)
+        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        batch = list(images) if several else [images]
         if not batch:
             raise ValueError("images: the list is empty, expected at least one picture")
         channels = getattr(input_data_format, "value", input_data_format)
@@ -344,25 +345,32 @@ class PatchImageProcessor(ImageProcessor):
     image_std, patch_size, max_num_patches; see ImageProcessor.
     """
 
-    fields: ClassVar[Mapping[str, Any]] = {name: FIELDS[name] for name in PATCH_FIELDS} | {
-        "patch_size": 16,
-        "max_num_patches": 256,
-    }
+    fields: ClassVar[Mapping[str, Any]] = PATCH_FIELDS | {"patch_size": 16, "max_num_patches": 256}
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
     do_center_crop = False
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        if not self.do_resize:
-            return height, width
+    @property
+    def _most_patches(self) -> int:
+        return self.max_num_patches
+
+    def _in_patches(self, height: int, width: int) -> tuple[int, int]:
         return resized_to_patches(height, width, self.patch_size, self.max_num_patches)
+
+    def _described(self, shapes: np.ndarray) -> dict[str, np.ndarray]:
+        """What is said of pictures of `shapes` (B, 2) patches beside their pixels."""
+        mask = np.arange(self._most_patches) < shapes.prod(1)[:, None]
+        return {"pixel_attention_mask": mask.astype(np.int32), "spatial_shapes": shapes}
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        return self._in_patches(height, width) if self.do_resize else (height, width)
 
     def _arrays(
         self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
     ) -> dict[str, np.ndarray]:
-        side, most = self.patch_size, self.max_num_patches
+        side, most = self.patch_size, self._most_patches
         if side * side * most > MAX_PIXELS:
             raise ConfigError(
-                f"max_num_patches: found {most} of {side} x {side} pixels, expected at most {MAX_PIXELS} pixels in all"
+                f"{[*self.fields][-1]}: found {most} of {side} x {side} pixels, expected {MAX_PIXELS} pixels in all"
             )
         out = np.zeros((len(batch), most, side * side * 3), np.float32)
         shapes = np.zeros((len(batch), 2), np.int64)
@@ -383,8 +391,36 @@ class PatchImageProcessor(ImageProcessor):
             out[index, : rows * cols] = patches.reshape(rows * cols, -1)
 
         each(work)
-        mask = np.arange(most) < shapes.prod(1)[:, None]
-        return {"pixel_values": out, "pixel_attention_mask": mask.astype(np.int32), "spatial_shapes": shapes}
+        return {"pixel_values": out} | self._described(shapes)
+
+
+class SoftTokenImageProcessor(PatchImageProcessor):
+    """`processor(images) -> {"pixel_values": (B, N, patch_size * patch_size * 3) float32, "image_position_ids":
+    (B, N, 2) int64, "num_soft_tokens_per_image": (B,) int64}` (Gemma 4; Google, 2026), N = max_soft_tokens *
+    pooling_kernel_size ** 2: a picture keeps its proportions and becomes as large as that many patches allow, in whole
+    squares of so many, of each of which a model makes a row of a text. Positions are columns and rows, then -1.
+
+    Fields as in preprocessor_config.json: as of PatchImageProcessor, max_soft_tokens, pooling_kernel_size.
+    """
+
+    fields: ClassVar[Mapping[str, Any]] = PATCH_FIELDS | {
+        "patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 280
+    }  # fmt: skip
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "image_position_ids", "num_soft_tokens_per_image")
+
+    @property
+    def _most_patches(self) -> int:
+        return self.max_soft_tokens * self.pooling_kernel_size**2
+
+    def _in_patches(self, height: int, width: int) -> tuple[int, int]:
+        return resized_to_squares(height, width, self.patch_size * self.pooling_kernel_size, self.max_soft_tokens)
+
+    def _described(self, shapes: np.ndarray) -> dict[str, np.ndarray]:
+        index, (rows, cols) = np.arange(self._most_patches), shapes.T[..., None]
+        places = np.stack([index % np.maximum(cols, 1), index // np.maximum(cols, 1)], 2)
+        counts = shapes.prod(1) // self.pooling_kernel_size**2
+        positions = np.where((index < rows * cols)[..., None], places, -1)
+        return {"image_position_ids": positions, "num_soft_tokens_per_image": counts}
 
 
 class AutoImageProcessor:
@@ -417,6 +453,7 @@ def picture_kind(folder: Folder, config: Config) -> str | None:
 
 
 _CLASSES: dict[str, type[ImageProcessor]] = {}
+KINDS_OF_FIELDS = {"max_num_patches": PatchImageProcessor, "max_soft_tokens": SoftTokenImageProcessor}
 
 
 def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor]:
@@ -431,17 +468,12 @@ def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor
         if defaults is None:
             known = ", ".join(sorted({n for w in ways for n in w.image_processors}))
             raise ConfigError(f"image_processor_type: found {name!r}, expected one of {known}")
-        base = PatchImageProcessor if "max_num_patches" in defaults else ImageProcessor
+        base = next((kind for name, kind in KINDS_OF_FIELDS.items() if name in defaults), ImageProcessor)
         stated = {name: value for name, value in defaults.items() if name in base.fields}
         members = {"class_name": plain, "defaults": stated, "__doc__": base.__doc__, "__module__": "beyondvl"}
         members["backend"] = defaults.get("backend", base.backend)
         _CLASSES[plain] = type(plain, (base,), members)
     return _CLASSES[plain]
-
-
-def _as_batch(images: Any) -> list[Any]:
-    """A 4-dimensional array is a batch; anything else is one picture."""
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
 @contextlib.contextmanager

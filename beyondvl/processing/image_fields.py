@@ -29,10 +29,11 @@ FIELDS: dict[str, Any] = {
     "image_std": None,
 }
 # those of a processor whose pictures become as large as some number of patches allows
-PATCH_FIELDS = (
-    "do_convert_rgb", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-    "image_std",
-)  # fmt: skip
+PATCH_FIELDS: dict[str, Any] = {
+    name: FIELDS[name]
+    for name in ("do_convert_rgb", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize",
+                 "image_mean", "image_std")
+}  # fmt: skip
 KINDS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 # of a call or a file, accepted for the sake of callers of transformers at the values that change nothing
 NEUTRAL = {
@@ -81,9 +82,9 @@ def _count(value: Any, name: str, most: int) -> int:
     return value
 
 
-def _choice(value: Any, name: str, known: tuple[str, ...]) -> str:
+def _choice(value: Any, name: str, known: tuple[Any, ...]) -> Any:
     if value not in known:
-        raise ConfigError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        raise ConfigError(f"{name}: found {value!r}, expected one of {', '.join(map(str, known))}")
     return value
 
 
@@ -106,5 +107,7 @@ CHECKS = {
     "image_mean": functools.partial(_three, name="image_mean", default=0.0, least=-1e6),
     "image_std": functools.partial(_three, name="image_std", default=1.0, least=1e-12),
     "patch_size": functools.partial(_count, name="patch_size", most=256),
+    "max_soft_tokens": lambda value: _choice(value, "max_soft_tokens", (70, 140, 280, 560, 1120)),
+    "pooling_kernel_size": functools.partial(_count, name="pooling_kernel_size", most=64),
     "max_num_patches": functools.partial(_count, name="max_num_patches", most=1 << 14),
 }

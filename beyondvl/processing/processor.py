@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any, ClassVar
 
@@ -35,7 +36,8 @@ TEXT_OPTIONS = frozenset(
 )
 IMAGE_OPTIONS = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
-    "do_convert_rgb default_to_square patch_size max_num_patches do_pad pad_size data_format input_data_format device "
+    "do_convert_rgb default_to_square patch_size max_num_patches max_soft_tokens "
+    "pooling_kernel_size do_pad pad_size data_format input_data_format device "
     "disable_grouping".split()
 )
 AUDIO_OPTIONS = frozenset(
@@ -400,5 +402,8 @@ def processor_class(name: str) -> type:
             return extractor_class(name) if "FeatureExtractor" in name else image_class(name)
         except ConfigError:
             raise KeyError(name) from None
-    _CLASSES[name] = type(name, (Processor,), {"way": way, "__doc__": Processor.__doc__, "__module__": "beyondvl"})
+    base = Processor
+    if way.kind.clip_soft_tokens:  # which extends this one
+        base = importlib.import_module(".interleaved", __package__).InterleavedProcessor
+    _CLASSES[name] = type(name, (base,), {"way": way, "__doc__": base.__doc__, "__module__": "beyondvl"})
     return _CLASSES[name]

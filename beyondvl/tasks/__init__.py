@@ -28,6 +28,7 @@ TASKS = {
     "answering": ("writing", "AnsweringModel"),
     "transcribing": ("transcribing", "TranscribingModel"),
     "classifying": ("classifying", "ClassifyingModel"),
+    "interleaved": ("interleaved", "InterleavedModel"),
     "any_modality": ("any_modality", "AnyModalityModel"),
     "clip_prompting": ("prompting", "ClipPromptingModel"),
 }

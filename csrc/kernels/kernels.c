@@ -315,7 +315,7 @@ static void add(float *y, const float *x, int64_t n) {
         v_store_first(y + j, v_load_first(y + j, n - j) + v_load_first(x + j, n - j), n - j);
 }
 
-static void clip(float *y, const float *low, const float *high, int64_t n) {
+static void clamp(float *y, const float *low, const float *high, int64_t n) {
     for (int64_t j = 0; j < n; j += V_WIDTH) {
         const vf v = v_max(v_load_first(low + j, n - j), v_load_first(y + j, n - j));
         v_store_first(y + j, v_min(v_load_first(high + j, n - j), v), n - j);
@@ -415,7 +415,7 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .gate = gate,
     .l2_normalize = l2_normalize,
     .add = add,
-    .clip = clip,
+    .clamp = clamp,
     .scale = scale,
     .depthwise = depthwise,
     .resample_pack = BVL_NAME(bvl_resample_pack),

@@ -27,7 +27,7 @@ typedef enum {
 extern const char *const bvl_activation_names[BVL_ACT_COUNT];
 
 /* What happens to a tile of a product before it is written:
- * C = act(clip(A W^T + bias)) + residual. residual may be C itself; with a residual, act is
+ * C = act(clamp(A W^T + bias)) + residual. residual may be C itself; with a residual, act is
  * none and nothing is clipped. */
 typedef struct {
     const float *bias;     /* [N] or NULL */
@@ -142,7 +142,7 @@ typedef struct {
     /* y += x */
     void (*add)(float *y, const float *x, int64_t n);
     /* y = min(high, max(low, y)), element by element; NaN stays */
-    void (*clip)(float *y, const float *low, const float *high, int64_t n);
+    void (*clamp)(float *y, const float *low, const float *high, int64_t n);
     /* y *= s */
     void (*scale)(float *y, float s, int64_t n);
     /* output rows [r0, r1) of a depthwise convolution, w [kernel * kernel, channels] */

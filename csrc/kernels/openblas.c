@@ -93,7 +93,7 @@ static void blas_gemm(const bvl_kernels *k, float *c, int64_t ldc, const float *
     for (int64_t i = 0; i < M && (bias || e->low || e->act != BVL_ACT_NONE); i++, c += ldc) {
         k->activate(c, c, bias, e->low ? BVL_ACT_NONE : e->act, width);
         if (!e->low) continue;
-        k->clip(c, e->low + n0, e->high + n0, width);
+        k->clamp(c, e->low + n0, e->high + n0, width);
         k->activate(c, c, NULL, e->act, width);
     }
 }

@@ -30,7 +30,7 @@ static bvl_status attention_pool_build(bvl_program *p, bvl_record *r, const bvl_
                                                 .eps = b->params[P_LAYER_NORM_EPS]};
     int64_t heads;
     if (bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK ||
-        bvl_heads_build(p, r, b, heads, heads, false, 0, &s->heads, err) != BVL_OK ||
+        bvl_heads_build(p, r, b, heads, heads, false, false, 0, &s->heads, err) != BVL_OK ||
         bvl_expect(r->op, b, QUERY, 1, s->heads.inner, 0, 0, 0, err) != BVL_OK ||
         bvl_feed_forward_build(p, r, b, &settings, &s->ffn, err) != BVL_OK)
         return err->status;

@@ -26,7 +26,7 @@ static bvl_status cross_attention_build(bvl_program *p, bvl_record *r, const bvl
     cross_attention *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     const bvl_heads *h = &s->base.heads;
-    if (bvl_heads_build(p, r, b, heads, 0, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
+    if (bvl_heads_build(p, r, b, heads, 0, true, false, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK)
         return err->status;
     s->base.sublayer = (bvl_sublayer){.part = (bvl_part)part, .optional = true};

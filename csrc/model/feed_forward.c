@@ -22,18 +22,23 @@ typedef struct {
     bvl_feed_forward ffn;
 } feed_forward;
 
-/* The products of f->parts parts, fc1 and fc2 of each side by side; packed files keep this order. */
-static bvl_status parts_build(bvl_program *p, const bvl_build *b, int at, bvl_precision precision,
-                              bvl_feed_forward *f, bvl_error *err) {
+/* The products of f->parts parts, fc1 and fc2 of each side by side; packed files keep this order. `apart`: of
+ * one part, whose gates are a product of their own. */
+static bvl_status parts_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool apart,
+                              bvl_precision precision, bvl_feed_forward *f, bvl_error *err) {
     const bvl_array *fc1 = &b->weights[at + FC1_W], *fc2 = &b->weights[at + FC2_W];
-    const int64_t D = fc1->shape[1], rows = f->gated ? 2 : 1;
+    const int64_t D = fc1->shape[1], rows = f->gated ? 2 : 1, halves[] = {f->intermediate, f->intermediate};
+    if (apart &&
+        bvl_apart_build(p, r, b, at + FC1_W, halves, 2, precision, &f->fc1[0], &f->fc1[1], err) != BVL_OK)
+        return err->status;
     for (int i = 0; i < f->parts; i++) {
         const int64_t first = i * f->width, width = BVL_MIN(f->width, f->intermediate - first);
         bvl_array bias1 = fc1[1], bias2 = {0};
         if (bias1.data) bias1.data += first, bias1.shape[0] = rows * width;
         if (i == 0) bias2 = fc2[1];
-        if (bvl_linear_init_strided(&f->fc1[i], &p->store, p->kernels, precision, fc1->data + first * D, D,
-                                    rows * width, D, &bias1, b->threads, err) != BVL_OK ||
+        if ((!apart &&
+             bvl_linear_init_strided(&f->fc1[i], &p->store, p->kernels, precision, fc1->data + first * D, D,
+                                     rows * width, D, &bias1, b->threads, err) != BVL_OK) ||
             bvl_linear_init_strided(&f->fc2[i], &p->store, p->kernels, precision, fc2->data + first,
                                     f->intermediate, D, width, &bias2, b->threads, err) != BVL_OK)
             return err->status;
@@ -65,7 +70,7 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
     f->width = f->intermediate;
     if (f->parts > 1) f->width = bvl_round_up((f->intermediate + f->parts - 1) / f->parts, p->kernels->nr);
     f->parts = (int)((f->intermediate + f->width - 1) / f->width);
-    if (parts_build(p, b, at, precision, f, err) != BVL_OK) return err->status;
+    if (parts_build(p, r, b, at, settings->apart, precision, f, err) != BVL_OK) return err->status;
     f->direct = !f->gated && precision == p->precision && bvl_writes_operand(p, &f->fc2[0]) &&
                 bvl_writes_operand(p, &f->fc2[f->parts - 1]);
     f->norm.first = settings->pre_norm;
@@ -78,12 +83,14 @@ static int64_t inner_ld(const bvl_feed_forward *f, int parts) {
 }
 
 static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
-    const bvl_feed_forward_settings settings = {.precision = p->precision,
-                                                .activation = b->params[P_ACT],
-                                                .eps = b->params[P_EPS],
-                                                .gated = b->params[P_GATED] != 0,
-                                                .rms = b->params[P_RMS] != 0,
-                                                .pre_norm = b->params[P_PRE_NORM] != 0};
+    const bvl_feed_forward_settings settings = {
+        .precision = p->precision,
+        .activation = b->params[P_ACT],
+        .eps = b->params[P_EPS],
+        .gated = b->params[P_GATED] != 0,
+        .rms = b->params[P_RMS] != 0,
+        .pre_norm = b->params[P_PRE_NORM] != 0,
+        .apart = b->params[P_GATED] != 0 && bvl_bounds_apart(b, FC1_BOUNDS, 2)};
     int64_t part;
     if (bvl_sublayer_expect(p, r, false, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK)
@@ -118,21 +125,26 @@ static void open_gates(const bvl_feed_forward *f, const bvl_run *run, const bvl_
     bvl_barrier(run->team);
 }
 
-/* A worker alone goes part by part, whose rows stay in its cache; a team meets once for all parts. */
+/* A worker alone goes part by part, whose rows stay in its cache; a team meets once for all parts. Gates have
+ * one part. */
 static void add(const void *state, const bvl_run *run, const bvl_place *at) {
     const bvl_feed_forward *f = &((const feed_forward *)state)->ffn;
     const int step = run->team.nt == 1 ? 1 : f->parts;
     const int64_t ldm = inner_ld(f, step), words = f->width / (f->direct ? 2 : 1);
     const int64_t operand = at->rows * bvl_linear_operand(&f->fc2[0]);
     const bvl_epilogue inner = {.act = f->gated ? BVL_ACT_NONE : f->act, .bf16 = f->direct};
-    int64_t ld;
-    const float *a = bvl_sublayer_begin(&f->norm, run, &f->fc1[0], at, &ld);
+    int64_t ld = 0;
+    const float *a = f->gated ? NULL : bvl_sublayer_begin(&f->norm, run, &f->fc1[0], at, &ld);
     for (int first = 0; first < f->parts; first += step) {
-        for (int i = 0; i < step; i++)
+        for (int i = 0; i < step && !f->gated; i++)
             bvl_linear_run(&f->fc1[first + i], run->kernels, at->wide + i * words, ldm, a, ld, at->rows,
                            inner, run->team);
-        bvl_barrier(run->team);
-        if (f->gated) open_gates(f, run, at, ldm);
+        if (f->gated) {
+            bvl_sublayer_project(&f->norm, run, &f->fc1[0], at, at->wide, ldm, inner);
+            open_gates(f, run, at, ldm);
+        } else {
+            bvl_barrier(run->team);
+        }
         for (int i = 0; i < step; i++)
             bvl_sublayer_add(&f->norm, run, &f->fc2[first + i], at, at->z + i * operand, at->wide + i * words,
                              ldm, f->direct, at->h);

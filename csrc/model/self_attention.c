@@ -133,7 +133,9 @@ static bvl_status self_attention_build(bvl_program *p, bvl_record *r, const bvl_
     const bvl_heads *h = &s->base.heads;
     s->cached = -1;
     s->causal = b->params[P_CAUSAL] != 0;
-    if (bvl_heads_build(p, r, b, heads, kv_heads, true, b->params[P_SCALE], &s->base.heads, err) != BVL_OK ||
+    const bool apart = bvl_bounds_apart(b, QKV_BOUNDS, 3);
+    if (bvl_heads_build(p, r, b, heads, kv_heads, true, apart, b->params[P_SCALE], &s->base.heads, err) !=
+            BVL_OK ||
         bvl_sublayer_norm_build(p, r, b, NORM_W, &s->base.norm, err) != BVL_OK ||
         bvl_post_norm_build(p, r, b, POST_NORM, &s->base.norm, err) != BVL_OK ||
         positions_build(p, r, b, s, err) != BVL_OK || head_norms_build(p, r, b, s, err) != BVL_OK ||

@@ -15,6 +15,17 @@ const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *ru
     return at->h;
 }
 
+void bvl_sublayer_project(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
+                          const bvl_place *at, float *y, int64_t ldy, bvl_epilogue epilogue) {
+    for (const bvl_linear *l = first; l; l = l->next) {
+        int64_t ld;
+        const float *a = bvl_sublayer_begin(norm, run, l, at, &ld);
+        bvl_linear_run(l, run->kernels, y, ldy, a, ld, at->rows, epilogue, run->team);
+        bvl_barrier(run->team);
+        y += epilogue.bf16 ? l->N / 2 : l->N;
+    }
+}
+
 /* x += norm(last(a)), whose rows lie in `free` meanwhile. */
 static void add_normed(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
                        const bvl_place *at, const float *a, int64_t lda, float *free) {
@@ -87,11 +98,39 @@ bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build
                         "%s: %s: found beside a result that is added as it is, expected a "
                         "norm in between",
                         r->op->name, r->op->weights[at]);
-    if (bvl_expect(r->op, b, at, 2, 2, linear->K, 0, 0, err) != BVL_OK ||
-        bvl_expect(r->op, b, at + 1, 2, 2, linear->N, 0, 0, err) != BVL_OK ||
-        bvl_copy_vector(&linear->reads, &p->store, reads, err) != BVL_OK)
+    int64_t parts = 0, N = 0, n = 0;
+    for (bvl_linear *l = linear; l; l = l->next) parts++, N += l->N;
+    float *read, *given;
+    if (bvl_expect(r->op, b, at, 2, 2 * parts, linear->K, 0, 0, err) != BVL_OK ||
+        bvl_expect(r->op, b, at + 1, 2, 2, N, 0, 0, err) != BVL_OK ||
+        bvl_copy_vector(&read, &p->store, reads, err) != BVL_OK ||
+        bvl_copy_vector(&given, &p->store, gives, err) != BVL_OK)
         return err->status;
-    return bvl_copy_vector(&linear->gives, &p->store, gives, err);
+    for (bvl_linear *l = linear; l; n += l->N, read += 2 * l->K, l = l->next) {
+        l->reads = read;
+        l->low = given + n;
+        l->high = given + N + n;
+    }
+    return BVL_OK;
+}
+
+bvl_status bvl_apart_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                           const int64_t *rows, int parts, bvl_precision precision, bvl_linear *first,
+                           bvl_linear *rest, bvl_error *err) {
+    bvl_array weight = b->weights[at], bias = b->weights[at + 1];
+    const int64_t K = weight.shape[1];
+    if (bvl_affine_expect(r, b, at, -1, K, err) != BVL_OK) return err->status;
+    bvl_linear *linear = first;
+    for (int i = 0; i < parts; i++) {
+        weight.shape[0] = bias.shape[0] = rows[i];
+        if (bvl_linear_init(linear, &p->store, p->kernels, precision, &weight, &bias, b->threads, err) !=
+            BVL_OK)
+            return err->status;
+        weight.data += rows[i] * K;
+        if (bias.data) bias.data += rows[i];
+        if (i + 1 < parts) linear = linear->next = &rest[i];
+    }
+    return BVL_OK;
 }
 
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
@@ -128,7 +167,8 @@ bool bvl_heads_bf16(const bvl_program *p, int64_t hd, int64_t kv) {
 enum { IN_W, IN_B, OUT_W, OUT_B };
 
 bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int64_t heads,
-                           int64_t kv_heads, bool queries, double scale, bvl_heads *h, bvl_error *err) {
+                           int64_t kv_heads, bool queries, bool apart, double scale, bvl_heads *h,
+                           bvl_error *err) {
     const int64_t D = p->slots[r->src].cols, shared = kv_heads ? kv_heads : heads;
     if (bvl_expect(r->op, b, IN_W, 2, -1, D, 0, 0, err) != BVL_OK ||
         bvl_expect(r->op, b, OUT_W, 2, D, -1, 0, 0, err) != BVL_OK)
@@ -151,7 +191,9 @@ bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build 
     h->kv = shared * h->hd;
     h->scale = scale > 0 ? (float)scale : 1.0f / sqrtf((float)h->hd);
     const bvl_precision rest = queries ? p->precision : BVL_FLOAT32; /* a pool's one row */
-    if (bvl_affine_build(p, r, b, IN_W, rows, D, p->precision, &h->in, err) != BVL_OK ||
+    const int64_t parts[] = {h->inner, h->kv, h->kv};
+    if ((apart ? bvl_apart_build(p, r, b, IN_W, parts, 3, p->precision, &h->in, h->rest, err)
+               : bvl_affine_build(p, r, b, IN_W, rows, D, p->precision, &h->in, err)) != BVL_OK ||
         bvl_affine_build(p, r, b, OUT_W, D, inner, rest, &h->out, err) != BVL_OK)
         return err->status;
     h->bf16 = queries && bvl_heads_bf16(p, h->hd, h->kv);
@@ -170,11 +212,8 @@ void bvl_attending_words(bvl_program *p, bvl_attending *s) {
 
 void bvl_attending_project(const void *state, const bvl_run *run, const bvl_place *at) {
     const bvl_attending *s = state;
-    int64_t ld;
-    const float *a = bvl_sublayer_begin(&s->norm, run, &s->heads.in, at, &ld);
-    bvl_linear_run(&s->heads.in, run->kernels, at->qkv, s->sublayer.ldq, a, ld, at->rows,
-                   (bvl_epilogue){.bf16 = s->heads.bf16}, run->team);
-    bvl_barrier(run->team);
+    bvl_sublayer_project(&s->norm, run, &s->heads.in, at, at->qkv, s->sublayer.ldq,
+                         (bvl_epilogue){.bf16 = s->heads.bf16});
 }
 
 void bvl_attending_add(const void *state, const bvl_run *run, const bvl_place *at) {

@@ -35,6 +35,10 @@ typedef struct {
 /* The rows that the first product of a sub-layer reads, *ld apart. */
 const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
                                 const bvl_place *at, int64_t *ld);
+/* y = first(those rows), rows ldy apart, and a barrier; products after `first` write the columns after its
+ * own. */
+void bvl_sublayer_project(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
+                          const bvl_place *at, float *y, int64_t ldy, bvl_epilogue epilogue);
 /* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. A norm of
  * what is added needs rows for it, `free`, which nobody reads meanwhile. */
 void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
@@ -48,6 +52,7 @@ void bvl_sublayer_words(bvl_program *p, const bvl_sublayer_norm *norm, const bvl
 /* Heads of attention with their products. */
 typedef struct {
     bvl_linear in, out;          /* q k v; of cross-attention q, of an attention pool k v */
+    bvl_linear rest[2];          /* k and v, where their inputs are clipped apart */
     int64_t D, heads, hd, inner; /* inner = heads * hd */
     int64_t group, kv;           /* heads of queries to one of keys; columns of keys, and of values */
     float scale;
@@ -88,8 +93,16 @@ bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, in
                              bvl_error *err);
 bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t N,
                             int64_t K, bvl_precision precision, bvl_linear *linear, bvl_error *err);
-/* What a product reads and gives is clipped to, weights `at` [2, K] and the next [2, N], if any; `alone`:
- * what it gives is added to nothing before. */
+/* Whether weight `at`, [2 * parts, K], bounds what each part of a product reads by itself. */
+BVL_INLINE bool bvl_bounds_apart(const bvl_build *b, int at, int64_t parts) {
+    return b->weights[at].data && b->weights[at].rank == 2 && b->weights[at].shape[0] == 2 * parts;
+}
+/* Weight `at`, part by part: rows[i] of it each, all but the first in `rest`. */
+bvl_status bvl_apart_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
+                           const int64_t *rows, int parts, bvl_precision precision, bvl_linear *first,
+                           bvl_linear *rest, bvl_error *err);
+/* What a product and those after it read and give is clipped to: weights `at` [2, K], of each, and the next
+ * [2, N], of all, if any; `alone`: what it gives is added to nothing before. */
 bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool alone,
                             bvl_linear *linear, bvl_error *err);
 /* The norm of a sub-layer, whose gain is weight `at`. */
@@ -104,9 +117,11 @@ bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool f
 bool bvl_writes_operand(const bvl_program *p, const bvl_linear *next);
 
 /* Weights 0 and 1 and, of the output product, 2 and 3, for `heads` heads of queries (where these are made
- * here) and `kv_heads` of keys and values (where these are); scale 0: the root of hd. */
+ * here) and `kv_heads` of keys and values (where these are); scale 0: the root of hd; `apart`: q, k and v are
+ * products of their own. */
 bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int64_t heads,
-                           int64_t kv_heads, bool queries, double scale, bvl_heads *h, bvl_error *err);
+                           int64_t kv_heads, bool queries, bool apart, double scale, bvl_heads *h,
+                           bvl_error *err);
 
 /* Notes what the program needs for each row of such a sub-layer. */
 void bvl_attending_words(bvl_program *p, bvl_attending *s);
@@ -120,6 +135,7 @@ typedef struct {
     bvl_precision precision;
     double activation, eps;
     bool gated, rms, pre_norm;
+    bool apart; /* gates and what they gate are products of their own */
 } bvl_feed_forward_settings;
 bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
                                   const bvl_feed_forward_settings *settings, bvl_feed_forward *f,

@@ -96,17 +96,17 @@ const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const flo
     return scratch;
 }
 
-void bvl_linear_clip(const bvl_linear *linear, const bvl_kernels *kernels, float *x, int64_t ldx,
-                     int64_t rows) {
+void bvl_linear_clamp(const bvl_linear *linear, const bvl_kernels *kernels, float *x, int64_t ldx,
+                      int64_t rows) {
     for (int64_t i = 0; i < rows && linear->reads; i++)
-        kernels->clip(x + i * ldx, linear->reads, linear->reads + linear->K, linear->K);
+        kernels->clamp(x + i * ldx, linear->reads, linear->reads + linear->K, linear->K);
 }
 
 const float *bvl_linear_take(const bvl_linear *linear, const bvl_kernels *kernels, float *scratch, float *x,
                              int64_t *ld, int64_t rows, bvl_team team) {
     int64_t r0, r1;
     bvl_share(rows, team.tid, team.nt, &r0, &r1); /* the rows that are this worker's to load, too */
-    bvl_linear_clip(linear, kernels, x + r0 * *ld, *ld, r1 - r0);
+    bvl_linear_clamp(linear, kernels, x + r0 * *ld, *ld, r1 - r0);
     if (linear->reads && !bvl_linear_operand(linear)) bvl_barrier(team);
     return bvl_linear_load(linear, scratch, x, ld, rows, team);
 }
@@ -120,7 +120,8 @@ void bvl_linear_run(const bvl_linear *linear, const bvl_kernels *kernels, float 
     else
         bvl_share(M, team.tid, team.nt, &m0, &m1);
     epilogue.bias = linear->bias;
-    if (linear->gives) epilogue.low = linear->gives, epilogue.high = linear->gives + linear->N;
+    epilogue.low = linear->low;
+    epilogue.high = linear->high;
     if (epilogue.residual) epilogue.residual += m0 * epilogue.ldr;
     linear->product->gemm(y + m0 * ldy, ldy, a + m0 * lda, lda, linear->packed, m1 - m0, linear->N, linear->K,
                           p0, p1, &epilogue);

@@ -7,13 +7,14 @@
 #include "../parallel.h"
 #include "../store.h"
 
-typedef struct {
+typedef struct bvl_linear {
     float *packed; /* W [N, K] in the layout of `product` */
     float *bias;   /* [N] or NULL */
     int64_t N, K;
     const bvl_product *product;
-    float *reads; /* [2, K] the least and the most of each element of x, or NULL */
-    float *gives; /* [2, N] of each element of x W^T + b, or NULL */
+    const float *reads;      /* [2, K] the least and the most of each element of x, or NULL */
+    const float *low, *high; /* [N] of each element of x W^T + b, or NULL */
+    struct bvl_linear *next; /* of the same x, clipped to other bounds: the columns after these; or NULL */
 } bvl_linear;
 
 /* Packs weight [N, K] (or [N, ...] flattened to K) and copies bias into the store, on nt threads. */
@@ -36,8 +37,8 @@ const float *bvl_linear_load(const bvl_linear *linear, float *scratch, const flo
 const float *bvl_linear_take(const bvl_linear *linear, const bvl_kernels *kernels, float *scratch, float *x,
                              int64_t *ld, int64_t rows, bvl_team team);
 /* Clips x[rows, K] (ldx apart) to what the product reads, without a barrier; nothing where it reads all. */
-void bvl_linear_clip(const bvl_linear *linear, const bvl_kernels *kernels, float *x, int64_t ldx,
-                     int64_t rows);
+void bvl_linear_clamp(const bvl_linear *linear, const bvl_kernels *kernels, float *x, int64_t ldx,
+                      int64_t rows);
 
 /* This worker's share of y[M, N] (rows ldy apart) from M operand rows; no barrier. The epilogue's residual
  * may be y; its bias is filled in here. */

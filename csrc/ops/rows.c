@@ -50,7 +50,7 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
     if (bf16 || !linear->product->load) {
         norm_share(norm, kernels, y, ldy, x, ldx, rows, bf16, team);
-        bvl_linear_clip(linear, kernels, y + r0 * ldy, ldy, r1 - r0);
+        bvl_linear_clamp(linear, kernels, y + r0 * ldy, ldy, r1 - r0);
         return;
     }
     const int64_t most = norm_rows_at_once(norm->D);
@@ -58,7 +58,7 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
         const int64_t n = BVL_MIN(most, r1 - r);
         kernels->norm(local, norm->D, x + r * ldx, ldx, norm->gamma, norm->beta, norm->eps, n, norm->D,
                       false);
-        bvl_linear_clip(linear, kernels, local, norm->D, n);
+        bvl_linear_clamp(linear, kernels, local, norm->D, n);
         linear->product->load(y + r * ldy, ldy, local, norm->D, n, norm->D);
     }
 }
