@@ -100,6 +100,7 @@ def log_mel(
     center: bool,
     mels_first: bool,
     remove_mean: bool,
+    amplitudes: bool,
     emphasis: float,
     floor: float,
     scale: float,
@@ -108,7 +109,7 @@ def log_mel(
 ) -> NDArray[np.float32]:
     """scale * log(max(energies, floor)) of the frames of sound [n]: window [frame], filters [length / 2 + 1, mels];
     (frames, mels), or (mels, frames). `center`: frames about i * hop, the ends mirrored; `remove_mean`: of each
-    frame."""
+    frame; `amplitudes`: scale * log(sums of amplitudes + floor)."""
 
 def search(
     rows: NDArray[Any],

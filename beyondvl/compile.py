@@ -8,18 +8,22 @@ from __future__ import annotations
 import numpy as np
 
 from . import _C
+from .folding import fold_norm
 from .reader import Reader
 from .spec import (
     AttentionPool,
     BatchNormConv,
     Block,
+    Conformer,
     Cross,
     Encoder,
     FeedForward,
     FirstRows,
     GatedInput,
     InvertedResidual,
+    LightConv,
     Linear,
+    LocalAttention,
     MergeRows,
     Message,
     Norm,
@@ -32,42 +36,20 @@ from .spec import (
     TakeRows,
     same_padding,
 )
-from .stems import CropFusion, JoinStem, PatchRowsStem, PatchStem, QueryStem, SpectrogramStem
+from .stems import CropFusion, FramesStem, JoinStem, PatchRowsStem, PatchStem, QueryStem, SpectrogramStem
 
 SUBLAYERS = (
     "self_attention",
     "cross_attention",
     "feed_forward",
     "gated_input",
+    "local_attention",
+    "light_conv",
 )  # of a block, which begins with the first
 
 
 def activation_code(name: str) -> int:
     return _C.ACTIVATIONS.index(name)
-
-
-def fold_norm(weights: dict[str, np.ndarray | None], norm: str, linear: str) -> None:
-    """Moves a norm's gain g and offset b into the product W x + c that alone reads it: W g / s, c + W b.
-
-    The function is unchanged. What is left as the norm's gain, s, is sqrt(m / median(m)) for the column maxima m of
-    W g, which shares unequal columns out between the two sides (SmoothQuant, Xiao et al., 2023, at alpha 1/2, from
-    the weights alone).
-    """
-    gain, offset = weights[f"{norm}_weight"], weights[f"{norm}_bias"]
-    weight, bias = weights[f"{linear}_weight"], weights[f"{linear}_bias"]
-    if offset is not None:
-        shift = weight @ offset.astype(np.float64)
-        weights[f"{linear}_bias"] = (shift if bias is None else bias + shift).astype(np.float32)
-        weights[f"{norm}_bias"] = np.zeros_like(offset)
-    weight = weight * gain
-    most = np.abs(weight).max(0)
-    smooth = np.sqrt(most / max(np.median(most), 1e-30)).clip(1 / 16, 16).astype(np.float32)
-    weights[f"{linear}_weight"], weights[f"{norm}_weight"] = weight / smooth, smooth
-    if f"{linear}_reads" in weights:  # bounds of g x + b become those of s x
-        bounds = weights[f"{linear}_reads"].reshape(-1, 2, len(gain)) - (0 if offset is None else offset)
-        bounds = np.sort(bounds * (smooth / np.where(gain == 0, 1, gain)), 1)
-        bounds = np.where(gain == 0, np.float32([[-np.inf], [np.inf]]), bounds)
-        weights[f"{linear}_reads"] = bounds.reshape(-1, len(gain)).astype(np.float32)
 
 
 class Compiled(Spec):
@@ -148,6 +130,8 @@ class Builder:
             return self.patch_stem(stem)
         if isinstance(stem, PatchRowsStem):
             return self.patch_rows_stem(stem)
+        if isinstance(stem, FramesStem):
+            return self.frames_stem(stem)
         if isinstance(stem, JoinStem):
             hidden = self.slot("hidden", 0, self.encoder.hidden_size, "text")
             weights = {name: self.read(getattr(stem, name)) for name in ("class_token", "type")}
@@ -192,6 +176,16 @@ class Builder:
         lead = 0 if weights["class_token"] is None else len(weights["class_token"])
         hidden = self.slot("hidden", lead, self.encoder.hidden_size, "patches")
         self.add("embed_patches", hidden, hidden, params, rotary=rotary, **weights)
+        return hidden
+
+    def frames_stem(self, stem: FramesStem) -> str:
+        first, second = self.read(stem.first), self.read(stem.second).transpose(0, 2, 3, 1)
+        arrays = {"first_weight": first, "second_weight": second, "weight": self.read(stem.weight)}
+        weights = {name: np.ascontiguousarray(array.reshape(len(array), -1)) for name, array in arrays.items()}
+        weights |= self.affine(stem.norm1, "norm1_") | self.affine(stem.norm2, "norm2_")
+        hidden = self.slot("hidden", 0, self.encoder.hidden_size, "patches")
+        params = {"mels": stem.mels, "layer_norm_eps": stem.norm1.eps}
+        self.add("embed_frames", hidden, hidden, params, **weights)
         return hidden
 
     def patch_stem(self, stem: PatchStem, name: str = "hidden") -> str:
@@ -255,24 +249,46 @@ class Builder:
         if block.cross:
             self.cross_attention(block, block.cross, hidden)
         if block.query_ffn:
-            self.feed_forward(block, block.query_ffn, hidden, "queries")
+            self.feed_forward(block.query_ffn, block.activation, hidden, "queries", block.pre_norm)
         if block.ffn:
-            self.feed_forward(block, block.ffn, hidden, "tokens" if block.query_ffn else "all")
+            rows = "tokens" if block.query_ffn else "all"
+            self.feed_forward(block.ffn, block.activation, hidden, rows, block.pre_norm)
         if block.gated_input:
             self.gated_input(block, block.gated_input, hidden)
         return hidden
 
+    def conformer(self, layer: Conformer, hidden: str) -> str:
+        self.feed_forward(layer.ffn1, layer.activation, hidden, "all")
+        self.local_attention(layer.attention, hidden)
+        self.light_conv(layer.conv, layer.activation, hidden)
+        self.feed_forward(layer.ffn2, layer.activation, hidden, "all")
+        self.step(hidden, hidden, layer.norm)
+        return hidden
+
+    def local_attention(self, attention: LocalAttention, hidden: str) -> None:
+        weights = self.clipped(attention.qkv, "qkv_") | self.clipped(attention.out, "out_")
+        derived = attention.derive(*map(self.read, attention.parameters))
+        weights |= dict(zip(("gain", "relative"), derived, strict=True))
+        params = {"num_attention_heads": attention.num_attention_heads, "cap": attention.cap}
+        self.sublayer("local_attention", attention.norm, "qkv", hidden, params, weights, attention.post_norm)
+
+    def light_conv(self, conv: LightConv, activation: str, hidden: str) -> None:
+        weights = self.clipped(conv.start, "start_") | self.clipped(conv.end, "end_")
+        weights |= self.affine(conv.conv_norm, "conv_norm_")
+        weights["conv_weight"] = np.ascontiguousarray(self.read(conv.conv).T)
+        self.sublayer("light_conv", conv.norm, "start", hidden, {"activation": activation_code(activation)}, weights)
+
     def sublayer(
-        self, op: str, block: Block, norm: Norm, first: str, hidden: str, params: dict, weights: dict,
-        post_norm: Norm | None = None,
+        self, op: str, norm: Norm, first: str, hidden: str, params: dict, weights: dict,
+        post_norm: Norm | None = None, pre_norm: bool = True,
     ) -> None:  # fmt: skip
-        """One of a block, whose product `first` reads what is normed."""
+        """One whose product `first` reads what is normed."""
         weights |= self.affine(norm, "norm_")
         if post_norm:
             weights |= self.affine(post_norm, "post_norm_")
-        if self.precision == "int8" and block.pre_norm:
+        if self.precision == "int8" and pre_norm:
             fold_norm(weights, "norm", first)
-        common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None, "pre_norm": block.pre_norm}
+        common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None, "pre_norm": pre_norm}
         self.add(op, hidden, hidden, common | params, **weights)
 
     def self_attention(self, block: Block, hidden: str) -> None:
@@ -297,7 +313,8 @@ class Builder:
             weights["q_norm_weight"], weights["k_norm_weight"] = (self.read(gain) for gain in block.head_norms)
         if block.norms_values:
             weights["v_norm_weight"] = np.ones_like(weights["q_norm_weight"])
-        self.sublayer("self_attention", block, block.norm1, "qkv", hidden, params, weights, block.post_norm)
+        norms = block.post_norm, block.pre_norm
+        self.sublayer("self_attention", block.norm1, "qkv", hidden, params, weights, *norms)
 
     def cross_attention(self, block: Block, cross: Cross, hidden: str) -> None:
         params = {
@@ -306,12 +323,12 @@ class Builder:
             "attention_scale": block.scale or 0,
         }
         weights = self.affine(cross.query, "q_") | self.affine(cross.out, "out_")
-        self.sublayer("cross_attention", block, cross.norm, "q", hidden, params, weights)
+        self.sublayer("cross_attention", cross.norm, "q", hidden, params, weights, None, block.pre_norm)
 
-    def feed_forward(self, block: Block, ffn: FeedForward, hidden: str, rows: str) -> None:
-        params = {"rows": _C.ROWS.index(rows), "activation": activation_code(block.activation), "gated": ffn.gated}
+    def feed_forward(self, ffn: FeedForward, activation: str, hidden: str, rows: str, pre_norm: bool = True) -> None:
+        params = {"rows": _C.ROWS.index(rows), "activation": activation_code(activation), "gated": ffn.gated}
         weights = self.clipped(ffn.fc1, "fc1_") | self.clipped(ffn.fc2, "fc2_")
-        self.sublayer("feed_forward", block, ffn.norm, "fc1", hidden, params, weights, ffn.post_norm)
+        self.sublayer("feed_forward", ffn.norm, "fc1", hidden, params, weights, ffn.post_norm, pre_norm)
 
     def gated_input(self, block: Block, gated: GatedInput, hidden: str) -> None:
         params = {
@@ -435,6 +452,8 @@ class Builder:
             match layer:
                 case Block():
                     hidden = self.block(layer, hidden)
+                case Conformer():
+                    hidden = self.conformer(layer, hidden)
                 case MergeRows():
                     hidden = self.merge_rows(layer, hidden, index)
                 case Message():

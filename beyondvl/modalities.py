@@ -46,7 +46,7 @@ AUDIO = Modality(
     ("input_features", "input_values"),
     ("is_longer",),
     ("input_features", "input_values"),
-    ("feature_attention_mask",),
+    ("feature_attention_mask", "input_features_mask"),
 )
 MODALITIES = (TEXT, IMAGE, VIDEO, AUDIO)
 INPUTS = tuple(name for modality in MODALITIES for name in modality.inputs)

@@ -18,6 +18,7 @@ __all__ = [
     "Block",
     "CFormer",
     "Clip",
+    "Conformer",
     "Context",
     "Cross",
     "Encoder",
@@ -25,7 +26,9 @@ __all__ = [
     "FirstRows",
     "GatedInput",
     "InvertedResidual",
+    "LightConv",
     "Linear",
+    "LocalAttention",
     "MergeRows",
     "Message",
     "Norm",
@@ -243,6 +246,44 @@ class Block(Spec):
     gated_input: GatedInput | None = None
 
 
+class LocalAttention(Spec):
+    """Attention of a row to itself and the `span - 1` rows before it, scores kept within `cap` by tanh (Zhang et al.,
+    2023). `derive` makes of two parameters what queries are multiplied by [head_dim] and the keys of distances [heads,
+    span, head_dim]."""
+
+    qkv: Linear
+    out: Linear
+    norm: Norm
+    post_norm: Norm
+    num_attention_heads: int
+    span: int
+    cap: float
+    parameters: tuple[Ref, Ref]
+    derive: Callable[[Any, Any], tuple[Any, Any]]
+
+
+class LightConv(Spec):
+    """A conformer's convolution, x + end(act(norm2(conv(a + a tanh(b))))), where a and b are the halves of
+    start(norm(x)) (Gulati et al., 2020); `conv` [D, k] looks back."""
+
+    start: Linear
+    end: Linear
+    norm: Norm
+    conv: Ref
+    conv_norm: Norm
+
+
+class Conformer(Spec):
+    """Half a feed-forward, attention, convolution, half a feed-forward and a norm (Gulati et al., 2020)."""
+
+    ffn1: FeedForward
+    attention: LocalAttention
+    conv: LightConv
+    ffn2: FeedForward
+    norm: Norm
+    activation: str
+
+
 class MergeRows(Spec):
     """Every `count` rows in the order of `rows` side by side, normed and projected to one (Liu et al., 2021)."""
 
@@ -383,7 +424,7 @@ class Encoder(Spec):
     """
 
     stem: Spec  # one of stems.py
-    layers: tuple[Block | InvertedResidual | MergeRows | Message, ...]
+    layers: tuple[Block | Conformer | InvertedResidual | MergeRows | Message, ...]
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .spec import BatchNormConv, Linear, Ref, Spec, out_size, same_padding
+from .spec import BatchNormConv, Linear, Norm, Ref, Spec, out_size, same_padding
 
 __all__ = [
     "CropFusion",
+    "FramesStem",
     "JoinStem",
     "PatchRowsStem",
     "PatchStem",
@@ -154,3 +155,15 @@ class PatchRowsStem(Spec):
     frequencies: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     centred: bool = False
     offset: float = 0.0
+
+
+class FramesStem(Spec):
+    """Spectrograms of several lengths: two convolutions of 3 x 3 windows, two apart, each with a norm of its channels
+    and a rectifier, then a product over the mels that are left; four frames make a row."""
+
+    first: Ref  # [C1, 1, 3, 3]
+    second: Ref  # [C2, C1, 3, 3]
+    norm1: Norm
+    norm2: Norm
+    weight: Ref  # [D, mels / 4 * C2]
+    mels: int

@@ -6,13 +6,13 @@
 PyObject *bvl_py_log_mel(PyObject *module, PyObject *args) {
     PyObject *sound, *window, *filters;
     long long length, hop;
-    int center, mels_first, remove_mean, threads;
+    int center, mels_first, remove_mean, amplitudes, threads;
     bvl_mel_settings s = {0};
     float *out;
     bvl_error err;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOLLpppdddi", &sound, &window, &filters, &length, &hop, &center,
-                          &mels_first, &remove_mean, &s.emphasis, &s.floor, &s.scale, &threads))
+    if (!PyArg_ParseTuple(args, "OOOLLppppdddi", &sound, &window, &filters, &length, &hop, &center,
+                          &mels_first, &remove_mean, &amplitudes, &s.emphasis, &s.floor, &s.scale, &threads))
         return NULL;
     PyArrayObject *x = bvl_borrow(sound, "sound", NPY_FLOAT32, 1);
     PyArrayObject *w = x ? bvl_borrow(window, "window", NPY_FLOAT64, 1) : NULL;
@@ -31,6 +31,7 @@ PyObject *bvl_py_log_mel(PyObject *module, PyObject *args) {
     s.center = center != 0;
     s.mels_first = mels_first != 0;
     s.remove_mean = remove_mean != 0;
+    s.amplitudes = amplitudes != 0;
     threads = BVL_MAX(1, BVL_MIN(threads, 1024));
     const int64_t samples = PyArray_DIM(x, 0);
     if (bvl_mel_check(&s, samples, &err) != BVL_OK) return bvl_raise(&err);

@@ -50,6 +50,10 @@ static bool run_kernel(const char *name, float *out, float *const *x, const doub
         k->add(out, x[0], i0);
     } else if (strcmp(name, "clamp") == 0) { /* out in place; x: low, high */
         k->clamp(out, x[0], x[1], i0);
+    } else if (strcmp(name, "dots") == 0) { /* x: q, rows, the last of which comes first; n: n D */
+        k->dots(out, x[0], x[1] + (i0 - 1) * i1, -i1, i0, i1);
+    } else if (strcmp(name, "mix") == 0) { /* x: weights, rows, as of dots */
+        k->mix(out, x[0], x[1] + (i0 - 1) * i1, -i1, i0, i1);
     } else if (strcmp(name, "scale") == 0) { /* n: n s */
         k->scale(out, (float)n[1], i0);
     } else if (strcmp(name, "depthwise") ==

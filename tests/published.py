@@ -38,7 +38,7 @@ LACKING = {
 # a tokenizer that is refused by its name: its words come from another program (MeCab)
 REFUSED = {"cl-tohoku--bert-base-japanese-v3": "BertJapaneseTokenizer"}
 # image processors of families that are none here: each is refused by its name
-OTHERS = ("Idefics3", "Qwen2VL", "Sam3", "Gemma3", "Gemma4")
+OTHERS = ("Idefics3", "Qwen2VL", "Sam3", "Gemma3")
 
 
 def archive() -> Path | None:
@@ -56,7 +56,8 @@ def folder() -> Path:
     place = tempfile.TemporaryDirectory(prefix="published.")
     folder.kept = place  # removed with the process
     with tarfile.open(archive()) as files:
-        files.extractall(place.name, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 on
+        files.extractall(place.name, **safely)
     return Path(place.name)
 
 

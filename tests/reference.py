@@ -132,8 +132,9 @@ def depthwise(x, w, bias, kernel, stride, pad, out_height, out_width, activation
     return y
 
 
-def log_mel(sound, window, filters, length, hop, center, remove_mean, emphasis, floor, scale):
-    """(frames, mels): scale * log of mel energies, ends mirrored where frames are centred."""
+def log_mel(sound, window, filters, length, hop, center, remove_mean, emphasis, floor, scale, amplitudes=False):
+    """(frames, mels): scale * log of mel energies, ends mirrored where frames are centred; or of amplitudes, to which
+    the floor is added."""
     x = np.asarray(sound, np.float64)
     if center:
         x = np.pad(x, len(window) // 2, mode="reflect")
@@ -144,5 +145,5 @@ def log_mel(sound, window, filters, length, hop, center, remove_mean, emphasis, 
             frame -= frame.mean()
         if emphasis:
             frame = np.concatenate([frame[:1] * (1 - emphasis), frame[1:] - emphasis * frame[:-1]])
-        rows.append(np.abs(np.fft.rfft(frame * window, length)) ** 2 @ filters)
-    return scale * np.log(np.maximum(rows, floor))
+        rows.append(np.abs(np.fft.rfft(frame * window, length)) ** (1 if amplitudes else 2) @ filters)
+    return scale * np.log(np.array(rows) + floor if amplitudes else np.maximum(rows, floor))

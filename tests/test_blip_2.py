@@ -288,7 +288,6 @@ def test_sublayers_are_checked():
              "norm_weight": 8, "norm_bias": 8}  # fmt: skip
     ones = {name: np.ones(shape, np.float32) for name, shape in sizes.items()}
     for op, params, change, match in (
-        ("feed_forward", forward, {}, "feed_forward: expected after self_attention over the same slot"),
         ("cross_attention", cross, {}, "cross_attention: expected after self_attention"),
         ("self_attention", attention, {"num_attention_heads": 3}, "8 columns, 3 heads, 2 of keys"),
         (

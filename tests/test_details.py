@@ -96,7 +96,7 @@ def test_image_processor_files(tmp_path):
     )
     found = bvl.AutoImageProcessor.from_pretrained(tmp_path)
     assert (found.max_num_patches, found.patch_size) == (100, 16)
-    with pytest.raises(bvl.ConfigError, match="max_num_patches: found 16384 of 256 x 256 pixels, expected"):
+    with pytest.raises(bvl.ConfigError, match="max_num_patches: 16384 patches of 256 x 256 pixels, expected 89478485"):
         found(pictures.photo(), max_num_patches=16384, patch_size=256)
 
 

@@ -365,6 +365,12 @@ def test_rows(isa, rng, guarded):
         low, high = guarded(-np.abs(rng.normal(size=n))), guarded(np.abs(rng.normal(size=n)))
         np.testing.assert_array_equal(run("clamp", guarded(x), [low, high], (n,)), np.clip(x, low, high))
         assert np.isnan(run("clamp", guarded(broken), [low, high], (n,))).sum() == 1
+        rows = rng.normal(size=(7, n)).astype(np.float32)
+        shares = rng.normal(size=7).astype(np.float32)
+        found = run("dots", guarded(np.zeros(7)), [x, guarded(rows[::-1])], (7, n))
+        np.testing.assert_allclose(found, rows.astype(np.float64) @ x, atol=1e-5 * n)
+        found = run("mix", guarded(np.zeros(n)), [guarded(shares), guarded(rows[::-1])], (7, n))
+        np.testing.assert_allclose(found, shares.astype(np.float64) @ rows, atol=1e-5)
     zeros = np.zeros(5, np.float32)
     np.testing.assert_array_equal(run("l2_normalize", np.ones(5, np.float32), [zeros], (5,)), zeros)
 

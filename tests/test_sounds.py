@@ -34,8 +34,8 @@ def transformers():
 
 @pytest.mark.parametrize("length,frame,hop", [(400, 400, 160), (1024, 1024, 480), (512, 400, 160), (30, 30, 7),
                                               (77, 50, 13), (97, 97, 10), (2, 2, 1), (3, 1, 2)])  # fmt: skip
-@pytest.mark.parametrize("kaldi", [False, True])
-def test_log_mel(isa, rng, length, frame, hop, kaldi):
+@pytest.mark.parametrize("kaldi,amplitudes", [(False, False), (True, False), (True, True)])
+def test_log_mel(isa, rng, length, frame, hop, kaldi, amplitudes):
     """Against NumPy's transform, in double precision: a loud tone above quiet noise, ends mirrored."""
     sound = (1e-4 * rng.normal(size=2 * frame + 333)).astype(np.float32)
     sound += np.sin(np.arange(sound.size) * 0.7).astype(np.float32)
@@ -43,11 +43,14 @@ def test_log_mel(isa, rng, length, frame, hop, kaldi):
     filters[:, 1] = 0
     filters[: length // 4, 2] = 0
     emphasis = 0.97 if kaldi else 0.0
-    expected = reference.log_mel(sound, window, filters, length, hop, not kaldi, kaldi, emphasis, 1e-10, 2.5)
+    floor = 1e-3 if amplitudes else 1e-10
+    expected = reference.log_mel(
+        sound, window, filters, length, hop, not kaldi, kaldi, emphasis, floor, 2.5, amplitudes
+    )
     for threads in (1, 3):
         for mels_first in (False, True):
-            found = _C.log_mel(sound, window, filters, length, hop, not kaldi, mels_first, kaldi, emphasis, 1e-10, 2.5,
-                               threads)  # fmt: skip
+            found = _C.log_mel(sound, window, filters, length, hop, not kaldi, mels_first, kaldi, amplitudes, emphasis, floor,
+                               2.5, threads)  # fmt: skip
             np.testing.assert_allclose(found.T if mels_first else found, expected, atol=2e-5)
 
 
@@ -66,7 +69,7 @@ def test_what_the_core_refuses(rng):
     sound, window, filters = np.ones(100, np.float32), np.ones(10), np.ones((6, 3))
 
     def run(sound=sound, window=window, filters=filters, length=10, hop=5, floor=1e-10, center=True):
-        return _C.log_mel(sound, window, filters, length, hop, center, False, False, 0.0, floor, 1.0, 2)
+        return _C.log_mel(sound, window, filters, length, hop, center, False, False, False, 0.0, floor, 1.0, 2)
 
     assert run().shape == (21, 3)
     for change, message in (

@@ -1,10 +1,11 @@
-"""EmbeddingGemma 2 (Google, 2026): texts, pictures and clips into one space of 768 numbers, by a transformer that looks
-both ways; rows of pictures and of frames stand in its texts (gemma4_towers.py makes them).
+"""EmbeddingGemma 2 (Google, 2026): texts, pictures, clips and sounds into one space of 768 numbers, by a transformer
+that looks both ways; rows of pictures, of frames and of sounds stand in its texts (gemma4_pictures.py and
+gemma4_sounds.py make them).
 
 Traps: two kinds of layer, one that sees `sliding_window` tokens to either side and one that sees all, with their own
 heads and frequencies; norms before and after every sub-layer and of q, k and v of each head, scores not scaled; what
 the tokens were is mixed in again after each layer, from a projection alone; a layer ends with a factor; the last
-one sees all. The embedding is the mean over the tokens of the projected rows, normalised. Sounds are not read.
+one sees all. The embedding is the mean over the tokens of the projected rows, normalised.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..spec import Block, Encoder, GatedInput, Linear, Normalize, Pool, Project, Step, ref
 from ..stems import TokenStem
-from . import gemma4_towers
+from . import gemma4_pictures, gemma4_sounds
 from .bert import sentence_steps
 from .blocks import ACTIVATIONS, llama_block, rms_norm, rope_frequencies
 from .pictures import GEMMA4
@@ -87,21 +88,30 @@ def block(section: Config, prefix: str, index: int, kind: str, layers: int, hidd
     )
 
 
-def sees_pictures(config: Config) -> bool:
-    return config.get("vision_config") is not None
+def mixes(config: Config) -> bool:
+    """Whether rows of anything else may stand in its texts."""
+    return any(config.get(f"{name}_config") is not None for name in ("vision", "audio"))
 
 
 def placeholders(config: Config) -> dict[str, int]:
-    """The ids that stand for rows of pictures and of clips."""
+    """The ids that stand for rows of pictures, of clips and of sounds."""
     words = config.section("text_config").integer("vocab_size", 262_144, 1, 1 << 22)
-    most = words - 1 if sees_pictures(config) else 1 << 22
-    defaults = {"image": 258_880, "video": 258_884}
+    most = words - 1 if mixes(config) else 1 << 22
+    defaults = {"image": 258_880, "video": 258_884, "audio": 258_881}
     return {name: config.integer(f"{name}_token_id", default, 0, most) for name, default in defaults.items()}
 
 
+def text_size(config: Config) -> int:
+    return config.section("text_config").integer("hidden_size", 512, 1, 1 << 16)
+
+
 def vision(config: Config) -> Encoder | None:
-    size = config.section("text_config").integer("hidden_size", 512, 1, 1 << 16)
-    return gemma4_towers.vision(config, size) if sees_pictures(config) else None
+    has = config.get("vision_config") is not None
+    return gemma4_pictures.vision(config, text_size(config)) if has else None
+
+
+def audio(config: Config) -> Encoder | None:
+    return gemma4_sounds.audio(config, text_size(config)) if config.get("audio_config") is not None else None
 
 
 def rename(key: str) -> str:
@@ -127,7 +137,7 @@ def text(config: Config) -> Encoder:
         stem=TokenStem(
             word=ref(f"{prefix}embed_tokens.weight", vocab, hidden, scale=hidden**0.5),
             position=None,
-            feature_token=placeholders(config)["image"] if sees_pictures(config) else -1,
+            feature_token=placeholders(config)["image"] if mixes(config) else -1,
             flat_features=True,
             max_positions=section.integer("max_position_embeddings", 262_144, 1, 1 << 24),
             rotary=rope_frequencies(rope.section(KINDS[0]), head_dims.get(KINDS[0], 2), 1e4),
@@ -150,13 +160,15 @@ FAMILY = Family(
         tokenizer="GemmaTokenizer",
         image_processor="Gemma4ImageProcessor",
         image_processors={"Gemma4ImageProcessor": GEMMA4},
+        feature_extractor="Gemma4AudioFeatureExtractor",
+        feature_extractors={"Gemma4AudioFeatureExtractor": gemma4_sounds.Gemma4AudioFeatureExtractor},
         kind=ProcessorKind({"padding": True}, clip_soft_tokens=70),
     ),
     aliases=("embedding_gemma2_text",),
     towers={"text": text},
     classes={"EmbeddingGemma2TextModel": ("text",)},
-    heads={"EmbeddingGemma2Model": Head("interleaved", {"text": text, "vision": vision}, placeholders)},
+    heads={"EmbeddingGemma2Model": Head("interleaved", {"text": text, "vision": vision, "audio": audio}, placeholders)},
     base="EmbeddingGemma2Model",
     rename=rename,
-    ignored=("audio_tower.", "embed_audio."),
+    ignored=("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio."),  # of what a config leaves out
 )

@@ -89,7 +89,8 @@ class ProcessorKind(Spec):
     num_query_tokens. `num_frames` (of the folder's config) tells that it takes clips, and how many frames of each, by
     the name `clips`: where that is the name of pictures, these are frames of clips. `labels`: a text that comes with a
     sound is what is said in it, and what its tokenizer's file says of calls is of no account, as in transformers.
-    `clip_soft_tokens` tells that pictures and clips go into texts as so many rows, of each frame of a clip at most.
+    `clip_soft_tokens` tells that pictures, clips and sounds go into texts as rows: so many of each frame of a clip at
+    most, one of `frames_a_row` frames of a sound.
     """
 
     text_defaults: Mapping[str, Any] = NONE
@@ -99,6 +100,7 @@ class ProcessorKind(Spec):
     clips: str = "pixel_values"
     labels: bool = False
     clip_soft_tokens: int = 0
+    frames_a_row: int = 4
 
 
 class Processing(Spec):

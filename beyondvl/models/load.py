@@ -94,7 +94,11 @@ def class_for(config: Config, family: Family) -> ModelClass:
     model_type = str(config.get("model_type"))
     for name, towers in family.classes.items():
         modality = of_tower(towers[0])
-        if len(towers) == 1 and modality and model_type.endswith((f"{towers[0]}_model", f"{modality.name}_model")):
+        if (
+            len(towers) == 1
+            and modality
+            and model_type.endswith((f"{towers[0]}_model", f"{modality.name}_model", f"_{towers[0]}"))
+        ):
             return class_named(name, family)
     if family.base and model_type == family.model_type:
         return class_named(family.base, family)

@@ -234,14 +234,19 @@ class FeatureExtractor(JsonFields):
             )
 
     def _log_mel(
-        self, sound: np.ndarray, filters: np.ndarray, scale: float, mels_first: bool = False, kaldi: bool = False
-    ) -> np.ndarray:
+        self, sound: np.ndarray, filters: np.ndarray, scale: float, mels_first: bool = False, kaldi: bool = False,
+        amplitudes: bool = False,
+    ) -> np.ndarray:  # fmt: skip
         """scale * log of the energies, (frames, mels) or (mels, frames) float32. `kaldi`: frames begin with the sound,
-        their mean is taken off, and high frequencies are raised."""
+        their mean is taken off, and high frequencies are raised. `amplitudes`: the log of their sums and `mel_floor`,
+        frames begin with the sound."""
         length = 2 * (len(filters) - 1)
         emphasis, floor = (0.97, float(np.finfo(np.float32).eps)) if kaldi else (0.0, 1e-10)
-        return _C.log_mel(np.ascontiguousarray(sound), self.window, filters, length, self.hop_length, not kaldi,
-                          mels_first, kaldi, emphasis, floor, scale, self.num_threads)  # fmt: skip
+        if amplitudes:
+            emphasis, floor = self.preemphasis, self.mel_floor
+        return _C.log_mel(np.ascontiguousarray(sound), self.window, filters, length, self.hop_length,
+                          not (kaldi or amplitudes), mels_first, kaldi, amplitudes, emphasis, floor, scale,
+                          self.num_threads)  # fmt: skip
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in self.defaults)})"

@@ -370,7 +370,7 @@ class PatchImageProcessor(ImageProcessor):
         side, most = self.patch_size, self._most_patches
         if side * side * most > MAX_PIXELS:
             raise ConfigError(
-                f"{[*self.fields][-1]}: found {most} of {side} x {side} pixels, expected {MAX_PIXELS} pixels in all"
+                f"{[*self.fields][-1]}: {most} patches of {side} x {side} pixels, expected {MAX_PIXELS} pixels at most"
             )
         out = np.zeros((len(batch), most, side * side * 3), np.float32)
         shapes = np.zeros((len(batch), 2), np.int64)

@@ -44,7 +44,8 @@ NEAR_FRAMES = 3  # before the one asked for, all decoded: some packets show noth
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a clip are taken; `fps` takes the place of `num_frames`. Times are in seconds.
+    """Which frames of a clip are taken; `fps` takes the place of `num_frames`. Times are in seconds. With `most` frames
+    of `fps` lie 1 / fps apart, and where they are more as many of them evenly.
 
     Raises ValueError naming a value that makes no sense.
     """
@@ -53,6 +54,7 @@ class Sampling:
     fps: float | None = None
     start: float = 0.0
     end: float | None = None
+    most: int | None = None
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Sampling:
@@ -88,6 +90,9 @@ class Sampling:
         count = self.num_frames
         if self.fps is not None:
             count = max(1, math.floor((last - first) / rate * self.fps))
+            if self.most is not None:
+                at = range(count) if count <= self.most else np.linspace(0, count - 1, self.most, dtype=int)
+                return [min(last - 1, first + int(i * rate / self.fps)) for i in at]
             if count > MOST_FRAMES:
                 raise ValueError(f"fps: found {self.fps:g}, which takes {count} frames, expected at most {MOST_FRAMES}")
         return [first + i * (last - first) // count for i in range(count)]

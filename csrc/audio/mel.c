@@ -48,6 +48,7 @@ static void *lay_out(bvl_mel *mel, const bvl_mel_settings *s) {
                      .frame = s->frame,
                      .mels = s->mels,
                      .remove_mean = s->remove_mean,
+                     .amplitudes = s->amplitudes,
                      .emphasis = s->emphasis,
                      .floor = s->floor,
                      .scale = s->scale};

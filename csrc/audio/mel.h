@@ -12,6 +12,7 @@ typedef struct {
     bool center;      /* frame i is about sample i * hop, the sound mirrored at its ends */
     bool mels_first;  /* out [mels, frames], else [frames, mels] */
     bool remove_mean; /* of each frame */
+    bool amplitudes;  /* scale * log(sums of amplitudes + floor) */
     double emphasis, floor, scale;
 } bvl_mel_settings;
 

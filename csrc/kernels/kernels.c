@@ -322,6 +322,28 @@ static void clamp(float *y, const float *low, const float *high, int64_t n) {
     }
 }
 
+static void dots(float *y, const float *q, const float *x, int64_t ld, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i++, x += ld) {
+        vf s[2] = {v_set1(0.0f), v_set1(0.0f)};
+        int64_t j = 0;
+        for (; j + 2 * V_WIDTH <= D; j += 2 * V_WIDTH)
+#pragma GCC unroll 2
+            for (int c = 0; c < 2; c++)
+                s[c] = v_fma(v_load(q + j + c * V_WIDTH), v_load(x + j + c * V_WIDTH), s[c]);
+        for (; j < D; j += V_WIDTH)
+            s[0] = v_fma(v_load_first(q + j, D - j), v_load_first(x + j, D - j), s[0]);
+        y[i] = v_sum(s[0] + s[1]);
+    }
+}
+
+static void mix(float *y, const float *w, const float *x, int64_t ld, int64_t n, int64_t D) {
+    for (int64_t j = 0; j < D; j += V_WIDTH) {
+        vf sum = v_set1(0.0f);
+        for (int64_t i = 0; i < n; i++) sum = v_fma(v_set1(w[i]), v_load_first(x + i * ld + j, D - j), sum);
+        v_store_first(y + j, sum, D - j);
+    }
+}
+
 static void scale(float *y, float s, int64_t n) {
     const vf v = v_set1(s);
     for (int64_t j = 0; j < n; j += V_WIDTH) v_store_first(y + j, v_load_first(y + j, n - j) * v, n - j);
@@ -416,6 +438,8 @@ const bvl_kernels BVL_NAME(bvl_kernels) = {
     .l2_normalize = l2_normalize,
     .add = add,
     .clamp = clamp,
+    .dots = dots,
+    .mix = mix,
     .scale = scale,
     .depthwise = depthwise,
     .resample_pack = BVL_NAME(bvl_resample_pack),

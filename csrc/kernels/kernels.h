@@ -108,6 +108,7 @@ typedef struct {
     int64_t *begin, *count; /* [mels] bins each filter covers */
     double *weights;        /* of those, one filter after the other */
     double floor, scale;    /* scale * log(max(energy, floor)) */
+    bool amplitudes;        /* scale * log(sum of amplitudes + floor) instead */
 } bvl_mel;
 
 typedef struct {
@@ -143,6 +144,10 @@ typedef struct {
     void (*add)(float *y, const float *x, int64_t n);
     /* y = min(high, max(low, y)), element by element; NaN stays */
     void (*clamp)(float *y, const float *low, const float *high, int64_t n);
+    /* y[i] = q[D] . x[i] over n rows of x, ld apart, which may be below 0 */
+    void (*dots)(float *y, const float *q, const float *x, int64_t ld, int64_t n, int64_t D);
+    /* y[D] = sum of w[i] x[i] over such rows */
+    void (*mix)(float *y, const float *w, const float *x, int64_t ld, int64_t n, int64_t D);
     /* y *= s */
     void (*scale)(float *y, float s, int64_t n);
     /* output rows [r0, r1) of a depthwise convolution, w [kernel * kernel, channels] */

@@ -4,6 +4,8 @@
  *
  *   E[m] = sum_k F[m, k] |X[k]|^2      y[m] = c log max(E[m], floor)
  *
+ * or, of amplitudes, y[m] = c log(sum_k F[m, k] |X[k]| + floor).
+ *
  * In double precision, as the published extractors: quiet bands lie far below what float32 resolves beside
  * loud ones. A lane of every vector is one complex signal, and holds two neighbouring frames, a + i b, whose
  * spectra part by symmetry: A[k] = (Z[k] + conj Z[N-k]) / 2, B[k] = (Z[k] - conj Z[N-k]) / 2i. So the
@@ -30,6 +32,11 @@ BVL_INLINE vd pick(vi where, vd a, vd b) {
 /* NaN stays */
 BVL_INLINE vd at_least(vd x, vd least) {
     return pick(x < least, least, x);
+}
+
+BVL_INLINE vd root(vd x) {
+    for (int l = 0; l < LANES; l++) x[l] = sqrt(x[l]);
+    return x;
 }
 
 /* log(x) of normal x > 0: x = m 2^e with m about 1, log m = 2 atanh s by its series, s = (m - 1) / (m + 1).
@@ -181,15 +188,18 @@ void BVL_NAME(bvl_mel_frames)(float *const *out, int64_t step, const float *cons
         const vd ar = u.re + v.re, ai = u.im - v.im, br = u.im + v.im, bi = v.re - u.re;
         power[k] = (vc){(ar * ar + ai * ai) * 0.25, (br * br + bi * bi) * 0.25};
     }
+    for (int64_t k = 0; k <= N / 2 && mel->amplitudes; k++)
+        power[k] = (vc){root(power[k].re), root(power[k].im)};
     const double *weight = mel->weights;
+    const vd floor = set1(mel->floor);
     for (int64_t m = 0; m < mel->mels; m++) {
         vc sum = {{0}, {0}};
         for (int64_t k = 0; k < mel->count[m]; k++, weight++) {
             sum.re += power[mel->begin[m] + k].re * *weight;
             sum.im += power[mel->begin[m] + k].im * *weight;
         }
-        sum.re = logarithm(at_least(sum.re, set1(mel->floor))) * mel->scale;
-        sum.im = logarithm(at_least(sum.im, set1(mel->floor))) * mel->scale;
+        sum.re = logarithm(mel->amplitudes ? sum.re + floor : at_least(sum.re, floor)) * mel->scale;
+        sum.im = logarithm(mel->amplitudes ? sum.im + floor : at_least(sum.im, floor)) * mel->scale;
         for (int l = 0; l < LANES; l++) {
             if (out[2 * l]) out[2 * l][m * step] = (float)sum.re[l];
             if (out[2 * l + 1]) out[2 * l + 1][m * step] = (float)sum.im[l];

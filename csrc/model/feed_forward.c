@@ -64,15 +64,16 @@ bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl
         return bvl_fail(err, BVL_INVALID, "%s: %s: %lld rows, expected as many of gates as of what they gate",
                         r->op->name, r->op->weights[at + FC1_W], (long long)rows);
     if (bvl_affine_expect(r, b, at + FC2_W, D, f->intermediate, err) != BVL_OK) return err->status;
-    const bool part = most && settings->pre_norm && !f->norm.posts && !f->gated && precision != BVL_FLOAT32 &&
+    const bool part = most && settings->pre_norm && !f->norm.posts && !f->gated && !settings->clipped &&
+                      precision != BVL_FLOAT32 &&
                       precision != BVL_INT8; /* whose operand has one scale for all inner columns */
     f->parts = part ? (int)BVL_MIN((f->intermediate + most - 1) / most, BVL_FFN_PARTS) : 1;
     f->width = f->intermediate;
     if (f->parts > 1) f->width = bvl_round_up((f->intermediate + f->parts - 1) / f->parts, p->kernels->nr);
     f->parts = (int)((f->intermediate + f->width - 1) / f->width);
     if (parts_build(p, r, b, at, settings->apart, precision, f, err) != BVL_OK) return err->status;
-    f->direct = !f->gated && precision == p->precision && bvl_writes_operand(p, &f->fc2[0]) &&
-                bvl_writes_operand(p, &f->fc2[f->parts - 1]);
+    f->direct = !f->gated && !settings->clipped && precision == p->precision &&
+                bvl_writes_operand(p, &f->fc2[0]) && bvl_writes_operand(p, &f->fc2[f->parts - 1]);
     f->norm.first = settings->pre_norm;
     return bvl_norm_build(p, r, b, at + NORM_W, D, settings->eps, settings->rms, &f->norm.norm, err);
 }
@@ -90,9 +91,10 @@ static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_bu
         .gated = b->params[P_GATED] != 0,
         .rms = b->params[P_RMS] != 0,
         .pre_norm = b->params[P_PRE_NORM] != 0,
+        .clipped = b->weights[FC1_BOUNDS].data || b->weights[FC2_BOUNDS].data,
         .apart = b->params[P_GATED] != 0 && bvl_bounds_apart(b, FC1_BOUNDS, 2)};
     int64_t part;
-    if (bvl_sublayer_expect(p, r, false, err) != BVL_OK ||
+    if (bvl_sublayer_expect(p, r, true, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_PART, 0, BVL_TOKEN_ROWS, &part, err) != BVL_OK)
         return err->status;
     feed_forward *s = r->state = bvl_alloc(sizeof *s);
@@ -101,8 +103,8 @@ static bvl_status feed_forward_build(bvl_program *p, bvl_record *r, const bvl_bu
     f->norm.first = settings.pre_norm;
     if (bvl_post_norm_build(p, r, b, POST_NORM, &f->norm, err) != BVL_OK) return err->status;
     if (bvl_feed_forward_build(p, r, b, &settings, f, err) != BVL_OK) return err->status;
-    if (bvl_bounds_build(p, r, b, FC1_BOUNDS, f->norm.first && f->parts == 1, &f->fc1[0], err) != BVL_OK ||
-        bvl_bounds_build(p, r, b, FC2_BOUNDS, f->norm.posts && f->gated, &f->fc2[0], err) != BVL_OK)
+    if (bvl_bounds_build(p, r, b, FC1_BOUNDS, f->norm.first, &f->fc1[0], err) != BVL_OK ||
+        bvl_bounds_build(p, r, b, FC2_BOUNDS, true, &f->fc2[0], err) != BVL_OK)
         return err->status;
     s->sublayer = (bvl_sublayer){.part = (bvl_part)part, .inner = true};
     bvl_sublayer_words(p, &f->norm, &f->fc1[0], &f->fc2[0]);

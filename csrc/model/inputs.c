@@ -24,6 +24,7 @@ static int64_t known(const bvl_inputs *in, bvl_size size) {
         case BVL_EXACTLY: return size.count;
         case BVL_ITEMS: return in->B;
         case BVL_PATCHES: return in->patches ? in->patches : -1;
+        case BVL_FRAMES: return in->frames ? in->frames : -1;
         case BVL_TOKENS: return in->L;
         case BVL_ALL_TOKENS: return in->L < 0 ? -1 : in->past + in->L;
         default: return -1;
@@ -32,7 +33,7 @@ static int64_t known(const bvl_inputs *in, bvl_size size) {
 
 /* "(3, n, 48)": with the sizes of the call `in`, or as the program says it where that is NULL. */
 static const char *format(char *text, size_t room, const bvl_declared *d, const bvl_inputs *in) {
-    static const char *const letters[] = {"", "1 to ", "B", "N", "H", "W", "L", "L", "n", "n"};
+    static const char *const letters[] = {"", "1 to ", "B", "N", "N", "H", "W", "L", "L", "n", "n"};
     static const bvl_inputs unknown = {.B = -1, .L = -1};
     size_t used = (size_t)snprintf(text, room, "(");
     for (int i = 0; i < d->rank && used < room; i++) {
@@ -66,6 +67,10 @@ static bool take_size(bvl_inputs *in, bvl_size size, int64_t n) {
         case BVL_AT_MOST: return n >= 1 && n <= size.count;
         case BVL_ITEMS: in->B = n; return true;
         case BVL_PATCHES: in->patches = n; return n >= 1 && n <= 1 << 20;
+        case BVL_FRAMES:
+            in->frames = n;
+            in->patches = (n + size.count - 1) / size.count;
+            return n >= 1 && n <= 1 << 24;
         case BVL_HEIGHT: in->grid_height = n / size.count; return n >= size.count && n <= 1 << 15;
         case BVL_WIDTH: in->grid_width = n / size.count; return n >= size.count && n <= 1 << 15;
         case BVL_TOKENS: in->L = n; return true;
@@ -94,6 +99,7 @@ bvl_status bvl_inputs_take(bvl_inputs *in, const bvl_declared *declared, const b
     if (in->grid_height) in->patches = in->grid_height * in->grid_width;
     in->spatial_shapes = arguments[BVL_SPATIAL_SHAPES].data;
     in->pixel_attention_mask = arguments[BVL_PIXEL_ATTENTION_MASK].data;
+    in->num_frames = arguments[BVL_NUM_FRAMES].data;
     in->is_longer = arguments[BVL_IS_LONGER].data;
     in->features = arguments[BVL_FEATURES].data;
     in->input_ids = arguments[BVL_INPUT_IDS].data;
@@ -172,6 +178,14 @@ static bvl_status check_patches(const bvl_inputs *in, int64_t below, bvl_error *
     return BVL_OK;
 }
 
+static bvl_status check_frames(const bvl_inputs *in, bvl_error *err) {
+    for (int64_t b = 0; b < in->B && in->num_frames; b++)
+        if (in->num_frames[b] < 1 || in->num_frames[b] > in->frames)
+            return bvl_fail(err, BVL_INVALID, "num_frames[%lld]: found %lld, expected 1 to %lld",
+                            (long long)b, (long long)in->num_frames[b], (long long)in->frames);
+    return BVL_OK;
+}
+
 /* Whether the placeholders of every item are as many as its features, or those of all where these are flat.
  */
 static bvl_status check_placeholders(const bvl_program *p, const bvl_inputs *in, bvl_error *err) {
@@ -219,6 +233,7 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
     if (check_state(p, in, err) != BVL_OK ||
         check_required(&d[BVL_PIXEL_VALUES], in->pixel_values, err) != BVL_OK ||
         check_required(&d[BVL_SPATIAL_SHAPES], in->spatial_shapes, err) != BVL_OK ||
+        check_required(&d[BVL_NUM_FRAMES], in->num_frames, err) != BVL_OK ||
         check_required(&d[BVL_IS_LONGER], in->is_longer, err) != BVL_OK ||
         check_required(&d[BVL_FEATURES], in->features, err) != BVL_OK)
         return err->status;
@@ -246,7 +261,8 @@ bvl_status bvl_inputs_check(const bvl_program *p, const bvl_inputs *in, bvl_erro
         check_ids(&d[BVL_POSITION_IDS], in->position_ids, in, "", err) != BVL_OK ||
         check_ids(&d[BVL_TOKEN_TYPE_IDS], in->token_type_ids, in, "", err) != BVL_OK)
         return err->status;
-    if (check_patches(in, d[BVL_SPATIAL_SHAPES].below, err) != BVL_OK || check_squares(p, in, err) != BVL_OK)
+    if (check_patches(in, d[BVL_SPATIAL_SHAPES].below, err) != BVL_OK ||
+        check_squares(p, in, err) != BVL_OK || check_frames(in, err) != BVL_OK)
         return err->status;
     return check_placeholders(p, in, err);
 }

@@ -12,6 +12,7 @@ typedef enum {
     BVL_PIXEL_VALUES = 0,
     BVL_SPATIAL_SHAPES,
     BVL_PIXEL_ATTENTION_MASK,
+    BVL_NUM_FRAMES,
     BVL_IS_LONGER,
     BVL_FEATURES,
     BVL_INPUT_IDS,
@@ -26,6 +27,7 @@ typedef enum {
     BVL_AT_MOST, /* 1 to so many */
     BVL_ITEMS,
     BVL_PATCHES, /* room for those of the largest picture */
+    BVL_FRAMES,  /* of the longest sound, of which `count` make a row */
     BVL_HEIGHT,  /* of all pictures, in patches of `count` lines */
     BVL_WIDTH,
     BVL_TOKENS,
@@ -58,13 +60,16 @@ typedef struct {
 /* What one call gives a program; arrays are borrowed. */
 typedef struct {
     int64_t B, L;
-    const float *pixel_values;           /* [B, channels, height, width], or patches [B, N, D], or NULL */
+    /* [B, channels, height, width], or patches [B, N, D], or frames of sounds [B, frames, mels], or NULL */
+    const float *pixel_values;
     int64_t height, width;               /* of pixel_values */
     int64_t patches;                     /* N, or 0 */
     int64_t grid_height, grid_width;     /* patches of each picture where all are of one size, or 0 */
+    int64_t frames;                      /* of the longest sound, or 0 */
+    const int64_t *num_frames;           /* [B] of each sound, or NULL */
     const int64_t *spatial_shapes;       /* [B, 2] rows and columns of patches of each picture, or NULL */
     const int64_t *pixel_attention_mask; /* [B, N] or NULL */
-    const int64_t *patches_before;       /* [B + 1] of all pictures before each; what a run adds */
+    const int64_t *patches_before;       /* [B + 1] of all items before each; what a run adds */
     const int64_t *is_longer;            /* [B] or NULL: items whose crops are fused into the whole */
     /* what stands for tokens: [B, feature_rows, D], or where they are flat [feature_rows, D]; or NULL */
     const float *features;

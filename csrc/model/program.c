@@ -412,19 +412,22 @@ static bvl_status run_checked(bvl_program *program, const bvl_inputs *inputs, co
                               bvl_error *err) {
     if (bvl_inputs_check(program, inputs, err) != BVL_OK) return err->status;
     const bool flat = program->flat_features && inputs->features;
-    if (!inputs->spatial_shapes && !flat) return run_planned(program, inputs, call, err);
+    const bool vary = inputs->spatial_shapes || inputs->num_frames;
+    if (!vary && !flat) return run_planned(program, inputs, call, err);
     bvl_inputs in = *inputs;
     int64_t *before = bvl_alloc_array(2 * ((size_t)in.B + 1), sizeof *before); /* of patches, of features */
     if (!before) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld items", (long long)in.B);
     int64_t *features = before + in.B + 1;
     for (int64_t i = 0; i < in.B; i++) {
-        if (in.spatial_shapes)
-            before[i + 1] = before[i] + in.spatial_shapes[2 * i] * in.spatial_shapes[2 * i + 1];
-        features[i + 1] = features[i];
+        int64_t rows = 0, count = 0;
+        if (in.spatial_shapes) rows = in.spatial_shapes[2 * i] * in.spatial_shapes[2 * i + 1];
+        if (in.num_frames) rows = (in.num_frames[i] + program->frames_per_row - 1) / program->frames_per_row;
         for (int64_t t = 0; flat && t < in.L; t++)
-            features[i + 1] += in.input_ids[i * in.L + t] == program->feature_token;
+            count += in.input_ids[i * in.L + t] == program->feature_token;
+        before[i + 1] = before[i] + rows;
+        features[i + 1] = features[i] + count;
     }
-    if (in.spatial_shapes) in.patches_before = before;
+    if (vary) in.patches_before = before;
     if (flat) in.features_before = features;
     const bvl_status status = run_planned(program, &in, call, err);
     bvl_free(before);

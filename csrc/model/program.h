@@ -62,6 +62,7 @@ typedef struct bvl_program {
     int record_count, record_capacity;
     bvl_declared declared[BVL_INPUT_COUNT]; /* what a call gives it */
     int64_t feature_token;                  /* the id that features stand in for, or -1 */
+    int64_t frames_per_row;                 /* of a sound, or 0 */
     bool flat_features;                     /* those of all items stand one after the other */
     bool windowed;                          /* some sub-layer attends within windows */
     bvl_row_words words;                    /* scratch of sub-layers for each row */

@@ -113,9 +113,8 @@ static bvl_status head_norms_build(bvl_program *p, const bvl_record *r, const bv
 static bvl_status bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, self_attention *s,
                                bvl_error *err) {
     bvl_heads *h = &s->base.heads;
-    const bool posts = s->base.norm.posts;
     if (bvl_bounds_build(p, r, b, QKV_BOUNDS, s->base.norm.first, &h->in, err) != BVL_OK ||
-        bvl_bounds_build(p, r, b, OUT_BOUNDS, posts, &h->out, err) != BVL_OK)
+        bvl_bounds_build(p, r, b, OUT_BOUNDS, true, &h->out, err) != BVL_OK)
         return err->status;
     if (h->out.reads) h->direct_out = false;
     return BVL_OK;

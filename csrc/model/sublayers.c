@@ -26,14 +26,14 @@ void bvl_sublayer_project(const bvl_sublayer_norm *norm, const bvl_run *run, con
     }
 }
 
-/* x += norm(last(a)), whose rows lie in `free` meanwhile. */
-static void add_normed(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
-                       const bvl_place *at, const float *a, int64_t lda, float *free) {
-    const int64_t D = norm->post.D, ld = bvl_padded(D);
+/* x += last(a), clipped, or its norm; the rows lie in `free` meanwhile. */
+static void add_apart(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
+                      const bvl_place *at, const float *a, int64_t lda, float *free) {
+    const int64_t D = last->N, ld = bvl_padded(D);
     int64_t begin, end;
     bvl_linear_run(last, run->kernels, free, ld, a, lda, at->rows, (bvl_epilogue){0}, run->team);
     bvl_barrier(run->team);
-    bvl_norm_run(&norm->post, run->kernels, free, ld, free, ld, at->rows, run->team);
+    if (norm->posts) bvl_norm_run(&norm->post, run->kernels, free, ld, free, ld, at->rows, run->team);
     bvl_share(at->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) run->kernels->add(at->x + i * at->ldx, free + i * ld, D);
 }
@@ -41,8 +41,8 @@ static void add_normed(const bvl_sublayer_norm *norm, const bvl_run *run, const 
 void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
                       const bvl_place *at, float *z, float *y, int64_t ldy, bool direct, float *free) {
     const float *a = direct ? y : bvl_linear_take(last, run->kernels, z, y, &ldy, at->rows, run->team);
-    if (norm->posts) {
-        add_normed(norm, run, last, at, a, ldy, free);
+    if (norm->posts || last->low) {
+        add_apart(norm, run, last, at, a, ldy, free);
         return;
     }
     bvl_linear_run(last, run->kernels, at->x, at->ldx, a, ldy, at->rows,
@@ -89,14 +89,12 @@ bvl_status bvl_affine_build(bvl_program *p, const bvl_record *r, const bvl_build
                            b->threads, err);
 }
 
-bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool alone,
+bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool own,
                             bvl_linear *linear, bvl_error *err) {
     const bvl_array *reads = &b->weights[at], *gives = &b->weights[at + 1];
     if (!reads->data && !gives->data) return BVL_OK;
-    if (!alone)
-        return bvl_fail(err, BVL_INVALID,
-                        "%s: %s: found beside a result that is added as it is, expected a "
-                        "norm in between",
+    if (!own)
+        return bvl_fail(err, BVL_INVALID, "%s: %s: found where the norm comes last, expected it first",
                         r->op->name, r->op->weights[at]);
     int64_t parts = 0, N = 0, n = 0;
     for (bvl_linear *l = linear; l; l = l->next) parts++, N += l->N;
@@ -111,6 +109,8 @@ bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build
         l->low = given + n;
         l->high = given + N + n;
     }
+    p->words.wide = BVL_MAX(p->words.wide, bvl_padded(N));
+    p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(p->slots[r->src].cols));
     return BVL_OK;
 }
 
@@ -204,7 +204,7 @@ bvl_status bvl_heads_build(bvl_program *p, const bvl_record *r, const bvl_build 
 void bvl_attending_words(bvl_program *p, bvl_attending *s) {
     const bvl_heads *h = &s->heads;
     s->sublayer.ldq = bvl_words_between(h->inner + 2 * h->kv, h->bf16);
-    s->sublayer.inner = s->norm.posts;
+    s->sublayer.inner = s->norm.posts || h->out.low;
     bvl_sublayer_words(p, &s->norm, &h->in, &h->out);
     p->words.narrow = BVL_MAX(p->words.narrow, bvl_padded(BVL_MAX(h->D, h->inner)));
     p->words.wide = BVL_MAX(p->words.wide, s->sublayer.ldq);

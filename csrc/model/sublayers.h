@@ -39,8 +39,8 @@ const float *bvl_sublayer_begin(const bvl_sublayer_norm *norm, const bvl_run *ru
  * own. */
 void bvl_sublayer_project(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *first,
                           const bvl_place *at, float *y, int64_t ldy, bvl_epilogue epilogue);
-/* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. A norm of
- * what is added needs rows for it, `free`, which nobody reads meanwhile. */
+/* x += last(y); its operand rows are made at z, but where `direct` y is these. No barrier after it. What is
+ * normed or clipped before it is added needs rows for it, `free`, which nobody reads meanwhile. */
 void bvl_sublayer_add(const bvl_sublayer_norm *norm, const bvl_run *run, const bvl_linear *last,
                       const bvl_place *at, float *z, float *y, int64_t ldy, bool direct, float *free);
 /* A barrier, and the norm where it comes last. */
@@ -102,8 +102,8 @@ bvl_status bvl_apart_build(bvl_program *p, const bvl_record *r, const bvl_build 
                            const int64_t *rows, int parts, bvl_precision precision, bvl_linear *first,
                            bvl_linear *rest, bvl_error *err);
 /* What a product and those after it read and give is clipped to: weights `at` [2, K], of each, and the next
- * [2, N], of all, if any; `alone`: what it gives is added to nothing before. */
-bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool alone,
+ * [2, N], of all, if any; `own`: the rows it reads are nobody else's. */
+bvl_status bvl_bounds_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, bool own,
                             bvl_linear *linear, bvl_error *err);
 /* The norm of a sub-layer, whose gain is weight `at`. */
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
@@ -135,7 +135,8 @@ typedef struct {
     bvl_precision precision;
     double activation, eps;
     bool gated, rms, pre_norm;
-    bool apart; /* gates and what they gate are products of their own */
+    bool clipped; /* what some product reads or gives */
+    bool apart;   /* gates and what they gate are products of their own */
 } bvl_feed_forward_settings;
 bvl_status bvl_feed_forward_build(bvl_program *p, const bvl_record *r, const bvl_build *b,
                                   const bvl_feed_forward_settings *settings, bvl_feed_forward *f,

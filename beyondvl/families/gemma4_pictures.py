@@ -8,6 +8,7 @@ normed, and so are values. Every linear may be clipped. Each square of patches b
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -74,21 +75,26 @@ def block(section: Config, name: str, hidden: int, eps: float) -> Block:
     return replace(made, qkv=replace(made.qkv, weight=replace(made.qkv.weight, order=order)))
 
 
-def spread(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def spread(side: int, inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Pixels from -1 to 1, and how many patches each picture has down and across; `image_position_ids` (B, N, 2) say
-    the column and the row of each, and -1 after the last."""
-    places = inputs.pop(POSITIONS)
-    if places.ndim != 3 or places.shape[2] != 2:
-        raise ValueError(f"{POSITIONS}: found shape {places.shape}, expected (B, N, 2)")
+    the column and the row of each, and -1 after the last. Of `side` patches each way a row is made."""
+    pixels, places = (inputs.get(name) for name in ("pixel_values", POSITIONS))
+    if places is None:
+        raise ValueError(f"{POSITIONS}: not given, expected (B, N, 2) integers")
+    if places.shape != (*pixels.shape[:2], 2) or not places.size:
+        raise ValueError(f"{POSITIONS}: found shape {places.shape}, expected {(*pixels.shape[:2], 2)}, as pixel_values")
     cols, rows = (places.max(1) + 1).T
     index = np.arange(places.shape[1])
     across = np.maximum(cols, 1)[:, None]
     wanted = np.where((index < (cols * rows)[:, None])[..., None], np.stack([index % across, index // across], -1), -1)
-    if (wrong := (places != wanted).any((1, 2))).any():
+    if (wrong := (places != wanted).any((1, 2)) | (rows < 1)).any():
         raise ValueError(
             f"{POSITIONS}[{wrong.argmax()}]: expected the column and the row of each patch, row by row, then -1, -1"
         )
-    pixels = 2 * (inputs["pixel_values"] - np.float32(0.5))
+    if (uneven := (rows % side != 0) | (cols % side != 0)).any():
+        i = int(uneven.argmax())
+        raise ValueError(f"{POSITIONS}[{i}]: found {rows[i]} x {cols[i]} patches, expected multiples of {side}")
+    pixels = 2 * (pixels - np.float32(0.5))
     return {"pixel_values": pixels, "spatial_shapes": np.ascontiguousarray(np.stack([rows, cols], 1))}
 
 
@@ -100,7 +106,7 @@ def vision(config: Config, text_size: int) -> Encoder:
         section.integer("patch_size", 16, 1, 256),
         section.integer("position_embedding_size", 10240, 1, 1 << 16),
     )
-    embedder, factor = f"{tower}.patch_embedder", hidden**0.5
+    side, embedder, factor = section.integer("pooling_kernel_size", 3, 1, 64), f"{tower}.patch_embedder", hidden**0.5
     gain, offset = constant(factor, hidden), None
     if section.boolean("standardize", False):
         gain = ref(f"{tower}.std_scale", hidden, scale=factor)
@@ -121,9 +127,9 @@ def vision(config: Config, text_size: int) -> Encoder:
             for i in range(section.integer("num_hidden_layers", 16, 1, 1024))
         ),
         steps=(
-            Step("squares", "hidden", PoolPatches(section.integer("pooling_kernel_size", 3, 1, 64), gain, offset)),
+            Step("squares", "hidden", PoolPatches(side, gain, offset)),
             Step("normed_squares", "squares", Norm(constant(1.0, hidden), None, eps)),
             Step("features", "normed_squares", Project(Linear(projection))),
         ),
-        prepare=spread,
+        prepare=functools.partial(spread, side),
     )
