@@ -1,12 +1,13 @@
-"""Texts of 18 tokens through EmbeddingGemma and EmbeddingGemma 2, and pictures through the latter, beside transformers:
-random weights at published sizes.
+"""Texts of 18 tokens through EmbeddingGemma and EmbeddingGemma 2, pictures and sounds through the latter, beside
+transformers: random weights at published sizes.
 
-    python benchmarks/embedding_gemma.py [--only texts|pictures] [--rounds 7] [--threads 2]
+    python benchmarks/embedding_gemma.py [--only texts|pictures|sounds] [--rounds 7] [--threads 2]
 
 One text alone and 32 at once, the same ids in each library, without padding; a picture of 42 x 60 patches, which are 280
-tokens of a text, and one of 24 x 24, 64 tokens. Vocabularies are cut to 1,000 words, which changes no time: a row of the
-table is read for each token. Prints the time of each in each variant, interleaved, medians of the rounds, how alike its rows are to those of transformers in float32 (random weights have them far apart in half the
-precision, in transformers too), and the machine's ceilings.
+tokens of a text, and one of 24 x 24, 64 tokens; a sound of 10 seconds, 250 tokens. Vocabularies are cut to 1,000 words,
+which changes no time: a row of the table is read for each token. Prints the time of each in each variant, interleaved,
+medians of the rounds, how alike its rows are to those of transformers in float32 (random weights have them far apart in
+half the precision, in transformers too), and the machine's ceilings.
 """
 
 from __future__ import annotations
@@ -81,32 +82,44 @@ def measure(name: str, batch: int, rounds: int, threads: int) -> None:
               f"cosine {alike[variant]:.6f}")  # fmt: skip
 
 
-class Picture(torch.nn.Module):
-    """The whole model over one picture of `grid` patches alone in a text."""
+class Mixed(torch.nn.Module):
+    """The whole model over one picture of `grid` patches, or one sound of `frames`, alone in a text."""
 
-    def __init__(self, model: torch.nn.Module, grid: tuple[int, int]):
+    def __init__(self, model: torch.nn.Module, grid: tuple[int, int] | None, frames: int = 0):
         super().__init__()
         self.model = model
-        rows, cols = grid
-        tokens = rows * cols // 9
-        self.ids = torch.tensor([[1, 3, *[7] * tokens, 4, 2]])
+        rows, cols = grid or (0, 0)
+        token, count = (7, rows * cols // 9) if grid else (9, -(-frames // 4))
+        self.ids = torch.tensor([[1, 3, *[token] * count, 4, 2]])
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-        self.places = torch.stack([x, y], -1).reshape(1, -1, 2)
+        if grid:
+            self.data = torch.rand((1, rows * cols, 768))
+            self.beside = {"image_position_ids": torch.stack([x, y], -1).reshape(1, -1, 2)}
+        else:
+            self.data = torch.randn((1, frames, 128))
+            self.beside = {"input_features_mask": torch.ones((1, frames), dtype=torch.bool)}
+        self.name = "pixel_values" if grid else "input_features"
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        given = {"pixel_values": pixels, "image_position_ids": self.places}
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        given = {self.name: data, **self.beside}
         return self.model(input_ids=self.ids, attention_mask=torch.ones_like(self.ids), **given).last_hidden_state
 
 
-def measure_picture(grid: tuple[int, int], clipped: bool, rounds: int, threads: int) -> None:
+def measure_mixed(
+    what: str, grid: tuple[int, int] | None, frames: int, clipped: bool, rounds: int, threads: int
+) -> None:
+    towers = {"vision_config": {"model_type": "gemma4_vision", "use_clipped_linears": clipped}, "audio_config": None}
+    if not grid:
+        towers = {"vision_config": None, "audio_config": {"model_type": "gemma4_audio", "use_clipped_linears": clipped}}
     config = transformers.EmbeddingGemma2Config(
-        text_config={"vocab_size": 1000}, vision_config={"model_type": "gemma4_vision", "use_clipped_linears": clipped},
-        audio_config=None, image_token_id=7, video_token_id=8,
-    )  # fmt: skip
+        text_config={"vocab_size": 1000}, image_token_id=7, video_token_id=8, audio_token_id=9, **towers
+    )
     torch.manual_seed(0)
     reference = transformers.EmbeddingGemma2Model(config).eval()
     with torch.no_grad():
-        reference.vision_tower.patch_embedder.position_embedding_table.normal_(0, 0.02)
+        for name, parameter in reference.named_parameters():
+            if "position_embedding_table" in name:
+                parameter.normal_(0, 0.02)
         for name, buffer in reference.named_buffers():
             if name.endswith(("put_min", "put_max")):
                 buffer.fill_(-20.0 if name.endswith("min") else 20.0)
@@ -116,23 +129,20 @@ def measure_picture(grid: tuple[int, int], clipped: bool, rounds: int, threads: 
             dtype: bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
             for dtype in ("float32", "bfloat16", "int8")
         }
-    module, pixels = Picture(reference, grid), torch.rand((1, grid[0] * grid[1], 768))
-    inputs = {
-        "input_ids": module.ids.numpy(),
-        "pixel_values": pixels.numpy(),
-        "image_position_ids": module.places.numpy(),
-    }
+    module = Mixed(reference, grid, frames)
+    inputs = {"input_ids": module.ids.numpy(), module.name: module.data.numpy()}
+    inputs |= {name: value.numpy() for name, value in module.beside.items()}
 
     def our_call(model):
         return lambda: model(**inputs).last_hidden_state
 
-    calls = torch_calls(module, pixels, ("float32", "bfloat16"))
+    calls = torch_calls(module, module.data, ("float32", "bfloat16"))
     calls |= {f"beyondvl {dtype}": our_call(model) for dtype, model in ours.items()}
     exact = calls["transformers float32"]()
     alike = {variant: cosines(call(), exact) for variant, call in calls.items()}
     times = interleaved_times(calls, rounds)
     best = min(seconds for variant, seconds in times.items() if "beyondvl" not in variant)
-    print(f"EmbeddingGemma 2, a picture of {grid[0]} x {grid[1]} patches{', clipped' if clipped else ''}")
+    print(f"EmbeddingGemma 2, {what}{', clipped' if clipped else ''}")
     for variant, seconds in times.items():
         print(f"  {variant:24} {1e3 * seconds:8.1f} ms   {best / seconds:5.2f} times transformers' best   "
               f"cosine {alike[variant]:.6f}")  # fmt: skip
@@ -142,13 +152,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("texts", "pictures"))
+    parser.add_argument("--only", choices=("texts", "pictures", "sounds"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for grid, clipped in (((42, 60), True), ((42, 60), False), ((24, 24), True)):
-        if options.only != "texts":
-            measure_picture(grid, clipped, options.rounds, options.threads)
-    for name in MODELS if options.only != "pictures" else ():
+    for what, grid, frames in (
+        ("a picture of 42 x 60 patches", (42, 60), 0),
+        ("a picture of 24 x 24 patches", (24, 24), 0),
+        ("a sound of 10 seconds", None, 1000),
+    ):
+        if options.only in (None, "sounds" if frames else "pictures"):
+            measure_mixed(what, grid, frames, True, options.rounds, options.threads)
+    for name in MODELS if options.only in (None, "texts") else ():
         for batch in (1, 32):
             measure(name, batch, options.rounds, options.threads)
     print({kind: round(value) for kind, value in ceilings(options.threads).items()})
