@@ -288,7 +288,7 @@ def test_sublayers_are_checked():
              "norm_weight": 8, "norm_bias": 8}  # fmt: skip
     ones = {name: np.ones(shape, np.float32) for name, shape in sizes.items()}
     for op, params, change, match in (
-        ("cross_attention", cross, {}, "cross_attention: expected after self_attention"),
+        ("cross_attention", cross, {}, "cross_attention: expected after another sub-layer"),
         ("self_attention", attention, {"num_attention_heads": 3}, "8 columns, 3 heads, 2 of keys"),
         (
             "self_attention",

@@ -139,6 +139,8 @@ CALLS = {
     "texts": {"text": ["abc", "d"]},
     "more rows of each": {"images": [[B]], "images_kwargs": {"max_soft_tokens": 140}},
     "sounds": {"audio": [sound(1.3), sound(0.4, 1)]},
+    "a text of each, several sounds": {"audio": [[sound(0.5), sound(0.4, 1)], [sound(0.3, 2)]]},
+    "sounds cut": {"audio": sound(1.3), "audio_kwargs": {"max_length": 8000}},
     "a picture and a sound": {"images": A, "audio": sound(0.7)},
     "sounds in texts": {"audio": [sound(1.3), sound(0.4, 1)], "images": [[A], []],
                         "text": ["ab <|audio|> cd <|image|>", "<|audio|> e"]},
@@ -170,7 +172,7 @@ def test_features_of_sounds(seconds, options):
     )
     np.testing.assert_array_equal(found["input_features_mask"], expected["input_features_mask"])
     np.testing.assert_allclose(found["input_features"], expected["input_features"], rtol=0, atol=5e-6)
-    with pytest.raises(bvl.AudioError, match="sound 1: 100 samples, expected more than 160"):
+    with pytest.raises(bvl.AudioError, match="sound 1: 100 samples, expected 161 at least"):
         ours([sounds[0], sounds[0][:100]], sampling_rate=16_000)
 
 
@@ -274,8 +276,8 @@ def test_sounds(isa, made, kind):
                 if part in name:
                     parameter.mul_(torch.linspace(0.5, 1.5, parameter.shape[-1]))
         assert np.abs(expected_of(changed, inputs)["audio_hidden_states"] - rows).max() > 1e-2, part
-    alone = ours.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
-    np.testing.assert_array_equal(np.concatenate(alone), found.audio_hidden_states)
+    features = ours.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    np.testing.assert_array_equal(features.pooler_output[features.attention_mask], found.audio_hidden_states)
     for i, one in enumerate(sounds):
         text = ours.processor(audio=one, sampling_rate=16_000, return_tensors="np")
         mean = expected_of(theirs, text)["last_hidden_state"][0].mean(0)
@@ -339,6 +341,10 @@ def test_clips_of_files(made, tmp_path):
     inputs = processor(videos=[str(path)], videos_kwargs={"max_frames": 3}, images_kwargs={"max_soft_tokens": 140})
     assert inputs["num_frames_per_video"] == [3] and np.shape(inputs["pixel_values_videos"]) == (3, 630, 768)
     many = [np.full((9, 9, 3), i % 256, np.uint8) for i in range(100)]
+    with pytest.raises(bvl.VideoError, match=r"array of shape \(9, 9, 3\)"):
+        frames_of(np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(ValueError, match="most: found -1 frames"):
+        frames_of(many, max_frames=-1)
     assert len(frames_of(many)) == 32 and len(frames_of(many, num_frames=5)) == 5
     with pytest.raises(bvl.VideoError, match="the list of frames is empty"):
         frames_of([])

@@ -124,9 +124,7 @@ def layer(section: Config, prefix: str, hidden: int, eps: float) -> Conformer:
 
 def count_frames(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """How many frames each sound has: `input_features_mask` (B, N) keeps its first ones."""
-    features, mask = inputs["input_features"], inputs.get(MASK)
-    if mask is None:
-        mask = np.ones(features.shape[:2], np.int64)
+    features, mask = inputs["input_features"], inputs[MASK]
     if mask.shape != features.shape[:2]:
         raise ValueError(f"{MASK}: found shape {mask.shape}, expected {features.shape[:2]}, that of input_features")
     counts = (mask != 0).sum(1)
@@ -138,6 +136,10 @@ def count_frames(inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 def audio(config: Config, text_size: int) -> Encoder:
     """A sound's rows among those of a text (soft tokens)."""
     section, tower = config.section("audio_config"), "audio_tower"
+    if section.number("gradient_clipping", 1e10, 0.0, 1e38) < 1e9:
+        raise ConfigError(
+            f"audio_config: gradient_clipping: found {section.get('gradient_clipping')!r}, expected at least 1e9: none"
+        )
     hidden, eps = section.integer("hidden_size", 1024, 2, 1 << 16), section.number("rms_norm_eps", 1e-6, 0.0, 1.0)
     stated = section.get("subsampling_conv_channels", [128, 32])
     if (
@@ -229,27 +231,34 @@ class Gemma4AudioFeatureExtractor(FeatureExtractor):
         `pad_to_multiple_of`. Raises AudioError, ValueError."""
         check_device(device or "cpu")
         sounds = self.sounds(raw_speech, sampling_rate)
-        for place, sound in enumerate(sounds):
-            if len(sound) <= self.frame_length // 2:
-                raise AudioError(f"sound {place}: {len(sound)} samples, expected more than {self.frame_length // 2}")
-        filled = self.pad({self.input_name: sounds}, padding, max_length, truncation, pad_to_multiple_of, True)
-        made = [self._features(*pair) for pair in zip(filled[self.input_name], filled["attention_mask"], strict=True)]
-        alike = len({features.shape for features, _ in made}) == 1
-        arrays = {name: np.stack(part) if alike else list(part)
-                  for name, part in zip((self.input_name, MASK), zip(*made, strict=True), strict=True)}  # fmt: skip
+        most = None if max_length is None else self._samples(max_length, 0)
+        filled = self.pad(
+            {self.input_name: sounds}, padding, most, truncation and most is not None, pad_to_multiple_of, True
+        )
+        pairs = zip(filled[self.input_name], filled["attention_mask"], strict=True)
+        made = [self._features(place, *pair) for place, pair in enumerate(pairs)]
+        arrays = dict(zip((self.input_name, MASK), zip(*made, strict=True), strict=True))
+        if return_tensors and len({features.shape for features, _ in made}) > 1:
+            raise ValueError("input_features: sounds of different lengths do not make a tensor: pass padding=True")
         return BatchFeature(
-            {name: from_numpy(a, return_tensors) if return_tensors else list(a) for name, a in arrays.items()}
+            {
+                n: from_numpy(np.stack(part), return_tensors) if return_tensors else list(part)
+                for n, part in arrays.items()
+            }
         )
 
-    def _features(self, sound: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, place: int, sound: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-mel amplitudes (frames, mels), and which frames are the sound's."""
         lead = self.frame_length // 2
-        padded = np.pad(sound * np.float32(self.input_scale_factor), (lead, max(0, self.frame_length - len(sound))))
-        mel = self._log_mel(padded, self.filters, 1.0, amplitudes=True)
         count = (len(sound) + lead - self.frame_length - 1) // self.hop_length + 1
-        ends = np.arange(max(count, 1)) * self.hop_length + self.frame_length - lead
-        kept = mask[np.minimum(ends, len(mask) - 1)].astype(bool)
-        mel = mel[: len(kept)]
+        kept = mask[np.arange(max(count, 0)) * self.hop_length + self.frame_length - lead].astype(bool)
+        if not kept.any():
+            least = self.frame_length - lead + 1
+            raise AudioError(
+                f"sound {place}: {int(mask.sum())} samples, expected {least} at least, of which a frame is made"
+            )
+        padded = np.pad(sound * np.float32(self.input_scale_factor), (lead, 0))
+        mel = self._log_mel(padded, self.filters, 1.0, amplitudes=True)[:count]
         if self.means is not None:
             mel = mel - self.means
         if self.spreads is not None:

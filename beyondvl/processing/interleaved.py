@@ -11,7 +11,7 @@ import numpy as np
 
 from ..outputs import BatchFeature, from_numpy
 from .features import as_sounds
-from .items import as_clips
+from .items import as_clips, is_sound_and_rate
 from .processor import Processor
 from .video import Sampling, video_frames
 
@@ -20,6 +20,10 @@ __all__ = ["InterleavedProcessor"]
 MOST_OF_A_CLIP = 32  # frames, where nobody says how many
 AROUND = {"image": ("boi_token", "eoi_token"), "video": ("boi_token", "eoi_token"), "audio": ("boa_token", "eoa_token")}
 CLIP_OPTIONS = ("num_frames", "fps", "start", "end", "max_frames")
+
+
+OF_TEXT = ("padding", "truncation", "max_length")  # flat options that say how texts are padded, not sounds
+OF_OTHERS = ("do_normalize", "seed")  # of other extractors
 
 
 class InterleavedProcessor(Processor):
@@ -71,12 +75,13 @@ class InterleavedProcessor(Processor):
 
         Raises ValueError where texts have places for other numbers of pictures, clips or sounds than there are.
         """
-        own = {name: dict(kwargs.pop(f"{name}_kwargs", None) or {}) for name in ("images", "videos")}
+        own = {name: dict(kwargs.pop(f"{name}_kwargs", None) or {}) for name in ("images", "videos", "audio")}
         for group in own.values():
             return_tensors = group.pop("return_tensors", return_tensors)
         options, tensors = self._options(kwargs, return_tensors)
-        if twice := [name for group in own.values() for name in group if name in options["images_kwargs"]]:
-            raise ValueError(f"{twice[0]}: given twice, by itself and in images_kwargs or videos_kwargs")
+        flat = {**options["images_kwargs"], **options["audio_kwargs"]}
+        if twice := [name for group in own.values() for name in group if name in flat and name not in OF_TEXT]:
+            raise ValueError(f"{twice[0]}: given twice, by itself and in images_kwargs, videos_kwargs or audio_kwargs")
         self._check_given(images, text, videos, audio)
         made: dict[str, Any] = {}
         blocks: dict[str, Iterator[str]] = {}
@@ -94,12 +99,10 @@ class InterleavedProcessor(Processor):
             arrays, blocks["video"] = self._clips(clips, options["images_kwargs"] | own["videos"])
             made |= arrays
         if audio is not None:
-            sounds = as_sounds(audio)
-            counts["audio"] = [1] * len(sounds)
-            settings = {
-                n: v for n, v in options["audio_kwargs"].items() if n not in ("padding", "truncation", "max_length")
-            }
-            arrays, blocks["audio"] = self._sounds(sounds, settings)
+            groups = grouped_sounds(audio)
+            counts["audio"] = [len(group) for group in groups]
+            flat = {n: v for n, v in options["audio_kwargs"].items() if n not in (*OF_TEXT, *OF_OTHERS)}
+            arrays, blocks["audio"] = self._sounds([one for group in groups for one in group], flat | own["audio"])
             made |= arrays
         texts = alone(counts, self) if text is None else [text] if isinstance(text, str) else list(text)
         filled = self._filled_in(texts, counts, blocks)
@@ -129,18 +132,20 @@ class InterleavedProcessor(Processor):
         counts = arrays.pop("num_soft_tokens_per_image")
         return arrays, (self.block("image", count) for count in counts)
 
-    def clip_inputs(self, clip: Any, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The frames of a clip as pictures; `settings` may say which frames (CLIP_OPTIONS), the rest are fields of the
-        image processor."""
+    def clip_inputs(self, clip: Any, settings: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
+        """The frames of a clip as pictures, so many at once, or all; `settings` may say which frames (CLIP_OPTIONS),
+        the rest are fields of the image processor."""
         sampling = {n: v for n, v in settings.items() if n in CLIP_OPTIONS and v is not None}
-        fields = {"max_soft_tokens": self.kind.clip_soft_tokens} | {
-            n: v for n, v in settings.items() if n not in CLIP_OPTIONS
-        }
-        return self.image_processor(frames_of(clip, **sampling), return_tensors="np", **fields)
+        fields = {n: v for n, v in settings.items() if n not in CLIP_OPTIONS}
+        frames = frames_of(clip, **sampling)
+        for start in range(0, len(frames), at_once or len(frames)):
+            part = frames[start : start + (at_once or len(frames))]
+            most = {"max_soft_tokens": self.kind.clip_soft_tokens}
+            yield self.image_processor(part, return_tensors="np", **most | fields)
 
     def _clips(self, clips: list[Any], settings: dict[str, Any]) -> tuple[dict[str, Any], Iterator[str]]:
         """As `_pictures`: the frames of each clip one after the other."""
-        made = [self.clip_inputs(clip, settings) for clip in clips]
+        made = [next(self.clip_inputs(clip, settings)) for clip in clips]
         names = {"pixel_values": "pixel_values_videos", "image_position_ids": "video_position_ids"}
         arrays = {new: np.concatenate([one[old] for one in made]) for old, new in names.items()}
         counts = [one["num_soft_tokens_per_image"] for one in made]
@@ -198,14 +203,24 @@ def grouped(images: Any) -> list[list[Any]]:
     return [list(images)] if getattr(images, "ndim", 0) == 4 else [[images]]
 
 
+def grouped_sounds(audio: Any) -> list[list[Any]]:
+    """As `grouped`, but that a flat list holds a sound for each text."""
+    nested = isinstance(audio, list | tuple) and all(
+        isinstance(one, list | tuple) and not is_sound_and_rate(one) and not (one and isinstance(one[0], int | float))
+        for one in audio
+    )
+    return [list(group) for group in audio] if nested else [[one] for one in as_sounds(audio)]
+
+
 def frames_of(clip: Any, **sampling: Any) -> list[np.ndarray]:
     """Frames of a clip: as `sampling` says (see `load_video`; max_frames: at most so many, evenly); where it says
     nothing all of an array or a list, of a file one a second, and of both at most 32."""
-    most = sampling.pop("max_frames", None) or MOST_OF_A_CLIP
+    most = sampling.pop("max_frames", MOST_OF_A_CLIP)
+    Sampling(most=most)  # or says what is wrong with it
     if "num_frames" not in sampling:
         if (isinstance(clip, list | tuple) or hasattr(clip, "shape")) and not sampling:
             at = range(len(clip)) if len(clip) <= most else np.linspace(0, len(clip) - 1, most, dtype=int)
-            clip = [clip[i] for i in at]
+            clip = clip[list(at)] if hasattr(clip, "shape") else [clip[i] for i in at]
             sampling = {"num_frames": max(1, len(clip))}
         else:
             sampling = {"fps": 1.0, "most": most} | sampling

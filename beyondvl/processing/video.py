@@ -68,6 +68,8 @@ class Sampling:
     def __post_init__(self):
         if type(self.num_frames) is not int or not 1 <= self.num_frames <= MOST_FRAMES:
             raise ValueError(f"num_frames: found {self.num_frames!r}, expected a whole number from 1 to {MOST_FRAMES}")
+        if self.most is not None and (type(self.most) is not int or not 1 <= self.most <= MOST_FRAMES):
+            raise ValueError(f"most: found {self.most!r} frames, expected a whole number from 1 to {MOST_FRAMES}")
         for name, low in (("fps", 0), ("start", 0), ("end", self.start)):
             value = getattr(self, name)
             if value is None and name != "start":

@@ -114,10 +114,15 @@ class InterleavedModel(PreTrainedModel):
         return ModelOutput(pooler_output=[from_numpy(clip, kind_of(pixel_values_videos)) for clip in clips])
 
     def get_audio_features(self, input_features: Any, input_features_mask: Any = None, **kwargs: Any) -> Any:
-        """As `get_image_features`: the rows of each sound."""
+        """`pooler_output` (B, T, hidden_size), the rows of each sound, zeros after its own, and `attention_mask` (B, T)
+        of which those are, True."""
         check_neutral(kwargs)
         rows = self._rows_of("audio", {"input_features": input_features, "input_features_mask": input_features_mask})
-        return ModelOutput(pooler_output=[from_numpy(row, kind_of(input_features)) for row in rows])
+        out = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), np.float32)
+        for one, own in zip(out, rows, strict=True):
+            one[: len(own)] = own
+        mask, kind = np.arange(out.shape[1]) < np.array([[len(own)] for own in rows]), kind_of(input_features)
+        return ModelOutput(pooler_output=from_numpy(out, kind), attention_mask=from_numpy(mask, kind))
 
     def _read(
         self, text: dict[str, np.ndarray], rows: dict[str, np.ndarray], wanted: list[str],
@@ -174,13 +179,7 @@ class InterleavedModel(PreTrainedModel):
         self.tower(IMAGE.tower), self.image_processor
         for i in indices:
             video, sampling = clip_of(items, i)
-            made = self.processor.clip_inputs(video, sampling)
             rows = []
-            for start in range(0, len(made["pixel_values"]), PICTURES_AT_ONCE):
-                part = slice(start, start + PICTURES_AT_ONCE)
-                given = {
-                    "pixel_values": made["pixel_values"][part],
-                    "image_position_ids": made["image_position_ids"][part],
-                }
-                rows += self._rows_of("image", given)
+            for made in self.processor.clip_inputs(video, sampling, PICTURES_AT_ONCE):
+                rows += self._rows_of("image", {name: made[name] for name in GIVEN["image"]})
             yield [i], self._embed_alone("video", [rows])

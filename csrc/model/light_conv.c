@@ -59,6 +59,8 @@ static bvl_status light_conv_build(bvl_program *p, bvl_record *r, const bvl_buil
     if (bvl_sublayer_expect(p, r, false, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_ACT, 0, BVL_ACT_COUNT - 1, &act, err) != BVL_OK)
         return err->status;
+    if (p->windowed)
+        return bvl_fail(err, BVL_INVALID, "%s: found beside attention within windows", r->op->name);
     light_conv *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     s->act = (bvl_activation)act;

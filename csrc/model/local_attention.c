@@ -26,6 +26,8 @@ static bvl_status local_attention_build(bvl_program *p, bvl_record *r, const bvl
     if (bvl_sublayer_expect(p, r, true, err) != BVL_OK ||
         bvl_expect_whole(r->op, b, P_HEADS, 1, 1 << 16, &heads, err) != BVL_OK)
         return err->status;
+    if (p->windowed)
+        return bvl_fail(err, BVL_INVALID, "%s: found beside attention within windows", r->op->name);
     if (!(b->params[P_CAP] > 0 && b->params[P_CAP] < 1e30))
         return bvl_fail(err, BVL_INVALID, "%s: cap: found %g, expected a number above 0", r->op->name,
                         b->params[P_CAP]);

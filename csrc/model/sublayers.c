@@ -72,7 +72,7 @@ bvl_status bvl_sublayer_expect(const bvl_program *p, const bvl_record *r, bool f
         return bvl_fail(err, BVL_INVALID, "%s: slot %s of %lld rows, %lld query tokens", r->op->name,
                         slot->name, (long long)slot->rows, (long long)p->queries);
     if (first || (before && before->op->steps && before->src == r->src)) return BVL_OK;
-    return bvl_fail(err, BVL_INVALID, "%s: expected after self_attention over the same slot", r->op->name);
+    return bvl_fail(err, BVL_INVALID, "%s: expected after another sub-layer over the same slot", r->op->name);
 }
 
 bvl_status bvl_affine_expect(const bvl_record *r, const bvl_build *b, int at, int64_t N, int64_t K,
