@@ -89,8 +89,8 @@ class EncodeMixin(BulkMixin, EmbeddingOptions):
                 names a file, a URL or a data: URI is that, any other one a text (see processing/items.py), but of a
                 model that reads texts alone: every string; {"text": s} is always text; other paths, bytes, PIL images,
                 arrays are pictures; {"audio": x} is a sound (`load_audio`: a path, bytes or (array, rate)); {"video":
-                x} is a clip (`load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is the
-                mean of its frames' (Luo et al., 2021) where the model has no way of its own with clips.
+                x} is a clip (`load_video`), beside which may stand num_frames (8), fps, start, end: its embedding is
+                the mean of its frames' (Luo et al., 2021) where the model has no way of its own with clips.
             prompt_name, prompt: words put before every text: one of a sentence encoder's own `prompts`, which may have
                 one that stands before every text unless another is named; or any.
             batch_size: items per call of the model.
