@@ -19,6 +19,7 @@ from .models.packed import is_packed
 from .outputs import to_numpy
 from .tasks.base import TaskModel
 from .tasks.classifying import ClassifyingModel
+from .tasks.interleaved import InterleavedModel
 from .tasks.transcribing import TranscribingModel
 from .tasks.writing import AnsweringModel
 
@@ -56,6 +57,8 @@ def _inputs(model: Any) -> dict[str, Any]:
     import torch
 
     inputs: dict[str, Any] = {}
+    if isinstance(model, InterleavedModel):
+        return dict(model.processor(**_mixed(model), return_tensors="pt"))
     if isinstance(model, TranscribingModel):
         inputs["decoder_input_ids"] = torch.full((4, 1), model.tokens["decoder_start_token_id"])
     elif isinstance(model, ClassifyingModel):
@@ -76,6 +79,20 @@ def _inputs(model: Any) -> dict[str, Any]:
     return inputs
 
 
+def _mixed(model: InterleavedModel) -> dict[str, Any]:
+    """One text with a picture and a sound in it, where the model reads these: padding is nobody's business."""
+    given: dict[str, Any] = {}
+    if "vision" in model.towers:
+        given["images"] = [_pictures(1)]
+    if "audio" in model.towers:
+        given["audio"] = _sounds(1, model.feature_extractor.sampling_rate)
+        given["audio_kwargs"] = {"sampling_rate": model.feature_extractor.sampling_rate}
+    tokens = [
+        model.processor.token(f"{name}_token") for name in ("image", "audio") if f"{name}s" in given or name in given
+    ]
+    return given | {"text": [" ".join([*tokens, TEXTS[0]])]}
+
+
 def _text_options(model: Any) -> dict[str, Any]:
     most = min(model.tower("text").max_positions, model.tokenizer.model_max_length)
     padding = "max_length" if model.tokenizer.exact_length else True
@@ -94,6 +111,8 @@ def _their_inputs(model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], s
     made: dict[str, Any] = {}
     try:
         processor = transformers.AutoProcessor.from_pretrained(model.folder, backend="pil")
+        if isinstance(model, InterleavedModel):
+            return dict(processor(**_mixed(model), return_tensors="pt")), ""
         if "vision" in model.towers:
             pictures = [Image.fromarray(picture) for picture in _pictures(4)]
             made |= getattr(processor, "image_processor", processor)(pictures, return_tensors="pt")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import beyondvl as bvl
+from beyondvl.verify import verify_model
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")
@@ -404,6 +405,14 @@ def test_kept_in_every_form(made, kind, tmp_path):
     ours.save_pretrained(tmp_path / "again")
     assert np.array_equal(bvl.AutoModel.from_pretrained(tmp_path / "again").encode([A]), found[:1])
     assert np.array_equal(pickle.loads(pickle.dumps(ours)).encode(items[2:]), found[2:])
+
+
+@pytest.mark.parametrize("kind", ["plain", "no pictures", "pictures alone"])
+def test_verify(made, kind, capsys):
+    assert verify_model(str(made(kind)))
+    said = capsys.readouterr().out
+    assert "last_hidden_state" in said and ("image_hidden_states" in said) == (kind != "no pictures")
+    assert ("audio_hidden_states" in said) == (kind != "pictures alone") and said.rstrip().endswith("agrees")
 
 
 def test_bad_inputs_are_named(made):
