@@ -381,11 +381,11 @@ class Builder:
         self.add("put_rows", messages, hidden, order=np.array(layer.spare, np.float32))
         return hidden
 
-    def merge_rows(self, layer: MergeRows, src: str, index: int) -> str:
-        dst = self.slot(f"merged_{index}", len(layer.rows) // layer.count, layer.weight.shape[0])
-        order = np.array(layer.rows, np.float32)
-        self.add("merge_rows", src, dst, {"layer_norm_eps": layer.norm.eps}, order=order,
-                 weight=self.read(layer.weight), **self.affine(layer.norm, "norm_"))  # fmt: skip
+    def merge_rows(self, layer: MergeRows, src: str, dst: str) -> str:
+        self.slot(dst, len(layer.rows) // layer.count, layer.linear.out_features)
+        weights = self.affine(layer.linear) | (self.affine(layer.norm, "norm_") if layer.norm else {})
+        params = {"layer_norm_eps": layer.norm.eps if layer.norm else 0.0}
+        self.add("merge_rows", src, dst, params, order=np.array(layer.rows, np.float32), **weights)
         return dst
 
     def attention_pool(self, pool: AttentionPool, src: str, dst: str) -> None:
@@ -413,6 +413,9 @@ class Builder:
             rows, kind = what.side, "pooled"
         if isinstance(what, TakeRows):
             self.take_rows(src, dst, what.rows, what.count)
+            return
+        if isinstance(what, MergeRows):
+            self.merge_rows(what, src, dst)
             return
         if isinstance(what, Project):
             cols = what.linear.out_features
@@ -455,7 +458,7 @@ class Builder:
                 case Conformer():
                     hidden = self.conformer(layer, hidden)
                 case MergeRows():
-                    hidden = self.merge_rows(layer, hidden, index)
+                    hidden = self.merge_rows(layer, hidden, f"merged_{index}")
                 case Message():
                     hidden = self.message(layer, hidden)
                 case InvertedResidual():

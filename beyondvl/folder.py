@@ -23,6 +23,8 @@ KNOWN = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer_config.json",
     "tokenizer.json",
     "special_tokens_map.json",

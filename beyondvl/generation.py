@@ -21,7 +21,7 @@ __all__ = ["Decoder", "GenerationConfig", "GenerationSettings", "generate", "str
 
 # accepted for the sake of callers of transformers, at the values that change nothing
 NEUTRAL = {
-    "use_cache": (None, True),
+    "use_cache": (None, True, False),
     "return_dict_in_generate": (None, False),
     "output_scores": (None, False),
     "interpolate_pos_encoding": (None, False),
@@ -256,11 +256,14 @@ class Decoder:
     """A decoder's program over a batch of sequences: `next_logits` appends tokens and says what may follow.
 
     `source` is what the sequences are about: a `_C.Context` for each ("contexts"), or features (B, n, D) that stand in
-    for the prompt's placeholders ("features").
+    for the prompt's placeholders ("features"), where these differ in number a list of (n, D).
     """
 
     def __init__(self, tower: Any, source: dict[str, Any], batch: int, capacity: int, num_threads: int):
-        self.tower, self.source, self.num_threads = tower, dict(source), num_threads
+        self.tower, self.num_threads = tower, num_threads
+        self.source = {
+            n: np.concatenate(v) if n == "features" and isinstance(v, list) else v for n, v in source.items()
+        }
         self.cache = _C.Cache(tower.program, batch, capacity)
 
     def next_logits(self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None) -> np.ndarray:

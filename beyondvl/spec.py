@@ -285,10 +285,11 @@ class Conformer(Spec):
 
 
 class MergeRows(Spec):
-    """Every `count` rows in the order of `rows` side by side, normed and projected to one (Liu et al., 2021)."""
+    """Every `count` rows in the order of `rows` side by side, normed (Liu et al., 2021) or as they are (Shi et al.,
+    2016), and projected to one."""
 
-    norm: Norm
-    weight: Ref
+    norm: Norm | None
+    linear: Linear
     rows: tuple[int, ...]
     count: int = 4
 
@@ -411,7 +412,7 @@ class Step(Spec):
 
     dst: str
     src: str
-    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows | PoolPatches
+    what: Pool | AttentionPool | Project | Norm | Normalize | Softmax | FirstRows | TakeRows | MergeRows | PoolPatches
 
 
 class Encoder(Spec):

@@ -19,6 +19,7 @@ from .models.packed import is_packed
 from .outputs import to_numpy
 from .tasks.base import TaskModel
 from .tasks.classifying import ClassifyingModel
+from .tasks.image_text import ImageTextToTextModel
 from .tasks.interleaved import InterleavedModel
 from .tasks.transcribing import TranscribingModel
 from .tasks.writing import AnsweringModel
@@ -31,6 +32,9 @@ EMBEDS = ("text_embeds", "image_embeds", "audio_embeds")
 STATES = ("itm_score", "logits", "image_embeddings", "text_embeddings", "multimodal_embeddings", "pooler_output",
           "last_hidden_state", "encoder_last_hidden_state")  # fmt: skip
 COSINE, DIFFERENCE, INPUTS = 0.99999, 2e-5, 1e-4
+
+
+MIXED = (InterleavedModel, ImageTextToTextModel)  # whose pictures stand in texts
 
 
 def _pictures(count: int) -> list[np.ndarray]:
@@ -57,7 +61,7 @@ def _inputs(model: Any) -> dict[str, Any]:
     import torch
 
     inputs: dict[str, Any] = {}
-    if isinstance(model, InterleavedModel):
+    if isinstance(model, MIXED):
         return dict(model.processor(**_mixed(model), return_tensors="pt"))
     if isinstance(model, TranscribingModel):
         inputs["decoder_input_ids"] = torch.full((4, 1), model.tokens["decoder_start_token_id"])
@@ -79,7 +83,7 @@ def _inputs(model: Any) -> dict[str, Any]:
     return inputs
 
 
-def _mixed(model: InterleavedModel) -> dict[str, Any]:
+def _mixed(model: Any) -> dict[str, Any]:
     """One text with a picture and a sound in it, where the model reads these: padding is nobody's business."""
     given: dict[str, Any] = {}
     if "vision" in model.towers:
@@ -111,7 +115,7 @@ def _their_inputs(model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], s
     made: dict[str, Any] = {}
     try:
         processor = transformers.AutoProcessor.from_pretrained(model.folder, backend="pil")
-        if isinstance(model, InterleavedModel):
+        if isinstance(model, MIXED):
             return dict(processor(**_mixed(model), return_tensors="pt")), ""
         if "vision" in model.towers:
             pictures = [Image.fromarray(picture) for picture in _pictures(4)]

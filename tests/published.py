@@ -38,7 +38,7 @@ LACKING = {
 # a tokenizer that is refused by its name: its words come from another program (MeCab)
 REFUSED = {"cl-tohoku--bert-base-japanese-v3": "BertJapaneseTokenizer"}
 # image processors of families that are none here: each is refused by its name
-OTHERS = ("Idefics3", "Qwen2VL", "Sam3", "Gemma3")
+OTHERS = ("Qwen2VL", "Sam3", "Gemma3")
 
 
 def archive() -> Path | None:

@@ -12,6 +12,7 @@ import shutil
 import numpy as np
 import pytest
 from parity import compare_parameters
+from PIL import Image
 from test_tokenizers import TEXTS
 
 import beyondvl as bvl
@@ -74,8 +75,6 @@ def test_tokenizers():
 
 def seen():
     """Pictures of several shapes and modes."""
-    from PIL import Image
-
     photos = [Image.open(path) for path in sorted(pictures.EXAMPLES.glob("*.jpg"))[:4]]
     modes = [image for name, image in pictures.modes().items() if name in ("L", "RGBA", "P", "CMYK")]
     return [*photos, pictures.photo(600, 120), pictures.photo(131, 277), *modes]
@@ -126,7 +125,7 @@ def test_pictures():
             count += 1
         compared.append(name)
     print(f"image processors of {len(compared)} folders, {count} pictures")
-    assert len(compared) >= 38 and count >= 364
+    assert len(compared) >= 40 and count >= 384
 
 
 def test_sounds():
@@ -203,7 +202,7 @@ def test_parameters():
                 assert not left, f"{name}: {file}: {left[:5]} of {len(left)} are not read"
                 indexed.append(name)
     print(f"parameters of {len(compared)} configs, {len(indexed)} published indices")
-    assert len(compared) >= 82 and len(indexed) >= 5
+    assert len(compared) >= 84 and len(indexed) >= 5
 
 
 def test_the_table_of_what_was_walked():
@@ -273,6 +272,32 @@ def test_card_of_captions(tmp_path):
     with torch.no_grad():
         expected = reference.generate(**inputs, max_new_tokens=6)
     np.testing.assert_array_equal(np.asarray(model.generate(**inputs, max_new_tokens=6)), expected.numpy())
+
+
+@pytest.mark.parametrize("name", ["HuggingFaceTB--SmolVLM-256M-Instruct", "ibm-granite--granite-docling-258M"])
+def test_cards_of_pictures_in_texts(name, tmp_path):
+    """A conversation about two pictures, cut into tiles, by the folder's own template: inputs, and ids generated."""
+    folder = cut(name, tmp_path / "model")
+    model, processor = (
+        bvl.AutoModelForImageTextToText.from_pretrained(folder),
+        bvl.AutoProcessor.from_pretrained(folder),
+    )
+    peer = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Can you describe the two images?"}]
+    messages = [{"role": "user", "content": parts}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == peer.apply_chat_template(messages, add_generation_prompt=True)
+    given = {"text": prompt, "images": [Image.open(path) for path in PHOTOS], "return_tensors": "pt"}
+    for options in ({}, {"size": {"longest_edge": 512}}):
+        inputs, expected = processor(**given, images_kwargs=options), peer(**given, images_kwargs=options)
+        assert inputs.keys() == expected.keys()
+        assert all(torch.equal(inputs[field], expected[field]) for field in inputs)
+    reference = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        ids = reference.generate(**inputs, do_sample=False, max_new_tokens=8)
+    found = model.generate(**inputs, max_new_tokens=8)
+    assert torch.equal(found, ids)
+    assert processor.batch_decode(found, skip_special_tokens=True) == peer.batch_decode(ids, skip_special_tokens=True)
 
 
 def test_card_of_speech(tmp_path):

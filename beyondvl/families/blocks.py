@@ -113,6 +113,14 @@ def square_picture(section: Config, image: int, patch: int, where: str = "vision
     return image, patch
 
 
+def squares(height: int, width: int, side: int, by_columns: bool = False) -> tuple[int, ...]:
+    """The order of a grid's rows by which each square of `side` lies together, line by line; within a square line by
+    line too, or column by column."""
+    places = np.arange(height * width).reshape(height // side, side, width // side, side)
+    within = (3, 1) if by_columns else (1, 3)
+    return tuple(places.transpose(0, 2, *within).reshape(-1).tolist())
+
+
 def pre_norm_block(
     prefix: str,
     hidden: int,

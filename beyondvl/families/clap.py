@@ -38,7 +38,7 @@ from ..spec import (
 )
 from ..stems import CropFusion, PatchStem, SpectrogramStem
 from .bert import bert_encoder
-from .blocks import ACTIVATIONS, as_picture, counted_positions, linear, norm, vit_block
+from .blocks import ACTIVATIONS, as_picture, counted_positions, linear, norm, squares, vit_block
 from .clip import tower_config
 from .registry import Family, Processing
 
@@ -128,13 +128,8 @@ def block(prefix: str, hidden: int, heads: int, grid: tuple[int, int], size: int
 
 def merge(prefix: str, hidden: int, grid: tuple[int, int]) -> MergeRows:
     """Two by two neighbours, column by column, to one of twice the width."""
-    height, width = grid
-    rows = [
-        (y + down) * width + x + right
-        for y in range(0, height, 2) for x in range(0, width, 2) for right in (0, 1) for down in (0, 1)
-    ]  # fmt: skip
-    return MergeRows(norm(f"{prefix}.norm", 4 * hidden, EPS), ref(f"{prefix}.reduction.weight", 2 * hidden, 4 * hidden),
-                     tuple(rows))  # fmt: skip
+    reduction = linear(f"{prefix}.reduction", 2 * hidden, 4 * hidden, bias=False)
+    return MergeRows(norm(f"{prefix}.norm", 4 * hidden, EPS), reduction, squares(*grid, 2, by_columns=True))
 
 
 def stages(section: Config, prefix: str, hidden: int, grid: tuple[int, int]) -> tuple[Block | MergeRows, ...]:

@@ -57,6 +57,7 @@ MODULES = [
     "embedding_gemma2",
     "gemma3_text",
     "roberta",
+    "idefics3",
 ]
 
 # buffers that older versions of the libraries stored: recomputed, never read
@@ -90,7 +91,8 @@ class ProcessorKind(Spec):
     the name `clips`: where that is the name of pictures, these are frames of clips. `labels`: a text that comes with a
     sound is what is said in it, and what its tokenizer's file says of calls is of no account, as in transformers.
     `clip_soft_tokens` tells that pictures, clips and sounds go into texts as rows: so many of each frame of a clip at
-    most, one of `frames_a_row` frames of a sound.
+    most, one of `frames_a_row` frames of a sound; `image_seq_len` that they go into texts as tiles, so many rows each
+    where processor_config.json says nothing else.
     """
 
     text_defaults: Mapping[str, Any] = NONE
@@ -101,6 +103,7 @@ class ProcessorKind(Spec):
     labels: bool = False
     clip_soft_tokens: int = 0
     frames_a_row: int = 4
+    image_seq_len: int = 0
 
 
 class Processing(Spec):

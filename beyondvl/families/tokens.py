@@ -350,7 +350,6 @@ REGISTERED: dict[str, str | None] = {
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "sam3_video": "CLIPTokenizer",
-    "smolvlm": None,
 }
 # model types whose published files name the wrong class: the registered one counts
 GENERIC = frozenset({"siglip2", "qwen3_5", "smolvlm", "qwen2", "phi3", "llava", "llava_next"})

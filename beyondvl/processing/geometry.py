@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import ConfigError, ImageError
 from .loading import MAX_PIXELS
 
-__all__ = ["crop_start", "fixed_size", "resized", "resized_to_patches", "resized_to_squares", "size_field"]
+__all__ = ["crop_start", "edge_field", "fixed_size", "resized", "resized_to_edge", "resized_to_patches",
+           "resized_to_squares", "resized_to_tiles", "size_field"]  # fmt: skip
 
 KEYS = ({"shortest_edge"}, {"height", "width"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
@@ -32,6 +33,19 @@ def size_field(value: Any, name: str, square: bool = True, cropped: bool = False
     if keys != KEYS[2] and math.prod(value.values()) > MAX_PIXELS:
         raise ConfigError(f"{name}: found {value!r}, expected at most {MAX_PIXELS} pixels")
     return value
+
+
+def edge_field(value: Any, name: str) -> dict[str, int]:
+    """A size that says how long the longest edge is: {"longest_edge": n}, or n. ConfigError where it does not."""
+    value = {"longest_edge": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    edges = {key: value[key] for key in value if value[key] is not None} if hasattr(value, "keys") else {}
+    if (
+        set(edges) != {"longest_edge"}
+        or type(edges["longest_edge"]) is not int
+        or not 1 <= edges["longest_edge"] <= 4096
+    ):
+        raise ConfigError(f"{name}: found {value!r}, expected longest_edge, from 1 to 4096")
+    return edges
 
 
 def fixed_size(size: dict[str, int]) -> tuple[int, int] | None:
@@ -85,6 +99,26 @@ def resized_to_squares(height: int, width: int, side: int, most: int) -> tuple[i
     elif not across:
         down, across = min(height // width, most), 1
     return down * side, across * side
+
+
+def resized_to_edge(height: int, width: int, edge: int) -> tuple[int, int]:
+    """The height and width in the proportions of a picture whose longer side is `edge`, the other an even number (as
+    transformers has it for Idefics3)."""
+    ratio = width / height
+    other = int(edge / ratio) if width >= height else int(edge * ratio)
+    other = max(other + other % 2, 1)
+    return (other, edge) if width >= height else (edge, other)
+
+
+def resized_to_tiles(height: int, width: int, side: int) -> tuple[int, int]:
+    """The height and width in whole tiles of `side` that hold a picture: its longer side rounded up, the other in
+    proportion and rounded up, too."""
+    ratio = width / height
+    if width >= height:
+        width = math.ceil(width / side) * side
+        return math.ceil(int(width / ratio) / side) * side, width
+    height = math.ceil(height / side) * side
+    return height, math.ceil(int(height * ratio) / side) * side
 
 
 def _within(edge: int, most: int, height: int, width: int) -> tuple[int, int]:

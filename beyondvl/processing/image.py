@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,13 +25,14 @@ from ..errors import ConfigError, ImageError
 from ..families.registry import Processing, families, load_config, processing_of
 from ..folder import Folder
 from ..hub import open_folder
-from ..outputs import BatchFeature, from_numpy, thread_count
+from ..outputs import BatchFeature, check_allowed, from_numpy, thread_count
 from .fields import JsonFields
-from .geometry import crop_start, fixed_size, resized, resized_to_patches, resized_to_squares, size_field
-from .image_fields import CHECKS, FIELDS, KINDS, NEAREST, NEUTRAL, PATCH_FIELDS, SWITCHES, check_neutral
+from .geometry import crop_start, fixed_size, resized, size_field
+from .image_fields import CHECKS, FIELDS, KINDS, NEAREST, NEUTRAL, SWITCHES
 from .loading import MAX_PIXELS, MAX_SIDE, Scratch, load_pixels, to_bytes
 
-__all__ = ["AutoImageProcessor", "ImageProcessor", "image_class", "image_config"]
+__all__ = ["AutoImageProcessor", "ImageProcessor", "channels_of", "check_resized", "image_class", "image_config",
+           "placed", "resize_bytes"]  # fmt: skip
 
 SUFFIXES = ("Pil", "Fast")
 
@@ -51,14 +53,14 @@ class ImageProcessor(JsonFields):
     class_name: ClassVar[str] = "ImageProcessor"
     defaults: ClassVar[Mapping[str, Any]] = {}  # of the class, where neither a file nor a caller says so
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
     backend: ClassVar[str] = "pil"  # whose pixels they are; "torchvision": resized as floats, to within 2e-5
     # what transformers' processors have besides, at the values that change nothing
     data_format = input_data_format = device = disable_grouping = return_tensors = None
     do_pad = pad_size = image_seq_length = None
 
     def __init__(self, *, decoder: str = "auto", fast: bool = False, num_threads: int | None = None, **fields: Any):
-        for name in [name for name in fields if name in NEUTRAL]:
-            check_neutral(name, fields.pop(name))
+        self._take_neutral(fields)
         self._check_known(fields)
         values = self.fields | dict(self.defaults) | {n: value for n, value in fields.items() if value is not None}
         if "size" in values and values["size"] is None:
@@ -70,7 +72,7 @@ class ImageProcessor(JsonFields):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "size":
-            value = size_field(value, "size", self.default_to_square)
+            value = self._size(value)
         elif name in CHECKS:
             value = CHECKS[name](value)
             fields = self.__dict__ | {name: value}
@@ -78,6 +80,10 @@ class ImageProcessor(JsonFields):
                 raise ConfigError("crop_size: found None, expected a size where do_center_crop is set")
         super().__setattr__(name, value)
         self.__dict__.pop("table", None)  # made anew of the fields
+
+    def _size(self, value: Any) -> dict[str, int]:
+        """The field `size`, checked."""
+        return size_field(value, "size", self.default_to_square)
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -134,15 +140,17 @@ class ImageProcessor(JsonFields):
         batch = list(images) if several else [images]
         if not batch:
             raise ValueError("images: the list is empty, expected at least one picture")
-        channels = getattr(input_data_format, "value", input_data_format)
-        if channels not in (None, "channels_first", "channels_last"):
-            raise ValueError(f"input_data_format: found {channels!r}, expected 'channels_first' or 'channels_last'")
-        arrays = self.inputs(batch, positions or range(len(batch)), channels=channels)
+        arrays = self.inputs(batch, positions or range(len(batch)), channels=channels_of(input_data_format))
         return BatchFeature(
             {name: from_numpy(a, return_tensors) if return_tensors else list(a) for name, a in arrays.items()}
         )
 
     preprocess = __call__
+
+    def _take_neutral(self, fields: dict[str, Any]) -> None:
+        """Takes out what changes nothing. ValueError where it would."""
+        for name in [name for name in fields if name in self.neutral]:
+            check_allowed(name, getattr(value := fields.pop(name), "value", value), self.neutral[name])
 
     def _check_known(self, fields: dict[str, Any]) -> None:
         """TypeError for fields it does not have."""
@@ -157,8 +165,7 @@ class ImageProcessor(JsonFields):
 
     def _changed(self, settings: dict[str, Any]) -> ImageProcessor:
         """This processor with some fields set."""
-        for name in [name for name in settings if name in NEUTRAL]:
-            check_neutral(name, settings.pop(name))
+        self._take_neutral(settings)
         self._check_known(settings)
         changed = copy.copy(self)
         settings |= {name: False for name in SWITCHES if name in settings and settings[name] is None}
@@ -227,7 +234,7 @@ class ImageProcessor(JsonFields):
 
         def load(index: int) -> None:
             images[index] = self._load(batch[index], positions[index], channels=channels)
-            with _placed(positions[index]):
+            with placed(positions[index]):
                 sizes[index] = self._target(images[index])[2:4]
 
         each(load)
@@ -240,7 +247,7 @@ class ImageProcessor(JsonFields):
 
     def _fill(self, out: np.ndarray, image: np.ndarray, position: int) -> None:
         """pixel_values (3, H, W) of loaded pixels."""
-        with _placed(position):
+        with placed(position):
             if image.dtype != np.uint8 or self.resample == NEAREST or self.backend == "torchvision":
                 out[...] = self._process_floats(image[:, :, :3])
                 return
@@ -250,7 +257,7 @@ class ImageProcessor(JsonFields):
     def _load(
         self, source: Any, position: int, scratch: Scratch | None = None, channels: str | None = None
     ) -> np.ndarray:
-        with _placed(position):
+        with placed(position):
             mode = getattr(source, "mode", "RGB")
             if self.do_convert_rgb is False and mode != "RGB":
                 raise ImageError(f"mode {mode}: expected RGB where do_convert_rgb is False")
@@ -283,8 +290,7 @@ class ImageProcessor(JsonFields):
     def _target(self, image: np.ndarray) -> tuple[int, int, int, int, int, int]:
         """`_geometry` of a picture; ImageError where a long and thin one would become absurdly large."""
         target = self._geometry(*image.shape[:2])
-        if max(*image.shape[:2], *target[:2]) > MAX_SIDE or target[2] * target[3] > MAX_PIXELS:
-            raise _too_large(image, *target[:2])
+        check_resized(image, target[:2], target[2] * target[3])
         return target
 
     def _table(self, values: np.ndarray) -> np.ndarray:
@@ -301,8 +307,7 @@ class ImageProcessor(JsonFields):
     def _process_floats(self, image: np.ndarray) -> np.ndarray:
         """Arrays that are not bytes, and nearest neighbour: step by step, as transformers does."""
         new_height, new_width, height, width, top, left = self._target(image)
-        if new_height * new_width > MAX_PIXELS:  # all of which are made, whatever the crop keeps
-            raise _too_large(image, new_height, new_width)
+        check_resized(image, (new_height, new_width), new_height * new_width)  # all are made, whatever the crop keeps
         if not self.do_resize:
             values = image
         elif self.backend == "torchvision" and self.resample != NEAREST:
@@ -310,7 +315,7 @@ class ImageProcessor(JsonFields):
             values = _C.resize_floats(floats, new_height, new_width, self.resample)
         else:
             scaled, pixels = to_bytes(image)
-            values = _resize(pixels, new_height, new_width, self.resample)
+            values = resize_bytes(pixels, new_height, new_width, self.resample)
             if scaled:
                 values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
         window = np.zeros((height, width, 3), values.dtype)
@@ -335,92 +340,12 @@ class ImageProcessor(JsonFields):
         return f"{type(self).__name__}({self.to_dict()})"
 
 
-class PatchImageProcessor(ImageProcessor):
-    """`processor(images) -> {"pixel_values": (B, max_num_patches, patch_size * patch_size * 3) float32,
-    "pixel_attention_mask": (B, max_num_patches) int32, "spatial_shapes": (B, 2) int64}` (NaFlex; Tschannen et al.,
-    2025): a picture keeps its proportions and becomes as large as that many patches allow, and its patches stand row by
-    row, each in the order row, column, channel, then zeros. `spatial_shapes` counts them down and across.
-
-    Fields as in preprocessor_config.json: do_resize, resample, do_rescale, rescale_factor, do_normalize, image_mean,
-    image_std, patch_size, max_num_patches; see ImageProcessor.
-    """
-
-    fields: ClassVar[Mapping[str, Any]] = PATCH_FIELDS | {"patch_size": 16, "max_num_patches": 256}
-    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-    do_center_crop = False
-
-    @property
-    def _most_patches(self) -> int:
-        return self.max_num_patches
-
-    def _in_patches(self, height: int, width: int) -> tuple[int, int]:
-        return resized_to_patches(height, width, self.patch_size, self.max_num_patches)
-
-    def _described(self, shapes: np.ndarray) -> dict[str, np.ndarray]:
-        """What is said of pictures of `shapes` (B, 2) patches beside their pixels."""
-        mask = np.arange(self._most_patches) < shapes.prod(1)[:, None]
-        return {"pixel_attention_mask": mask.astype(np.int32), "spatial_shapes": shapes}
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        return self._in_patches(height, width) if self.do_resize else (height, width)
-
-    def _arrays(
-        self, each: Callable[[Callable[[int], Any]], list[Any]], batch: list[Any], positions: Any, channels: str | None
-    ) -> dict[str, np.ndarray]:
-        side, most = self.patch_size, self._most_patches
-        if side * side * most > MAX_PIXELS:
-            raise ConfigError(
-                f"{[*self.fields][-1]}: {most} patches of {side} x {side} pixels, expected {MAX_PIXELS} pixels at most"
-            )
-        out = np.zeros((len(batch), most, side * side * 3), np.float32)
-        shapes = np.zeros((len(batch), 2), np.int64)
-        load = self._loader(batch, positions, channels)
-
-        def work(index: int) -> None:
-            image = load(index)
-            with _placed(positions[index]):
-                height, width = self._target(image)[2:4]
-                if height % side or width % side or height * width > most * side * side:
-                    raise ImageError(
-                        f"{width} x {height} pixels, expected at most {most} whole patches of {side} x {side}"
-                    )
-            pixels = np.empty((3, height, width), np.float32)
-            self._fill(pixels, image, positions[index])
-            rows, cols = shapes[index] = height // side, width // side
-            patches = pixels.reshape(3, rows, side, cols, side).transpose(1, 3, 2, 4, 0)
-            out[index, : rows * cols] = patches.reshape(rows * cols, -1)
-
-        each(work)
-        return {"pixel_values": out} | self._described(shapes)
-
-
-class SoftTokenImageProcessor(PatchImageProcessor):
-    """`processor(images) -> {"pixel_values": (B, N, patch_size * patch_size * 3) float32, "image_position_ids":
-    (B, N, 2) int64, "num_soft_tokens_per_image": (B,) int64}` (Gemma 4; Google, 2026), N = max_soft_tokens *
-    pooling_kernel_size ** 2: a picture keeps its proportions and becomes as large as that many patches allow, in whole
-    squares of so many, of each of which a model makes a row of a text. Positions are columns and rows, then -1.
-
-    Fields as in preprocessor_config.json: as of PatchImageProcessor, max_soft_tokens, pooling_kernel_size.
-    """
-
-    fields: ClassVar[Mapping[str, Any]] = PATCH_FIELDS | {
-        "patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 280
-    }  # fmt: skip
-    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "image_position_ids", "num_soft_tokens_per_image")
-
-    @property
-    def _most_patches(self) -> int:
-        return self.max_soft_tokens * self.pooling_kernel_size**2
-
-    def _in_patches(self, height: int, width: int) -> tuple[int, int]:
-        return resized_to_squares(height, width, self.patch_size * self.pooling_kernel_size, self.max_soft_tokens)
-
-    def _described(self, shapes: np.ndarray) -> dict[str, np.ndarray]:
-        index, (rows, cols) = np.arange(self._most_patches), shapes.T[..., None]
-        places = np.stack([index % np.maximum(cols, 1), index // np.maximum(cols, 1)], 2)
-        counts = shapes.prod(1) // self.pooling_kernel_size**2
-        positions = np.where((index < rows * cols)[..., None], places, -1)
-        return {"image_position_ids": positions, "num_soft_tokens_per_image": counts}
+def channels_of(input_data_format: Any) -> str | None:
+    """Where the channels of arrays are, as a caller says it. ValueError for what is no such place."""
+    channels = getattr(input_data_format, "value", input_data_format)
+    if channels not in (None, "channels_first", "channels_last"):
+        raise ValueError(f"input_data_format: found {channels!r}, expected 'channels_first' or 'channels_last'")
+    return channels
 
 
 class AutoImageProcessor:
@@ -453,7 +378,12 @@ def picture_kind(folder: Folder, config: Config) -> str | None:
 
 
 _CLASSES: dict[str, type[ImageProcessor]] = {}
-KINDS_OF_FIELDS = {"max_num_patches": PatchImageProcessor, "max_soft_tokens": SoftTokenImageProcessor}
+# classes of their own, by a field that each alone has; they extend the one above
+KINDS_OF_FIELDS = {
+    "max_num_patches": ("patches", "PatchImageProcessor"),
+    "max_soft_tokens": ("patches", "SoftTokenImageProcessor"),
+    "max_image_size": ("tiles", "TileImageProcessor"),
+}
 
 
 def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor]:
@@ -468,7 +398,9 @@ def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor
         if defaults is None:
             known = ", ".join(sorted({n for w in ways for n in w.image_processors}))
             raise ConfigError(f"image_processor_type: found {name!r}, expected one of {known}")
-        base = next((kind for name, kind in KINDS_OF_FIELDS.items() if name in defaults), ImageProcessor)
+        base = ImageProcessor
+        if own := next((kind for field, kind in KINDS_OF_FIELDS.items() if field in defaults), None):
+            base = getattr(importlib.import_module(f".{own[0]}", __package__), own[1])
         stated = {name: value for name, value in defaults.items() if name in base.fields}
         members = {"class_name": plain, "defaults": stated, "__doc__": base.__doc__, "__module__": "beyondvl"}
         members["backend"] = defaults.get("backend", base.backend)
@@ -477,7 +409,7 @@ def image_class(name: Any, way: Processing | None = None) -> type[ImageProcessor
 
 
 @contextlib.contextmanager
-def _placed(position: int) -> Iterator[None]:
+def placed(position: int) -> Iterator[None]:
     """An ImageError within says which picture it is about."""
     try:
         yield
@@ -485,14 +417,17 @@ def _placed(position: int) -> Iterator[None]:
         raise ImageError(f"image {position}: {error}", position) from error
 
 
-def _too_large(image: np.ndarray, height: int, width: int) -> ImageError:
-    return ImageError(
-        f"{image.shape[1]} x {image.shape[0]} pixels would become {width} x {height}, expected sides up to {MAX_SIDE} "
-        f"and at most {MAX_PIXELS} pixels"
-    )
+def check_resized(image: np.ndarray, size: tuple[int, int], pixels: int) -> None:
+    """ImageError where a picture would become too large: of that size, of which so many pixels are kept."""
+    if max(*image.shape[:2], *size) > MAX_SIDE or pixels > MAX_PIXELS:
+        raise ImageError(
+            f"{image.shape[1]} x {image.shape[0]} pixels would become {size[1]} x {size[0]}, expected sides up to "
+            f"{MAX_SIDE} and at most {MAX_PIXELS} pixels"
+        )
 
 
-def _resize(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+def resize_bytes(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """Pixels (height, width, 3) of (H, W, 3) uint8, by Pillow's arithmetic."""
     if resample != NEAREST:
         return _C.resize(np.ascontiguousarray(pixels), height, width, resample, 0, 0)
     from PIL import Image

@@ -6,10 +6,9 @@ import functools
 from typing import Any
 
 from ..errors import ConfigError
-from ..outputs import check_allowed
-from .geometry import size_field
+from .geometry import edge_field, size_field
 
-__all__ = ["CHECKS", "FIELDS", "KINDS", "NEAREST", "NEUTRAL", "PATCH_FIELDS", "SWITCHES", "check_neutral"]
+__all__ = ["CHECKS", "FIELDS", "KINDS", "NEAREST", "NEUTRAL", "PATCH_FIELDS", "SWITCHES"]
 
 NEAREST, LANCZOS, BILINEAR, BICUBIC = 0, 1, 2, 3
 # fields of a processor, in the order they are set in: a crop needs its size
@@ -46,11 +45,6 @@ NEUTRAL = {
     "image_like_kwargs": (None,),
 }
 SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")  # None of a call turns them off, too
-
-
-def check_neutral(name: str, value: Any) -> None:
-    """ValueError for an option that would change something."""
-    check_allowed(name, getattr(value, "value", value), NEUTRAL[name])
 
 
 def _three(value: Any, name: str, default: float, least: float) -> list[float]:
@@ -107,6 +101,7 @@ CHECKS = {
     "image_mean": functools.partial(_three, name="image_mean", default=0.0, least=-1e6),
     "image_std": functools.partial(_three, name="image_std", default=1.0, least=1e-12),
     "patch_size": functools.partial(_count, name="patch_size", most=256),
+    "max_image_size": lambda value: edge_field(value, "max_image_size"),
     "max_soft_tokens": lambda value: _choice(value, "max_soft_tokens", (70, 140, 280, 560, 1120)),
     "pooling_kernel_size": functools.partial(_count, name="pooling_kernel_size", most=64),
     "max_num_patches": functools.partial(_count, name="max_num_patches", most=1 << 14),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..outputs import BatchFeature, from_numpy
 from .features import as_sounds
-from .items import as_clips, is_sound_and_rate
+from .items import as_clips, grouped, is_sound_and_rate
 from .processor import Processor
 from .video import Sampling, video_frames
 
@@ -89,9 +89,7 @@ class InterleavedProcessor(Processor):
         if images is not None:
             groups = grouped(images)
             counts["image"] = [len(group) for group in groups]
-            arrays, blocks["image"] = self._pictures(
-                [one for group in groups for one in group], options["images_kwargs"] | own["images"]
-            )
+            arrays, blocks["image"] = self._pictures(groups, text, options["images_kwargs"] | own["images"])
             made |= arrays
         if videos is not None:
             clips = as_clips(videos)
@@ -104,9 +102,11 @@ class InterleavedProcessor(Processor):
             flat = {n: v for n, v in options["audio_kwargs"].items() if n not in (*OF_TEXT, *OF_OTHERS)}
             arrays, blocks["audio"] = self._sounds([one for group in groups for one in group], flat | own["audio"])
             made |= arrays
-        texts = alone(counts, self) if text is None else [text] if isinstance(text, str) else list(text)
-        filled = self._filled_in(texts, counts, blocks)
-        inputs = BatchFeature(self._used(self.tokenizer(filled, return_tensors=tensors, **options["text_kwargs"])))
+        texts = self._alone(counts) if text is None else [text] if isinstance(text, str) else list(text)
+        inputs = BatchFeature()
+        if texts is not None:
+            filled = self._filled_in(texts, counts, blocks)
+            inputs.update(self._used(self.tokenizer(filled, return_tensors=tensors, **options["text_kwargs"])))
         inputs.update({name: from_numpy(array, tensors) if tensors else list(array) for name, array in made.items()})
         return inputs
 
@@ -124,8 +124,20 @@ class InterleavedProcessor(Processor):
         if any(isinstance(value, list | tuple) and not value for value in (images, videos, audio)):
             raise ValueError("images, videos, audio: a list is empty, expected something in it, or None")
 
-    def _pictures(self, pictures: list[Any], settings: dict[str, Any]) -> tuple[dict[str, Any], Iterator[str]]:
-        """The model's inputs of pictures, and what stands for each in a text."""
+    def _alone(self, counts: dict[str, list[int]]) -> list[str] | None:
+        """Texts of placeholders alone. ValueError where there are not as many of each modality."""
+        if len({len(each) for each in counts.values()}) > 1:
+            found = ", ".join(f"{len(each)} of {modality}" for modality, each in counts.items())
+            raise ValueError(f"text: not given, and found {found}, expected as many of each")
+        tokens = [self.token(f"{modality}_token") for modality in counts]
+        rows = zip(*counts.values(), strict=True)
+        return [" ".join(token for token, n in zip(tokens, row, strict=True) for _ in range(n)) for row in rows]
+
+    def _pictures(
+        self, groups: list[list[Any]], text: Any, settings: dict[str, Any]
+    ) -> tuple[dict[str, Any], Iterator[str]]:
+        """The model's inputs of the pictures of each text, and what stands for each in it."""
+        pictures = [one for group in groups for one in group]
         if not pictures:
             return {}, iter(())
         arrays = dict(self.image_processor(pictures, return_tensors="np", **settings))
@@ -182,25 +194,6 @@ class InterleavedProcessor(Processor):
         """What it makes."""
         clips = ["pixel_values_videos", "video_position_ids", "num_frames_per_video"] if self.image_processor else []
         return [name for name in (*super().model_input_names, *clips) if name != "num_soft_tokens_per_image"]
-
-
-def alone(counts: dict[str, list[int]], processor: InterleavedProcessor) -> list[str]:
-    """Texts of placeholders alone. ValueError where there are not as many of each modality."""
-    if len({len(each) for each in counts.values()}) > 1:
-        found = ", ".join(f"{len(each)} of {modality}" for modality, each in counts.items())
-        raise ValueError(f"text: not given, and found {found}, expected as many of each")
-    tokens = [processor.token(f"{modality}_token") for modality in counts]
-    rows = zip(*counts.values(), strict=True)
-    return [" ".join(token for token, n in zip(tokens, row, strict=True) for _ in range(n)) for row in rows]
-
-
-def grouped(images: Any) -> list[list[Any]]:
-    """Lists of pictures, one for each text: of a picture, or of a list of them, one list; an array of four axes is such
-    a list."""
-    if isinstance(images, list | tuple):
-        nested = all(isinstance(one, list | tuple) for one in images)
-        return [list(group) for group in images] if nested and images else [list(images)]
-    return [list(images)] if getattr(images, "ndim", 0) == 4 else [[images]]
 
 
 def grouped_sounds(audio: Any) -> list[list[Any]]:

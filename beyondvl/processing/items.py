@@ -142,6 +142,15 @@ def as_clips(videos: Any) -> list[Any]:
     return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
 
 
+def grouped(images: Any) -> list[list[Any]]:
+    """Lists of pictures, one for each text: of a picture, or of a list of them, one list; an array of four axes is such
+    a list."""
+    if isinstance(images, list | tuple):
+        nested = all(isinstance(one, list | tuple) for one in images)
+        return [list(group) for group in images] if nested and images else [list(images)]
+    return [list(images)] if getattr(images, "ndim", 0) == 4 else [[images]]
+
+
 def sound_and_rate(item: Any) -> tuple[Any, Any] | None:
     """(array, rate) of such a pair, in that order or the other one; None of anything else."""
     if not isinstance(item, tuple) or len(item) != 2:

@@ -15,6 +15,7 @@ from ..folder import Folder
 from ..hub import open_folder
 from ..modalities import IMAGE
 from ..outputs import BatchFeature, check_allowed, from_numpy
+from .chat import ChatMixin, read_template
 from .encoding import as_tensors
 from .features import FeatureExtractor, extractor_class, extractor_config
 from .fields import JsonFields
@@ -53,7 +54,7 @@ NEUTRAL = frozenset(
 )
 
 
-class Processor(JsonFields):
+class Processor(ChatMixin, JsonFields):
     """`processor(text=..., images=..., return_tensors="np", padding=True)` -> inputs of a model; `audio=...` where it
     has a `feature_extractor`, which stands beside its `image_processor` or in place of it."""
 
@@ -78,6 +79,7 @@ class Processor(JsonFields):
         self.tokenizer, self.qformer_tokenizer = tokenizer, qformer_tokenizer
         self.num_query_tokens, self.num_frames = num_query_tokens, num_frames
         self.kind = (way or self.way).kind
+        self.chat_template: str | dict[str, str] | None = None
         if self.kind.num_frames and num_frames is None:
             self.num_frames = self.kind.num_frames(Config({}))
         self.image_token = self._placeholder()
@@ -119,7 +121,13 @@ class Processor(JsonFields):
         parts = {"num_query_tokens": queries, "num_frames": frames, "way": way}
         if sounds:
             parts["feature_extractor"] = FeatureExtractor.of_folder(folder, **options)
-        return chosen(ImageProcessor.of_folder(folder, **for_pictures) if pictures else None, *tokenizers, **parts)
+        made = chosen(ImageProcessor.of_folder(folder, **for_pictures) if pictures else None, *tokenizers, **parts)
+        made.read_files(folder, stated)
+        return made
+
+    def read_files(self, folder: Folder, stated: Config) -> None:
+        """Takes from its folder what is no part's: of `stated`, which is processor_config.json, and of other files."""
+        self.chat_template = read_template(folder, stated)
 
     def __call__(
         self,
@@ -321,6 +329,9 @@ class Processor(JsonFields):
         files = list(self.tokenizer.save_pretrained(folder)) if self.tokenizer else []
         if self.qformer_tokenizer:
             files += self.qformer_tokenizer.save_pretrained(folder / QFORMER_TOKENIZER)
+        if isinstance(self.chat_template, str):
+            (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8")
+            files.append(str(folder / "chat_template.jinja"))
         return [*files, *path]
 
     def __repr__(self) -> str:
@@ -388,6 +399,11 @@ def has_pictures(folder: Folder) -> bool:
 
 
 _CLASSES: dict[str, type] = {}
+# classes that extend the one above, by what a family says of its processor
+KINDS = {
+    "clip_soft_tokens": ("interleaved", "InterleavedProcessor"),
+    "image_seq_len": ("tile_processor", "TileProcessor"),
+}
 
 
 def processor_class(name: str) -> type:
@@ -403,7 +419,7 @@ def processor_class(name: str) -> type:
         except ConfigError:
             raise KeyError(name) from None
     base = Processor
-    if way.kind.clip_soft_tokens:  # which extends this one
-        base = importlib.import_module(".interleaved", __package__).InterleavedProcessor
+    if own := next((kind for field, kind in KINDS.items() if getattr(way.kind, field)), None):
+        base = getattr(importlib.import_module(f".{own[0]}", __package__), own[1])
     _CLASSES[name] = type(name, (base,), {"way": way, "__doc__": base.__doc__, "__module__": "beyondvl"})
     return _CLASSES[name]

@@ -25,6 +25,7 @@ TASKS = {
     "prefix_captioning": ("prefix", "PrefixCaptioningModel"),
     "instructed_captioning": ("prefix", "InstructedCaptioningModel"),
     "instructed_video": ("prefix", "InstructedVideoModel"),
+    "image_text_to_text": ("image_text", "ImageTextToTextModel"),
     "answering": ("writing", "AnsweringModel"),
     "transcribing": ("transcribing", "TranscribingModel"),
     "classifying": ("classifying", "ClassifyingModel"),
