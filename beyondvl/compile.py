@@ -11,6 +11,7 @@ from . import _C
 from .folding import fold_norm
 from .reader import Reader
 from .spec import (
+    AddFeatures,
     AttentionPool,
     BatchNormConv,
     Block,
@@ -45,6 +46,7 @@ SUBLAYERS = (
     "gated_input",
     "local_attention",
     "light_conv",
+    "add_features",
 )  # of a block, which begins with the first
 
 
@@ -382,10 +384,13 @@ class Builder:
         return hidden
 
     def merge_rows(self, layer: MergeRows, src: str, dst: str) -> str:
-        self.slot(dst, len(layer.rows) // layer.count, layer.linear.out_features)
+        rows, kind = (layer.side, "pooled") if layer.side else (len(layer.rows) // layer.count, "fixed")
+        self.slot(dst, rows, layer.linear.out_features, kind)
         weights = self.affine(layer.linear) | (self.affine(layer.norm, "norm_") if layer.norm else {})
-        params = {"layer_norm_eps": layer.norm.eps if layer.norm else 0.0}
-        self.add("merge_rows", src, dst, params, order=np.array(layer.rows, np.float32), **weights)
+        params = {"layer_norm_eps": layer.norm.eps if layer.norm else 0.0,
+                  "activation": activation_code(layer.activation)}  # fmt: skip
+        order = None if layer.side else np.array(layer.rows, np.float32)
+        self.add("merge_rows", src, dst, params, order=order, **weights)
         return dst
 
     def attention_pool(self, pool: AttentionPool, src: str, dst: str) -> None:
@@ -453,6 +458,8 @@ class Builder:
             self.add("copy", hidden, self.slot("inputs", rows, cols, kind))
         for index, layer in enumerate(self.encoder.layers):
             match layer:
+                case AddFeatures():
+                    self.add("add_features", hidden, hidden)
                 case Block():
                     hidden = self.block(layer, hidden)
                 case Conformer():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 __all__ = [
+    "AddFeatures",
     "AttentionPool",
     "BatchNormConv",
     "Block",
@@ -284,14 +285,21 @@ class Conformer(Spec):
     activation: str
 
 
+class AddFeatures(Spec):
+    """The rows that stand for placeholders are added the next hidden_size columns of their features (DeepStack; Meng et
+    al., 2024), which have so many more for each of these layers."""
+
+
 class MergeRows(Spec):
     """Every `count` rows in the order of `rows` side by side, normed (Liu et al., 2021) or as they are (Shi et al.,
-    2016), and projected to one."""
+    2016), and projected to one. Of pictures of any size, without an order, the patches of each square of `side`."""
 
     norm: Norm | None
     linear: Linear
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] = ()
     count: int = 4
+    activation: str = "none"
+    side: int = 0
 
 
 class Message(Spec):
@@ -425,7 +433,7 @@ class Encoder(Spec):
     """
 
     stem: Spec  # one of stems.py
-    layers: tuple[Block | Conformer | InvertedResidual | MergeRows | Message, ...]
+    layers: tuple[AddFeatures | Block | Conformer | InvertedResidual | MergeRows | Message, ...]
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None

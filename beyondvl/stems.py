@@ -21,7 +21,7 @@ class TokenStem(Spec):
     each item, or those of all items one after the other (`flat_features`).
 
     Without a table of positions there may be `max_positions`, told apart by the blocks: by distance, or by `rotary`,
-    or some of them by `rotary_2`.
+    or some of them by `rotary_2`. Frequencies along several axes, one row each: a token has a position along each.
     """
 
     word: Ref
@@ -30,8 +30,8 @@ class TokenStem(Spec):
     feature_token: int = -1
     flat_features: bool = False
     max_positions: int = 0
-    rotary: tuple[float, ...] = ()  # frequencies, whose products with a position are angles
-    rotary_2: tuple[float, ...] = ()
+    rotary: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()  # frequencies: times a position they are angles
+    rotary_2: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
 
 
 class QueryStem(Spec):

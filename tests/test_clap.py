@@ -257,7 +257,7 @@ def test_orders_are_checked():
         slots = [program.slot("a", 8, 4), program.slot("b", 2, 6)]
         with pytest.raises(ValueError, match=message):
             given = weights | {"order": np.array(order, np.float32)}
-            program.add("merge_rows", *slots, {"layer_norm_eps": 1e-5}, given, 1)
+            program.add("merge_rows", *slots, {"layer_norm_eps": 1e-5, "activation": 0}, given, 1)
 
 
 PATCHES = {"channels": 1, "height": 8, "width": 8, "stride_down": 2, "stride_right": 2, "pad_top": 0, "pad_left": 0,
@@ -290,7 +290,10 @@ def test_patches_are_checked(change, message):
 
 def test_an_order_out_of_a_file_is_checked():
     """A packed file may say anything: its checksum tells damage, not malice."""
-    params, shapes = {"layer_norm_eps": 1e-5}, {"order": [8], "norm_weight": [16], "norm_bias": [16], "weight": [6, 16]}
+    params, shapes = (
+        {"layer_norm_eps": 1e-5, "activation": 0},
+        {"order": [8], "norm_weight": [16], "norm_bias": [16], "weight": [6, 16]},
+    )
     program = _C.Program()
     slots = [program.slot("a", 8, 4), program.slot("b", 2, 6)]
     rng = np.random.default_rng(0)

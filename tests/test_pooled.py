@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from beyondvl import _C
+from reference import ACTIVATIONS, layer_norm
 
 CLOSE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 2e-2}
 D, K, SIDE, LONGEST = 40, 27, 3, 12
@@ -49,6 +50,37 @@ def test_squares_of_patches(isa, precision, gain):
             error = np.abs(found["y"][i, : len(squares)] - squares).max() / np.abs(squares).max()
             assert error <= CLOSE[precision]
             assert not found["y"][i, len(squares) :].any()
+    alone = program.run({name: value[2:3] for name, value in inputs.items()}, ["y"], 2)["y"]
+    np.testing.assert_array_equal(alone[0], found["y"][2])
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("precision", CLOSE)
+def test_squares_side_by_side(isa, precision, norm):
+    """Patches of each square side by side, normed or not, projected, activated: pictures of several sizes in one call."""
+    rng, out = np.random.default_rng(0), 23
+    wide = SIDE * SIDE * D
+    shapes = {"weight": (out, wide), "bias": (out,)} | ({"norm_weight": (wide,), "norm_bias": (wide,)} if norm else {})
+    w = {name: (rng.standard_normal(shape) / (wide**0.5 if name == "weight" else 1)).astype(np.float32)
+         for name, shape in shapes.items()}  # fmt: skip
+    program, stem = _C.Program(precision=precision), rng.standard_normal((D, K)).astype(np.float32)
+    x = program.slot("x", 0, D, _C.ROW_KINDS.index("patches"))
+    y = program.slot("y", SIDE, out, _C.ROW_KINDS.index("pooled"))
+    position = np.zeros((2 * LONGEST, D), np.float32)
+    program.add("embed_patches", x, x, PARAMS, {"weight": stem, "position": position}, 1)
+    program.add("merge_rows", x, y, {"layer_norm_eps": 1e-5, "activation": _C.ACTIVATIONS.index("gelu")}, w, 1)
+    patches = rng.standard_normal((len(SHAPES), 37, K)).astype(np.float32)
+    inputs = {"pixel_values": patches, "spatial_shapes": np.array(SHAPES)}
+    for threads in (1, 2, 3):
+        found = program.run(inputs, ["x", "y"], threads)
+        for i, (rows, cols) in enumerate(SHAPES):
+            grid = found["x"][i, : rows * cols].astype(np.float64).reshape(rows // SIDE, SIDE, cols // SIDE, SIDE, D)
+            side = grid.transpose(0, 2, 1, 3, 4).reshape(-1, wide)
+            if norm:
+                side = layer_norm(side, w["norm_weight"], w["norm_bias"], 1e-5)
+            wanted = ACTIVATIONS["gelu"](side @ w["weight"].T + w["bias"])
+            assert np.abs(found["y"][i, : len(wanted)] - wanted).max() <= CLOSE[precision] * np.abs(wanted).max()
+            assert not found["y"][i, len(wanted) :].any()
     alone = program.run({name: value[2:3] for name, value in inputs.items()}, ["y"], 2)["y"]
     np.testing.assert_array_equal(alone[0], found["y"][2])
 

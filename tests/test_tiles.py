@@ -285,7 +285,9 @@ def test_rows_side_by_side(isa, precision, bias):
     fixed = _C.ROW_KINDS.index("fixed")
     src, dst = program.slot("x", rows, D, fixed), program.slot("y", rows // count, N, fixed)
     program.add("patch_embed", src, src, PATCHES, {"weight": np.eye(D, dtype=np.float32).reshape(D, 1, 4, 5)}, 1)
-    program.add("merge_rows", src, dst, {"layer_norm_eps": 0}, {"weight": weight, "order": order} | more, 1)
+    program.add(
+        "merge_rows", src, dst, {"layer_norm_eps": 0, "activation": 0}, {"weight": weight, "order": order} | more, 1
+    )
     pixels = rng.standard_normal((5, 1, 4 * 4, 5 * 6)).astype(np.float32)
     for threads in (1, 2, 3):
         found = program.run({"pixel_values": pixels}, ["x", "y"], threads)
@@ -306,7 +308,7 @@ def test_norms_of_rows_come_whole():
         program = _C.Program()
         slots = [program.slot("a", 8, 4), program.slot("b", 2, 6)]
         with pytest.raises(ValueError, match=message):
-            program.add("merge_rows", *slots, {"layer_norm_eps": 1e-5}, arrays | more, 1)
+            program.add("merge_rows", *slots, {"layer_norm_eps": 1e-5, "activation": 0}, arrays | more, 1)
 
 
 # ---- the model

@@ -209,13 +209,15 @@ static bvl_status check_placeholders(const bvl_program *p, const bvl_inputs *in,
     return BVL_OK;
 }
 
-/* Whether ids [B, L] of a declared input, or NULL, are all among those it counts. */
+/* Whether ids [B, L], or several of each token, of a declared input, or NULL, are all among those it counts.
+ */
 static bvl_status check_ids(const bvl_declared *d, const int64_t *ids, const bvl_inputs *in, const char *what,
                             bvl_error *err) {
-    for (int64_t i = 0; ids && d->below && i < in->B * in->L; i++)
+    const int64_t each = d->rank == 3 ? d->sizes[2].count : 1;
+    for (int64_t i = 0; ids && d->below && i < in->B * in->L * each; i++)
         if (ids[i] < 0 || ids[i] >= d->below)
             return bvl_fail(err, BVL_INVALID, "%s[%lld, %lld]: %lld, expected 0 to %lld%s", d->name,
-                            (long long)(i / in->L), (long long)(i % in->L), (long long)ids[i],
+                            (long long)(i / each / in->L), (long long)(i / each % in->L), (long long)ids[i],
                             (long long)d->below - 1, what);
     return BVL_OK;
 }

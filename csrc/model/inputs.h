@@ -71,13 +71,14 @@ typedef struct {
     const int64_t *pixel_attention_mask; /* [B, N] or NULL */
     const int64_t *patches_before;       /* [B + 1] of all items before each; what a run adds */
     const int64_t *is_longer;            /* [B] or NULL: items whose crops are fused into the whole */
-    /* what stands for tokens: [B, feature_rows, D], or where they are flat [feature_rows, D]; or NULL */
+    /* what stands for tokens: [B, feature_rows, D], or where they are flat [feature_rows, D]; or NULL. D: of
+     * the text's rows, then of what is added to these rows later */
     const float *features;
     int64_t feature_rows;
     const int64_t *features_before; /* [B + 1] flat ones of all items before each; what a run adds */
     const int64_t *input_ids;       /* [B, L] or NULL */
     const int64_t *attention_mask;  /* [B, past + L] or NULL */
-    const int64_t *position_ids;    /* [B, L] or NULL: past, past + 1, ... */
+    const int64_t *position_ids;    /* [B, L] or [B, L, axes], or NULL: past, past + 1, ... */
     const int64_t *token_type_ids;  /* [B, L] or NULL */
     bvl_cache *cache;               /* of B items, or NULL: the tokens before these */
     int64_t past;                   /* cache->length, or 0 */

@@ -7,16 +7,17 @@
 #include "../ops/rows.h"
 #include "program.h"
 
-extern const bvl_op bvl_op_embed_tokens, bvl_op_join_features, bvl_op_query_tokens; /* stem.c */
-extern const bvl_op bvl_op_patch_embed;                                             /* patch.c */
-extern const bvl_op bvl_op_embed_patches;                                           /* embed_patches.c */
-extern const bvl_op bvl_op_embed_frames;                                            /* embed_frames.c */
-extern const bvl_op bvl_op_local_attention, bvl_op_light_conv;                      /* of these names */
-extern const bvl_op bvl_op_pool_patches;                                            /* pool_patches.c */
-extern const bvl_op bvl_op_fold_spectrogram;                                        /* spectrogram.c */
-extern const bvl_op bvl_op_fuse_crops;                                              /* fuse.c */
-extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;                              /* rows.c */
-extern const bvl_op bvl_op_merge_rows;                                              /* merge.c */
+extern const bvl_op bvl_op_embed_tokens, bvl_op_add_features, bvl_op_join_features,
+    bvl_op_query_tokens;                                       /* stem.c */
+extern const bvl_op bvl_op_patch_embed;                        /* patch.c */
+extern const bvl_op bvl_op_embed_patches;                      /* embed_patches.c */
+extern const bvl_op bvl_op_embed_frames;                       /* embed_frames.c */
+extern const bvl_op bvl_op_local_attention, bvl_op_light_conv; /* of these names */
+extern const bvl_op bvl_op_pool_patches;                       /* pool_patches.c */
+extern const bvl_op bvl_op_fold_spectrogram;                   /* spectrogram.c */
+extern const bvl_op bvl_op_fuse_crops;                         /* fuse.c */
+extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;         /* rows.c */
+extern const bvl_op bvl_op_merge_rows;                         /* merge.c */
 extern const bvl_op bvl_op_self_attention, bvl_op_cross_attention, bvl_op_feed_forward,
     bvl_op_gated_input;                       /* of these names */
 extern const bvl_op bvl_op_attention_pool;    /* attention_pool.c */

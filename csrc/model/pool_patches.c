@@ -54,11 +54,9 @@ static void pool_patches_run(const bvl_record *r, const bvl_run *run) {
         const float *x = run->slots[r->src] + bvl_rows_before(run, src, i) * src->ld;
         float *y = run->slots[r->dst] + bvl_rows_before(run, dst, i) * dst->ld;
         bvl_share(bvl_item_rows(run, dst, i), run->team.tid, run->team.nt, &begin, &end);
-        for (int64_t t = begin; t < end; t++) {
-            const int64_t down = t / (cols / side) * side, right = t % (cols / side) * side;
-            pool_square(s, run->kernels, y + t * dst->ld, x + (down * cols + right) * src->ld, src->ld,
+        for (int64_t t = begin; t < end; t++)
+            pool_square(s, run->kernels, y + t * dst->ld, x + bvl_square_at(t, cols, side) * src->ld, src->ld,
                         cols * src->ld, side, dst->cols);
-        }
     }
     bvl_barrier(run->team);
 }

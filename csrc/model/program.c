@@ -28,6 +28,7 @@ bvl_program *bvl_program_new(const bvl_kernels *kernels, bvl_precision precision
     program->kernels = kernels;
     program->precision = precision;
     program->feature_token = -1;
+    program->axes = 1;
     return program;
 }
 
@@ -142,11 +143,13 @@ static void fill_key_bias(float *bias, const bvl_run *run) {
 
 static void fill_turns(float *rows, const bvl_turns *turns, const bvl_run *run) {
     const bvl_inputs *in = run->inputs;
+    const int64_t axes = run->program->axes;
+    int64_t place[BVL_MAX_AXES]; /* of a token in its text, along every axis */
     for (int64_t i = 0; i < run->count * in->L && turns->frequencies; i++) {
         const int64_t at = run->first * in->L + i;
-        bvl_rotary_turn(rows + i * 2 * turns->half,
-                        in->position_ids ? in->position_ids[at] : in->past + i % in->L, turns->frequencies,
-                        turns->half);
+        for (int64_t a = 0; a < axes; a++) place[a] = in->past + i % in->L;
+        bvl_rotary_turn(rows + i * 2 * turns->half, in->position_ids ? in->position_ids + at * axes : place,
+                        axes, turns->frequencies, turns->half);
     }
 }
 

@@ -45,10 +45,10 @@ typedef struct {
     int64_t narrow, wide, operand;
 } bvl_row_words;
 
-/* Angles of a row: a token's position times each frequency; those of pictures their stem fills in. */
-enum { BVL_MAX_TURNS = 2 };
+/* Angles of a row: a token's positions times frequencies; those of pictures their stem fills in. */
+enum { BVL_MAX_TURNS = 2, BVL_MAX_AXES = 4 };
 typedef struct {
-    float *frequencies; /* [half], or NULL */
+    float *frequencies; /* [axes of the program, half], or NULL */
     int64_t half;
     bvl_row_kind kind; /* of the rows */
 } bvl_turns;
@@ -67,6 +67,8 @@ typedef struct bvl_program {
     bool windowed;                          /* some sub-layer attends within windows */
     bvl_row_words words;                    /* scratch of sub-layers for each row */
     bvl_turns turns[BVL_MAX_TURNS];         /* by which queries and keys may be turned */
+    int64_t axes;                           /* along which a token has positions: one, or more */
+    int64_t feature_cols;                   /* of features: those of a row, and those added later */
     int64_t queries;                        /* learned query tokens, or 0 */
     bool queries_before_text;               /* they are the first rows of a text slot */
     bvl_context_shape takes, makes; /* contexts its blocks attend to, and those it gives other programs */
@@ -198,6 +200,11 @@ BVL_INLINE bool bvl_rows_vary(const bvl_slot *slot) {
 BVL_INLINE void bvl_grid_of(const bvl_inputs *in, int64_t item, int64_t *rows, int64_t *cols) {
     *rows = in->spatial_shapes ? in->spatial_shapes[2 * item] : in->grid_height;
     *cols = in->spatial_shapes ? in->spatial_shapes[2 * item + 1] : in->grid_width;
+}
+
+/* The first patch of square t, of `side` x `side`, in a grid of `cols` patches a line. */
+BVL_INLINE int64_t bvl_square_at(int64_t t, int64_t cols, int64_t side) {
+    return t / (cols / side) * side * cols + t % (cols / side) * side;
 }
 
 /* Rows of an item in a slot; of pictures of several sizes the most. */

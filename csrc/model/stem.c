@@ -2,9 +2,10 @@
  *
  * embed_tokens   x[t] = word[ids[t]] (+ position[p[t]]) (+ type[type_ids[t]]), after the query tokens if any
  *                a row whose id is the feature token begins with the next row of the item's features instead
- * join_features  x[0] = class token, if any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several
- *                inputs
- * query_tokens   x[i] = query[i], the same for every item
+ * add_features   x[t] += the next D numbers of the features of such a row, which this asks for: what a text
+ * is given after one of its first layers (DeepStack; Meng et al., 2024) join_features  x[0] = class token, if
+ * any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several inputs query_tokens   x[i] = query[i],
+ * the same for every item
  */
 #include <string.h>
 
@@ -22,7 +23,8 @@ typedef struct {
 enum { WORD, POSITION, TYPE, ROTARY };
 enum { P_FEATURE_TOKEN, P_MAX_POSITIONS, P_FLAT }; /* the second where there is no table of positions */
 
-/* Positions without a table: how many there may be, and the frequencies of a rotary embedding, or of two. */
+/* Positions without a table: how many there may be, and the frequencies of a rotary embedding, or of two; of
+ * several axes [axes, half], and then a token has a position along each. */
 static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
     if (!(b->params[P_MAX_POSITIONS] >= 1 && b->params[P_MAX_POSITIONS] <= 1 << 24))
         return bvl_fail(err, BVL_INVALID, "embed_tokens: max_positions: found %g, expected 1 to 2^24",
@@ -32,10 +34,17 @@ static bvl_status rotary_build(bvl_program *p, bvl_record *r, const bvl_build *b
         if (turns->half)
             return bvl_fail(err, BVL_INVALID,
                             "embed_tokens: rotary: given, and another stem of the program has one");
-        if (bvl_expect(r->op, b, ROTARY + i, 1, -1, 0, 0, 0, err) != BVL_OK ||
-            bvl_copy_vector(&turns->frequencies, &p->store, &b->weights[ROTARY + i], err) != BVL_OK)
+        const bvl_array *given = &b->weights[ROTARY + i];
+        const int64_t axes = given->rank == 2 ? given->shape[0] : 1;
+        if (axes > BVL_MAX_AXES || (i && axes != p->axes))
+            return bvl_fail(err, BVL_INVALID, "embed_tokens: %s: found %lld axes, expected %s%lld",
+                            r->op->weights[ROTARY + i], (long long)axes, i ? "" : "1 to ",
+                            (long long)(i ? p->axes : BVL_MAX_AXES));
+        if (bvl_expect(r->op, b, ROTARY + i, given->rank == 2 ? 2 : 1, -1, -1, 0, 0, err) != BVL_OK ||
+            bvl_copy_vector(&turns->frequencies, &p->store, given, err) != BVL_OK)
             return err->status;
-        turns->half = b->weights[ROTARY + i].shape[0];
+        p->axes = axes;
+        turns->half = given->shape[given->rank - 1];
         turns->kind = BVL_TEXT_ROWS;
     }
     return BVL_OK;
@@ -50,6 +59,10 @@ static void declare_text(bvl_declared *declared, const bvl_build *b, int64_t pos
     declared[BVL_INPUT_IDS].below = b->weights[WORD].shape[0];
     declared[BVL_POSITION_IDS].name = "position_ids";
     declared[BVL_POSITION_IDS].below = positions;
+    if (b->weights[ROTARY].rank == 2) {
+        declared[BVL_POSITION_IDS].rank = 3;
+        declared[BVL_POSITION_IDS].sizes[2] = (bvl_size){BVL_EXACTLY, b->weights[ROTARY].shape[0]};
+    }
     bvl_declare_tokens(declared, true, b->weights[TYPE].data ? b->weights[TYPE].shape[0] : 0);
     if (!D) return;
     const bvl_size rows = {BVL_ROWS, 0}, columns = {BVL_EXACTLY, D};
@@ -74,6 +87,7 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     s->D = D;
     p->feature_token = (int64_t)b->params[P_FEATURE_TOKEN];
     p->flat_features = b->params[P_FLAT] != 0;
+    p->feature_cols = D;
     declare_text(p->declared, b, table ? b->weights[POSITION].shape[0] : (int64_t)b->params[P_MAX_POSITIONS],
                  p->feature_token >= 0 ? D : 0);
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
@@ -85,14 +99,15 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     return b->weights[TYPE].data ? bvl_copy_vector(&s->type, &p->store, &b->weights[TYPE], err) : BVL_OK;
 }
 
-/* The features of the placeholder at `at` of input_ids: as many rows in as there are placeholders before it.
- */
-static const float *feature_row(const bvl_inputs *in, int64_t at, int64_t token, int64_t D) {
+/* The features of the placeholder at `at` of input_ids: as many rows in as there are placeholders before it;
+ * NULL where there is none, or no features. */
+static const float *feature_row(const bvl_program *p, const bvl_inputs *in, int64_t at) {
     int64_t before = 0;
-    for (int64_t i = at - at % in->L; i < at; i++) before += in->input_ids[i] == token;
+    if (!in->features || in->input_ids[at] != p->feature_token) return NULL;
+    for (int64_t i = at - at % in->L; i < at; i++) before += in->input_ids[i] == p->feature_token;
     const int64_t item = at / in->L;
-    return in->features +
-           ((in->features_before ? in->features_before[item] : item * in->feature_rows) + before) * D;
+    before += in->features_before ? in->features_before[item] : item * in->feature_rows;
+    return in->features + before * p->feature_cols;
 }
 
 static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
@@ -106,8 +121,9 @@ static void embed_tokens_run(const bvl_record *r, const bvl_run *run) {
     for (int64_t i = begin; i < end; i++) {
         const int64_t at = run->first * L + i, row = i / L * (queries + L) + queries + i % L;
         float *x = run->slots[r->dst] + row * dst->ld;
-        if (in->features && in->input_ids[at] == run->program->feature_token)
-            memcpy(x, feature_row(in, at, run->program->feature_token, s->D), (size_t)s->D * sizeof(float));
+        const float *features = feature_row(run->program, in, at);
+        if (features)
+            memcpy(x, features, (size_t)s->D * sizeof(float));
         else if (s->word)
             memcpy(x, s->word + in->input_ids[at] * s->D, (size_t)s->D * sizeof(float));
         else
@@ -128,6 +144,46 @@ const bvl_op bvl_op_embed_tokens = {
     .weights = {"word", "position", "type", "rotary", "rotary_2", NULL},
     .build = embed_tokens_build,
     .run = embed_tokens_run,
+};
+
+typedef struct {
+    int64_t column; /* of the features, where what is added begins */
+} add_features;
+
+static bvl_status add_features_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    bvl_declared *features = &p->declared[BVL_FEATURES];
+    const bvl_slot *slot = &p->slots[r->dst];
+    (void)b;
+    if (r->src != r->dst || slot->kind != BVL_TEXT_ROWS || slot->rows || p->feature_token < 0 ||
+        !p->declared[BVL_INPUT_IDS].rank)
+        return bvl_fail(err, BVL_INVALID,
+                        "add_features: expected the rows of a text alone that reads features");
+    add_features *s = r->state = bvl_alloc(sizeof *s);
+    if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for add_features");
+    s->column = p->feature_cols;
+    p->feature_cols += slot->cols;
+    features->sizes[features->rank - 1].count = p->feature_cols;
+    return BVL_OK;
+}
+
+static void add_features_run(const bvl_record *r, const bvl_run *run) {
+    const add_features *s = r->state;
+    const bvl_slot *slot = &run->program->slots[r->dst];
+    int64_t begin, end;
+    bvl_share(run->count * run->inputs->L, run->team.tid, run->team.nt, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const float *features = feature_row(run->program, run->inputs, run->first * run->inputs->L + i);
+        if (features) run->kernels->add(run->slots[r->dst] + i * slot->ld, features + s->column, slot->cols);
+    }
+    bvl_barrier(run->team);
+}
+
+const bvl_op bvl_op_add_features = {
+    .name = "add_features",
+    .params = {NULL},
+    .weights = {NULL},
+    .build = add_features_build,
+    .run = add_features_run,
 };
 
 typedef struct {

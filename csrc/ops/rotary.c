@@ -5,9 +5,11 @@
 
 #include "../kernels/kernels.h"
 
-void bvl_rotary_turn(float *turn, int64_t position, const float *frequencies, int64_t half) {
+void bvl_rotary_turn(float *turn, const int64_t *positions, int64_t axes, const float *frequencies,
+                     int64_t half) {
     for (int64_t i = 0; i < half; i++) {
-        const float angle = (float)position * frequencies[i];
+        float angle = (float)positions[0] * frequencies[i];
+        for (int64_t a = 1; a < axes; a++) angle += (float)positions[a] * frequencies[a * half + i];
         turn[i] = cosf(angle);
         turn[half + i] = sinf(angle);
     }
