@@ -8,20 +8,22 @@ from __future__ import annotations
 import numpy as np
 
 from . import _C
+from .compile_maps import MapMixin, activation_code
 from .folding import fold_norm
 from .reader import Reader
 from .spec import (
     AddFeatures,
     AttentionPool,
     BatchNormConv,
+    BatchNormInput,
     Block,
+    Branches,
     Conformer,
     Cross,
     Encoder,
     FeedForward,
     FirstRows,
     GatedInput,
-    InvertedResidual,
     LightConv,
     Linear,
     LocalAttention,
@@ -35,10 +37,10 @@ from .spec import (
     Softmax,
     Spec,
     TakeRows,
-    same_padding,
 )
 from .stems import CropFusion, FramesStem, JoinStem, PatchRowsStem, PatchStem, QueryStem, SpectrogramStem
 
+UNNORMED = {"layer_norm_eps": 0.0, "rms_norm": False}
 SUBLAYERS = (
     "self_attention",
     "cross_attention",
@@ -50,8 +52,7 @@ SUBLAYERS = (
 )  # of a block, which begins with the first
 
 
-def activation_code(name: str) -> int:
-    return _C.ACTIVATIONS.index(name)
+FOLDED = (BatchNormConv, BatchNormInput, Branches)  # what is one weight and bias when it is read
 
 
 class Compiled(Spec):
@@ -81,7 +82,7 @@ class Compiled(Spec):
         return [f"@{i}" for i in (at[0] - 1, *ends)]
 
 
-class Builder:
+class Builder(MapMixin):
     """Appends records to one program; slots go by name."""
 
     def __init__(self, encoder: Encoder, reader: Reader, num_threads: int, gemm: str, precision: str):
@@ -106,7 +107,7 @@ class Builder:
 
     def affine(self, layer: Linear | Norm | BatchNormConv, prefix: str = "") -> dict[str, np.ndarray | None]:
         """Weight and bias under the names an operation gives them."""
-        if isinstance(layer, BatchNormConv):
+        if isinstance(layer, FOLDED):
             weight, bias = self.read.folded(layer)
             return {f"{prefix}weight": weight.reshape(weight.shape[0], -1), f"{prefix}bias": bias}
         return {f"{prefix}weight": self.read(layer.weight), f"{prefix}bias": self.read(layer.bias)}
@@ -191,7 +192,7 @@ class Builder:
         return hidden
 
     def patch_stem(self, stem: PatchStem, name: str = "hidden") -> str:
-        if isinstance(stem.weight, BatchNormConv):
+        if isinstance(stem.weight, FOLDED):
             weight, bias = self.read.folded(stem.weight)
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
@@ -281,16 +282,17 @@ class Builder:
         self.sublayer("light_conv", conv.norm, "start", hidden, {"activation": activation_code(activation)}, weights)
 
     def sublayer(
-        self, op: str, norm: Norm, first: str, hidden: str, params: dict, weights: dict,
+        self, op: str, norm: Norm | None, first: str, hidden: str, params: dict, weights: dict,
         post_norm: Norm | None = None, pre_norm: bool = True,
     ) -> None:  # fmt: skip
         """One whose product `first` reads what is normed."""
-        weights |= self.affine(norm, "norm_")
+        weights |= self.affine(norm, "norm_") if norm else {}
         if post_norm:
             weights |= self.affine(post_norm, "post_norm_")
-        if self.precision == "int8" and pre_norm:
+        if self.precision == "int8" and pre_norm and norm:
             fold_norm(weights, "norm", first)
-        common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None, "pre_norm": pre_norm}
+        common = {"layer_norm_eps": norm.eps, "rms_norm": norm.bias is None} if norm else UNNORMED
+        common = common | {"pre_norm": pre_norm}
         self.add(op, hidden, hidden, common | params, **weights)
 
     def self_attention(self, block: Block, hidden: str) -> None:
@@ -342,32 +344,6 @@ class Builder:
         names = {"gate_weight": gated.gate, "in_weight": gated.inputs, "out_weight": gated.out, "scale": gated.scale}
         weights |= {name: self.read(parameter) for name, parameter in names.items()}
         self.add("gated_input", hidden, hidden, params, **weights)
-
-    def inverted_residual(self, layer: InvertedResidual, src: str, index: int) -> str:
-        kernel, (height, width), (rows, cols) = layer.kernel, layer.size, layer.out_size
-        params = {
-            "height": height,
-            "width": width,
-            "kernel": kernel,
-            "stride": layer.stride,
-            "pad_top": same_padding(height, kernel, layer.stride),
-            "pad_left": same_padding(width, kernel, layer.stride),
-            "out_height": rows,
-            "out_width": cols,
-            "activation": activation_code(layer.activation),
-            "residual": layer.residual,
-        }
-        weights = {}
-        for name in ("expand", "depthwise", "project"):
-            conv = getattr(layer, name)
-            if conv:
-                weights |= self.affine(conv, f"{name}_")
-        weights["depthwise_weight"] = np.ascontiguousarray(weights["depthwise_weight"].T)
-        channels = layer.project.weight.shape[0]
-        # two slots of a shape take turns, so that a deep stack needs few
-        dst = self.slot(f"map_{rows}x{cols}x{channels}_{index % 2}", rows * cols, channels)
-        self.add("inverted_residual", src, dst, params, **weights)
-        return dst
 
     def take_rows(self, src: str, dst: str, rows: tuple[int, ...], count: int = 1) -> str:
         self.slot(dst, len(rows) // count, self.sizes[src][1])
@@ -468,8 +444,8 @@ class Builder:
                     hidden = self.merge_rows(layer, hidden, f"merged_{index}")
                 case Message():
                     hidden = self.message(layer, hidden)
-                case InvertedResidual():
-                    hidden = self.inverted_residual(layer, hidden, index)
+                case _:
+                    hidden = self.map_layer(layer, hidden, index)
         for step in self.encoder.steps:
             self.step(step.dst, hidden if step.src == "hidden" else step.src, step.what)
         if context := self.encoder.context:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .spec import BatchNormConv, Ref
+from .spec import BatchNormConv, BatchNormInput, Branches, Linear, Ref
 
 __all__ = ["BATCH_NORM_PARTS", "Reader"]
 
@@ -72,10 +72,45 @@ class Reader:
         scale = gamma / np.sqrt(var + eps)
         return scale, beta - mean * scale
 
-    def folded(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of conv followed by its batch norm."""
+    def folded(self, conv: BatchNormConv | Branches | BatchNormInput) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of what is one convolution, or one linear, with its batch norms."""
+        fold = {Branches: self.summed, BatchNormInput: self.normed}.get(type(conv), self.convolved)
+        weight, bias = fold(conv)
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+    def convolved(self, conv: BatchNormConv) -> tuple[np.ndarray, np.ndarray]:
+        """Of a convolution followed by its batch norm, float64."""
         scale, shift = self.batch_norm(conv.norm, conv.weight.shape[0], conv.eps)
         weight = self(conv.weight) * scale[:, None, None, None]
-        if conv.bias:
-            shift = shift + self(conv.bias) * scale
-        return weight.astype(np.float32), shift.astype(np.float32)
+        return weight, shift + self(conv.bias) * scale if conv.bias else shift
+
+    def normed(self, layer: BatchNormInput) -> tuple[np.ndarray, np.ndarray]:
+        """Of a linear of what a batch norm gives, float64."""
+        weight, bias = self(layer.linear.weight).astype(np.float64), self(layer.linear.bias)
+        scale, shift = self.batch_norm(layer.norm.norm, weight.shape[1], layer.norm.eps)
+        return weight * scale, weight @ shift + (0 if bias is None else bias)
+
+    def summed(self, layer: Branches) -> tuple[np.ndarray, np.ndarray]:
+        """Of convolutions of one input, float64."""
+        out, inner, side, _ = layer.shape
+        same, rows = np.zeros(layer.shape), np.arange(out)
+        same[rows, rows % inner, side // 2, side // 2] = 1
+        weight, bias = np.zeros(layer.shape), np.zeros(out)
+        for branch in layer.branches:
+            if isinstance(branch, Linear):
+                part, shift = self(branch.weight), self(branch.bias)
+            elif branch.weight is None:
+                scale, shift = self.batch_norm(branch.norm, out, branch.eps)
+                part = same * scale[:, None, None, None]
+            else:
+                part, shift = self.convolved(branch)
+            edge = (side - part.shape[-1]) // 2
+            weight += np.pad(part, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
+            bias += shift
+        if layer.less:
+            scale, shift = self.batch_norm(layer.less.norm, out, layer.less.eps)
+            weight, bias = weight - same * scale[:, None, None, None], bias - shift
+        if layer.scale:
+            gain = self(layer.scale).astype(np.float64)
+            weight, bias = weight * gain[:, None, None, None], bias * gain
+        return weight + same if layer.skip else weight, bias

@@ -16,7 +16,9 @@ __all__ = [
     "AddFeatures",
     "AttentionPool",
     "BatchNormConv",
+    "BatchNormInput",
     "Block",
+    "Branches",
     "CFormer",
     "Clip",
     "Conformer",
@@ -26,7 +28,6 @@ __all__ = [
     "FeedForward",
     "FirstRows",
     "GatedInput",
-    "InvertedResidual",
     "LightConv",
     "Linear",
     "LocalAttention",
@@ -45,11 +46,9 @@ __all__ = [
     "Step",
     "TakeRows",
     "Windows",
-    "out_size",
     "ref",
     "refs",
     "replace",
-    "same_padding",
 ]
 
 S = TypeVar("S", bound="Spec")
@@ -225,9 +224,9 @@ class Block(Spec):
     `ffn` is the text's, None where there is no text.
     """
 
-    qkv: Linear
+    qkv: Linear | BatchNormInput
     out: Linear
-    norm1: Norm
+    norm1: Norm | None
     ffn: FeedForward | None
     num_attention_heads: int
     activation: str
@@ -313,9 +312,10 @@ class Message(Spec):
 
 
 class BatchNormConv(Spec):
-    """A convolution and the batch norm after it; folded into one weight and bias when compiled."""
+    """A convolution and the batch norm after it; folded into one weight and bias when compiled. Without a weight the
+    batch norm of what is there."""
 
-    weight: Ref  # [out, in / groups, k, k]
+    weight: Ref | None  # [out, in / groups, k, k]
     norm: str  # prefix of weight, bias, running_mean, running_var
     eps: float
     bias: Ref | None = None
@@ -325,33 +325,28 @@ class BatchNormConv(Spec):
         return self.weight.shape[0]
 
 
-def out_size(size: int, kernel: int, stride: int, padding: str) -> int:
-    return -(-size // stride) if padding == "same" else (size - kernel) // stride + 1
+class Branches(Spec):
+    """Convolutions of one input, each with its batch norm or (a Linear) a bias, summed and folded into one when they
+    are compiled (RepVGG; Ding et al., 2021); smaller ones lie in the middle of the largest. With `skip` x is added,
+    where there is a `scale` to x times that, the sum less what `less` makes of x."""
 
-
-def same_padding(size: int, kernel: int, stride: int) -> int:
-    """Zeros before the first pixel under TensorFlow's "same" rule."""
-    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
-
-
-class InvertedResidual(Spec):
-    """Pointwise expansion, depthwise convolution, pointwise projection; `size` is the input's height and width."""
-
-    expand: BatchNormConv | None
-    depthwise: BatchNormConv
-    project: BatchNormConv
-    size: tuple[int, int]
-    stride: int
-    activation: str
-    residual: bool
+    shape: tuple[int, ...]  # [out, in / groups, k, k]
+    branches: tuple[BatchNormConv | Linear, ...]
+    less: BatchNormConv | None = None
+    scale: Ref | None = None
+    skip: bool = False
 
     @property
-    def kernel(self) -> int:
-        return self.depthwise.weight.shape[-1]
+    def out_features(self) -> int:
+        return self.shape[0]
 
-    @property
-    def out_size(self) -> tuple[int, int]:
-        return tuple(out_size(n, self.kernel, self.stride, "same") for n in self.size)
+
+class BatchNormInput(Spec):
+    """A linear of what a batch norm gives; folded into one when compiled."""
+
+    norm: BatchNormConv
+    linear: Linear
+    clip: Clip | None = None
 
 
 class Pool(Spec):
@@ -433,7 +428,7 @@ class Encoder(Spec):
     """
 
     stem: Spec  # one of stems.py
-    layers: tuple[AddFeatures | Block | Conformer | InvertedResidual | MergeRows | Message, ...]
+    layers: tuple[Spec, ...]  # of AddFeatures, Block, Conformer, MergeRows, Message, or those of maps.py
     steps: tuple[Step, ...]
     hidden_size: int
     stem_norm: Norm | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .spec import BatchNormConv, Linear, Norm, Ref, Spec, out_size, same_padding
+from .maps import out_size, same_padding
+from .spec import BatchNormConv, Branches, Linear, Norm, Ref, Spec
 
 __all__ = [
     "CropFusion",
@@ -85,7 +86,7 @@ class PatchStem(Spec):
     another convolution, or a spectrogram. An item may be several `pictures`; each may have `spare` rows to be filled.
     """
 
-    weight: Ref | BatchNormConv
+    weight: Ref | BatchNormConv | Branches
     bias: Ref | None
     class_token: Ref | None
     position: Ref | None

@@ -62,11 +62,11 @@ def compare_parameters(name, cls, config, shapes):
     reader, used = Reader(checkpoint), set()
     for r in needed(cls, config):
         if isinstance(r, BatchNormConv):
-            used |= {r.weight.names[0], *(f"{r.norm}.{part}" for part in BATCH_NORM_PARTS)}
+            used |= {*(r.weight.names if r.weight else ()), *(f"{r.norm}.{part}" for part in BATCH_NORM_PARTS)}
             used |= set(r.bias.names) if r.bias else set()
             continue
         if r.scaled_by:
-            assert checkpoint.entries[r.scaled_by].shape in (r.shape[:1], ())
+            assert checkpoint.entries[r.scaled_by].shape in (r.shape[:1], (*r.shape[:1], 1, 1), ())
             used.add(r.scaled_by)
         for part, rows in zip(r.names, r.stored_rows, strict=True):
             if not part or not reader.has(r):

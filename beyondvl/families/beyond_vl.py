@@ -18,6 +18,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError
+from ..maps import InvertedResidual
 from ..outputs import BatchFeature, check_allowed
 from ..processing.motion import GRID
 from ..processing.motion import columns as motion_columns
@@ -27,7 +28,6 @@ from ..spec import (
     Context,
     Cross,
     Encoder,
-    InvertedResidual,
     Linear,
     Norm,
     Normalize,

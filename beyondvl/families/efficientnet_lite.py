@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 
 from ..config import Config
-from ..spec import BatchNormConv, Encoder, InvertedResidual, Linear, Pool, Project, Step, ref
+from ..maps import InvertedResidual
+from ..spec import BatchNormConv, Encoder, Linear, Pool, Project, Step, ref
 from ..stems import PatchStem
 from .pictures import CLIP
 from .registry import Family, Processing

@@ -4,7 +4,8 @@ for a file holds the name alone.
 SigLIP's (Zhai et al., 2023) have no class token; after a norm a learned query attends to all rows and is the embedding.
 PE-Core's (Bolya et al., 2025) turn queries and keys by the place of their patch, counted from 1, whose columns are
 paired side by side (here: a head's first half with its second, to which the rows of q and k are brought); a learned
-query of 8 heads draws from all rows, the class token's too, and a linear follows.
+query of 8 heads draws from all rows, the class token's too, and a linear follows. MobileCLIP's are in
+open_clip_mobile.py, but for its largest, which is OpenAI's vision transformer.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import re
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Block, Encoder, Linear, Normalize, Project, Step, ref, replace
+from ..spec import AttentionPool, Block, Encoder, Linear, Normalize, Pool, Project, Step, ref, replace
 from ..stems import PatchRowsStem, PatchStem
 from .blocks import linear, named_block, norm, probe_pool
+from .open_clip_mobile import SIZES as MOBILE
+from .open_clip_mobile import head_size, mobile_trunk
 
 EPS = 1e-6
 # width, layers, heads, inner columns to one
@@ -34,6 +37,7 @@ PE_SIZES = {
     "gigantic": (1536, 50, 16, 8960, False),
 }
 PE = re.compile(r"vit_pe_core_(tiny|small|base|large|gigantic)_patch(14|16)_(\d+)")
+PLAIN = re.compile(r"vit_(large)_patch(14)_clip_(224)")
 NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(14|16|32)_siglip_(\d+)")
 # of the others it is erf's GELU
 TANH = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16", "vit_giantopt")
@@ -42,8 +46,12 @@ TANH = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16"
 def trunk(config: Config, section: Config) -> Encoder | None:
     """The tower of a timm name; None for a name that is none of these. ConfigError where it goes on otherwise."""
     name = str(section.get("timm_model_name"))
+    if name in MOBILE:
+        return mobile_trunk(config, section, name)
     if parts := PE.fullmatch(name):
         return perception(config, section, name, PE_SIZES[parts[1]], int(parts[2]), int(parts[3]))
+    if parts := PLAIN.fullmatch(name):
+        return plain(config, section, name, int(parts[2]), int(parts[3]))
     parts = NAME.fullmatch(name)
     if not parts:
         return None
@@ -83,10 +91,7 @@ def perception(
     found, eps = section.integer("image_size", image, 1, 1 << 13), 1e-5
     if found != image:
         raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
-    section.choice("timm_pool", "avg", ("map",))
-    if section.get("timm_proj", "linear") is not None:
-        raise ConfigError(f"open_clip_config.json: timm_proj: found {section.get('timm_proj')!r}, expected null")
-    embed = config.section("model_cfg").integer("embed_dim", None, 1, 1 << 16)
+    embed = head_size(config, section, "map")
     side, quarter = image // patch, width // heads // 4
     bands, still = tuple(1e4 ** (-i / quarter) for i in range(quarter)), (0.0,) * quarter
     return Encoder(
@@ -108,6 +113,34 @@ def perception(
         steps=(
             Step("last_hidden_state", "hidden", norm("visual.trunk.norm", width, eps)),
             Step("pooler_output", "last_hidden_state", pooled(width, 4 * width, 8, "gelu", eps)),
+            Step("embeds", "pooler_output", Project(linear("visual.trunk.head", embed, width))),
+            Step("unit_embeds", "embeds", Normalize()),
+        ),
+    )
+
+
+def plain(config: Config, section: Config, name: str, patch: int, image: int) -> Encoder:
+    """OpenAI's vision transformer as timm has it: a norm before the layers, the class token normed and projected."""
+    width, layers, heads, ratio = SIZES["large"]
+    found, eps, embed = section.integer("image_size", image, 1, 1 << 13), 1e-5, head_size(config, section, "token")
+    if found != image:
+        raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
+    inner = int(width * ratio)
+    return Encoder(
+        hidden_size=width,
+        stem=PatchStem(
+            weight=ref("visual.trunk.patch_embed.proj.weight", width, 3, patch, patch),
+            bias=None,
+            class_token=ref("visual.trunk.cls_token", width),
+            position=ref("visual.trunk.pos_embed", (image // patch) ** 2 + 1, width),
+            size=(image, image),
+            stride=patch,
+        ),
+        stem_norm=norm("visual.trunk.norm_pre", width, eps),
+        layers=tuple(block(f"visual.trunk.blocks.{i}", width, inner, heads, "gelu", eps) for i in range(layers)),
+        steps=(
+            Step("class_token", "hidden", Pool("first")),
+            Step("pooler_output", "class_token", norm("visual.trunk.norm", width, eps)),
             Step("embeds", "pooler_output", Project(linear("visual.trunk.head", embed, width))),
             Step("unit_embeds", "embeds", Normalize()),
         ),

@@ -19,10 +19,11 @@ extern const bvl_op bvl_op_fuse_crops;                         /* fuse.c */
 extern const bvl_op bvl_op_take_rows, bvl_op_put_rows;         /* rows.c */
 extern const bvl_op bvl_op_merge_rows;                         /* merge.c */
 extern const bvl_op bvl_op_self_attention, bvl_op_cross_attention, bvl_op_feed_forward,
-    bvl_op_gated_input;                       /* of these names */
-extern const bvl_op bvl_op_attention_pool;    /* attention_pool.c */
-extern const bvl_op bvl_op_context;           /* context.c */
-extern const bvl_op bvl_op_inverted_residual; /* conv.c */
+    bvl_op_gated_input;                                      /* of these names */
+extern const bvl_op bvl_op_attention_pool;                   /* attention_pool.c */
+extern const bvl_op bvl_op_context;                          /* context.c */
+extern const bvl_op bvl_op_inverted_residual;                /* conv.c */
+extern const bvl_op bvl_op_depthwise, bvl_op_squeeze_excite; /* depthwise.c */
 extern const bvl_op bvl_op_norm, bvl_op_linear, bvl_op_pool, bvl_op_l2_normalize, bvl_op_softmax,
     bvl_op_first_rows, bvl_op_copy; /* head.c */
 

@@ -136,6 +136,8 @@ bvl_status bvl_apart_build(bvl_program *p, const bvl_record *r, const bvl_build 
 bvl_status bvl_sublayer_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at,
                                    bvl_sublayer_norm *norm, bvl_error *err) {
     norm->first = b->params[P_PRE_NORM] != 0;
+    norm->norm.D = p->slots[r->src].cols;
+    if (norm->first && !b->weights[at].data && !b->weights[at + 1].data) return BVL_OK; /* none */
     return bvl_norm_build(p, r, b, at, p->slots[r->src].cols, b->params[P_EPS], b->params[P_RMS] != 0,
                           &norm->norm, err);
 }

@@ -41,6 +41,17 @@ int64_t bvl_norm_local(const bvl_norm *norm) {
     return norm->D ? bvl_round_up(norm_rows_at_once(norm->D) * norm->D, 16) : 0;
 }
 
+/* The rows themselves, as a product reads them. */
+static void load_rows(const bvl_linear *linear, const bvl_kernels *kernels, float *y, int64_t ldy,
+                      const float *x, int64_t ldx, int64_t rows, float *local, int64_t D) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = linear->product->load ? local : y + r * ldy;
+        memcpy(row, x + r * ldx, (size_t)D * sizeof(float));
+        bvl_linear_clamp(linear, kernels, row, D, 1);
+        if (linear->product->load) linear->product->load(y + r * ldy, ldy, row, D, 1, D);
+    }
+}
+
 void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_linear *linear, float *y,
                    const float *x, int64_t ldx, int64_t rows, float *local, bvl_team team) {
     const int64_t ldy = bvl_norm_operand(norm, linear);
@@ -48,6 +59,10 @@ void bvl_norm_load(const bvl_norm *norm, const bvl_kernels *kernels, const bvl_l
     const bool bf16 =
         kernels->bf16_rows && linear->product == &kernels->product[BVL_BFLOAT16] && !linear->reads;
     bvl_share(rows, team.tid, team.nt, &r0, &r1);
+    if (!norm->gamma) {
+        load_rows(linear, kernels, y + r0 * ldy, ldy, x + r0 * ldx, ldx, r1 - r0, local, norm->D);
+        return;
+    }
     if (bf16 || !linear->product->load) {
         norm_share(norm, kernels, y, ldy, x, ldx, rows, bf16, team);
         bvl_linear_clamp(linear, kernels, y + r0 * ldy, ldy, r1 - r0);

@@ -6,7 +6,8 @@
 #include "../parallel.h"
 #include "linear.h"
 
-/* Layer norm, or with beta NULL the norm by the root of the mean square (Zhang and Sennrich, 2019). */
+/* Layer norm, or with beta NULL the norm by the root of the mean square (Zhang and Sennrich, 2019), or with
+ * both NULL none, which is loaded as it is. */
 typedef struct {
     float *gamma, *beta; /* [D] */
     float eps;
