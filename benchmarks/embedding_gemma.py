@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -53,18 +54,35 @@ def cosines(rows: np.ndarray, exact: np.ndarray) -> float:
     return float(((rows * exact).sum(-1) / norms).mean())
 
 
+def loaded(reference: torch.nn.Module, threads: int) -> dict[str, bvl.PreTrainedModel]:
+    """Our models of the same weights, by dtype."""
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        return {
+            dtype: bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
+            for dtype in ("float32", "bfloat16", "int8")
+        }
+
+
+def report(title: str, calls: dict[str, Callable[[], np.ndarray]], rounds: int, items: int = 1) -> None:
+    """Times and likenesses of calls that make rows of the same `items`."""
+    exact = calls["transformers float32"]()
+    alike = {variant: cosines(call(), exact) for variant, call in calls.items()}
+    times = interleaved_times(calls, rounds)
+    best = min(seconds for variant, seconds in times.items() if "beyondvl" not in variant)
+    print(title)
+    for variant, seconds in times.items():
+        print(f"  {variant:24} {1e3 * seconds / items:8.2f} ms an item   {best / seconds:5.2f} times transformers' best   "
+              f"cosine {alike[variant]:.6f}")  # fmt: skip
+
+
 def measure(name: str, batch: int, rounds: int, threads: int) -> None:
     cls, config_cls, sizes = MODELS[name]
     config = getattr(transformers, config_cls)(vocab_size=1000, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
     torch.manual_seed(0)
     reference = getattr(transformers, cls)(config).eval()
     ids = torch.randint(3, 1000, (batch, TOKENS), generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as folder:
-        reference.save_pretrained(folder)
-        ours = {
-            dtype: bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
-            for dtype in ("float32", "bfloat16", "int8")
-        }
+    ours = loaded(reference, threads)
     inputs = {"input_ids": ids.numpy()}
 
     def our_call(model):
@@ -72,14 +90,7 @@ def measure(name: str, batch: int, rounds: int, threads: int) -> None:
 
     calls = torch_calls(Rows(reference), ids, ("float32", "bfloat16"))
     calls |= {f"beyondvl {dtype}": our_call(model) for dtype, model in ours.items()}
-    exact = calls["transformers float32"]()
-    alike = {variant: cosines(call(), exact) for variant, call in calls.items()}
-    times = interleaved_times(calls, rounds)
-    best = min(seconds for variant, seconds in times.items() if "beyondvl" not in variant)
-    print(f"{name}, {batch} of {TOKENS} tokens at once")
-    for variant, seconds in times.items():
-        print(f"  {variant:24} {1e3 * seconds / batch:8.2f} ms a text   {best / seconds:5.2f} times transformers' best   "
-              f"cosine {alike[variant]:.6f}")  # fmt: skip
+    report(f"{name}, {batch} of {TOKENS} tokens at once", calls, rounds, batch)
 
 
 class Mixed(torch.nn.Module):
@@ -123,12 +134,7 @@ def measure_mixed(
         for name, buffer in reference.named_buffers():
             if name.endswith(("put_min", "put_max")):
                 buffer.fill_(-20.0 if name.endswith("min") else 20.0)
-    with tempfile.TemporaryDirectory() as folder:
-        reference.save_pretrained(folder)
-        ours = {
-            dtype: bvl.AutoModel.from_pretrained(folder, dtype=dtype, num_threads=threads)
-            for dtype in ("float32", "bfloat16", "int8")
-        }
+    ours = loaded(reference, threads)
     module = Mixed(reference, grid, frames)
     inputs = {"input_ids": module.ids.numpy(), module.name: module.data.numpy()}
     inputs |= {name: value.numpy() for name, value in module.beside.items()}
@@ -138,14 +144,7 @@ def measure_mixed(
 
     calls = torch_calls(module, module.data, ("float32", "bfloat16"))
     calls |= {f"beyondvl {dtype}": our_call(model) for dtype, model in ours.items()}
-    exact = calls["transformers float32"]()
-    alike = {variant: cosines(call(), exact) for variant, call in calls.items()}
-    times = interleaved_times(calls, rounds)
-    best = min(seconds for variant, seconds in times.items() if "beyondvl" not in variant)
-    print(f"EmbeddingGemma 2, {what}{', clipped' if clipped else ''}")
-    for variant, seconds in times.items():
-        print(f"  {variant:24} {1e3 * seconds:8.1f} ms   {best / seconds:5.2f} times transformers' best   "
-              f"cosine {alike[variant]:.6f}")  # fmt: skip
+    report(f"EmbeddingGemma 2, {what}{', clipped' if clipped else ''}", calls, rounds)
 
 
 def main() -> None:
