@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def measure_mobile(name: str, embed: int, rounds: int, threads: int) -> None:
     for batch in (1, 8):
         pixels = torch.randn(batch, 3, 256, 256)
         calls = torch_calls(folded, pixels, ("float32", "bfloat16"))
-        array = pixels.numpy()
-        calls |= {f"beyondvl {d}": (lambda model=m: model.get_image_features(array)) for d, m in ours.items()}
+        ready = {"pixel_values": pixels.numpy()}
+        calls |= {f"beyondvl {d}": partial(model.get_image_features, **ready) for d, model in ours.items()}
         report(f"{name}, {batch} at once", interleaved_times(calls, rounds), batch)
 
 
@@ -83,7 +84,7 @@ def measure_smol(tiles: int, rounds: int, threads: int) -> None:
     half = smol().to(torch.bfloat16)
     calls = {"transformers float32": theirs(reference), "transformers bfloat16": theirs(half)}
     arrays = {name: value.numpy() for name, value in given.items()}
-    calls |= {f"beyondvl {d}": (lambda model=m: model.generate(**arrays, **settings)) for d, m in ours.items()}
+    calls |= {f"beyondvl {d}": partial(model.generate, **arrays, **settings) for d, model in ours.items()}
     same = np.array_equal(calls["transformers float32"]().numpy(), calls["beyondvl float32"]())
     with torch.inference_mode():
         times = interleaved_times(calls, rounds)

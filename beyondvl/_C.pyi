@@ -40,6 +40,8 @@ class Program:
         """Named slots as arrays (B, cols) or (B, rows, cols), "@12" for what record 12 leaves in its slot; "context" as
         a list of B Context, without a text's padding ("padded_context": with it). Inputs are arrays, "contexts" a list
         of B Context, "cache" a Cache, which grows by the tokens given. ValueError names the input, found, expected."""
+    def plan(self, inputs: dict[str, Any], outputs: list[str], num_threads: int, /) -> list[str]:
+        """What `run` would do of the same call, a line for each phase: what is done row by row between two barriers."""
     def map(self, buffer: Any, /) -> None:
         """Weights lie in `buffer`, which the program holds on to; add() then takes shapes (lists) for arrays."""
     def blocks(self) -> list[NDArray[np.uint8]]:

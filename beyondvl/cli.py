@@ -203,7 +203,38 @@ def info(options: argparse.Namespace) -> None:
             "num_layers": len(tower.encoder.layers),
             "outputs": sorted(tower.outputs),
         }
+        if options.plan:
+            facts[name]["plan"] = _plan(tower, model.num_threads)
     print(json.dumps(facts) if options.json else json.dumps(facts, indent=2))
+
+
+def _info_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", help="folder, hub id, or the shipped default")
+    sub.add_argument("--plan", action="store_true", help="what one call of each tower does, phase by phase")
+
+
+def _plan(tower: Any, num_threads: int) -> list[str]:
+    """The phases of one call, those that come again and again once, with their number; or why there is none."""
+    try:
+        lines = tower.plan(num_threads)
+    except ValueError as error:
+        return [f"not without what another tower makes: {error}"]
+    out, at = [], 0
+    while at < len(lines):
+        length = max(range(1, 13), key=lambda n: (_repeats(lines, at, n) - 1) * n)
+        repeats = _repeats(lines, at, length)
+        out += [f"{repeats} times:"] if repeats > 1 else []
+        out += [f"{'    ' if repeats > 1 else ''}{line}" for line in lines[at : at + length]]
+        at += repeats * length
+    return out
+
+
+def _repeats(lines: list[str], at: int, length: int) -> int:
+    """How often the `length` lines from `at` come in a row."""
+    count = 1
+    while lines[at : at + length] == lines[at + count * length : at + (count + 1) * length] != []:
+        count += 1
+    return count
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -316,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--text", nargs="+", required=True, help="texts to match")
     model_option(sub)
     sub = add(info)
-    sub.add_argument("model", help="folder, hub id, or the shipped default")
+    _info_options(sub)
     dtype_option(sub)
     sub = add(convert)
     sub.add_argument("model", help="folder or hub id")

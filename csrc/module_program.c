@@ -312,13 +312,14 @@ static PyObject *new_outputs(const bvl_program *p, PyObject *names, const bvl_in
     return result;
 }
 
-static PyObject *program_run(PyObject *self, PyObject *args) {
+/* Runs a call; or, with a plan, says what it would do. */
+static PyObject *run_or_plan(PyObject *self, PyObject *args, bvl_plan *plan) {
     PyObject *dict, *names, *result = NULL;
     int threads;
     if (!PyArg_ParseTuple(args, "O!Oi", &PyDict_Type, &dict, &names, &threads)) return NULL;
     bvl_program *program = ((ProgramObject *)self)->program;
     bvl_inputs in = {.B = -1, .L = -1};
-    bvl_call call = {.threads = BVL_MAX(1, BVL_MIN(threads, 1024))};
+    bvl_call call = {.threads = BVL_MAX(1, BVL_MIN(threads, 1024)), .plan = plan};
     bvl_error err = {.status = BVL_OK};
     const bvl_context **contexts = NULL;
     dict = PyDict_Copy(dict); /* holds on to what the program reads without the GIL */
@@ -345,6 +346,22 @@ static PyObject *program_run(PyObject *self, PyObject *args) {
     PyMem_Free(call.contexts);
     Py_XDECREF(dict);
     return result;
+}
+
+static PyObject *program_run(PyObject *self, PyObject *args) {
+    return run_or_plan(self, args, NULL);
+}
+
+/* The lines of a plan. */
+static PyObject *program_plan(PyObject *self, PyObject *args) {
+    bvl_plan plan = {.text = NULL};
+    PyObject *outputs = run_or_plan(self, args, &plan), *text = NULL, *lines = NULL;
+    if (outputs) text = PyUnicode_FromString(plan.text ? plan.text : "");
+    if (text) lines = PyUnicode_Splitlines(text, 0);
+    Py_XDECREF(outputs);
+    Py_XDECREF(text);
+    bvl_free(plan.text);
+    return lines;
 }
 
 /* From now on weights are taken from `buffer`, in the order an earlier program took them. */
@@ -399,12 +416,14 @@ static PyObject *program_info(PyObject *self, PyObject *unused) {
         Py_XDECREF(name);
     }
     if (!names) return NULL;
-    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL),s:L,s:N}", "packed_bytes",
+    const bvl_declared *features = &p->declared[BVL_FEATURES];
+    const int64_t columns = features->rank ? features->sizes[features->rank - 1].count : 0;
+    return Py_BuildValue("{s:L,s:i,s:L,s:L,s:(LLL),s:L,s:L,s:N}", "packed_bytes",
                          (long long)bvl_store_bytes(&p->store), "records", p->record_count, "vocab_size",
                          (long long)p->declared[BVL_INPUT_IDS].below, "max_positions",
                          (long long)p->declared[BVL_POSITION_IDS].below, "image", (long long)picture[1].count,
                          (long long)picture[2].count, (long long)picture[3].count, "context_layers",
-                         (long long)p->takes.layers, "inputs", names);
+                         (long long)p->takes.layers, "feature_size", (long long)columns, "inputs", names);
 }
 
 static PyMethodDef program_methods[] = {
@@ -412,6 +431,8 @@ static PyMethodDef program_methods[] = {
      "slot(name, rows, cols, kind=0) -> index; kind: a place in ROW_KINDS, what an item's rows are"},
     {"add", program_add, METH_VARARGS, "add(op, src, dst, params, weights, num_threads): append a record"},
     {"run", program_run, METH_VARARGS, "run(inputs, outputs, num_threads) -> dict of float32 arrays"},
+    {"plan", program_plan, METH_VARARGS,
+     "plan(inputs, outputs, num_threads) -> list of what run() would do, a line a phase"},
     {"map", program_map, METH_VARARGS,
      "map(buffer): weights lie there; add() then takes shapes (lists) for arrays"},
     {"blocks", program_blocks, METH_NOARGS, "blocks() -> the weights as read-only arrays of bytes"},

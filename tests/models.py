@@ -29,8 +29,9 @@ def in_order(spec) -> list[Ref | BatchNormConv]:
     found = []
     for field in (spec.stem, *spec.layers, spec.steps, spec.stem_norm, spec.context):
         if isinstance(field, Block) and field.ffn:
-            ffn = field.ffn
+            block, ffn = field, field.ffn
             field = (field.qkv, field.out, ffn.fc1, ffn.fc2, field.norm1, ffn.norm, field.cross, field.query_ffn)
+            field += (block.head_norms, block.post_norm, ffn.post_norm)
         found += refs(field)
     return found
 

@@ -14,6 +14,8 @@ from ..spec import Encoder
 __all__ = ["Tower", "prepared"]
 
 
+# in the order in which callers want them
+MAIN_OUTPUTS = ("unit_embeds", "embeds", "next_logits", "features", "pooler_output", "last_hidden_state")
 # of whole numbers that are of other axes than a text's
 SHAPES = {
     "image_position_ids": "(n, N, 2)",
@@ -51,10 +53,39 @@ class Tower:
         outputs = {name: arrays[slot] for name, slot in slots.items()}
         return self.encoder.arrange(outputs) if self.encoder.arrange else outputs
 
+    def plan(self, num_threads: int) -> list[str]:
+        """What one call of it does, a line a phase (see _C.Program.plan): of a few tokens or of a picture, for the
+        output that callers want most."""
+        wanted = [next(name for name in MAIN_OUTPUTS if name in self.outputs)]
+        wanted += ["context"] if self.encoder.context else []
+        slots = [self.outputs.get(name, name) for name in wanted]
+        return self.program.plan(example_inputs(self.program.info()), slots, num_threads)
+
     @property
     def max_positions(self) -> int:
         """Tokens of the longest text."""
         return self.program.info()["max_positions"] - self.encoder.first_position
+
+
+def example_inputs(facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Inputs by which a program can be planned: what its info() says it takes, of the smallest sizes that tell."""
+    takes, (first, second, third) = facts["inputs"], facts["image"]
+    inputs: dict[str, np.ndarray] = {}
+    if "input_ids" in takes:
+        inputs["input_ids"] = np.zeros((1, min(8, facts["max_positions"])), np.int64)
+    elif "features" in takes:
+        inputs["features"] = np.zeros((1, 8, facts["feature_size"]), np.float32)
+    if "spatial_shapes" in takes:
+        inputs["spatial_shapes"] = np.full((1, 2), 12)
+        inputs["pixel_values"] = np.zeros((1, 144, second), np.float32)
+    elif "num_frames" in takes:
+        inputs["num_frames"] = np.full(1, 32)
+        inputs["input_features"] = np.zeros((1, 32, second), np.float32)
+    elif name := next((name for name in ("pixel_values", "input_features") if name in takes), None):
+        inputs[name] = np.zeros((1, first, second, third), np.float32)
+    if "is_longer" in takes:
+        inputs["is_longer"] = np.zeros((1, 1), np.int64)
+    return inputs
 
 
 def prepared(name: str, value: Any) -> np.ndarray:

@@ -8,6 +8,7 @@
  * Where the first rows of an item are query tokens, sub-layers may be theirs alone, or the text's alone;
  * those go item by item, for the rows of one side lie apart.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "sublayers.h"
@@ -20,6 +21,7 @@ enum {
 typedef struct {
     void (*work)(const void *state, const bvl_run *run, const bvl_place *at);
     const bvl_sublayer *state;
+    const bvl_record *record;
 } step;
 
 typedef struct {
@@ -55,11 +57,28 @@ int64_t bvl_windows_local(const bvl_program *p, const bvl_record *r) {
     return rows * p->slots[r->src].ld + scratch(p, rows);
 }
 
+/* "self_attention add, feed_forward add, self_attention project", as a line. */
+static void tell_phase(const phase *f, bvl_plan *plan) {
+    char line[256] = "";
+    for (int i = 0; i < f->count; i++) {
+        const bvl_op *op = f->steps[i].record->op;
+        const size_t used = strlen(line);
+        snprintf(line + used, sizeof line - used, "%s%s%s", i ? ", " : "", op->name,
+                 f->steps[i].work == op->steps->project ? " project" : " add");
+    }
+    bvl_plan_line(plan, "%s", line);
+}
+
 /* A phase by the team; or, where that gives each worker rows enough to read all weights for, by each worker
  * alone over its share, a strip at a time. The team meets at its end. */
 static void run_phase(phase *f, const bvl_run *run, const bvl_place *all) {
     const int64_t strip = run->kernels->strip_rows;
     int64_t begin, end;
+    if (run->plan) {
+        if (f->count) tell_phase(f, run->plan);
+        *f = (phase){.count = 0};
+        return;
+    }
     if (all->rows < run->team.nt * strip * 2 / 3) {
         for (int i = 0; i < f->count; i++) f->steps[i].work(f->steps[i].state, run, all);
         *f = (phase){.count = 0};
@@ -109,6 +128,9 @@ static void run_part(const bvl_record *r, const bvl_run *run, const bvl_place *a
     const bvl_steps *steps = r->op->steps;
     bvl_place at = *all;
     at.rows = rows;
+    if (bvl_plan_line(run->plan, "%s of %s, item by item", r->op->name,
+                      bvl_part_names[((const bvl_sublayer *)r->state)->part]))
+        return;
     for (int64_t i = 0; i < run->count; i++) {
         at.x = all->x + (i * T + begin) * at.ldx;
         if (steps->attend) {
@@ -141,15 +163,17 @@ static void run_rows(const bvl_record *records, int count, const bvl_run *run, b
         }
         if (steps->attend) {
             if (f.inner) run_phase(&f, run, &at);
-            put(&f, run, &at, (step){steps->project, s});
+            put(&f, run, &at, (step){steps->project, s, r});
             run_phase(&f, run, &at);
-            steps->attend(s, run, r->src, &at, run->first, run->count, T);
-            if (run->pool && r->op->prunes) {
+            if (!bvl_plan_line(run->plan, "%s attend%s", r->op->name,
+                               run->pool && r->op->prunes ? ", of which one row an item goes on" : ""))
+                steps->attend(s, run, r->src, &at, run->first, run->count, T);
+            if (run->pool && r->op->prunes && !run->plan) {
                 keep_pooled(run, at.x, at.ldx, T, p->slots[r->src].cols);
                 at.rows = bvl_run_rows(run, r->src, &at.ldx); /* from here on, one row an item */
             }
         }
-        put(&f, run, &at, (step){steps->add, s});
+        put(&f, run, &at, (step){steps->add, s, r});
         f.inner |= s->inner;
     }
     run_phase(&f, run, &at);
@@ -165,6 +189,11 @@ static void run_windows(const bvl_record *records, int count, const bvl_run *run
     alone.team = (bvl_team){0, 1, NULL};
     bvl_place at = {.x = run->local, .ldx = slot->ld};
     int64_t begin, end;
+    if (bvl_plan_line(run->plan, "windows of %lld rows, a few at a time through:", (long long)W)) {
+        at.h = at.x;
+        run_rows(records, count, run, at, W);
+        return;
+    }
     at.h = at.x + most * W * slot->ld;
     alone.local = at.h + scratch(run->program, most * W);
     bvl_share(run->count * each, run->team.tid, run->team.nt, &begin, &end);

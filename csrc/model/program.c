@@ -169,6 +169,29 @@ static void write_slot(const bvl_run *run, int s, float *out) {
     }
 }
 
+/* The records that are needed, in their order. */
+static void run_records(job *j, bvl_run *run) {
+    const bvl_program *p = j->program;
+    for (int i = 0; i < p->record_count; i++) {
+        /* a team must agree on stopping, so it stops only between micro-batches */
+        if (run->team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
+        if (!j->live[i]) continue;
+        if (i == j->last_block) run->pool = &p->records[j->pool];
+        if (p->records[i].op->steps) {
+            const int length = bvl_chain_length(p, i, j->live, j->call->states);
+            bvl_chain_run(&p->records[i], length, run);
+            i += length - 1;
+        } else if (!bvl_plan_line(run->plan, "%s -> %s", p->records[i].op->name,
+                                  p->slots[p->records[i].dst].name)) {
+            p->records[i].op->run(&p->records[i], run);
+        }
+        if (i == j->pool) run->pool = NULL;
+        if (!j->call->states[i] || run->plan) continue;
+        if (run->team.tid == 0) write_slot(run, p->records[i].dst, j->call->states[i]);
+        bvl_barrier(run->team); /* the next record may write there */
+    }
+}
+
 /* Every record over one micro-batch; team is this worker alone or the whole team. */
 static void run_micro_batch(job *j, const layout *l, float *memory, int64_t first, int64_t count,
                             bvl_team team) {
@@ -193,23 +216,7 @@ static void run_micro_batch(job *j, const layout *l, float *memory, int64_t firs
         if (team.tid == 0) fill_turns(run.turns[i], &p->turns[i], &run);
     }
     if (run.key_bias || p->turns[0].frequencies) bvl_barrier(team);
-    for (int i = 0; i < p->record_count; i++) {
-        /* a team must agree on stopping, so it stops only between micro-batches */
-        if (team.nt == 1 && atomic_load_explicit(&j->cancelled, memory_order_relaxed)) return;
-        if (!j->live[i]) continue;
-        if (i == j->last_block) run.pool = &p->records[j->pool];
-        if (p->records[i].op->steps) {
-            const int length = bvl_chain_length(p, i, j->live, j->call->states);
-            bvl_chain_run(&p->records[i], length, &run);
-            i += length - 1;
-        } else {
-            p->records[i].op->run(&p->records[i], &run);
-        }
-        if (i == j->pool) run.pool = NULL;
-        if (!j->call->states[i]) continue;
-        if (team.tid == 0) write_slot(&run, p->records[i].dst, j->call->states[i]);
-        bvl_barrier(team); /* the next record may write there */
-    }
+    run_records(j, &run);
     for (int s = 0; s < p->slot_count && team.tid == 0; s++) write_slot(&run, s, j->call->outputs[s]);
     bvl_barrier(team);
 }
@@ -402,6 +409,17 @@ static bvl_status run_planned(bvl_program *program, const bvl_inputs *inputs, co
     if (!prepare(&j, threads) || !bvl_size_mul(j.own.total, j.whole ? (size_t)threads : 0, &floats) ||
         !bvl_size_mul(BVL_MAX(floats, j.together.total), sizeof(float), &bytes))
         return bvl_fail(err, BVL_NO_MEMORY, "scratch of this call does not fit in memory");
+    if (call->plan) {
+        float nothing[1]; /* read by nobody */
+        bvl_run run = {
+            .program = program, .kernels = program->kernels, .inputs = inputs, .team = {0, 1, NULL}};
+        for (int i = 0; i < program->slot_count; i++) run.slots[i] = nothing;
+        run.shared = run.local = nothing;
+        run.count = 1;
+        run.plan = call->plan;
+        run_records(&j, &run);
+        return call->plan->failed ? bvl_fail(err, BVL_NO_MEMORY, "no memory for a plan") : BVL_OK;
+    }
     float *memory = take_memory(program, bytes);
     if (!memory) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
     j.memory = memory + BVL_ALIGNMENT / sizeof(float);
@@ -447,7 +465,7 @@ bvl_status bvl_program_run(bvl_program *program, const bvl_inputs *inputs, const
     const bvl_status status = cache->length == inputs->past
                                   ? run_checked(program, inputs, call, err)
                                   : bvl_fail(err, BVL_INVALID, "cache: in use by another call");
-    if (status == BVL_OK) cache->length += inputs->L;
+    if (status == BVL_OK && !call->plan) cache->length += inputs->L;
     atomic_flag_clear(&cache->busy);
     return status;
 }

@@ -12,6 +12,7 @@
 #include "../parallel.h"
 #include "../store.h"
 #include "inputs.h"
+#include "plan.h"
 
 enum { BVL_MAX_SLOTS = 32, BVL_MAX_RECORDS = 512, BVL_MAX_PARAMS = 16, BVL_MAX_WEIGHTS = 28 };
 
@@ -97,6 +98,7 @@ typedef struct {
     const bvl_record *pool;
     bvl_context *const *made; /* [count] contexts to fill, or NULL */
     bool padded;              /* with padding */
+    bvl_plan *plan;           /* NULL, or what is told of each phase instead of doing it */
 } bvl_run;
 
 typedef struct {
@@ -169,6 +171,7 @@ typedef struct {
     int threads;
     bvl_poll poll;
     void *poll_context;
+    bvl_plan *plan; /* NULL, or what is told what the call would do: nothing is computed */
 } bvl_call;
 
 /* Tokens of item i that a context of this program holds: a picture's, or those of a text that the mask keeps.

@@ -15,6 +15,7 @@
 
 /* Which rows of an item, where query tokens come first; the names are exported to Python as _C.ROWS. */
 typedef enum { BVL_ALL_ROWS = 0, BVL_QUERY_ROWS, BVL_TOKEN_ROWS } bvl_part;
+extern const char *const bvl_part_names[]; /* NULL at the end */
 
 typedef struct {
     bvl_part part;
