@@ -101,7 +101,7 @@ MODEL_NAMES = ("forward", "get_text_features", "get_image_features", "get_audio_
 WHY = [
     (
         r" \w*(chat|response|control_tokens)\w*  absent| parse_response ",
-        "chat templates: families that talk come later",
+        "chat templates are of processors here",
     ),
     (r" (push_to_hub|register_for_auto_class|train_new_from_iterator)  ", "uploads, custom code, training"),
     (
