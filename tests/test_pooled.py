@@ -88,6 +88,7 @@ def test_squares_side_by_side(isa, precision, norm):
 def test_squares_are_checked():
     program, _ = pooled_pictures()
     for shape, match in (
+        ([2, 3], r"spatial_shapes\[0\]: found 2 x 3 patches, expected multiples of 3"),
         ([4, 3], r"spatial_shapes\[0\]: found 4 x 3 patches, expected multiples of 3"),
         ([3, 15], r"spatial_shapes\[0\]: found 3 x 15 patches, expected at most 12 a side \(its positions\)"),
         ([6, 12], r"spatial_shapes\[0\]: found 6 x 12 patches, expected 1 to 60 in all"),

@@ -147,7 +147,9 @@ def test_processor(made, call):
     assert all(torch.equal(tensors[name], torch.from_numpy(np.asarray(found[name]))) for name in found)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 2000), (2000, 7), (48, 48), (49, 47), (480, 640), (97, 96), (144, 145)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (392, 1), (7, 2000), (2000, 7), (48, 48), (49, 47), (480, 640), (97, 96), (144, 145)]
+)
 @pytest.mark.parametrize("edge", [48, 100, 145, 500])
 def test_sizes(size, edge):
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -172,6 +174,8 @@ SAID = {
     "max_image_size: found {.longest_edge.: 0}, expected longest_edge, from 1 to 4096": {"images": A, "images_kwargs": {"max_image_size": 0}},
     "size: found {'height': 9}, expected longest_edge": {"images": A, "size": {"height": 9}},
     "do_pad: found False": {"images": A, "images_kwargs": {"do_pad": False}},
+    r"images: found \[1, 1\], and texts with places": {"images": [[A], [B]], "text": "<image><image>"},
+    "2048 x 2048 pixels in tiles of 2 x 2": {"images": C, "size": 2048, "images_kwargs": {"max_image_size": 2}},
     "image 1: ": {"images": [A, b"no picture"], "text": "<image><image>"},
 }  # fmt: skip
 
@@ -249,6 +253,8 @@ def test_where_templates_lie(made, tmp_path):
         ("{% for x in range(999999999) %}{% endfor %}", "range too big|Range too big"),
         ("{{ messages.append(1) }}", "attribute 'append' of 'list' object is unsafe"),
         ("{% for %}", "expected Jinja's language"),
+        ("{{ 1 / 0 }}", "division by zero .ZeroDivisionError"),
+        ("{{ 'a' + messages }}", "can only concatenate str"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     ],
 )
@@ -263,7 +269,9 @@ def test_templates_have_what_others_expect():
     assert rendered("{% for m in messages %}\n  {{ m }}\n{% break %}\n{% endfor %}\n", messages=[1, 2]) == "  1\n"
 
 
-@pytest.mark.parametrize("conversation", [[], "hello", [{"content": "a"}], [["a"]], [None]])
+@pytest.mark.parametrize(
+    "conversation", [[], {"role": "user", "content": "a"}, 5, "hello", [{"content": "a"}], [["a"]], [None]]
+)
 def test_what_is_no_conversation(made, conversation):
     processor = bvl.AutoProcessor.from_pretrained(made())
     with pytest.raises(ValueError, match="conversation: found"):
@@ -455,7 +463,9 @@ def test_bad_inputs_are_named(made):
     ids[ids == model.tokens["image_token_id"]] = 5
     cut[0, 0, 9] = 0
     for change, match in (
-        ({"input_ids": ids}, r"input_ids: found 0 placeholders \(id \d+\), expected \d+, one for each row"),
+        ({"input_ids": ids}, r"input_ids: text 0 has 0 placeholders \(id \d+\), expected \d+, one for each row"),
+        ({"input_ids": good["input_ids"][::-1]}, r"input_ids: text 0 has \d+ placeholders"),
+        ({"pixel_values": good["pixel_values"] * 0}, r"text 0 has \d+ placeholders \(id \d+\), expected 0"),
         (
             {"pixel_values": good["pixel_values"][:, :2]},
             r"pixel_attention_mask: found shape \(2, \d+, 48, 48\), expected",

@@ -132,7 +132,7 @@ def head_size(config: Config, section: Config, pool: str) -> int:
 def mobile_trunk(config: Config, section: Config, name: str, prefix: str = "visual.trunk.") -> Encoder:
     """The tower of a name of SIZES. ConfigError where the config goes on otherwise."""
     depths, channels, ratio, second = SIZES[name]
-    image = section.integer("image_size", IMAGE, 1, 1 << 12)
+    image = section.integer("image_size", IMAGE, 1, 1 << 11)
     deepest = 4 << (len(depths) - 1)
     if image % deepest:
         raise ConfigError(f"open_clip_config.json: image_size: found {image}, expected a multiple of {deepest}")

@@ -71,24 +71,29 @@ def compiled(template: str) -> Any:
     }
     try:
         return environment.from_string(template)
-    except TemplateError as error:
+    except (TemplateError, RecursionError) as error:
         raise ValueError(f"chat_template: {error}, expected Jinja's language") from error
 
 
 def rendered(template: str, **variables: Any) -> str:
-    """The text of a template. ValueError where it fails, or asks for what a sandbox has not."""
+    """The text of a template. ValueError where it fails on what it is given, or asks for what a sandbox has not."""
     made = compiled(template)
     from jinja2 import TemplateError
 
     try:
         return made.render(**variables)
-    except TemplateError as error:
-        raise ValueError(f"chat_template: {error}") from error
+    except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"chat_template: {error} ({type(error).__name__})") from error
+
+
+def is_one(conversation: Any) -> bool:
+    """Whether it is messages, and not several conversations."""
+    return isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], dict)
 
 
 def conversations_of(conversation: Any) -> list[list[dict[str, Any]]]:
     """A list of conversations, of one or several. ValueError for what is none."""
-    several = [conversation] if conversation and isinstance(conversation[0], dict) else conversation
+    several = [conversation] if is_one(conversation) else conversation
     for messages in several if several and isinstance(several, list | tuple) else [several]:
         if not (messages and isinstance(messages, list | tuple)) or not all(
             isinstance(m, dict) and "role" in m for m in messages
@@ -136,8 +141,9 @@ class ChatMixin:
         Raises ValueError where there is no template, or what it says of a conversation that it does not fit;
         ImportError without Jinja (the extra `chat`).
         """
-        several = conversations_of(conversation)
-        single = bool(conversation) and isinstance(conversation[0], dict)
+        several, single = conversations_of(conversation), is_one(conversation)
+        if self.tokenizer is None:
+            raise ValueError("conversation: given to a processor without a tokenizer, expected one with its files")
         variables = {"tools": None, "documents": None} | dict(self.tokenizer.special_tokens) | variables
         template = self._template(chat_template)
         texts = [

@@ -116,9 +116,9 @@ def resized_to_tiles(height: int, width: int, side: int) -> tuple[int, int]:
     ratio = width / height
     if width >= height:
         width = math.ceil(width / side) * side
-        return math.ceil(int(width / ratio) / side) * side, width
+        return max(1, math.ceil(int(width / ratio) / side)) * side, width
     height = math.ceil(height / side) * side
-    return height, math.ceil(int(height * ratio) / side) * side
+    return height, max(1, math.ceil(int(height * ratio) / side)) * side
 
 
 def _within(edge: int, most: int, height: int, width: int) -> tuple[int, int]:

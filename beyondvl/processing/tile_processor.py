@@ -55,6 +55,11 @@ class TileProcessor(InterleavedProcessor):
             ends = [*accumulate((str(one).count(IMAGE) for one in text), initial=0)]
             if ends[-1] == len(groups[0]):  # else it is refused once it is compared with the texts
                 groups = [groups[0][begin:end] for begin, end in pairwise(ends)]
+        places = None if text is None else [one.count(IMAGE) for one in ([text] if isinstance(text, str) else text)]
+        if places is not None and len(groups) > 1 and places != [len(group) for group in groups]:
+            counts = [len(group) for group in groups]
+            raise ValueError(f"images: found {counts}, and texts with places ({IMAGE}) for {places}: expected as many")
+        settings = {name: value for name, value in settings.items() if name != "return_row_col_info"}
         arrays = dict(self.image_processor(groups, return_tensors="np", return_row_col_info=True, **settings))
         rows, cols = ([one for group in arrays.pop(name) for one in group] for name in ("rows", "cols"))
         return arrays, (self.tiles(*grid) for grid in zip(rows, cols, strict=True))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import _C
+from ..errors import ImageError
 from ..outputs import BatchFeature, from_numpy
 from .geometry import edge_field, resized_to_edge, resized_to_tiles
 from .image import ImageProcessor, channels_of, check_resized, placed, resize_bytes
@@ -17,6 +18,8 @@ from .items import grouped
 from .loading import to_bytes
 
 __all__ = ["TileImageProcessor"]
+
+MOST_TILES = 1024  # of a picture
 
 
 class TileImageProcessor(ImageProcessor):
@@ -105,6 +108,11 @@ class TileImageProcessor(ImageProcessor):
         final = resized_to_tiles(*size, side) if self.do_image_splitting else (side, side)
         for each in (size, final):
             check_resized(pixels, each, each[0] * each[1])
+        if final[0] * final[1] > MOST_TILES * side * side:
+            raise ImageError(
+                f"{final[1]} x {final[0]} pixels in tiles of {side} x {side} (size, max_image_size), expected "
+                f"{MOST_TILES} tiles at most"
+            )
         pixels = resize_bytes(np.ascontiguousarray(pixels), *size, self.resample)
         rows, cols = (n // side for n in final)
         if rows * cols == 1:

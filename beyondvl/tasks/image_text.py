@@ -68,7 +68,9 @@ class ImageTextToTextModel(AnswersMixin, CaptioningModel):
         text, kind = text_inputs(input_ids, attention_mask), kind_of(input_ids, pixel_values)
         if pixel_values is None:
             return ModelOutput(logits=from_numpy(self._logits(text, {}), kind))
-        rows = np.concatenate(self._rows_of(pixel_values, pixel_attention_mask))
+        each = self._rows_of(pixel_values, pixel_attention_mask)
+        self._check_places(text["input_ids"], each)
+        rows = np.concatenate(each)
         logits = self._logits(text, {"features": rows} if len(rows) else {})
         return ModelOutput(logits=from_numpy(logits, kind), image_hidden_states=from_numpy(rows, kind))
 
@@ -132,16 +134,28 @@ class ImageTextToTextModel(AnswersMixin, CaptioningModel):
         """What to write about, and the ids and mask of texts in which placeholders stand already."""
         text = text_inputs(input_ids, attention_mask)
         ids, kept = text["input_ids"], text.get("attention_mask")
-        if images is not None:
-            return self._source(self._encoded(images, pixel_values), len(ids)), ids, kept
-        if pixel_values is None:
+        if images is None and pixel_values is None:
             return {}, ids, kept
-        rows = self._rows_of(pixel_values, mask.get("pixel_attention_mask"))
+        if images is not None:
+            rows = self._source(self._encoded(images, pixel_values), len(ids))["features"]
+        else:
+            rows = self._rows_of(pixel_values, mask.get("pixel_attention_mask"))
+        self._check_places(ids, rows)
+        return ({"features": rows} if any(map(len, rows)) else {}), ids, kept
+
+    def _check_places(self, ids: np.ndarray, rows: list[np.ndarray]) -> None:
+        """ValueError where a text has not as many placeholders as its pictures have rows."""
         if len(rows) != len(ids):
             raise ValueError(
                 f"pixel_values: found tiles for {len(rows)} texts, expected {len(ids)}, as many as input_ids"
             )
-        return ({"features": rows} if any(map(len, rows)) else {}), ids, kept
+        token = self.tokens["image_token_id"]
+        for at, (count, own) in enumerate(zip((ids == token).sum(1), rows, strict=True)):
+            if count != len(own):
+                raise ValueError(
+                    f"input_ids: text {at} has {count} placeholders (id {token}), expected {len(own)}, one for each "
+                    "row of its pictures"
+                )
 
     def generate(
         self,

@@ -144,7 +144,7 @@ static bvl_status check_squares(const bvl_program *p, const bvl_inputs *in, bvl_
         for (int64_t b = 0; p->slots[s].kind == BVL_POOLED_ROWS && b < in->B; b++) {
             int64_t rows, cols;
             bvl_grid_of(in, b, &rows, &cols);
-            if (rows % side || cols % side)
+            if (rows < side || cols < side || rows % side || cols % side)
                 return bvl_fail(err, BVL_INVALID,
                                 "spatial_shapes[%lld]: found %lld x %lld patches, expected multiples of %lld",
                                 (long long)b, (long long)rows, (long long)cols, (long long)side);

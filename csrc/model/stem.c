@@ -88,6 +88,8 @@ static bvl_status embed_tokens_build(bvl_program *p, bvl_record *r, const bvl_bu
     p->feature_token = (int64_t)b->params[P_FEATURE_TOKEN];
     p->flat_features = b->params[P_FLAT] != 0;
     p->feature_cols = D;
+    if (table && (b->weights[ROTARY].data || b->weights[ROTARY + 1].data))
+        return bvl_fail(err, BVL_INVALID, "embed_tokens: rotary: given beside a table of positions");
     declare_text(p->declared, b, table ? b->weights[POSITION].shape[0] : (int64_t)b->params[P_MAX_POSITIONS],
                  p->feature_token >= 0 ? D : 0);
     const bool whole = p->precision == BVL_FLOAT32 || p->precision == BVL_BFLOAT16X3;
