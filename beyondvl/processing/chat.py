@@ -11,7 +11,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..folder import Folder
 
-__all__ = ["ChatMixin", "read_template"]
+__all__ = ["ChatMixin", "begins_itself", "read_template"]
 
 # the keys under which a part of a message may hold what it is about, as transformers has them
 HOLDS = {
@@ -19,6 +19,12 @@ HOLDS = {
     "video": ("video", "url", "path"),
     "audio": ("audio", "url", "path"),
 }
+
+
+def begins_itself(tokenizer: Any, text: str) -> bool:
+    """Whether a template's text states its bos_token, so that the tokenizer must not add its special tokens."""
+    begin = tokenizer.special_tokens.get("bos_token")
+    return bool(begin) and text.startswith(begin)
 
 
 def read_template(folder: Folder, stated: Config) -> str | dict[str, str] | None:
@@ -153,8 +159,7 @@ class ChatMixin:
         if not tokenize:
             return texts[0] if single else texts
         options = dict(processor_kwargs or {})
-        begin = self.tokenizer.special_tokens.get("bos_token")
-        if begin and texts[0].startswith(begin):
+        if begins_itself(self.tokenizer, texts[0]):
             options["add_special_tokens"] = False
         held = {name: [contents(messages, kind) for messages in several]
                 for name, kind in (("images", "image"), ("videos", "video"), ("audio", "audio"))}  # fmt: skip

@@ -64,13 +64,15 @@ class EncodedImages(Sequence):
         arrays = sum(array.nbytes for array in (self.embeds, self.features, self.rows) if array is not None)
         return arrays + sum(context.nbytes for context in self.contexts) + sum(other.nbytes for other in self.beside)
 
-    def source(self, count: int, what: str) -> dict[str, Any]:
-        """What `count` texts are about, as inputs of their program: one picture serves all of them.
-
-        ValueError names `what` does not fit.
-        """
+    def check_texts(self, count: int, what: str) -> None:
+        """ValueError, which names `what` does not fit, unless there is an item for each of `count` texts, or one."""
         if len(self) not in (1, count):
             raise ValueError(f"{what}: found {count} texts and {len(self)} pictures, expected as many, or one picture")
+
+    def source(self, count: int, what: str) -> dict[str, Any]:
+        """What `count` texts are about, as inputs of their program: one picture serves all of them. ValueError as
+        `check_texts`."""
+        self.check_texts(count, what)
         chosen = self[[0] * count] if len(self) == 1 else self
         if chosen.features is not None:
             return {"features": np.ascontiguousarray(chosen.features)}

@@ -13,6 +13,7 @@ from ..generation import GenerationSettings
 from ..models.model import check_neutral
 from ..models.tower import prepared
 from ..outputs import ModelOutput, check_count, from_numpy, kind_of, to_numpy
+from ..processing.chat import begins_itself
 from .base import EncodedImages, text_inputs
 from .writing import AnswersMixin, CaptioningModel, Prompted
 
@@ -41,8 +42,7 @@ class PicturesInText(EncodedImages):
         return sum(rows.nbytes for rows in self.rows_of)
 
     def source(self, count: int, what: str) -> dict[str, Any]:
-        if len(self) not in (1, count):
-            raise ValueError(f"{what}: found {count} texts and {len(self)} pictures, expected as many, or one picture")
+        self.check_texts(count, what)
         return {"features": [*self.rows_of] * (count if len(self) == 1 else 1)}
 
 
@@ -208,8 +208,7 @@ class ImageTextToTextModel(AnswersMixin, CaptioningModel):
         blocks = encoded.blocks * (len(texts) if len(encoded) == 1 else 1)
         token = self.processor.image_token
         filled = [text.replace(token, block, 1) for text, block in zip(texts, blocks, strict=True)]
-        begin = self.tokenizer.special_tokens.get("bos_token")
-        special = not (begin and filled[0].startswith(begin))
+        special = not begins_itself(self.tokenizer, filled[0])
         prompts = [self.tokenizer(text, add_special_tokens=special)["input_ids"] for text in filled]
         answers = [""] * len(prompts)
         for length in dict.fromkeys(map(len, prompts)):

@@ -63,7 +63,7 @@ class MatchingModel(TaskModel):
         if not texts:
             raise ValueError("texts: the list is empty, expected at least one text")
         seen = self._encoded(images, None)
-        seen.source(len(texts), "match")  # one, or as many
+        seen.check_texts(len(texts), "match")
         scores, most = [], self.tower("text").max_positions
         for start in range(0, len(texts), batch_size):
             part = seen if len(seen) == 1 else seen[start : start + batch_size]

@@ -2,10 +2,14 @@
  *
  * embed_tokens   x[t] = word[ids[t]] (+ position[p[t]]) (+ type[type_ids[t]]), after the query tokens if any
  *                a row whose id is the feature token begins with the next row of the item's features instead
+ *
  * add_features   x[t] += the next D numbers of the features of such a row, which this asks for: what a text
- * is given after one of its first layers (DeepStack; Meng et al., 2024) join_features  x[0] = class token, if
- * any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several inputs query_tokens   x[i] = query[i],
- * the same for every item
+ *                is given after one of its first layers (DeepStack; Meng et al., 2024)
+ *
+ * join_features  x[0] = class token, if any; x[t] = features[t] (+ type[type_ids[t]]): one stream of several
+ *                inputs
+ *
+ * query_tokens   x[i] = query[i], the same for every item
  */
 #include <string.h>
 
