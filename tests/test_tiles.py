@@ -212,8 +212,34 @@ def test_conversations(made):
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=name)
     ids = ours.apply_chat_template(one, tokenize=True)
-    assert ids == ours(text=ours.apply_chat_template(one), images=[A])["input_ids"][:1] or len(ids) == 1
+    assert ids == ours(text=[ours.apply_chat_template(one)], images=[[A]])["input_ids"]
     assert ours.apply_chat_template(one, chat_template="{{ bos_token }}{{ more }}", more="x") == "<|im_start|>x"
+
+
+def test_a_text_that_begins_itself(made, tmp_path):
+    """Where the tokenizer adds a bos_token of its own, a template's text has one all the same, in answers too."""
+    from tokenizers.processors import TemplateProcessing
+
+    theirs = peer_processor("idefics3")
+    theirs.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    reference("idefics3").save_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    model = bvl.AutoModel.from_pretrained(tmp_path)
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "np"}
+    for template in (TEMPLATE, TEMPLATE.removeprefix("<|im_start|>")):
+        extra = options | {"chat_template": template}
+        found, expected = (p.apply_chat_template(asking(A, "who?"), **extra) for p in (model.processor, theirs))
+        np.testing.assert_array_equal(found["input_ids"], expected["input_ids"])
+        ids = found["input_ids"][0].tolist()
+        assert ids[0] == 1 and ids.count(1) == 1
+        model.processor.chat_template = template
+        made_ids = model.generate(**found, max_new_tokens=9)[0, len(ids) :]
+        assert (
+            model.answer(A, "who?", max_new_tokens=9)
+            == model.processor.decode(made_ids, skip_special_tokens=True).strip()
+        )
 
 
 def test_where_templates_lie(made, tmp_path):
