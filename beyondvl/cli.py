@@ -187,6 +187,7 @@ def match(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     """What a checkpoint is: family, towers, sizes, memory."""
     from .models.auto import AutoModel
+    from .models.tower import plans
 
     start = time.perf_counter()
     model = AutoModel.from_pretrained(options.model, dtype=options.dtype)
@@ -203,8 +204,9 @@ def info(options: argparse.Namespace) -> None:
             "num_layers": len(tower.encoder.layers),
             "outputs": sorted(tower.outputs),
         }
-        if options.plan:
-            facts[name]["plan"] = _plan(tower, model.num_threads)
+    if options.plan:
+        for name, lines in plans(model.towers, model.num_threads).items():
+            facts[name]["plan"] = _shortened(lines)
     print(json.dumps(facts) if options.json else json.dumps(facts, indent=2))
 
 
@@ -213,12 +215,8 @@ def _info_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--plan", action="store_true", help="what one call of each tower does, phase by phase")
 
 
-def _plan(tower: Any, num_threads: int) -> list[str]:
-    """The phases of one call, those that come again and again once, with their number; or why there is none."""
-    try:
-        lines = tower.plan(num_threads)
-    except ValueError as error:
-        return [f"not without what another tower makes: {error}"]
+def _shortened(lines: list[str]) -> list[str]:
+    """Phases that come again and again once, with their number."""
     out, at = [], 0
     while at < len(lines):
         length = max(range(1, 13), key=lambda n: (_repeats(lines, at, n) - 1) * n)

@@ -11,7 +11,7 @@ from ..modalities import FLOATS
 from ..outputs import to_numpy
 from ..spec import Encoder
 
-__all__ = ["Tower", "prepared"]
+__all__ = ["Tower", "plans", "prepared"]
 
 
 # in the order in which callers want them
@@ -53,13 +53,11 @@ class Tower:
         outputs = {name: arrays[slot] for name, slot in slots.items()}
         return self.encoder.arrange(outputs) if self.encoder.arrange else outputs
 
-    def plan(self, num_threads: int) -> list[str]:
-        """What one call of it does, a line a phase (see _C.Program.plan): of a few tokens or of a picture, for the
-        output that callers want most."""
+    def plan(self, inputs: dict[str, Any], num_threads: int) -> list[str]:
+        """What a call of it does, a line a phase (see _C.Program.plan), for the output that callers want most."""
         wanted = [next(name for name in MAIN_OUTPUTS if name in self.outputs)]
         wanted += ["context"] if self.encoder.context else []
-        slots = [self.outputs.get(name, name) for name in wanted]
-        return self.program.plan(example_inputs(self.program.info()), slots, num_threads)
+        return self.program.plan(inputs, [self.outputs.get(name, name) for name in wanted], num_threads)
 
     @property
     def max_positions(self) -> int:
@@ -67,10 +65,26 @@ class Tower:
         return self.program.info()["max_positions"] - self.encoder.first_position
 
 
-def example_inputs(facts: dict[str, Any]) -> dict[str, np.ndarray]:
+def plans(towers: dict[str, Tower], num_threads: int) -> dict[str, list[str]]:
+    """What one call of each does, of a few tokens or of a picture. What one makes for others to attend to is computed,
+    and those after it are told of attending to that."""
+    contexts: list[Any] = []
+    lines = {}
+    for name, tower in towers.items():
+        facts = tower.program.info()
+        inputs = example_inputs(facts)
+        if facts["context_layers"]:
+            inputs["contexts"] = contexts
+        lines[name] = tower.plan(inputs, num_threads)
+        if tower.encoder.context:
+            contexts = tower.program.run(inputs, ["context"], num_threads)["context"]
+    return lines
+
+
+def example_inputs(facts: dict[str, Any]) -> dict[str, Any]:
     """Inputs by which a program can be planned: what its info() says it takes, of the smallest sizes that tell."""
     takes, (first, second, third) = facts["inputs"], facts["image"]
-    inputs: dict[str, np.ndarray] = {}
+    inputs: dict[str, Any] = {}
     if "input_ids" in takes:
         inputs["input_ids"] = np.zeros((1, min(8, facts["max_positions"])), np.int64)
     elif "features" in takes:
