@@ -197,12 +197,16 @@ class Builder(MapMixin):
         else:
             weight, bias = self.read(stem.weight), self.read(stem.bias)
         source = self.source(stem.source, f"{name}_source") if stem.source else None
+        pixels = isinstance(stem.source, PatchStem) and stem.channels > 1
+        if pixels:
+            weight = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
         params = {
             "channels": stem.channels,
             **self.sliding(stem),
             "activation": activation_code(stem.activation),
             "pictures": stem.pictures,
             "spare": stem.spare,
+            "channels_last": pixels,
         }
         hidden = self.slot(name, stem.pictures * stem.rows, weight.shape[0])
         more = {"class_token": self.read(stem.class_token), "position": self.read(stem.position)}

@@ -82,8 +82,9 @@ class PatchStem(Spec):
     """A convolution over the picture; with stride = kernel it is a patch embedding.
 
     `padding` is "valid" or "same" (TensorFlow's: the odd pixel at the bottom and right), or zeros (vertical,
-    horizontal). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: rows of
-    another convolution, or a spectrogram. An item may be several `pictures`; each may have `spare` rows to be filled.
+    horizontal). `stride` is one number, or (down, right). The picture is the call's, or what `source` makes: a
+    spectrogram, or the rows of another convolution, which are the pixels of several `channels`, or the lines of one.
+    An item may be several `pictures`; each may have `spare` rows to be filled.
     """
 
     weight: Ref | BatchNormConv | Branches

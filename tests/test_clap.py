@@ -261,7 +261,7 @@ def test_orders_are_checked():
 
 
 PATCHES = {"channels": 1, "height": 8, "width": 8, "stride_down": 2, "stride_right": 2, "pad_top": 0, "pad_left": 0,
-           "out_height": 4, "out_width": 4, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
+           "out_height": 4, "out_width": 4, "activation": 0, "pictures": 1, "spare": 0, "channels_last": 0}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_parameters_of_published_configs(monkeypatch):
         assert not left, f"{path.name}: {left[:3]} are not read"
         compared += 1
     print(f"OpenCLIP's configs: {compared} compared, {refused} refused by name")
-    assert compared >= 79 and refused <= 58
+    assert compared >= 81 and refused <= 56
 
 
 def merged(changes):
@@ -139,7 +139,7 @@ def mobile(tmp_path_factory):
         if name not in kept:
             pytest.importorskip("timm", reason="OpenCLIP brings timm along")
             torch.manual_seed(5)
-            size, pool = (224, "token") if "patch14" in name else (128, "avg")
+            size, pool = (224, "token") if name.startswith("vit") else (128, "avg")
             text = {
                 "context_length": 16,
                 "vocab_size": 300,
@@ -151,7 +151,7 @@ def mobile(tmp_path_factory):
             picture = {"timm_model_name": name, "timm_pool": pool, "timm_proj": None, "image_size": size}
             config = {"embed_dim": 48, "custom_text": True, "vision_cfg": picture, "text_cfg": text}
             reference = made(config).eval()
-            if "patch14" in name:
+            if name.startswith("vit"):
                 reference.visual.trunk.blocks = reference.visual.trunk.blocks[:2]
             tell(reference.visual)
             folder = tmp_path_factory.mktemp("mobile")
@@ -172,14 +172,15 @@ def seen(size, count=3):
     return torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear")
 
 
-@pytest.mark.parametrize("name", [*MOBILE, "vit_large_patch14_clip_224"])
+@pytest.mark.parametrize("name", [*MOBILE, "vit_large_patch14_clip_224", "vit_base_mci_224"])
 def test_mobile_clip_by_timm(isa, mobile, name, monkeypatch):
-    """Both designs of FastViT, all branches folded, and two layers of the largest, a plain transformer; alone and in
-    batches."""
-    monkeypatch.setitem(open_clip_trunks.SIZES, "large", (1024, 2, 16, 4.0))
+    """Both designs of FastViT, all branches folded, and two layers of the two largest, which are transformers; alone and
+    in batches."""
+    for size, (width, _, *others) in open_clip_trunks.SIZES.items():
+        monkeypatch.setitem(open_clip_trunks.SIZES, size, (width, 2, *others))
     folder, reference = mobile(name)
     ours = bvl.AutoModel.from_pretrained(folder, strict=True)
-    pixels = seen(224 if "patch14" in name else 128)
+    pixels = seen(224 if name.startswith("vit") else 128)
     with torch.no_grad():
         expected = reference.encode_image(pixels)
     for threads in (1, 2):
@@ -241,6 +242,10 @@ def test_mobile_clip_in_every_form(mobile, name, tmp_path):
         ({"image_size": 250}, "image_size: found 250, expected a multiple of 32"),
         ({"timm_proj": "linear"}, "timm_proj: found 'linear', expected null"),
         ({"timm_pool": "map"}, "timm_pool: found 'map', expected one of avg"),
+        (
+            {"timm_model_name": "vit_base_mci_224", "timm_pool": "token", "image_size": 256},
+            "found 256, expected the 224",
+        ),
         ({"timm_model_name": "fastvit_sa12"}, "timm_model_name 'fastvit_sa12' is not supported"),
     ],
 )

@@ -370,7 +370,7 @@ class Picture:
         self.program = _C.Program(precision=precision)
         self.slot = self.program.slot("x", 8, D)
         patches = {"channels": 1, "height": 8, "width": 6, "stride_down": 1, "stride_right": 6, "pad_top": 0, "pad_left": 0,
-                   "out_height": 8, "out_width": 1, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
+                   "out_height": 8, "out_width": 1, "activation": 0, "pictures": 1, "spare": 0, "channels_last": 0}  # fmt: skip
         project = weights(rng, weight=(D, 6))["weight"]
         self.program.add("patch_embed", self.slot, self.slot, patches, {"weight": project.reshape(D, 1, 1, 6)}, 1)
         self.pixels = rng.standard_normal((5, 1, 8, 6)).astype(np.float32)

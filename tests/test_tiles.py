@@ -331,7 +331,7 @@ def test_rows_side_by_side(isa, precision, bias):
 
 
 PATCHES = {"channels": 1, "height": 16, "width": 30, "stride_down": 4, "stride_right": 5, "pad_top": 0, "pad_left": 0,
-           "out_height": 4, "out_width": 6, "activation": 0, "pictures": 1, "spare": 0}  # fmt: skip
+           "out_height": 4, "out_width": 6, "activation": 0, "pictures": 1, "spare": 0, "channels_last": 0}  # fmt: skip
 
 
 def test_norms_of_rows_come_whole():

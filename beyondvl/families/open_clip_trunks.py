@@ -5,7 +5,8 @@ SigLIP's (Zhai et al., 2023) have no class token; after a norm a learned query a
 PE-Core's (Bolya et al., 2025) turn queries and keys by the place of their patch, counted from 1, whose columns are
 paired side by side (here: a head's first half with its second, to which the rows of q and k are brought); a learned
 query of 8 heads draws from all rows, the class token's too, and a linear follows. MobileCLIP's are in
-open_clip_mobile.py, but for its largest, which is OpenAI's vision transformer.
+open_clip_mobile.py, but for its two largest, which are vision transformers: L-14 is OpenAI's, B has three convolutions
+in place of one, each over windows that do not overlap.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import AttentionPool, Block, Encoder, Linear, Normalize, Pool, Project, Step, ref, replace
+from ..spec import AttentionPool, BatchNormConv, Block, Encoder, Linear, Normalize, Pool, Project, Step, ref, replace
 from ..stems import PatchRowsStem, PatchStem
 from .blocks import linear, named_block, norm, probe_pool
 from .open_clip_mobile import SIZES as MOBILE
@@ -38,6 +39,7 @@ PE_SIZES = {
 }
 PE = re.compile(r"vit_pe_core_(tiny|small|base|large|gigantic)_patch(14|16)_(\d+)")
 PLAIN = re.compile(r"vit_(large)_patch(14)_clip_(224)")
+CONVOLVED = "vit_base_mci_224"
 NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(14|16|32)_siglip_(\d+)")
 # of the others it is erf's GELU
 TANH = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16", "vit_giantopt")
@@ -52,6 +54,8 @@ def trunk(config: Config, section: Config) -> Encoder | None:
         return perception(config, section, name, PE_SIZES[parts[1]], int(parts[2]), int(parts[3]))
     if parts := PLAIN.fullmatch(name):
         return plain(config, section, name, int(parts[2]), int(parts[3]))
+    if name == CONVOLVED:
+        return convolved(config, section)
     parts = NAME.fullmatch(name)
     if not parts:
         return None
@@ -87,10 +91,8 @@ def perception(
     config: Config, section: Config, name: str, size: tuple[int, int, int, int, bool], patch: int, image: int
 ) -> Encoder:
     """PE-Core's tower."""
-    width, layers, heads, inner, lead = size
-    found, eps = section.integer("image_size", image, 1, 1 << 13), 1e-5
-    if found != image:
-        raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
+    (width, layers, heads, inner, lead), eps = size, 1e-5
+    fixed_size(section, name, image)
     embed = head_size(config, section, "map")
     side, quarter = image // patch, width // heads // 4
     bands, still = tuple(1e4 ** (-i / quarter) for i in range(quarter)), (0.0,) * quarter
@@ -121,22 +123,68 @@ def perception(
 
 def plain(config: Config, section: Config, name: str, patch: int, image: int) -> Encoder:
     """OpenAI's vision transformer as timm has it: a norm before the layers, the class token normed and projected."""
-    width, layers, heads, ratio = SIZES["large"]
-    found, eps, embed = section.integer("image_size", image, 1, 1 << 13), 1e-5, head_size(config, section, "token")
+    width, eps = SIZES["large"][0], 1e-5
+    fixed_size(section, name, image)
+    stem = PatchStem(
+        weight=ref("visual.trunk.patch_embed.proj.weight", width, 3, patch, patch),
+        bias=None,
+        class_token=ref("visual.trunk.cls_token", width),
+        position=ref("visual.trunk.pos_embed", (image // patch) ** 2 + 1, width),
+        size=(image, image),
+        stride=patch,
+    )
+    encoder = by_class_token(config, section, "large", stem, eps)
+    return replace(encoder, stem_norm=norm("visual.trunk.norm_pre", width, eps))
+
+
+def convolved(config: Config, section: Config) -> Encoder:
+    """MobileCLIP-B's tower: 4 x 4 pixels, then squares of 2 x 2, twice; positions of patches alone."""
+    (width, *_), image = SIZES["base"], 224
+    fixed_size(section, CONVOLVED, image)
+    name, quarter = "visual.trunk.patch_embed.backbone", width // 4
+
+    def conv(at: int, channels: int, side: int, source: PatchStem | None) -> PatchStem:
+        kernel = 2 if source else 4
+        weight = ref(f"{name}.{at}.conv.weight", quarter, channels, kernel, kernel)
+        return PatchStem(
+            weight=BatchNormConv(weight, f"{name}.{at}.bn", 1e-5),
+            bias=None,
+            class_token=None,
+            position=None,
+            size=(side, side),
+            stride=kernel,
+            channels=channels,
+            activation="gelu",
+            source=source,
+        )
+
+    rows = (image // 16) ** 2
+    stem = PatchStem(
+        weight=ref(f"{name}.2.conv.weight", width, quarter, 2, 2),
+        bias=ref(f"{name}.2.conv.bias", width),
+        class_token=ref("visual.trunk.cls_token", width),
+        position=ref(("", "visual.trunk.pos_embed"), rows + 1, width, row_counts=(1, rows)),
+        size=(image // 8, image // 8),
+        stride=2,
+        channels=quarter,
+        source=conv(1, quarter, image // 4, conv(0, 3, image, None)),
+    )
+    return by_class_token(config, section, "base", stem, EPS)
+
+
+def fixed_size(section: Config, name: str, image: int) -> None:
+    found = section.integer("image_size", image, 1, 1 << 13)
     if found != image:
         raise ConfigError(f"open_clip_config.json: image_size: found {found}, expected the {image} of {name}")
-    inner = int(width * ratio)
+
+
+def by_class_token(config: Config, section: Config, size: str, stem: PatchStem, eps: float) -> Encoder:
+    """A transformer whose class token is normed and projected."""
+    width, layers, heads, ratio = SIZES[size]
+    embed, inner = head_size(config, section, "token"), int(width * ratio)
     return Encoder(
         hidden_size=width,
-        stem=PatchStem(
-            weight=ref("visual.trunk.patch_embed.proj.weight", width, 3, patch, patch),
-            bias=None,
-            class_token=ref("visual.trunk.cls_token", width),
-            position=ref("visual.trunk.pos_embed", (image // patch) ** 2 + 1, width),
-            size=(image, image),
-            stride=patch,
-        ),
-        stem_norm=norm("visual.trunk.norm_pre", width, eps),
+        stem=stem,
         layers=tuple(block(f"visual.trunk.blocks.{i}", width, inner, heads, "gelu", eps) for i in range(layers)),
         steps=(
             Step("class_token", "hidden", Pool("first")),

@@ -27,7 +27,7 @@ from .tower import Tower
 
 __all__ = ["Packed", "is_packed", "packed_class", "read_packed", "save", "write_companions"]
 
-FORMAT = 13  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (csrc/model/)
+FORMAT = 14  # of both files, the layouts in csrc/kernels/dot.h and the order of blocks (csrc/model/)
 ALIGNMENT = 64
 COMPANION = re.compile(r"([\w\-]+/)?[\w\-.]+\.(json|txt|model)")
 PADDING = bytes(4 * ALIGNMENT)  # vector loads may read past the last block

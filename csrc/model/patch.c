@@ -4,7 +4,8 @@
  *
  * A patch embedding has stride = kernel; a convolution has overlapping, padded windows. The picture is the
  * call's pixel_values, in each item one or several, or with src != dst the source slot, whose rows are the
- * lines of its channels: a convolution along time is one whose kernel is as wide as the picture.
+ * lines of its channels, or with `channels_last` its pixels: a convolution along time is one whose kernel is
+ * as wide as the picture.
  */
 #include <string.h>
 
@@ -35,7 +36,8 @@ enum {
     P_OUT_WIDTH,
     P_ACT,
     P_PICTURES,
-    P_SPARE
+    P_SPARE,
+    P_CHANNELS_LAST
 };
 enum { W_WEIGHT, W_BIAS, W_CLASS, W_POSITION };
 
@@ -71,8 +73,9 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
                                                                                          : 1);
     if (r->src == r->dst && p->declared[BVL_PIXEL_VALUES].rank)
         return bvl_fail(err, BVL_INVALID, "patch_embed: expected one per program that reads pixel_values");
-    if (r->src != r->dst && (src->kind != BVL_FIXED_ROWS || src->rows < patches->channels * patches->height ||
-                             src->cols != patches->width))
+    const int64_t cols = patches->channels_last ? patches->channels : patches->width;
+    const int64_t least = patches->height * (patches->channels_last ? patches->width : patches->channels);
+    if (r->src != r->dst && (src->kind != BVL_FIXED_ROWS || src->rows < least || src->cols != cols))
         return bvl_fail(err, BVL_INVALID, "patch_embed: slot %s of %lld x %lld does not hold the picture",
                         src->name, (long long)src->rows, (long long)src->cols);
     int64_t act, pictures, spare;
@@ -93,13 +96,29 @@ static bvl_status patch_embed_check(const bvl_program *p, const bvl_record *r, c
     return BVL_OK;
 }
 
-static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+/* The picture that windows are of, and the shape of the product's weight. */
+static bvl_status picture_build(const bvl_program *p, const bvl_record *r, const bvl_build *b,
+                                bvl_patches *patches, bvl_error *err) {
     const bvl_slot *src = &p->slots[r->src], *dst = &p->slots[r->dst];
     const bvl_array *weight = &b->weights[W_WEIGHT];
-    bvl_patches patches;
+    const bool inner = r->src != r->dst;
+    int64_t last;
     if (bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, -1, -1, -1, err) != BVL_OK ||
-        bvl_patches_build(r, b, weight, r->src == r->dst ? 0 : src->ld, &patches, err) != BVL_OK ||
-        bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, patches.channels, -1, -1, err) != BVL_OK ||
+        bvl_expect_whole(r->op, b, P_CHANNELS_LAST, 0, inner, &last, err) != BVL_OK ||
+        bvl_patches_build(r, b, weight, inner ? src->ld : 0, patches, err) != BVL_OK)
+        return err->status;
+    if (!last) return bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, patches->channels, -1, -1, err);
+    patches->channels_last = true;
+    patches->kernel_height = weight->shape[1];
+    patches->kernel_width = weight->shape[2];
+    return bvl_expect(r->op, b, W_WEIGHT, 4, dst->cols, -1, -1, patches->channels, err);
+}
+
+static bvl_status patch_embed_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
+    const bvl_slot *dst = &p->slots[r->dst];
+    const bvl_array *weight = &b->weights[W_WEIGHT];
+    bvl_patches patches;
+    if (picture_build(p, r, b, &patches, err) != BVL_OK ||
         patch_embed_check(p, r, b, &patches, err) != BVL_OK)
         return err->status;
     patch_embed *s = r->state = bvl_alloc(sizeof *s);
@@ -197,7 +216,7 @@ static void patch_embed_run(const bvl_record *r, const bvl_run *run) {
 const bvl_op bvl_op_patch_embed = {
     .name = "patch_embed",
     .params = {"channels", "height", "width", "stride_down", "stride_right", "pad_top", "pad_left",
-               "out_height", "out_width", "activation", "pictures", "spare", NULL},
+               "out_height", "out_width", "activation", "pictures", "spare", "channels_last", NULL},
     .weights = {"weight", "bias", "class_token", "position", NULL},
     .build = patch_embed_build,
     .shared = patch_embed_shared,

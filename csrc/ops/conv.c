@@ -22,13 +22,27 @@ BVL_INLINE void copy_window(float *row, const float *picture, const bvl_patches 
         }
 }
 
+/* One window of pixels whose channels lie side by side. */
+static void copy_pixels(float *row, const float *picture, const bvl_patches *p, int64_t top, int64_t left) {
+    const size_t bytes = (size_t)p->channels * sizeof(float);
+    for (int64_t i = top; i < top + p->kernel_height; i++)
+        for (int64_t j = left; j < left + p->kernel_width; j++, row += p->channels) {
+            if (i < 0 || i >= p->height || j < 0 || j >= p->width)
+                memset(row, 0, bytes);
+            else
+                memcpy(row, picture + (i * p->width + j) * p->ld, bytes);
+        }
+}
+
 void bvl_patch_rows(float *rows, int64_t ld, const float *picture, const bvl_patches *p, bvl_team team) {
     int64_t begin, end;
     bvl_share(p->out_height * p->out_width, team.tid, team.nt, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         const int64_t top = r / p->out_width * p->stride_down - p->pad_top;
         const int64_t left = r % p->out_width * p->stride_right - p->pad_left;
-        if (p->kernel_width == 3)
+        if (p->channels_last)
+            copy_pixels(rows + r * ld, picture, p, top, left);
+        else if (p->kernel_width == 3)
             copy_window(rows + r * ld, picture, p, top, left, 3);
         else
             copy_window(rows + r * ld, picture, p, top, left, p->kernel_width);
