@@ -55,6 +55,7 @@ FLAGS = [
     "-Werror=missing-prototypes",
     "-Werror=vla",
 ]
+LOOPS = ["-falign-loops=64"]  # of kernels: across lines of code, the loop of a product takes 4 to 8 % longer on Zen 3
 LINK = ["-fopenmp", "-ldl", "-lm", "-lpthread", "-Wl,-z,relro,-z,now"]
 
 
@@ -101,7 +102,10 @@ class BuildExt(build_ext):
         def compile_isa(isa):
             macros = [("BVL_ISA", isa), ("BVL_ISA_CODE", f"BVL_ISA_{isa.upper()}")]
             return self.compiler.compile(
-                PER_ISA, output_dir=f"{self.build_temp}/{isa}", macros=macros, extra_postargs=FLAGS + ISAS[isa][0]
+                PER_ISA,
+                output_dir=f"{self.build_temp}/{isa}",
+                macros=macros,
+                extra_postargs=FLAGS + ISAS[isa][0] + LOOPS,
             )
 
         def compile_one(source):
