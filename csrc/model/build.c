@@ -41,22 +41,29 @@ bvl_status bvl_expect_whole(const bvl_op *op, const bvl_build *build, int param,
     return BVL_OK;
 }
 
-bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
-                           int64_t rows, float **order, bvl_error *err) {
+bvl_status bvl_table_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
+                           int64_t below, bool once, int32_t **table, bvl_error *err) {
+    void *memory;
+    bool filled;
     if (bvl_expect(r->op, b, at, 1, count, 0, 0, 0, err) != BVL_OK ||
-        bvl_copy_vector(order, &p->store, &b->weights[at], err) != BVL_OK)
+        bvl_store_take(&p->store, (size_t)count * sizeof **table, &memory, &filled, err) != BVL_OK)
         return err->status;
-    uint8_t *seen = bvl_alloc((size_t)rows);
-    if (!seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)rows);
+    uint8_t *seen = once ? bvl_alloc((size_t)below) : NULL;
+    if (once && !seen) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %lld rows", (long long)below);
+    *table = memory;
+    double value = 0;
     int64_t i = 0;
-    for (; i < count; i++) { /* of the copy: out of a mapped file it comes unseen too */
-        const float row = (*order)[i];
-        if (!(row >= 0 && row < (float)rows) || row != floorf(row) || seen[(int64_t)row]++) break;
+    for (; i < count; i++) { /* what is mapped from a file is checked too */
+        value = filled ? (*table)[i] : (double)b->weights[at].data[i];
+        if (!(value >= 0 && value < (double)below) || value != floor(value)) break;
+        if (once && seen[(int64_t)value]++) break;
+        if (!filled) (*table)[i] = (int32_t)value;
     }
     bvl_free(seen);
     if (i == count) return BVL_OK;
-    return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected each of 0 to %lld once", r->op->name,
-                    r->op->weights[at], (long long)i, (double)(*order)[i], (long long)rows - 1);
+    return bvl_fail(err, BVL_INVALID, "%s: %s[%lld]: found %g, expected %s 0 to %lld%s", r->op->name,
+                    r->op->weights[at], (long long)i, value, once ? "each of" : "whole numbers from",
+                    (long long)below - 1, once ? " once" : "");
 }
 
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,

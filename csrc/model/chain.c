@@ -201,13 +201,11 @@ static void run_windows(const bvl_record *records, int count, const bvl_run *run
         alone.first = w % each; /* of its item's windows */
         alone.count = BVL_MIN(BVL_MIN(most, end - w), each - alone.first);
         float *item = run->slots[records->src] + w / each * slot->rows * slot->ld;
-        const float *order = s->order + alone.first * W;
+        const int32_t *order = s->order + alone.first * W;
         at.rows = alone.count * W;
-        for (int64_t i = 0; i < at.rows; i++)
-            memcpy(at.x + i * slot->ld, item + (int64_t)order[i] * slot->ld, bytes);
+        for (int64_t i = 0; i < at.rows; i++) memcpy(at.x + i * slot->ld, item + order[i] * slot->ld, bytes);
         run_rows(records, count, &alone, at, W);
-        for (int64_t i = 0; i < at.rows; i++)
-            memcpy(item + (int64_t)order[i] * slot->ld, at.x + i * slot->ld, bytes);
+        for (int64_t i = 0; i < at.rows; i++) memcpy(item + order[i] * slot->ld, at.x + i * slot->ld, bytes);
         w += alone.count;
     }
     bvl_barrier(run->team);

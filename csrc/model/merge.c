@@ -21,7 +21,7 @@ typedef struct {
     bvl_norm norm; /* of no columns where there is none */
     bvl_linear linear;
     bvl_activation act;
-    float *order;        /* [src rows], or NULL: squares of patches */
+    int32_t *order;      /* [src rows], or NULL: squares of patches */
     int64_t count, side; /* rows side by side; of a square of patches */
 } merge;
 
@@ -38,7 +38,7 @@ static bvl_status order_build(bvl_program *p, const bvl_record *r, const bvl_bui
                         (long long)src->rows, src->name, (long long)dst->rows, dst->name);
     s->side = patches ? dst->rows : 0;
     s->count = patches ? s->side * s->side : src->rows / dst->rows;
-    if (!patches) return bvl_order_build(p, r, b, W_ORDER, src->rows, src->rows, &s->order, err);
+    if (!patches) return bvl_table_build(p, r, b, W_ORDER, src->rows, src->rows, true, &s->order, err);
     if (!b->weights[W_ORDER].data) return BVL_OK;
     return bvl_fail(err, BVL_INVALID, "merge_rows: order: given, and squares have none");
 }
@@ -85,7 +85,7 @@ static void gather(const merge *s, float *y, const float *x, const bvl_slot *src
         if (s->side)
             at = bvl_square_at(t, cols, s->side) + j / s->side * cols + j % s->side;
         else
-            at = (int64_t)s->order[t * s->count + j];
+            at = s->order[t * s->count + j];
         memcpy(y + j * src->cols, x + at * src->ld, bytes);
     }
 }

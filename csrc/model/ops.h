@@ -34,9 +34,10 @@ bool bvl_heads_bf16(const bvl_program *program, int64_t hd, int64_t kv);
 bvl_status bvl_norm_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t D,
                           double eps, bool rms, bvl_norm *norm, bvl_error *err);
 
-/* A copy of weight `at`, which must hold `count` different numbers from 0 to rows - 1: rows of a slot. */
-bvl_status bvl_order_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
-                           int64_t rows, float **order, bvl_error *err);
+/* Weight `at` as integers: `count` whole numbers from 0 to below - 1, of which, if `once`, none comes twice.
+ */
+bvl_status bvl_table_build(bvl_program *p, const bvl_record *r, const bvl_build *b, int at, int64_t count,
+                           int64_t below, bool once, int32_t **table, bvl_error *err);
 
 /* The picture and its windows as the first nine parameters say, the kernel as the weight [D, C, height,
  * width] does; ld: floats between two lines, 0: its width. */

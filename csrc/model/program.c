@@ -37,7 +37,7 @@ void bvl_program_free(bvl_program *program) {
     for (int i = 0; i < program->record_count; i++) bvl_free(program->records[i].state);
     bvl_store_free(&program->store);
     bvl_free(program->records);
-    bvl_free(program->spare);
+    bvl_free(program->scratch);
     bvl_free(program);
 }
 
@@ -121,7 +121,7 @@ typedef struct {
     const bvl_inputs *inputs;
     const bvl_call *call;
     int64_t whole, micro; /* items that workers take alone, items per micro-batch */
-    int64_t shared;       /* items per micro-batch of the whole team */
+    int64_t team_micro;   /* items per micro-batch of the whole team */
     layout own, together; /* a worker's layout, the team's */
     float *memory;
     int nt;
@@ -239,11 +239,11 @@ static void work(void *context, bvl_team team) {
                         BVL_MIN(j->micro, j->whole - first), alone);
     }
     bvl_barrier(team);
-    for (int64_t i = j->whole; i < j->inputs->B; i += j->shared) {
+    for (int64_t i = j->whole; i < j->inputs->B; i += j->team_micro) {
         poll(j, team);
         bvl_barrier(team);
         if (atomic_load(&j->cancelled)) break;
-        run_micro_batch(j, &j->together, j->memory, i, BVL_MIN(j->shared, j->inputs->B - i), team);
+        run_micro_batch(j, &j->together, j->memory, i, BVL_MIN(j->team_micro, j->inputs->B - i), team);
     }
 }
 
@@ -370,11 +370,11 @@ static bool prepare(job *j, int threads) {
     for (int i = 0; i < p->slot_count; i++) rows = BVL_MAX(rows, bvl_slot_rows(&p->slots[i], j->inputs));
     j->nt = threads;
     j->whole = B - B % threads;
-    j->shared = 1;
+    j->team_micro = 1;
     if (j->inputs->cache && B * rows <= together) {
         /* decoding reads all weights for a few rows: once for all items */
         j->whole = 0;
-        j->shared = B;
+        j->team_micro = B;
     }
     /* a worker's share cut into equal micro-batches, so that no worker waits for a last odd one */
     const int64_t share = j->whole / threads, most = BVL_MAX(1, together / rows);
@@ -383,18 +383,18 @@ static bool prepare(job *j, int threads) {
     for (int i = 0; i < p->slot_count; i++)
         if (p->slots[i].kind == BVL_PATCH_ROWS && j->inputs->patches_before)
             j->whole = alone_by_cost(j, p->slots[i].cols);
-    return plan(&j->own, j, j->micro, 1) && plan(&j->together, j, j->shared, threads);
+    return plan(&j->own, j, j->micro, 1) && plan(&j->together, j, j->team_micro, threads);
 }
 
-/* The scratch of the last call when it is large enough, else new memory; no lock: the spare is
+/* The scratch of the last call when it is large enough, else new memory; no lock: what is kept is
  * taken and put back by one atomic exchange, and concurrent calls allocate their own. */
 static float *take_memory(bvl_program *p, size_t bytes) {
-    float *spare = __atomic_exchange_n(&p->spare, NULL, __ATOMIC_ACQ_REL);
-    if (spare) {
+    float *kept = __atomic_exchange_n(&p->scratch, NULL, __ATOMIC_ACQ_REL);
+    if (kept) {
         size_t have;
-        memcpy(&have, spare, sizeof have);
-        if (have >= bytes) return spare;
-        bvl_free(spare);
+        memcpy(&have, kept, sizeof have);
+        if (have >= bytes) return kept;
+        bvl_free(kept);
     }
     float *memory = bytes < SIZE_MAX - BVL_ALIGNMENT ? bvl_alloc(bytes + BVL_ALIGNMENT) : NULL;
     if (memory) memcpy(memory, &bytes, sizeof bytes);
@@ -424,7 +424,7 @@ static bvl_status run_planned(bvl_program *program, const bvl_inputs *inputs, co
     if (!memory) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
     j.memory = memory + BVL_ALIGNMENT / sizeof(float);
     bvl_parallel(threads, work, &j);
-    bvl_free(__atomic_exchange_n(&program->spare, memory, __ATOMIC_ACQ_REL));
+    bvl_free(__atomic_exchange_n(&program->scratch, memory, __ATOMIC_ACQ_REL));
     if (atomic_load(&j.cancelled)) return bvl_fail(err, BVL_CANCELLED, "interrupted");
     return BVL_OK;
 }

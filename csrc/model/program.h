@@ -77,8 +77,8 @@ typedef struct bvl_program {
     bool uncached;                  /* some rows of tokens have no layer of the cache */
     int64_t cached_layers, cached_words[BVL_MAX_RECORDS]; /* causal blocks, and words a token in each */
     bvl_store store;                                      /* all weights */
-    bool sealed;  /* set by the first run, or a record that failed: nothing is added afterwards */
-    float *spare; /* scratch kept between calls, swapped atomically */
+    bool sealed;    /* set by the first run, or a record that failed: nothing is added afterwards */
+    float *scratch; /* of the last call, kept for the next; swapped atomically */
 } bvl_program;
 
 /* The micro-batch a team is working on: items [first, first + count) of the call. */

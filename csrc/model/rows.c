@@ -8,7 +8,7 @@
 #include "ops.h"
 
 typedef struct {
-    float *order; /* [rows of the smaller slot, count] */
+    int32_t *order; /* [rows of the smaller slot, count] */
     int64_t count;
 } row_table;
 
@@ -22,7 +22,7 @@ static bvl_status table_build(bvl_program *p, bvl_record *r, const bvl_build *b,
     row_table *s = r->state = bvl_alloc(sizeof *s);
     if (!s) return bvl_fail(err, BVL_NO_MEMORY, "no memory for %s", r->op->name);
     s->count = count;
-    return bvl_order_build(p, r, b, 0, rows * count, inner->rows, &s->order, err);
+    return bvl_table_build(p, r, b, 0, rows * count, inner->rows, true, &s->order, err);
 }
 
 static bvl_status take_build(bvl_program *p, bvl_record *r, const bvl_build *b, bvl_error *err) {
@@ -36,11 +36,10 @@ static void take_run(const bvl_record *r, const bvl_run *run) {
     bvl_share(run->count * dst->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         const float *x = run->slots[r->src] + i / dst->rows * src->rows * src->ld;
-        const float *order = s->order + i % dst->rows * s->count;
+        const int32_t *order = s->order + i % dst->rows * s->count;
         float *y = run->slots[r->dst] + i * dst->ld;
-        memcpy(y, x + (int64_t)order[0] * src->ld, (size_t)dst->cols * sizeof(float));
-        for (int64_t j = 1; j < s->count; j++)
-            run->kernels->add(y, x + (int64_t)order[j] * src->ld, dst->cols);
+        memcpy(y, x + order[0] * src->ld, (size_t)dst->cols * sizeof(float));
+        for (int64_t j = 1; j < s->count; j++) run->kernels->add(y, x + order[j] * src->ld, dst->cols);
         if (s->count > 1) run->kernels->scale(y, 1.0f / (float)s->count, dst->cols);
     }
     bvl_barrier(run->team);
@@ -65,7 +64,7 @@ static void put_run(const bvl_record *r, const bvl_run *run) {
     bvl_share(run->count * src->rows, run->team.tid, run->team.nt, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         float *y = run->slots[r->dst] + i / src->rows * dst->rows * dst->ld;
-        memcpy(y + (int64_t)s->order[i % src->rows] * dst->ld, run->slots[r->src] + i * src->ld,
+        memcpy(y + s->order[i % src->rows] * dst->ld, run->slots[r->src] + i * src->ld,
                (size_t)dst->cols * sizeof(float));
     }
     bvl_barrier(run->team);

@@ -26,12 +26,12 @@ typedef struct {
                                       * NULL */
     float eps;
     bool causal;
-    int rotary;             /* which of the program's turns, or -1 */
-    int64_t sliding;        /* how far a row sees, or 0: all the way */
-    int64_t cached;         /* layer of the cache, or -1 */
-    float *relative;        /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
-    int64_t reach, window;  /* window: rows that attend to each other, or 0: all */
-    float *order, *regions; /* windowed: [T] the rows window by window; [T] in that order, or NULL */
+    int rotary;               /* which of the program's turns, or -1 */
+    int64_t sliding;          /* how far a row sees, or 0: all the way */
+    int64_t cached;           /* layer of the cache, or -1 */
+    float *relative;          /* [heads, 2 * reach + 1], of windows [heads, window * window]; or NULL */
+    int64_t reach, window;    /* window: rows that attend to each other, or 0: all */
+    int32_t *order, *regions; /* windowed: [T] the rows window by window; [T] in that order, or NULL */
 } self_attention;
 
 /* Windows: which rows they are of, and their bias by pair. */
@@ -44,22 +44,20 @@ static bvl_status window_build(bvl_program *p, const bvl_record *r, const bvl_bu
         return bvl_fail(err, BVL_INVALID,
                         "%s: window: found %lld, expected a divisor of the %lld rows of a picture alone",
                         r->op->name, (long long)W, (long long)slot->rows);
-    if (bvl_order_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, &s->order, err) != BVL_OK)
+    if (bvl_table_build(p, r, b, WINDOW_ROWS, slot->rows, slot->rows, true, &s->order, err) != BVL_OK)
         return err->status;
     p->windowed = true;
     bool apart = slot->rows > W || b->weights[WINDOW_REGIONS].data;
-    for (int64_t i = 0; i < W && !apart; i++) apart = s->order[i] != (float)i;
+    for (int64_t i = 0; i < W && !apart; i++) apart = s->order[i] != i;
     if (apart) s->base.sublayer.window = W, s->base.sublayer.order = s->order;
     if (b->weights[RELATIVE].data &&
         (bvl_expect(r->op, b, RELATIVE, 2, s->base.heads.heads, W * W, 0, 0, err) != BVL_OK ||
          bvl_copy_vector(&s->relative, &p->store, &b->weights[RELATIVE], err) != BVL_OK))
         return err->status;
     if (!b->weights[WINDOW_REGIONS].data) return BVL_OK;
-    if (!s->relative || bvl_expect(r->op, b, WINDOW_REGIONS, 1, slot->rows, 0, 0, 0, err) != BVL_OK)
-        return s->relative
-                   ? err->status
-                   : bvl_fail(err, BVL_INVALID, "%s: window_regions: expected a relative_bias", r->op->name);
-    return bvl_copy_vector(&s->regions, &p->store, &b->weights[WINDOW_REGIONS], err);
+    if (!s->relative)
+        return bvl_fail(err, BVL_INVALID, "%s: window_regions: expected a relative_bias", r->op->name);
+    return bvl_table_build(p, r, b, WINDOW_REGIONS, slot->rows, slot->rows, false, &s->regions, err);
 }
 
 /* How attention sees positions: a bias by distance or pair, or queries and keys turned. */
@@ -228,7 +226,7 @@ static void append_to_cache(const self_attention *s, const bvl_run *run, const f
 
 /* apart[window, window] = what is added to the scores of a window's pairs; NULL where it is one region. */
 static const float *part_regions(const self_attention *s, int64_t window, float *apart) {
-    const float *regions = s->regions + window * s->window;
+    const int32_t *regions = s->regions + window * s->window;
     bool mixed = false;
     for (int64_t i = 1; i < s->window; i++) mixed |= regions[i] != regions[0];
     for (int64_t i = 0; i < s->window && mixed; i++)

@@ -19,11 +19,11 @@ extern const char *const bvl_part_names[]; /* NULL at the end */
 
 typedef struct {
     bvl_part part;
-    bool optional;      /* left out of a call without contexts */
-    int64_t ldq;        /* words between rows of what `project` writes */
-    int64_t window;     /* rows that attend to each other where there are several such windows, or 0 */
-    const float *order; /* [T] the rows, window by window */
-    bool inner;         /* `add` fills `wide`, where what is projected would lie */
+    bool optional;        /* left out of a call without contexts */
+    int64_t ldq;          /* words between rows of what `project` writes */
+    int64_t window;       /* rows that attend to each other where there are several such windows, or 0 */
+    const int32_t *order; /* [T] the rows, window by window */
+    bool inner;           /* `add` fills `wide`, where what is projected would lie */
 } bvl_sublayer;
 
 typedef struct {
