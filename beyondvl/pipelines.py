@@ -14,7 +14,7 @@ import numpy as np
 
 from .hub import DEFAULT_MODEL, resolve
 from .models.auto import AutoModel
-from .models.load import check_options
+from .models.classes import check_options
 from .models.model import PreTrainedModel
 from .outputs import check_count, check_device
 from .processing.items import as_clips, is_file, is_sound_and_rate

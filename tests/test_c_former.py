@@ -16,7 +16,8 @@ from beyondvl.families import flava
 from beyondvl.families.blocks import linear
 from beyondvl.families.registry import Family, Head
 from beyondvl.folder import Folder
-from beyondvl.models.load import class_named, load_towers
+from beyondvl.models.classes import class_named
+from beyondvl.models.load import load_towers
 from beyondvl.spec import Encoder, Project, Step, ref, replace
 from beyondvl.stems import JoinStem
 from beyondvl.tasks.joint import JointModel

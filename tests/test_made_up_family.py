@@ -14,7 +14,7 @@ import beyondvl as bvl
 import pictures
 from beyondvl.config import Config
 from beyondvl.families import registry
-from beyondvl.models.load import class_named
+from beyondvl.models.classes import class_named
 from beyondvl.weights import save_safetensors
 
 SECTION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -19,7 +19,7 @@ from beyondvl.families import open_clip_mobile, open_clip_trunks
 from beyondvl.families.open_clip import FOREIGN_TEXTS
 from beyondvl.families.registry import find_family, load_config
 from beyondvl.folder import Folder
-from beyondvl.models.load import class_for
+from beyondvl.models.classes import class_for
 from beyondvl.weights import save_safetensors
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install 'beyondvl[test]'")

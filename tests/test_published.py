@@ -20,7 +20,7 @@ import pictures
 import published
 from beyondvl.families.registry import find_family, load_config
 from beyondvl.folder import Folder
-from beyondvl.models.load import class_for
+from beyondvl.models.classes import class_for
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: pip install 'beyondvl[test]'")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'beyondvl[test]'")

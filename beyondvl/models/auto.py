@@ -11,7 +11,7 @@ from ..families.registry import Family, families, find_family, load_config
 from ..hub import SHIPPED, open_folder
 from ..outputs import check_device, thread_count
 from ..tasks import task_model
-from .load import check_options, class_for, class_named, public_class
+from .classes import check_options, class_for, class_named, public_class
 from .model import PreTrainedModel, open_model, tower_class
 from .packed import is_packed, packed_class
 

@@ -30,7 +30,7 @@ from ..outputs import (
     thread_count,
 )
 from ..sentences import Sentences, read_sentences
-from .load import ModelClass, check_options, class_named, load_towers, precision_of, public_class
+from .classes import ModelClass, check_options, class_named, precision_of, public_class
 from .packed import is_packed, read_packed, save
 from .tower import Tower, prepared
 
@@ -136,6 +136,8 @@ class PreTrainedModel(EncodeMixin):
         if is_packed(folder.path):
             loaded = read_packed(cls.spec, folder.path, config, dtype, num_threads)
             return cls(config, loaded.towers, loaded.scales, folder, sentences, num_threads, loaded.dtype)
+        from .load import load_towers  # packed weights do not wait for it
+
         if cls.spec.family is not find_family(config):
             raise ConfigError(f"{cls.__name__} cannot load model_type {config.get('model_type')!r}; use AutoModel")
         precision = precision_of(dtype, config)

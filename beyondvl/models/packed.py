@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
-from ..compile import Compiled
+from ..compiled import Compiled
 from ..config import Config, read_json
 from ..errors import CheckpointError, ConfigError
 from ..families.registry import Family
 from ..files import open_regular, write_aside
 from ..spec import Spec
-from .load import ModelClass
+from .classes import ModelClass
 from .tower import Tower
 
 __all__ = ["Packed", "is_packed", "packed_class", "read_packed", "save", "write_companions"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compile import Compiled
+from ..compiled import Compiled
 from ..modalities import FLOATS
 from ..outputs import to_numpy
 from ..spec import Encoder
