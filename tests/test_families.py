@@ -88,7 +88,7 @@ def test_family_at_full_depth(made, name):
 @pytest.mark.parametrize("name", ["clip gelu, head size 80", "siglip odd", "siglip2 odd", "chinese_clip odd",
                                   "bert head size 16", "clip vision tower", "clip bare text tower", "dinov2 gated",
                                   "dinov2 with registers", "dinov3_vit", "metaclip_2", "embedding_gemma2_text",
-                                  "gemma3_text, both ways", "xlm-roberta"])  # fmt: skip
+                                  "gemma3_text, both ways", "xlm-roberta", "modernbert"])  # fmt: skip
 def test_hidden_states(isa, made, name):
     """Of every layer, in a call that gives the same bits as without them; workers alone and as a team."""
     row = ROWS[name]

@@ -177,7 +177,7 @@ def test_slots_that_nothing_fills_are_refused():
     program = _C.Program()
     program.slot("text", 0, 8, True), program.slot("hidden", 16, 8), program.slot("out", 1, 8)
     weight = np.ones((8, 3, 2, 2), np.float32)
-    params = dict(zip(_C.OPS["patch_embed"][0], (3, 8, 8, 2, 2, 0, 0, 4, 4, 0, 1, 0), strict=True))
+    params = dict(zip(_C.OPS["patch_embed"][0], (3, 8, 8, 2, 2, 0, 0, 4, 4, 0, 1, 0, 0), strict=True))
     program.add("patch_embed", 1, 1, params, {"weight": weight}, 1)
     program.add("pool", 0, 2, {"kind": 1, "token": 0}, {}, 1)
     with pytest.raises(ValueError, match="takes no text"):

@@ -17,7 +17,7 @@ from beyondvl.cli import main
 from beyondvl.compile import compile_encoder
 from beyondvl.config import Config
 from beyondvl.families.registry import families, find_family
-from beyondvl.models.load import class_for
+from beyondvl.models.classes import class_for
 from beyondvl.models.tower import Tower, plans
 from beyondvl.reader import Reader
 from models import TINY_CLIP, write
@@ -77,6 +77,7 @@ CONFIGS = {
     "xclip": {"model_type": "xclip", "architectures": ["XCLIPModel"], "text_config": TEXT, "projection_dim": 48, "prompt_layers": 1, "prompt_num_attention_heads": 3,
               "vision_config": VISION | {"num_frames": 2, "mit_hidden_size": 48, "mit_num_attention_heads": 3,
                                          "mit_intermediate_size": 96}},
+    "modernbert": {"model_type": "modernbert", **SIZES, "vocab_size": 60, "local_attention": 8},
     "embedding_gemma2": GEMMA,
     "open_clip": {"model_type": "open_clip", "model_cfg": OPEN | {"vision_cfg": {"image_size": 48, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}}},
     "open_clip MobileCLIP": {"model_type": "open_clip", "model_cfg": OPEN | {"vision_cfg": {"timm_model_name": "fastvit_mci0",

@@ -205,6 +205,56 @@ def test_communities_beside_sentence_transformers():
     assert bvl.quantize_embeddings(rows[:0], "ubinary").shape == (0, 2)
 
 
+def save_tokenizer(folder, words: str) -> None:
+    """Of these words, a beginning and an end."""
+    known = ["<pad>", "<eos>", "<bos>", "<unk>", *words.split()]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(known)}, "<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modernbert_of_its_first_configs(tmp_path, pooling):
+    """Which say every how many layers see all, and the bases of both kinds of frequencies; texts reach past windows."""
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    folder = tmp_path / "model"
+    config = {"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"], "hidden_size": 48, "intermediate_size": 64,
+              "num_hidden_layers": 5, "num_attention_heads": 3, "vocab_size": 90, "local_attention": 8, "norm_eps": 1e-5,
+              "global_attn_every_n_layers": 4, "global_rope_theta": 70_000.0, "local_rope_theta": 900.0, "pad_token_id": 0,
+              "bos_token_id": 2, "eos_token_id": 1, "cls_token_id": 2, "sep_token_id": 1, "layer_norm_eps": 1e-5,
+              "position_embedding_type": "absolute", "reference_compile": False, "torch_dtype": "float32"}  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**config)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1 if "norm" in name else 0, 0.2 if "norm" in name else 0.15)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))  # as it was published
+    save_tokenizer(folder, "a cat dog on the sofa")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+               {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{kind}": kind.startswith(pooling) for kind in ("cls_token", "mean_tokens", "max_tokens")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, **modes}))
+    ours, theirs = bvl.SentenceTransformer(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")
+    texts = ["a cat", "the dog is on the sofa", " ".join(["a cat on the sofa"] * 9), "dog"]
+    found = ours.encode(texts)
+    np.testing.assert_allclose(found, theirs.encode(texts), atol=2e-5)
+    assert np.corrcoef(found)[np.triu_indices(4, 1)].max() < 0.98  # they are told apart
+    ours.save_packed(tmp_path / "packed")
+    assert np.array_equal(bvl.SentenceTransformer(str(tmp_path / "packed")).encode(texts), found)
+    norms = np.linalg.norm(found, axis=1)
+    for dtype, least in (("bfloat16", 0.9995), ("int8", 0.99)):
+        lower = bvl.SentenceTransformer(str(folder), dtype=dtype).encode(texts)
+        assert ((lower * found).sum(1) / norms / np.linalg.norm(lower, axis=1)).min() > least
+
+
 @pytest.mark.skipif(published.archive() is None, reason="no published files: BEYONDVL_PUBLISHED names their folder")
 def test_embedding_gemma_as_it_was_published(tmp_path):
     """Its config (cut to seven layers, a small vocabulary, a window that texts reach past), modules and prompts; queries
@@ -227,21 +277,7 @@ def test_embedding_gemma_as_it_was_published(tmp_path):
         sizes = json.loads((folder / place / "config.json").read_text())
         weight = torch.randn(sizes["out_features"], sizes["in_features"]) / sizes["in_features"] ** 0.5
         save_safetensors(folder / place / "model.safetensors", {"linear.weight": weight.numpy()})
-    words = [
-        "<pad>",
-        "<eos>",
-        "<bos>",
-        "<unk>",
-        *"a cat dog on the sofa task search result query title none text is".split(),
-    ]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    save_tokenizer(folder, "a cat dog on the sofa task search result query title none text is")
     for name in ("added_tokens.json", "special_tokens_map.json"):
         (folder / name).unlink()
     ours, theirs = bvl.SentenceTransformer(str(folder)), peer.SentenceTransformer(str(folder), device="cpu")

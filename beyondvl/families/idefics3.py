@@ -9,9 +9,11 @@ fractions, which for sides as 25 or 29, and no published one, lead some patches 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import Config
 from ..errors import ConfigError
-from ..spec import Encoder, MergeRows, Step, replace
+from ..spec import Encoder, Linear, MergeRows, Step, replace
 from . import language
 from .blocks import ACTIVATIONS, linear, norm, pre_norm_block, squares
 from .clip import patch_stem
@@ -34,22 +36,27 @@ def image_token(config: Config) -> int:
     return config.integer("image_token_id", IMAGE_TOKEN, 0, most)
 
 
-def vision(config: Config) -> Encoder:
-    section = config.section("vision_config")
-    section = section.updated(Config({"patch_size": section.get("patch_size", 32)}))
-    hidden = section.integer("hidden_size", 1152, 1, 1 << 16)
+def tile_tower(
+    config: Config, defaults: tuple[int, int, int], square: tuple[str, int], projection: Callable[[int], Linear]
+) -> Encoder:
+    """SigLIP's tower over tiles; squares of patches become one row each by a projection of so many columns. `defaults`
+    of the vision_config's hidden_size, num_attention_heads and patch_size, `square` the field that holds the side of a
+    square, and its default."""
+    (width, count, patch), section = defaults, config.section("vision_config")
+    section = section.updated(Config({"patch_size": section.get("patch_size", patch)}))
+    hidden, scale = section.integer("hidden_size", width, 1, 1 << 16), config.integer(*square, 1, 64)
     intermediate, layers = (
         section.integer("intermediate_size", 3072, 1, 1 << 18),
         section.integer("num_hidden_layers", 12, 1, 1024),
     )
-    heads, activation = section.heads(hidden, 1152, 16), section.choice("hidden_act", "gelu_pytorch_tanh", ACTIVATIONS)
-    eps, scale = section.number("layer_norm_eps", 1e-6, 0.0, 1.0), config.integer("scale_factor", 2, 1, 64)
+    heads = section.heads(hidden, width, count)
+    activation = section.choice("hidden_act", "gelu_pytorch_tanh", ACTIVATIONS)
+    eps = section.number("layer_norm_eps", 1e-6, 0.0, 1.0)
     stem = patch_stem(section, hidden, "vision_model.embeddings", bias=True, class_token=False)
     side = stem.grid[0]
     if side % scale:
-        raise ConfigError(f"config.json: scale_factor: found {scale}, expected a divisor of {side} patches a side")
-    words = language.hidden_size(as_llama(config))
-    projection = linear("connector.modality_projection.proj", words, hidden * scale**2, bias=False)
+        raise ConfigError(f"config.json: {square[0]}: found {scale}, expected a divisor of {side} patches a side")
+    merged = MergeRows(None, projection(hidden * scale**2), squares(side, side, scale), scale**2)
     return Encoder(
         hidden_size=hidden,
         stem=stem,
@@ -59,8 +66,18 @@ def vision(config: Config) -> Encoder:
         ),
         steps=(
             Step("last_hidden_state", "hidden", norm("vision_model.post_layernorm", hidden, eps)),
-            Step("features", "last_hidden_state", MergeRows(None, projection, squares(side, side, scale), scale**2)),
+            Step("features", "last_hidden_state", merged),
         ),
+    )
+
+
+def vision(config: Config) -> Encoder:
+    words = language.hidden_size(as_llama(config))
+    return tile_tower(
+        config,
+        (1152, 16, 32),
+        ("scale_factor", 2),
+        lambda columns: linear("connector.modality_projection.proj", words, columns, bias=False),
     )
 
 

@@ -58,6 +58,7 @@ MODULES = [
     "gemma3_text",
     "roberta",
     "idefics3",
+    "modernbert",
 ]
 
 # buffers that older versions of the libraries stored: recomputed, never read
