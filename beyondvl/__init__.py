@@ -74,6 +74,7 @@ _LAZY = {
     "load_image": "processing.loading",
     "load_video": "processing.video",
     "manhattan_sim": "similarity",
+    "maxsim": "similarity",
     "normalize_embeddings": "similarity",
     "pairwise_cos_sim": "similarity",
     "pairwise_dot_score": "similarity",

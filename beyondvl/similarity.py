@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from .ahead import progress
 from .outputs import check_count, from_numpy, is_torch, thread_count, to_numpy
 
 __all__ = ["PRECISIONS", "SIMILARITIES", "THREADED", "community_detection", "cos_sim", "dot_score", "euclidean_sim",
-           "manhattan_sim", "normalize_embeddings", "pairwise_cos_sim", "pairwise_dot_score", "pairwise_euclidean_sim",
-           "pairwise_manhattan_sim", "paraphrase_mining_embeddings", "pytorch_cos_sim", "quantize_embeddings",
-           "semantic_search", "truncate_embeddings", "unit_rows"]  # fmt: skip
+           "manhattan_sim", "maxsim", "normalize_embeddings", "pairwise_cos_sim", "pairwise_dot_score",
+           "pairwise_euclidean_sim", "pairwise_manhattan_sim", "paraphrase_mining_embeddings", "pytorch_cos_sim",
+           "quantize_embeddings", "semantic_search", "truncate_embeddings", "unit_rows"]  # fmt: skip
 
+QUERY_ROWS, OTHER_ROWS = 2048, 8192  # of one product of maxsim: 64 MB
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 
@@ -83,6 +84,52 @@ def pairwise_cos_sim(a: Any, b: Any) -> Any:
 def pairwise_dot_score(a: Any, b: Any) -> Any:
     """Product (n,) of row i of a with row i of b."""
     return _in_kind(np.einsum("nd,nd->n", *_pairs(a, b, _rows)), a, b)
+
+
+def _vectors(items: Any) -> list[np.ndarray]:
+    """Multi-vector embeddings as a list of (rows, D) float32: of such a list, of (n, rows, D), or of one (rows, D)."""
+    single = getattr(items, "ndim", 0) == 2
+    vectors = [
+        np.ascontiguousarray(to_numpy(item, "embeddings"), np.float32) for item in ([items] if single else items)
+    ]
+    for place, item in enumerate(vectors):
+        if item.ndim != 2 or not len(item) or item.shape[1] != vectors[0].shape[1]:
+            raise ValueError(
+                f"embeddings: item {place} has shape {item.shape}, expected rows of one width, and at least one"
+            )
+    return vectors
+
+
+def _portions(vectors: list[np.ndarray], most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of items one after the other, so many at once or one item, and where each item begins."""
+    begin = 0
+    while begin < len(vectors):
+        end, rows = begin + 1, len(vectors[begin])
+        while end < len(vectors) and rows + len(vectors[end]) <= most:
+            rows, end = rows + len(vectors[end]), end + 1
+        part = vectors[begin:end]
+        yield np.concatenate(part), np.cumsum([0, *map(len, part[:-1])])
+        begin = end
+
+
+def maxsim(a: Any, b: Any, num_threads: int | None = None) -> Any:
+    """Scores (n, m) float32 of items of several embeddings each, (rows, D) in a list of any lengths, or (n, rows, D):
+    the sum over the rows of item i of `a` of the largest product with a row of item j of `b` (Khattab and Zaharia,
+    2020). Rows of zeros in `a` add nothing. ValueError for an item without rows, or of another width."""
+    queries, others = _vectors(a), _vectors(b)
+    if queries and others and queries[0].shape[1] != others[0].shape[1]:
+        found = f"found {queries[0].shape} and {others[0].shape}"
+        raise ValueError(f"embeddings: {found}, expected rows of one width")
+    threads, scores = thread_count(num_threads), np.zeros((len(queries), len(others)), np.float32)
+    row = 0
+    for rows, begins in _portions(queries, QUERY_ROWS):
+        col = 0
+        for columns, starts in _portions(others, OTHER_ROWS):
+            best = np.maximum.reduceat(_C.matmul_nt(rows, columns, threads), starts, axis=1)
+            scores[row : row + len(begins), col : col + len(starts)] = np.add.reduceat(best, begins, axis=0)
+            col += len(starts)
+        row += len(begins)
+    return _in_kind(scores, a, b)
 
 
 def _below_zero(a: Any, b: Any, length: Callable[[np.ndarray], np.ndarray]) -> Any:

@@ -19,22 +19,22 @@ from .models.packed import is_packed
 from .outputs import to_numpy
 from .tasks.base import TaskModel
 from .tasks.classifying import ClassifyingModel
-from .tasks.image_text import ImageTextToTextModel
 from .tasks.interleaved import InterleavedModel
+from .tasks.tiles import TilesMixin
 from .tasks.transcribing import TranscribingModel
 from .tasks.writing import AnsweringModel
 
 __all__ = ["agrees", "compared_rows", "verify_model"]
 
 TEXTS = ["a photo of a cat", "a dog that runs on the beach", "two cups of coffee on a wooden table", "a red car"]
-EMBEDS = ("text_embeds", "image_embeds", "audio_embeds")
+EMBEDS = ("text_embeds", "image_embeds", "audio_embeds", "embeddings")
 # what a model without embeddings is judged by: sizes are free there, so by the angle alone
 STATES = ("itm_score", "logits", "image_embeddings", "text_embeddings", "multimodal_embeddings", "pooler_output",
           "last_hidden_state", "encoder_last_hidden_state")  # fmt: skip
 COSINE, DIFFERENCE, INPUTS = 0.99999, 2e-5, 1e-4
 
 
-MIXED = (InterleavedModel, ImageTextToTextModel)  # whose pictures stand in texts
+MIXED = (InterleavedModel, TilesMixin)  # whose pictures stand in texts
 
 
 def _pictures(count: int) -> list[np.ndarray]:

@@ -59,6 +59,7 @@ MODULES = [
     "roberta",
     "idefics3",
     "modernbert",
+    "colmodernvbert",
 ]
 
 # buffers that older versions of the libraries stored: recomputed, never read
@@ -93,7 +94,8 @@ class ProcessorKind(Spec):
     sound is what is said in it, and what its tokenizer's file says of calls is of no account, as in transformers.
     `clip_soft_tokens` tells that pictures, clips and sounds go into texts as rows: so many of each frame of a clip at
     most, one of `frames_a_row` frames of a sound; `image_seq_len` that they go into texts as tiles, so many rows each
-    where processor_config.json says nothing else.
+    where processor_config.json says nothing else; `page_prompt` is the text in which a picture that is searched for
+    stands, `query_suffix` what follows a question.
     """
 
     text_defaults: Mapping[str, Any] = NONE
@@ -105,6 +107,8 @@ class ProcessorKind(Spec):
     clip_soft_tokens: int = 0
     frames_a_row: int = 4
     image_seq_len: int = 0
+    page_prompt: str = ""
+    query_suffix: str = ""
 
 
 class Processing(Spec):

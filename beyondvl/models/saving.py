@@ -90,7 +90,7 @@ def _options(model: Any) -> dict[str, bytes]:
         place = model.sentences.model.path.relative_to(model.sentences.folder.path)
         model_place = "" if str(place) == "." else f"{place}/"
     stated = {"prompts": model.prompts, "default_prompt_name": model.default_prompt_name,
-              "similarity_fn_name": model.similarity_fn_name}  # fmt: skip
+              "similarity_fn_name": model.options["_similarity_fn_name"]}  # fmt: skip
     stated |= {"truncate_dim": model.truncate_dim} if model.truncate_dim else {}
     fields = {**files.config(FILE).to_dict(), **stated}
     fields = fields if model.truncate_dim else {n: value for n, value in fields.items() if n != "truncate_dim"}

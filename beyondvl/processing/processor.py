@@ -402,6 +402,7 @@ _CLASSES: dict[str, type] = {}
 # classes that extend the one above, by what a family says of its processor
 KINDS = {
     "clip_soft_tokens": ("interleaved", "InterleavedProcessor"),
+    "page_prompt": ("tile_processor", "PageProcessor"),
     "image_seq_len": ("tile_processor", "TileProcessor"),
 }
 

@@ -1,4 +1,5 @@
-"""Processors of models that read a picture as tiles within a text (Idefics3; Laurençon et al., 2024)."""
+"""Processors of models that read a picture as tiles within a text (Idefics3; Laurençon et al., 2024), or search for it
+so (ColModernVBERT; Teiletche et al., 2025)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ..config import Config
+from ..errors import ConfigError
 from ..folder import Folder
+from ..outputs import BatchFeature
+from ..similarity import maxsim
 from .interleaved import InterleavedProcessor
+from .items import grouped
 
-__all__ = ["TileProcessor"]
+__all__ = ["PageProcessor", "TileProcessor"]
 
 IMAGE, AROUND, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 
@@ -66,3 +71,53 @@ class TileProcessor(InterleavedProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"image_seq_len": self.image_seq_len}
+
+
+class PageProcessor(TileProcessor):
+    """A TileProcessor whose pictures are pages to be searched for: `process_images(pages)` and `process_queries(texts)`
+    make inputs of a model that gives an embedding for each token, `score_retrieval` compares these."""
+
+    def _placeholder(self) -> str:
+        self.visual_prompt_prefix, self.query_prefix = self.kind.page_prompt, ""
+        return super()._placeholder()
+
+    def read_files(self, folder: Folder, stated: Config) -> None:
+        super().read_files(folder, stated)
+        for name in ("visual_prompt_prefix", "query_prefix"):
+            value = stated.get(name) or getattr(self, name)
+            if not isinstance(value, str):
+                raise ConfigError(f"processor_config.json: {name}: found {value!r}, expected a text")
+            setattr(self, name, value)
+
+    def page(self, rows: int, cols: int) -> str:
+        """The text in which a page of so many tiles stands (see `tiles`)."""
+        return self.visual_prompt_prefix.replace(IMAGE, self.tiles(rows, cols))
+
+    def query(self, text: str, suffix: str | None = None) -> str:
+        """What a question is read as."""
+        return f"{self.query_prefix}{text}{self.kind.query_suffix if suffix is None else suffix}"
+
+    def process_images(self, images: Any, return_tensors: str | None = "np", **kwargs: Any) -> BatchFeature:
+        """Inputs of pages, each a text by itself: `input_ids`, `attention_mask` (B, L), `pixel_values` (B, n, 3, S, S)
+        and `pixel_attention_mask` of their tiles. A picture or a list; options as of the processor's call."""
+        pages = [[one] for group in grouped(images) for one in group]
+        texts = [self.visual_prompt_prefix] * len(pages)
+        return self(images=pages, text=texts, return_tensors=return_tensors, **kwargs)
+
+    def process_queries(
+        self, text: str | list[str], suffix: str | None = None, return_tensors: str | None = "np", **kwargs: Any
+    ) -> BatchFeature:
+        """Inputs of questions, a text or a list, each with the folder's `query_prefix` before it and `suffix` after it
+        (None: ten tokens more, which search along). ValueError for what is no text."""
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"text: found {text!r}, expected a text or a list of texts")
+        return self(text=[self.query(one, suffix) for one in texts], return_tensors=return_tensors, **kwargs)
+
+    def score_retrieval(self, query_embeddings: Any, passage_embeddings: Any, **kwargs: Any) -> Any:
+        """Scores (questions, pages): `maxsim`. Options of batches and devices change nothing."""
+        return maxsim(query_embeddings, passage_embeddings)
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"visual_prompt_prefix": self.visual_prompt_prefix, "query_prefix": self.query_prefix}
+        return super().to_dict() | own

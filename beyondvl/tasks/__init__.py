@@ -26,6 +26,7 @@ TASKS = {
     "instructed_captioning": ("prefix", "InstructedCaptioningModel"),
     "instructed_video": ("prefix", "InstructedVideoModel"),
     "image_text_to_text": ("image_text", "ImageTextToTextModel"),
+    "multi_vector": ("multi_vector", "MultiVectorModel"),
     "answering": ("writing", "AnsweringModel"),
     "transcribing": ("transcribing", "TranscribingModel"),
     "classifying": ("classifying", "ClassifyingModel"),
