@@ -236,6 +236,12 @@ def test_what_does_not_fit_is_named(made, tmp_path):
         model.encode_query(["a"], batch_size=0)
     with pytest.raises(ValueError, match="embeddings: found 2 and 1 items, expected pairs"):
         model.similarity_pairwise([np.ones((2, 24))] * 2, [np.ones((2, 24))])
+    for use in (lambda: model.encode("a", on_error="null"), lambda: next(iter(model.encode_stream(["a"]))),
+                lambda: model.encode_to(tmp_path / "rows", ["a"])):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="given to a ColModernVBertForRetrieval, whose items have several embeddings"
+        ):
+            use()
     with pytest.raises(ValueError, match="output_hidden_states: found True"):
         model(**pages, output_hidden_states=True)
     for change, message in (

@@ -66,6 +66,7 @@ class MultiVectorModel(TilesMixin, TaskModel):
         *,
         modality: str | None = None,
         convert_to_tensor: bool = False,
+        **options: Any,
     ) -> Any:
         """Embeddings of pages and texts, as documents: pictures (`load_image`) in the text that the processor has for
         pages, other strings as they are. A list of (tokens, D) float32, each of unit length; of a single item its
@@ -77,8 +78,14 @@ class MultiVectorModel(TilesMixin, TaskModel):
             modality: "text" or "image" for all items; None tells them apart by what they look like.
             convert_to_tensor: torch tensors instead of arrays.
 
-        Raises ImageError where a picture cannot be read; ValueError naming the place of an item that is neither.
+        Raises ImageError where a picture cannot be read; ValueError naming the place of an item that is neither, and
+        for further options, which are of models with one embedding an item: indices, tables and servers of those.
         """
+        if options:
+            raise ValueError(
+                f"{next(iter(options))}: given to a {type(self).__name__}, whose items have several embeddings each, "
+                "expected batch_size, modality, convert_to_tensor alone"
+            )
         items, single = listed(inputs, modality)
         kinds = [modality or modality_of(item, (TEXT.name, IMAGE.name), at) for at, item in enumerate(items)]
         out: list[Any] = [None] * len(items)
