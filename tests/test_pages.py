@@ -118,6 +118,14 @@ def test_parts_of_the_processor(made, tmp_path):
     ours.save_pretrained(tmp_path)
     again = bvl.AutoProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == ours.to_dict() and again.visual_prompt_prefix == PROMPT and again.query_prefix == "q: "
+    rows = [np.ones((2, 3), np.float32)]
+    assert ours.score_retrieval(rows, rows, batch_size=1, output_dtype=torch.float32).tolist() == [[6.0]]
+    for options, message in (
+        ({"output_device": "cuda"}, "cuda"),
+        ({"output_dtype": "float16"}, "output_dtype: found float16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.score_retrieval(rows, rows, **options)
     with pytest.raises(ValueError, match=r"text: found \[\], expected a text or a list of texts"):
         ours.process_queries([])
     with pytest.raises(ValueError, match=r"text: found \[3\], expected a text"):

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import Config
 from ..errors import ConfigError
 from ..folder import Folder
-from ..outputs import BatchFeature
+from ..outputs import BatchFeature, check_device
 from ..similarity import maxsim
 from .interleaved import InterleavedProcessor
 from .items import grouped
@@ -114,8 +114,19 @@ class PageProcessor(TileProcessor):
             raise ValueError(f"text: found {text!r}, expected a text or a list of texts")
         return self(text=[self.query(one, suffix) for one in texts], return_tensors=return_tensors, **kwargs)
 
-    def score_retrieval(self, query_embeddings: Any, passage_embeddings: Any, **kwargs: Any) -> Any:
-        """Scores (questions, pages): `maxsim`. Options of batches and devices change nothing."""
+    def score_retrieval(
+        self,
+        query_embeddings: Any,
+        passage_embeddings: Any,
+        batch_size: int = 128,
+        output_dtype: Any = None,
+        output_device: Any = "cpu",
+    ) -> Any:
+        """Scores (questions, pages) float32: `maxsim`, in portions of its own whatever `batch_size`. ValueError for
+        another dtype or device."""
+        check_device(output_device)
+        if output_dtype is not None and str(output_dtype).removeprefix("torch.") != "float32":
+            raise ValueError(f"output_dtype: found {output_dtype}, expected float32 or None")
         return maxsim(query_embeddings, passage_embeddings)
 
     def to_dict(self) -> dict[str, Any]:
