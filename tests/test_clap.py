@@ -300,11 +300,12 @@ def test_an_order_out_of_a_file_is_checked():
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     program.add("merge_rows", *slots, params, arrays | {"order": np.arange(8, dtype=np.float32)}, 1)
     stored = b"".join(bytes(block) + bytes(-len(block) % 64) for block in program.blocks())
-    for order, message in ((np.arange(8), None), (np.full(8, 1e6), "found 1e"), (np.zeros(8), "found 0")):
+    wrong = ((np.full(8, 1_000_000), "found 1e"), (np.full(8, -1), "found -1"), (np.zeros(8), "found 0"))
+    for order, message in ((np.arange(8), None), *wrong):
         buffer = np.zeros(len(stored) + 64, np.uint8)
         buffer = buffer[-buffer.ctypes.data % 64 :][: len(stored)]
         buffer[:] = np.frombuffer(stored, np.uint8)
-        buffer[:32] = np.frombuffer(order.astype(np.float32).tobytes(), np.uint8)
+        buffer[:32] = np.frombuffer(order.astype(np.int32).tobytes(), np.uint8)
         again = _C.Program()
         slots = [again.slot("a", 8, 4), again.slot("b", 2, 6)]
         again.map(memoryview(buffer))

