@@ -92,7 +92,7 @@ class MultiVectorModel(TilesMixin, TaskModel):
         for at in (at for at, kind in enumerate(kinds) if kind == IMAGE.name):
             out[at] = self._page(content_of(items[at], IMAGE.name), at)
         texts = [at for at, kind in enumerate(kinds) if kind == TEXT.name]
-        self._embed_texts([content_of(items[at], TEXT.name) for at in texts], texts, out, batch_size)
+        self._embed_texts(texts, items, out, batch_size)
         return self._returned(out, single, convert_to_tensor)
 
     def encode_document(self, inputs: Any, batch_size: int = 32, **options: Any) -> Any:
@@ -102,9 +102,9 @@ class MultiVectorModel(TilesMixin, TaskModel):
     def encode_query(self, inputs: Any, batch_size: int = 32, *, convert_to_tensor: bool = False) -> Any:
         """As `encode`, of texts as questions: with what the processor puts before and after them."""
         items, single = listed(inputs, TEXT.name)
-        texts = [self.processor.query(content_of(item, TEXT.name)) for item in items]
+        texts = [{TEXT.name: self.processor.query(content_of(item, TEXT.name))} for item in items]
         out: list[Any] = [None] * len(items)
-        self._embed_texts(texts, list(range(len(items))), out, batch_size)
+        self._embed_texts(list(range(len(items))), texts, out, batch_size)
         return self._returned(out, single, convert_to_tensor)
 
     def _returned(self, out: list[Any], single: bool, as_tensors: bool) -> Any:
@@ -118,19 +118,12 @@ class MultiVectorModel(TilesMixin, TaskModel):
         ids = np.array([self.tokenizer(text)["input_ids"]], np.int64)
         return self._read({"input_ids": ids}, self._rows_of(made["pixel_values"]))[0]
 
-    def _embed_texts(self, texts: list[str], places: list[int], out: list[Any], batch_size: int) -> None:
-        """Fills `out` at these places; texts of one length run together."""
+    def _embed_texts(self, indices: list[int], items: list[Any], out: list[Any], batch_size: int) -> None:
+        """Fills `out` at these indices."""
         check_count("batch_size", batch_size)
-        ids = [self.tokenizer(text)["input_ids"] for text in texts]
-        by_length: dict[int, list[int]] = {}
-        for i, own in enumerate(ids):
-            by_length.setdefault(len(own), []).append(i)
-        for alike in by_length.values():
-            for begin in range(0, len(alike), batch_size):
-                part = alike[begin : begin + batch_size]
-                rows = self._read({"input_ids": np.array([ids[i] for i in part], np.int64)}, [])
-                for i, row in zip(part, rows, strict=True):
-                    out[places[i]] = row
+        for places, inputs in self._text_batches(indices, items, batch_size) if indices else ():
+            for place, row in zip(places, self._read(inputs, []), strict=True):
+                out[place] = row
 
     @property
     def similarity_fn_name(self) -> str:
